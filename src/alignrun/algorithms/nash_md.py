@@ -1,0 +1,84 @@
+"""Nash-MD-PG: the policy preferred to any other, by mirror descent (Munos et al., arXiv 2312.00886)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
+from alignrun.algorithms.rollout import Rollouts
+from alignrun.config import require, schema
+from alignrun.models.policy import Role
+from alignrun.objectives.divergence import kl_k1, kl_k3
+from alignrun.objectives.nash import nash_md_advantages, policy_gradient_loss
+from alignrun.types import Completions, PromptBatch
+
+
+@schema
+class NashMDConfig:
+    """The two knobs of Nash-MD: how strongly μ pulls, and how far the opponent is from the policy."""
+
+    name: str = "nash_md"
+    kl_tau: float = 0.01
+    """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
+    mix_beta: float = 0.125
+    """β, the share of μ in the opponent: 0 is self-play, 1 a best response to μ."""
+
+    def __post_init__(self) -> None:
+        require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
+        require(0 <= self.mix_beta <= 1, "algo.mix_beta", f"must lie in [0, 1], not {self.mix_beta}")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """The policy's completions and how often each is preferred to its opponent's."""
+
+    prompts: PromptBatch
+    completions: Completions
+    preference: Tensor
+    """[B] P(y ≻ y' | x)."""
+
+
+@algorithm("nash_md", NashMDConfig)
+class NashMD(Algorithm):
+    """Policy gradient of P(π ≻ π̃^β) − τ KL(π‖μ) with the opponent π̃^β held fixed (eqs. 13-14).
+
+    y ~ π,  y' ~ π̃^β = Π_n softmax((1−β) log π + β log μ)
+    ∇ = E[Σ_n ∇log π(y_n) · (P(y ≻ y' | x) − ½ − τ Σ_{m≥n} log π(y_m)/μ(y_m))]
+
+    The gradient goes through y alone. The loss is averaged over sequences, not over tokens.
+    """
+
+    config: NashMDConfig
+
+    def __init__(self, config: NashMDConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self._rollouts = Rollouts(tools)
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPair]:
+        """One batch: y from the policy, y' from the mixture, drawn together and judged."""
+        completions, opponents = self._rollouts.sample(prompts, [0.0, self.config.mix_beta], step)
+        yield JudgedPair(prompts, completions, self._rollouts.prefer(prompts, completions, opponents))
+
+    def loss(self, batch: JudgedPair) -> Loss:
+        """The surrogate −Σ log π(y_n) · score_n, summed over the sequences of the micro-batch."""
+        policy, temperature = self.tools.policy, self.tools.config.generation.temperature
+        mask = batch.completions.mask
+        reference = policy.log_probs(Role.reference, batch.prompts, batch.completions, temperature)
+        log_probs = policy.log_probs(Role.policy, batch.prompts, batch.completions, temperature)
+        log_ratio = log_probs.detach() - reference
+        advantages = nash_md_advantages(batch.preference, log_ratio, mask, self.config.kl_tau)
+        lengths = mask.sum(1)
+        return Loss(
+            total=policy_gradient_loss(log_probs, advantages, mask),
+            targets=len(mask),
+            metrics={
+                "win_rate": batch.preference.sum(),
+                "kl": kl_k1(log_ratio).sum(),
+                "kl_k3": kl_k3(log_ratio).sum(),
+                "entropy": -(log_probs.detach().sum(1) / lengths).sum(),
+                "length": lengths.sum(),
+                "eos_rate": policy.ends(batch.completions).sum(),
+            },
+            tokens=lengths.sum(),
+        )

@@ -1,0 +1,285 @@
+"""Checkpoints: a folder of safetensors, JSON and digests that stands complete or not at all.
+
+A checkpoint is written beside its place and renamed into it, so a kill at any moment leaves only complete ones.
+Nothing is pickled: loading one runs no code from it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from alignrun.errors import InputError, one_line
+from alignrun.run_directory import writing
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FOLDER_NAME = re.compile(r"step-(\d+)(?:\.old)?")
+TEMPORARY_NAME = re.compile(r"step-.*\.tmp-(\d{1,9})")
+FILE_NAME = re.compile(r"state\.json|[\w-]+\.safetensors", re.ASCII)
+
+
+TensorGroups = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by name, by the name of the file they go to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What one checkpoint holds."""
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    """One dictionary for each NAME.safetensors, on the CPU."""
+    state: dict[str, Any]
+    """As JSON returns it: tuples have become lists, and keys strings."""
+
+
+def save_checkpoint(directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, Any], keep: int) -> Path:
+    """Write `directory`/step-N, then prune to the newest `keep` (at least 1); returns the new folder.
+
+    Checkpoints of later steps go too: they belong to a future that was given up by resuming from an older one.
+    Raises RunError where it cannot be written; the older checkpoints are then as they were.
+    """
+    final = directory / f"step-{step}"
+    temporary = _temporary(final)
+    with writing(final):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            _write_files(temporary, step, tensors, state)
+            _publish(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _prune(directory, step, keep)
+    return final
+
+
+def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
+    """The complete checkpoints in a checkpoints/ folder as (step, path), the oldest first; none where it is missing."""
+    if not directory.is_dir():
+        return []
+    # `step-N.old` counts only while `step-N` is missing: a kill fell between the two renames of `_publish`.
+    found = {}
+    for path in sorted(directory.iterdir(), key=lambda path: path.name, reverse=True):
+        name = FOLDER_NAME.fullmatch(path.name)
+        if name and path.is_dir():
+            found[int(name[1])] = path
+    return sorted(found.items())
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in a checkpoints/ folder, or None."""
+    found = list_checkpoints(directory)
+    return found[-1][1] if found else None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, after every file has proved to be the one that was written.
+
+    Raises InputError where a file is missing, added, cut short or changed.
+    """
+    try:
+        step, names = _verify(path)
+        tensors = {Path(name).stem: load_file(path / name) for name in names if name != STATE}
+        return Checkpoint(path, step, tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
+    except InputError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"cannot be read: {one_line(error)}"
+    run = path.absolute().parent.parent
+    older = list(takewhile(lambda found: found[1] != path, list_checkpoints(path.parent)))
+    mend = f"resume from step {older[-1][0]}: `alignrun resume {run} --step {older[-1][0]}`" if older else "start again"
+    raise InputError(f"checkpoint {path}: {problem}; {mend}")
+
+
+def _verify(path: Path) -> tuple[int, list[str]]:
+    """Check every file against the manifest and the manifest against itself; returns the step and the file names.
+
+    Raises InputError that says only what is wrong: the caller adds where, and the mend.
+    """
+    if not path.is_dir():
+        raise InputError("does not exist")
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise InputError(f"{MANIFEST} is missing")
+    try:
+        text = manifest.read_bytes().decode()
+        found = json.loads(text)
+        form, step, files = found["format"], int(found["step"]), dict(found["files"])
+    except (ValueError, TypeError, LookupError):
+        raise InputError(f"{MANIFEST} was changed or cut short") from None
+    if form != FORMAT:
+        raise InputError(f"{MANIFEST} has format {form}, and this version reads format {FORMAT}")
+    if text != _manifest_text(step, files):
+        raise InputError(f"{MANIFEST} was changed or cut short")
+    if strange := [name for name in files if not FILE_NAME.fullmatch(name)]:
+        raise InputError(f"{MANIFEST} names {strange[0]!r}, which is no file of a checkpoint")
+    present = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    if extra := sorted(present - files.keys()):
+        raise InputError(f"{extra[0]} does not belong to it")
+    if missing := sorted({STATE, *files} - present):
+        raise InputError(f"{missing[0]} is missing")
+    if changed := [name for name, wanted in files.items() if _fingerprint(path / name) != wanted]:
+        raise InputError(f"{changed[0]} was changed or cut short")
+    return step, list(files)
+
+
+def _write_files(folder: Path, step: int, tensors: TensorGroups, state: Mapping[str, Any]) -> None:
+    (folder / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+    for name, group in tensors.items():
+        path = folder / f"{name}.safetensors"
+        if not FILE_NAME.fullmatch(f"{name}.safetensors"):
+            raise ValueError(f"{name!r} cannot be the name of a file in a checkpoint")
+        save_file(_separate(group), path)
+        shutil.copymode(folder / STATE, path)  # safetensors lets nobody but the owner read its files
+    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(_manifest_text(step, files), encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous and with a storage each, as safetensors wants them."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in seen:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        separate[name] = value
+    return separate
+
+
+def _manifest_text(step: int, files: Mapping[str, Any]) -> str:
+    """The one spelling of a manifest, with a digest of itself."""
+    body = {"format": FORMAT, "step": step, "files": files}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps(body | {"sha256": digest}, indent=2, sort_keys=True) + "\n"
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Move a complete folder into its place; at every moment a complete one stands at `final` or at `final`.old."""
+    old = final.with_name(f"{final.name}.old")
+    if final.exists():
+        _discard(old)
+        final.rename(old)
+    temporary.rename(final)
+    _sync(final.parent)
+    _discard(old)
+
+
+def _prune(directory: Path, step: int, keep: int) -> None:
+    kept = [path for other, path in list_checkpoints(directory) if other <= step][-keep:]
+    for path in list(directory.iterdir()):
+        if FOLDER_NAME.fullmatch(path.name) and path not in kept:
+            _discard(path)
+    for path in list(directory.iterdir()):
+        leftover = TEMPORARY_NAME.fullmatch(path.name)
+        if leftover and not _is_another_process(int(leftover[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint. It loses its name first, so that a kill leaves no half of it to be taken for a whole."""
+    if path.exists():
+        doomed = _temporary(path)
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
+
+
+def _is_another_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def flatten_optimizer(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of AdamW as (tensors, JSON): moments and step counts by parameter name, and the groups' settings.
+
+    `names` are the parameters' names in the order of the groups. The tensors are the live ones: save them at once.
+    """
+    tensors: dict[str, Tensor] = {}
+    groups = []
+    for own, group in zip(_names_by_group(optimizer, names), optimizer.param_groups, strict=True):
+        for name, parameter in zip(own, group["params"], strict=True):
+            tensors |= {f"{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
+        settings = {key: value for key, value in group.items() if key != "params"}
+        groups.append(settings | {"lr": float(group["lr"]), "names": own})
+    return tensors, {"groups": groups, "tensors": sorted(tensors)}
+
+
+def restore_optimizer(
+    optimizer: Optimizer, names: list[str], tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    """Put back what `flatten_optimizer` gave, bit for bit: the next step is the one that would have come.
+
+    Raises InputError, with the optimiser unchanged, where names, order, groups or shapes are not those of the save.
+    """
+    now = _names_by_group(optimizer, names)
+    saved = [group["names"] for group in state["groups"]]
+    if now != saved:
+        strange = sorted(set(names) ^ {name for group in saved for name in group})
+        detail = f"{strange[0]} is in only one of the two" if strange else "their order or groups differ"
+        raise InputError(f"optimiser state: the checkpoint has other parameters than this model ({detail})")
+    if sorted(tensors) != state["tensors"]:
+        raise InputError("optimiser state: the checkpoint does not hold the tensors that it lists")
+    entries: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        if key != "step" and value.shape != parameters[name].shape:
+            shapes = f"{list(value.shape)} in the checkpoint and {list(parameters[name].shape)} in the model"
+            raise InputError(f"optimiser state: {full_name} has shape {shapes}")
+        entries[name][key] = value.clone()
+    groups = [
+        {key: tuple(value) if isinstance(value, list) else value for key, value in group.items() if key != "names"}
+        | {"params": own["params"]}
+        for group, own in zip(state["groups"], optimizer.state_dict()["param_groups"], strict=True)
+    ]
+    states = {index: entries[name] for index, name in enumerate(names) if entries[name]}
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _names_by_group(optimizer: Optimizer, names: list[str]) -> list[list[str]]:
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if len(set(names)) != len(names) or len(names) != sum(sizes):
+        raise ValueError(f"{sum(sizes)} parameters need as many distinct names, not {len(set(names))}")
+    rest = iter(names)
+    return [list(islice(rest, size)) for size in sizes]

@@ -1,0 +1,121 @@
+"""The command line: the verbs, the overrides, and the one line in which every failure ends."""
+
+import argparse
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from alignrun import __version__
+from alignrun.errors import AlignrunError, InputError, one_line
+
+USAGE = """\
+alignrun [key=value …]                train: algo=nash_md model=smollm2-135m unless overridden
+alignrun -m key=a,b [key=value …]     sweep: one run for each combination, and a table
+alignrun resume RUN [--step N]        go on where a run stopped, bit for bit
+alignrun plan [key=value …]           parameters and predicted memory; nothing is loaded
+alignrun export RUN [--merge]         a PEFT adapter, or a merged model, for transformers and vLLM
+alignrun ls [GROUP]                   what can be picked: algorithms, models, data, preferences, …
+alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done, 1 a run that failed, 2 bad input, 128+n stopped by signal n."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console()
+    try:
+        return dispatch(arguments, console)
+    except AlignrunError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"disk full ({one_line(error)}): free space, then `alignrun resume RUN`", 1)
+        raise
+
+
+def dispatch(arguments: Sequence[str], console: Console) -> int:
+    """Hand the arguments to the command that they name.
+
+    Raises:
+        AlignrunError: whatever the command cannot do.
+    """
+    verb, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
+    if verb in ("-h", "--help", "help"):
+        console.print(USAGE, end="", highlight=False, markup=False)
+        return 0
+    if verb == "--version":
+        console.print(f"alignrun {__version__}", highlight=False)
+        return 0
+    # Hub requests and tokenizers' threads are of no use to a message; both may be set by the user all the same.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")
+    if verb == "ls":
+        from alignrun.listing import show
+
+        show(_parse(verb, rest, ("group",)).group, console)
+        return 0
+    if verb == "plan":
+        from alignrun.compose import compose
+        from alignrun.memory_plan import show_plan
+
+        show_plan(compose(rest), console)
+        return 0
+    if verb == "config":
+        from alignrun.compose import compose, dump
+
+        console.print(dump(compose(rest)), end="", highlight=False, markup=False, soft_wrap=True)
+        return 0
+    if verb == "resume":
+        from alignrun.launch import resume
+
+        given = _parse(verb, rest, ("run",), ("--step",))
+        return resume(given.run, given.step, console)
+    if verb == "export":
+        from alignrun.launch import export
+
+        given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to"))
+        return export(given.run, given.step, given.merge, given.to, console)
+    if any(argument in ("-m", "--multirun") for argument in arguments):
+        from alignrun.sweep import sweep
+
+        return sweep(list(arguments), console)
+    wrong = [argument for argument in arguments if "=" not in argument]
+    if wrong:
+        raise InputError(f"{wrong[0]!r} is neither a command nor key=value: see `alignrun --help`")
+    from alignrun.compose import compose
+    from alignrun.launch import train
+
+    return train(compose(arguments), arguments, console)
+
+
+def _parse(
+    verb: str, arguments: Sequence[str], names: Sequence[str], options: Sequence[str] = ()
+) -> argparse.Namespace:
+    parser = _Parser(prog=f"alignrun {verb}", add_help=False)
+    for name in names:
+        parser.add_argument(name, nargs="?" if verb == "ls" else None)
+    if "--step" in options:
+        parser.add_argument("--step", type=int)
+    if "--merge" in options:
+        parser.add_argument("--merge", action="store_true")
+    if "--to" in options:
+        parser.add_argument("--to")
+    return parser.parse_args(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument errors in one line, like all others."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(f"{self.prog}: {message}: see `alignrun --help`")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"alignrun: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

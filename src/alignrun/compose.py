@@ -1,0 +1,176 @@
+"""From the command line to a typed Config: Hydra composes, OmegaConf checks, errors become one line."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from alignrun.algorithms.base import discover
+from alignrun.config import Config
+from alignrun.errors import InputError, one_line
+from alignrun.preferences import PREFERENCES
+
+VERSION_BASE = "1.3"
+
+
+def config_folder() -> Path:
+    """The YAML files: inside the installed package, or `conf/` of the source tree it runs from."""
+    package = Path(__file__).parent
+    shipped = package / "conf"
+    return shipped if shipped.is_dir() else package.parents[1] / "conf"
+
+
+def register_schemas() -> None:
+    """Put the typed dataclasses beneath the YAML files: `defaults: [schema/NAME@_here_]`."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, algorithm in discover().items():
+        store.store(group="algo/schema", name=name, node=algorithm.config_class)
+    for name, (config_class, _) in PREFERENCES.items():
+        store.store(group="preference/schema", name=name, node=config_class)
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The configuration that the overrides select.
+
+    Raises:
+        InputError: an unknown key or choice, a wrong type, or values that a section refuses.
+    """
+    register_schemas()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+            return typed(hydra_compose("config", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error)) from error
+
+
+def typed(composed: DictConfig) -> Config:
+    """A composed configuration as frozen dataclasses.
+
+    Raises:
+        InputError: a value is missing or refused.
+    """
+    try:
+        missing = OmegaConf.missing_keys(composed)
+        if missing:
+            raise InputError(f"config: {', '.join(sorted(missing))} must be given")
+        OmegaConf.resolve(composed)
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+    except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
+        raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The whole configuration as dictionaries of plain values."""
+    container: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return dict(container)
+
+
+def dump(config: Config) -> str:
+    """The whole configuration as YAML, every default written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def load(path: Path) -> Config:
+    """The configuration that `dump` wrote.
+
+    Raises:
+        InputError: the file is missing, not YAML, or not a configuration of this version.
+    """
+    try:
+        stored = OmegaConf.load(path)
+        if not isinstance(stored, DictConfig):
+            raise InputError(f"{path} is not a configuration: restore it from a backup")
+        base = OmegaConf.structured(Config)
+        base.algo = discover()[stored.algo.name].config_class
+        base.preference = PREFERENCES[stored.preference.name][0]
+        merged = OmegaConf.merge(base, stored)
+        assert isinstance(merged, DictConfig)
+        return typed(merged)
+    except (OSError, UnicodeDecodeError, YAMLError, KeyError, OmegaConfBaseException) as error:
+        raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
+
+
+def choices(group: str) -> list[str]:
+    """The names that a group offers, sorted."""
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """The configuration groups, sorted."""
+    return sorted(path.name for path in config_folder().iterdir() if path.is_dir())
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra or OmegaConf: what is wrong, and the nearest name that would be right."""
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    if isinstance(error, OverrideParseException):
+        return f"config: cannot read the override {error.override!r}: write key=value (quote special characters)"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"config: {group}={name} does not exist{_nearest(name, choices(group))}"
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        key = str(cause.full_key or cause.key)
+        return f"config: unknown key {key}{_nearest(key, known_keys())}"
+    first = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    full_key = getattr(cause, "full_key", None)
+    where = f"{full_key}: " if full_key and str(full_key) not in first else ""
+    if "Could not override" in first and "No match in the defaults list" in str(cause):
+        name = first.split("'")[1]
+        return f"config: unknown group {name}{_nearest(name, groups())}"
+    return f"config: {where}{one_line(Exception(first))}"
+
+
+def known_keys() -> list[str]:
+    """Every key that can be set, over all algorithms and preferences."""
+    keys = _flatten(OmegaConf.structured(Config), "")
+    for name in ("model", "adapter", "reference", "data", "generation", "optim", "tracker"):
+        keys += _flatten(OmegaConf.structured(Config.__dataclass_fields__[name].type), f"{name}.")
+    for algorithm in discover().values():
+        keys += _flatten(OmegaConf.structured(algorithm.config_class), "algo.")
+    for config_class, _ in PREFERENCES.values():
+        keys += _schema_keys(config_class, "preference.")
+    return sorted({*keys, *groups()})
+
+
+def _schema_keys(config_class: type, prefix: str) -> list[str]:
+    return [f"{prefix}{name}" for name in config_class.__dataclass_fields__]  # type: ignore[attr-defined]
+
+
+def _flatten(node: Any, prefix: str) -> list[str]:
+    keys = []
+    for key in node:
+        keys.append(f"{prefix}{key}")
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
+            keys += _flatten(node[key], f"{prefix}{key}.")
+    return keys
+
+
+def _nearest(name: str, candidates: Sequence[str]) -> str:
+    """A suggestion, compared over the whole name and over its last part."""
+    last = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
+    match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75) or [
+        last[near] for near in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=1, cutoff=0.7)
+    ]
+    if match:
+        return f": did you mean {match[0]}?"
+    return f": choose from {', '.join(candidates)}" if candidates and len(candidates) <= 12 else ": see `alignrun ls`"

@@ -1,0 +1,1 @@
+"""Measuring a policy: sampled win rates on text, exact quantities on games."""

@@ -1,0 +1,33 @@
+"""A matrix game by its name, or from a JSON file."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from alignrun.errors import InputError, one_line
+from alignrun.games import GAMES, Game
+
+
+def load_game(name: str) -> Game:
+    """One of the named games, or `{"preferences": [[…]], "reference": […], "actions": […]}` from a .json file.
+
+    Raises:
+        InputError: there is no such game, or the file does not hold one.
+    """
+    if name.lower() in GAMES:
+        return GAMES[name.lower()]
+    path = Path(name)
+    if path.suffix != ".json":
+        raise InputError(f"preference.game={name}: choose {', '.join(sorted(GAMES))} or name a .json file")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        preferences = torch.tensor(stored["preferences"], dtype=torch.float64)
+        reference = torch.tensor(stored["reference"], dtype=torch.float64)
+        actions = tuple(str(action) for action in stored["actions"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"preference.game={name} cannot be read ({type(error).__name__}: {one_line(error, 100)}): it must hold "
+            "preferences (a square table), reference (a distribution) and actions (names)"
+        ) from None
+    return Game(preferences, reference, actions)

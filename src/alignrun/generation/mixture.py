@@ -1,0 +1,29 @@
+"""The geometric mixture of two policies, one token at a time."""
+
+import torch
+from torch import Tensor
+
+from alignrun.errors import InputError
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def mix_log_probs(policy_logits: Tensor, reference_logits: Tensor, mix_beta: float) -> Tensor:
+    """The mixture's log-probabilities: log softmax((1−β) log π + β log μ), β in [0, 1]. arXiv 2312.00886.
+
+    Token by token this is not the mixture of whole sequences. Temperature and truncation come after it. At β = 0 and
+    β = 1 it is exactly the log-softmax of one side.
+
+    Shapes: both logits and the result [..., V]; the result is float32 (float64 for float64 logits). Raises InputError.
+    """
+    if not 0 <= mix_beta <= 1:
+        raise InputError(f"mix_beta must lie in [0, 1], not {mix_beta}")
+    # The ends return early: besides being exact, 0·(−∞) would turn forbidden tokens into NaN.
+    if mix_beta == 0:
+        return _log_softmax(policy_logits)
+    if mix_beta == 1:
+        return _log_softmax(reference_logits)
+    mixed = (1 - mix_beta) * _log_softmax(policy_logits) + mix_beta * _log_softmax(reference_logits)
+    return torch.log_softmax(mixed, dim=-1)

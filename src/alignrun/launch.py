@@ -1,0 +1,178 @@
+"""Starting a run, resuming one, exporting what it learned."""
+
+import json
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from alignrun import compose
+from alignrun.build import Assembly, assemble, check
+from alignrun.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from alignrun.config import AdapterKind, Config
+from alignrun.errors import AlignrunError, InputError
+from alignrun.models.policy import Policy
+from alignrun.models.sources import load_tokenizer
+from alignrun.progress import Progress, summary_panel
+from alignrun.run_directory import RunDirectory, environment, write_text_atomic, writing
+from alignrun.tracking import start_tracking
+from alignrun.trainer import Outcome, Trainer, restore_weights
+
+
+def train(config: Config, overrides: Sequence[str], console: Console) -> int:
+    """Run a configuration from its first step to its last; the exit code.
+
+    Raises:
+        AlignrunError: bad input, or a run that could not go on.
+    """
+    check(config)
+    run = RunDirectory.create(config.run.dir or default_directory(config))
+    write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
+    write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+    try:
+        assembly = assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
+    except AlignrunError:
+        remove_empty_run(run)
+        raise
+    write_text_atomic(run.config_file, compose.dump(config))
+    return _fit(config, assembly, run, console)
+
+
+def resume(path: str, step: int | None, console: Console) -> int:
+    """Go on from the newest checkpoint of a run, or from that of `step`; the exit code.
+
+    Raises:
+        AlignrunError: there is nothing to resume, or the checkpoint is damaged.
+    """
+    run = RunDirectory.open(path)
+    config = compose.load(run.config_file)
+    run.lock()
+    found = dict(list_checkpoints(run.checkpoints))
+    if step is not None and step not in found:
+        raise InputError(f"{run.path} has no checkpoint of step {step}: choose from {sorted(found) or 'none'}")
+    if step is None and (run.path / "summary.json").is_file():
+        console.print(f"{run.path} has finished its {config.train.steps} steps: nothing to resume.")
+        return 0
+    checkpoint = found[step] if step is not None else latest_checkpoint(run.checkpoints)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint)  # a damaged one is told before a model is loaded
+    assembly = assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
+    return _fit(config, assembly, run, console, resumed=True, checkpoint=checkpoint)
+
+
+def export(path: str, step: int | None, merge: bool, target: str | None, console: Console) -> int:
+    """Write the policy of a run as a PEFT adapter, or merged into its base, for transformers and vLLM.
+
+    Raises:
+        AlignrunError: the run has no checkpoint, or the target is taken.
+    """
+    run = RunDirectory.open(path)
+    config = compose.load(run.config_file)
+    found = dict(list_checkpoints(run.checkpoints))
+    if not found or (step is not None and step not in found):
+        wanted = "" if step is None else f" of step {step}"
+        raise InputError(f"{run.path} has no checkpoint{wanted}: choose from {sorted(found) or 'none'}")
+    step = max(found) if step is None else step
+    folder = Path(target).expanduser() if target else run.path / ("merged" if merge else "export")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: choose another folder with --to")
+    saved = load_checkpoint(found[step])
+    adapter = config.adapter
+    if merge and adapter.name is AdapterKind.qlora:
+        adapter = replace(adapter, name=AdapterKind.lora)  # merged into the full-precision base, not the 4-bit one
+    policy = Policy.load(config.model, adapter, config.reference, load_tokenizer(config.model), config.seed)
+    restore_weights(policy.trainable(), saved.tensors["weights"], found[step])
+    with writing(folder):
+        if merge:
+            policy.save_merged(folder)
+        else:
+            policy.save_adapter(folder)
+    whole = merge or config.adapter.name is AdapterKind.none
+    console.print(
+        f"{'model' if whole else 'adapter'} of step {step} written to {folder}\n"
+        + (
+            f"load it with AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+            if whole
+            else f"load it with PeftModel.from_pretrained(base, {str(folder)!r})"
+        ),
+        highlight=False,
+    )
+    return 0
+
+
+def default_directory(config: Config) -> Path:
+    """runs/DATE_TIME_ALGO_MODEL, numbered where that is taken."""
+    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.algo.name}_{config.model.name}"
+    candidates = (Path("runs") / (stem if number == 1 else f"{stem}_{number}") for number in range(1, 1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def remove_empty_run(run: RunDirectory) -> None:
+    """Leave nothing behind of a run that could not be assembled."""
+    for file in (run.environment_file, run.overrides_file, run.path / ".lock"):
+        file.unlink(missing_ok=True)
+    run.release()
+    if not any(run.path.iterdir()):
+        run.path.rmdir()
+
+
+def _fit(
+    config: Config,
+    assembly: Assembly,
+    run: RunDirectory,
+    console: Console,
+    *,
+    resumed: bool = False,
+    checkpoint: Path | None = None,
+) -> int:
+    torch.use_deterministic_algorithms(assembly.policy.device.type == "cpu")
+    trainer = Trainer(config, assembly.policy, assembly.algorithm, assembly.prompts, assembly.evaluate, run)
+    start = trainer.restore(checkpoint) if checkpoint is not None else 0
+    with Progress(config.train.steps, start=start, console=console) as progress:
+        if resumed:
+            progress.note(f"resuming {run.path} after step {start}")
+        tracking = start_tracking(
+            # Without a checkpoint everything is done again, the evaluation before the first step included.
+            config.tracker,
+            run,
+            compose.plain(config),
+            resume_step=(start or -1) if resumed else None,
+            notify=progress.note,
+        )
+        try:
+            outcome = trainer.fit(start, tracking, progress)
+        except BaseException:
+            tracking.finish({}, 1)
+            raise
+    if outcome.evaluation is None:
+        tracking.finish({}, 1)
+        return _interrupted(outcome, run, console)
+    write_text_atomic(
+        run.path / "summary.json", json.dumps({"step": outcome.step, **outcome.evaluation.metrics}, indent=2)
+    )
+    location = tracking.location
+    tracking.finish(outcome.evaluation.metrics, 0)
+    summary_panel(
+        f"{config.algo.name} on {config.model.name}: {outcome.step} steps",
+        [
+            *outcome.evaluation.lines,
+            ("run", str(run.path)),
+            ("metrics", "metrics.jsonl"),
+            ("completions", "samples.jsonl"),
+            ("adapter", "adapter/"),
+            *([("wandb", location)] if location else []),
+        ],
+        console,
+    )
+    return 0
+
+
+def _interrupted(outcome: Outcome, run: RunDirectory, console: Console) -> int:
+    name = signal.Signals(outcome.stopped_by).name if outcome.stopped_by else ""
+    console.print(f"stopped by {name} after step {outcome.step}: go on with `alignrun resume {run.path}`")
+    return 128 + int(outcome.stopped_by or 0)

@@ -1,0 +1,133 @@
+"""LoRA adapters on the base, and which adapter each row of a batch goes through."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from alignrun.config import AdapterConfig, AdapterKind
+from alignrun.errors import InputError, one_line
+
+POLICY = "policy"
+"""The trained adapter."""
+REFERENCE = "reference"
+"""A frozen adapter, where the reference is not the bare base."""
+
+Span = tuple[str, slice]
+"""An adapter's name and the rows of the batch that go through it."""
+
+
+def add_policy_adapter(model: PreTrainedModel, config: AdapterConfig) -> PeftModel:
+    """A new LoRA adapter whose product is zero, so that the policy starts as the base.
+
+    Raises:
+        InputError: the target modules do not exist in this model.
+    """
+    targets: str | list[str] = list(config.target_modules)
+    if targets == ["all-linear"]:
+        targets = "all-linear"
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    try:
+        return get_peft_model(model, lora, adapter_name=POLICY)
+    except ValueError as error:
+        linear = sorted({name.split(".")[-1] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)})
+        raise InputError(
+            f"adapter.target_modules={list(config.target_modules)} does not fit this model "
+            f"({one_line(error, 120)}): use all-linear or some of {', '.join(linear)}"
+        ) from None
+
+
+def add_reference_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """A frozen adapter read from `folder` as the reference, and a trainable copy of it as the policy.
+
+    Raises:
+        InputError: the folder is not a LoRA adapter in safetensors, or it was trained on another base.
+    """
+    adapter_file = folder / "adapter_model.safetensors"
+    if not adapter_file.is_file():
+        raise InputError(f"reference.path: {adapter_file} does not exist: name a finished run or a PEFT adapter folder")
+    try:
+        kind = PeftConfig.from_pretrained(str(folder)).peft_type
+        if kind != "LORA":
+            raise InputError(f"reference.path: {folder} is a {kind} adapter: only LoRA is supported")
+        peft = PeftModel.from_pretrained(model, str(folder), adapter_name=REFERENCE, is_trainable=False)
+        peft.load_adapter(str(folder), adapter_name=POLICY, is_trainable=True)
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+        raise InputError(
+            f"reference.path: {folder} does not fit this base model ({one_line(error, 160)}): "
+            "use the base that the adapter was trained on"
+        ) from None
+    peft.set_adapter(POLICY)
+    return peft
+
+
+def quantization(config: AdapterConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """How the base is quantised while it loads: 4-bit NormalFloat for QLoRA, None otherwise.
+
+    Raises:
+        InputError: QLoRA without CUDA or without bitsandbytes.
+    """
+    if config.name is not AdapterKind.qlora:
+        return None
+    if device.type != "cuda":
+        raise InputError(f"adapter=qlora needs a CUDA GPU and this run is on {device.type}: use adapter=lora")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise InputError("adapter=qlora needs bitsandbytes: pip install 'alignrun[qlora]'") from None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def lora_layers(model: nn.Module) -> list[LoraLayer]:
+    """Every layer of the model that carries adapters."""
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+@contextmanager
+def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: int) -> Iterator[None]:
+    """Within the context, each span of rows goes through its adapter and all other rows through the bare base.
+
+    The base product is taken once for all rows; only the low-rank products differ. PEFT offers the same by row
+    names (`adapter_names`), by installing hooks on every layer at every forward pass and gathering rows by index;
+    contiguous spans need neither. No gradient flows: sampling and frozen roles only.
+
+    Args:
+        layers: from `lora_layers`.
+        spans: disjoint spans; an empty sequence is the bare base.
+        rows: the size of the batch, to catch architectures that reorder rows inside a layer.
+    """
+    for layer in layers:
+        layer.forward = partial(_forward_by_span, layer, tuple(spans), rows)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int, x: Tensor) -> Tensor:
+    result: Tensor = layer.base_layer(x)
+    for adapter, span in spans:
+        if adapter not in layer.lora_A:
+            continue
+        if len(x) != rows:
+            raise InputError(
+                "this architecture does not keep a batch's rows apart inside its layers (a mixture of experts?): "
+                "name attention layers only in adapter.target_modules"
+            )
+        a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        delta = F.linear(F.linear(x[span].to(a.dtype), a), b)
+        result[span] += (delta * layer.scaling[adapter]).to(result.dtype)
+    return result

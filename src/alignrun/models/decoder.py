@@ -1,0 +1,119 @@
+"""Step-by-step decoding with a key-value cache, for the policy and the reference in one batch.
+
+Row legend: the decoder's R rows are the policy's rows, then the reference's. V is the vocabulary.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from alignrun.models.adapters import Span, adapters_on_rows, lora_layers
+from alignrun.types import PromptBatch
+
+
+class RowDecoder(Protocol):
+    """Rows that are decoded together: `prefill` once, then any number of `select` and `step`."""
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; [R, V] logits of the first completion token."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep (or repeat) the given rows, in ascending order of role."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token [R] to each row; [R, V] logits of the next."""
+
+
+class CachedDecoder:
+    """Decodes every prompt once for each of the given adapters, on one base whose weights are read once per step.
+
+    Args:
+        model: the causal language model, with LoRA layers inside or without.
+        prompts: B prompts on the model's device.
+        adapters: the adapter of each block of B rows; None is the bare base, and comes last.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: PromptBatch, adapters: Sequence[str | None]) -> None:
+        self._model = model
+        self._layers = lora_layers(model)
+        self._adapters = list(adapters)
+        self._counts = [len(prompts)] * len(adapters)
+        self._ids = prompts.input_ids.repeat(len(adapters), 1)
+        self._mask = prompts.attention_mask.repeat(len(adapters), 1)
+        # Without padding no mask is needed, and attention takes its fast path.
+        self._padded = bool((prompts.attention_mask == 0).any())
+        self._cache = DynamicCache(config=model.config)
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; [R, V] logits of the first completion token."""
+        positions = (self._mask.cumsum(1) - 1).clamp(min=0)
+        return self._forward(self._ids, positions)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep (or repeat) the given rows; the blocks of the adapters must stay in their order."""
+        bounds = [sum(self._counts[: block + 1]) for block in range(len(self._counts))]
+        self._counts = [
+            sum(bounds[block] - self._counts[block] <= row < bounds[block] for row in rows)
+            for block in range(len(bounds))
+        ]
+        index = torch.tensor(rows, device=self._mask.device)
+        self._mask = self._mask[index]
+        self._cache.batch_select_indices(index)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token [R] to each row; [R, V] logits of the next."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        return self._forward(tokens[:, None], self._mask.sum(1, keepdim=True) - 1)
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        with torch.no_grad(), self._roles(len(ids)):
+            output = self._model(
+                input_ids=ids,
+                attention_mask=self._mask if self._padded else None,
+                position_ids=positions,
+                cache=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def _roles(self, rows: int) -> AbstractContextManager[None]:
+        if not self._layers:
+            return nullcontext()
+        spans: list[Span] = []
+        start = 0
+        for adapter, count in zip(self._adapters, self._counts, strict=True):
+            if adapter is not None and count:
+                spans.append((adapter, slice(start, start + count)))
+            start += count
+        return adapters_on_rows(self._layers, spans, rows)
+
+
+class PairedDecoder:
+    """Two decoders behind one interface, for a policy and a reference that share no weights."""
+
+    def __init__(self, policy: CachedDecoder, reference: CachedDecoder, prompts: int) -> None:
+        self._parts = (policy, reference)
+        self._counts = [prompts, prompts]
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; [R, V] logits of the first completion token."""
+        return torch.cat([part.prefill() for part in self._parts])
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep (or repeat) the given rows, the policy's first."""
+        boundary = self._counts[0]
+        chosen = [[row for row in rows if row < boundary], [row - boundary for row in rows if row >= boundary]]
+        for part, kept in zip(self._parts, chosen, strict=True):
+            part.select(kept)
+        self._counts = [len(kept) for kept in chosen]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token [R] to each row; [R, V] logits of the next."""
+        shares = tokens.split(self._counts)
+        return torch.cat([part.step(share) for part, share in zip(self._parts, shares, strict=True) if len(share)])

@@ -1,0 +1,46 @@
+"""Where tensors live and in which precision: the one place that asks about hardware."""
+
+import torch
+
+from alignrun.config import Precision
+from alignrun.errors import InputError, one_line
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `model.device` names; `auto` is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        InputError: the name is unknown, or the device is not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(
+            f"model.device={name} is not a device ({one_line(error, 80)}): use auto, cpu or cuda"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"model.device={name}: torch {torch.__version__} finds no CUDA device here: use cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"model.device={name}: there are only {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"model.device={name}: there is no MPS device here: use cpu or auto")
+    return device
+
+
+def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The floating-point type of the base weights; `auto` is bfloat16 on CUDA, float32 elsewhere."""
+    if precision is Precision.auto:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, precision.value)
+    return dtype
+
+
+def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Move a host tensor to `device`, through pinned memory and without waiting where that is possible."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

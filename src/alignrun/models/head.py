@@ -1,0 +1,47 @@
+"""From hidden states to logits, as the model itself does it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from alignrun.errors import InputError
+
+
+def vocabulary_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The map [N, D] -> [N, V] of this model: its output embedding, and the scaling that some families add."""
+    embedding = model.get_output_embeddings()
+    text = model.config.get_text_config()
+    softcap = getattr(text, "final_logit_softcapping", None)
+    multiplier = getattr(text, "logit_scale", None)
+    divisor = getattr(text, "logits_scaling", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = embedding(hidden)
+        if multiplier is not None:
+            logits = logits * multiplier
+        if divisor is not None:
+            logits = logits / divisor
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        return logits
+
+    return head
+
+
+def check_head(model: PreTrainedModel, head: Callable[[Tensor], Tensor]) -> None:
+    """Compare `head` with the model's own logits on two tokens, so that an unknown family is never trained wrongly.
+
+    Raises:
+        InputError: they differ.
+    """
+    ids = torch.tensor([[0, 1]], device=model.device)
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits[0].float()
+        actual = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]).float()
+    if not torch.allclose(expected, actual, rtol=1e-2, atol=1e-2):
+        raise InputError(
+            f"{model.config.model_type} models compute their logits in a way that alignrun does not know: "
+            "choose another model family"
+        )

@@ -1,0 +1,176 @@
+"""From a model's name to its weights and tokenizer, on whatever this machine can reach."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from alignrun.config import ModelConfig, ModelSource
+from alignrun.errors import InputError, RunError, one_line
+from alignrun.game_files import load_game
+from alignrun.models.game_lm import game_llama, game_tokenizer
+from alignrun.models.tiny import byte_tokenizer, random_llama
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, with a padding token and the chat template that the configuration asks for.
+
+    Raises:
+        InputError: it cannot be found or read.
+    """
+    if config.source is ModelSource.random:
+        tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
+    elif config.source is ModelSource.game:
+        tokenizer = game_tokenizer(load_game(str(config.architecture["game"])))
+    else:
+        with _told_in_one_line(config, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(locate(config), **_hub_options(config))
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    if tokenizer.pad_token_id is None:
+        # Padding is always masked, so any token serves; most base models have no pad token of their own.
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, quantization: Any = None
+) -> PreTrainedModel:
+    """The base model in evaluation mode, on the CPU unless it is quantised.
+
+    Raises:
+        InputError: it cannot be found or read.
+    """
+    if config.source is ModelSource.random:
+        return random_llama(dict(config.architecture), tokenizer).to(dtype).eval()
+    if config.source is ModelSource.game:
+        return game_llama(load_game(str(config.architecture["game"])), tokenizer).to(dtype).eval()
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention.value, "use_safetensors": True}
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": 0}}
+    with _told_in_one_line(config, "weights"), _quiet_transformers():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(config), **options, **_hub_options(config))
+    return model.eval()
+
+
+def load_architecture(config: ModelConfig) -> PreTrainedConfig:
+    """The model's configuration alone: from the YAML where it gives one, else from the model's own files.
+
+    Raises:
+        InputError: neither is there.
+    """
+    fields = dict(config.architecture)
+    if config.source is ModelSource.random:
+        return random_llama(fields, byte_tokenizer()).config
+    if config.source is ModelSource.game:
+        game = load_game(str(fields["game"]))
+        return game_llama(game, game_tokenizer(game)).config
+    if fields:
+        return AutoConfig.for_model(**fields)
+    with _told_in_one_line(config, "architecture"):
+        return AutoConfig.from_pretrained(locate(config), **_hub_options(config))
+
+
+def locate(config: ModelConfig) -> str:
+    """A local folder or a hub id that `from_pretrained` takes."""
+    if config.source is ModelSource.package:
+        converted = _from_package(config)
+        if converted is not None:
+            return str(converted)
+    if not config.path:
+        raise InputError(f"model={config.name}: model.path is missing: name a local folder or a hub id")
+    looks_local = config.path.startswith(("/", "./", "../", "~"))
+    if looks_local and not Path(config.path).expanduser().is_dir():
+        raise InputError(f"model.path={config.path} is not a folder: name a folder with config.json, or a hub id")
+    return str(Path(config.path).expanduser()) if looks_local else config.path
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $ALIGNRUN_CACHE, or `alignrun` in the user's cache."""
+    if "ALIGNRUN_CACHE" in os.environ:
+        return Path(os.environ["ALIGNRUN_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "alignrun"
+
+
+def _from_package(config: ModelConfig) -> Path | None:
+    """The GGUF file of a Python package as a safetensors folder, converted once; None where there is no package."""
+    spec = importlib.util.find_spec(str(config.package))
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder, file_name = Path(next(iter(spec.submodule_search_locations))), str(config.package_file)
+    source = folder / file_name
+    if not source.is_file():
+        raise InputError(f"model={config.name}: package {config.package} has no {file_name}: install another version")
+    target = cache_folder() / "models" / f"{config.name}-{source.stat().st_size}"
+    if (target / "config.json").is_file():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write the model cache {target.parent} ({error.strerror}): set ALIGNRUN_CACHE"
+        ) from None
+    try:
+        with _told_in_one_line(config, "weights"), _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
+            # The weights are plain floats now; without this, transformers would save them as still quantised.
+            del model.config.quantization_config
+            model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        with contextlib.suppress(OSError):  # another process may have finished the same conversion first
+            partial.rename(target)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the model cache {target}: {one_line(error)}: free space or set ALIGNRUN_CACHE"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _hub_options(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+
+
+@contextlib.contextmanager
+def _told_in_one_line(config: ModelConfig, part: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise InputError(
+            f"model={config.name}: the {part} of {config.path or config.package} cannot be loaded "
+            f"({one_line(error, 160)}): check the name, log in with `hf auth login` if it is gated, or give a local "
+            "folder with `model=path model.path=DIR`"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no advice on stderr while weights load: the console belongs to the run."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()

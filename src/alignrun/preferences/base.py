@@ -1,0 +1,50 @@
+"""What a preference is: P(y ≻ y' | x), antisymmetric."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Preference(ABC):
+    """A pairwise preference with P(y ≻ y' | x) + P(y' ≻ y | x) = 1."""
+
+    @abstractmethod
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[B] probabilities that `first` is preferred to `second`, one for each prompt, on the CPU."""
+
+
+class Reward(Preference):
+    """A scalar reward as a preference: P(y ≻ y' | x) = σ((r(x, y) − r(x, y')) / temperature).
+
+    The Bradley-Terry model (arXiv 2310.12036 eq. 1) at temperature 1. It can only express transitive preferences.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+
+    @abstractmethod
+    def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        """[B] rewards r(x, y)."""
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[B] σ of the reward difference."""
+        difference = self.rewards(prompts, first) - self.rewards(prompts, second)
+        return torch.sigmoid(difference / self._temperature)
+
+
+Builder = Callable[[Any], Preference]
+PREFERENCES: dict[str, tuple[type, Builder]] = {}
+"""By name: the dataclass that types the YAML, and how a preference is made from it."""
+
+
+def preference(name: str, config_class: type) -> Callable[[Builder], Builder]:
+    """Register how a preference is made, under the name that its YAML gives."""
+
+    def register(builder: Builder) -> Builder:
+        PREFERENCES[name] = (config_class, builder)
+        return builder
+
+    return register

@@ -1,0 +1,117 @@
+"""A preference or a reward from the user's own Python function, named by its import path."""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignrun.config import require, schema
+from alignrun.errors import InputError, RunError, one_line
+from alignrun.preferences.base import Preference, Reward, preference
+
+
+class FunctionKind(str, Enum):
+    """What the function returns."""
+
+    preference = "preference"
+    """`f(prompts, first, second)`: a list of P(first ≻ second)."""
+    reward = "reward"
+    """`f(prompts, completions)`: a list of scalars."""
+
+
+@schema
+class FunctionConfig:
+    """Where the function is and what it returns."""
+
+    name: str = "function"
+    function: str | None = None
+    """`package.module:name`, importable from the current folder or the environment."""
+    kind: FunctionKind = FunctionKind.preference
+    temperature: float = 1.0
+    """For a reward: P = σ((r − r') / temperature)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.function), "preference.function", "is missing: name it as package.module:function")
+        require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
+
+
+class FunctionPreference(Preference):
+    """Asks for both orders and averages: ½ (f(y, y') + 1 − f(y', y)), antisymmetric whatever the function does."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self._name, self._function = name, function
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[B] the average of both orders."""
+        forward = self._ask(prompts, first, second)
+        return (forward + 1 - self._ask(prompts, second, first)) / 2
+
+    def _ask(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        values = _call(self._name, self._function, list(prompts), list(first), list(second))
+        if not bool(((values >= 0) & (values <= 1)).all()):
+            raise RunError(
+                f"preference.function={self._name} returned a value outside [0, 1]: it must be a probability"
+            )
+        return values
+
+
+class FunctionReward(Reward):
+    """The user's reward as a preference."""
+
+    def __init__(self, name: str, function: Callable[..., Any], temperature: float) -> None:
+        super().__init__(temperature)
+        self._name, self._function = name, function
+
+    def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        """[B] what the function returns."""
+        return _call(self._name, self._function, list(prompts), list(completions))
+
+
+@preference("function", FunctionConfig)
+def build(config: FunctionConfig) -> Preference:
+    """The preference that the configuration asks for."""
+    name = str(config.function)
+    function = import_function(name)
+    if config.kind is FunctionKind.reward:
+        return FunctionReward(name, function, config.temperature)
+    return FunctionPreference(name, function)
+
+
+def import_function(path: str) -> Callable[..., Any]:
+    """Import `package.module:name`, also from the current folder.
+
+    Raises:
+        InputError: it is not there or not callable.
+    """
+    module_name, separator, name = path.partition(":")
+    if not separator or not module_name or not name:
+        raise InputError(f"preference.function={path} is not an import path: write package.module:function")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise InputError(f"preference.function={path} cannot be imported ({one_line(error, 120)})") from error
+    except AttributeError:
+        raise InputError(f"preference.function={path}: module {module_name} has no {name}") from None
+    if not callable(function):
+        raise InputError(f"preference.function={path} is not callable")
+    return function  # type: ignore[no-any-return]
+
+
+def _call(name: str, function: Callable[..., Any], *arguments: list[str]) -> Tensor:
+    try:
+        values = torch.as_tensor(function(*arguments), dtype=torch.float32).flatten().cpu()
+    except Exception as error:  # the user's code may raise anything
+        raise RunError(f"preference.function={name} failed: {type(error).__name__}: {one_line(error)}") from error
+    if len(values) != len(arguments[0]):
+        raise RunError(f"preference.function={name} returned {len(values)} values for {len(arguments[0])} prompts")
+    if not all(map(math.isfinite, values.tolist())):
+        raise RunError(f"preference.function={name} returned a value that is not finite")
+    return values

@@ -1,0 +1,244 @@
+"""The folder of a run: its layout, its lock, and writing that survives a kill or a full disk."""
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from alignrun.errors import InputError, RunError
+
+PACKAGES = (
+    "alignrun",
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "datasets",
+    "hydra-core",
+    "wandb",
+    "bitsandbytes",
+)
+
+REMEDIES = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space",
+    errno.EACCES: "check permissions",
+    errno.EPERM: "check permissions",
+    errno.EROFS: "check permissions",
+}
+
+
+class RunDirectory:
+    """Where everything that belongs to one run stands. Making the object touches nothing on the disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.config_file = self.path / "config.yaml"
+        self.overrides_file = self.path / "overrides.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.samples_file = self.path / "samples.jsonl"
+        self.environment_file = self.path / "environment.json"
+        self.wandb_run_file = self.path / "wandb_run.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.wandb = self.path / "wandb"
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, path: str | Path) -> "RunDirectory":
+        """Make the folder of a new run and lock it; `config_file`, which makes it a run, is the caller's to write.
+
+        Raises InputError where a run stands already, a file is in the way or the place cannot be written.
+        """
+        run = cls(path)
+        if any(part.exists() for part in (run.config_file, run.metrics_file, run.samples_file, run.checkpoints)):
+            raise InputError(
+                f"{run.path} already holds a run: resume it with `alignrun resume {run.path}` or choose another run.dir"
+            )
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot create {run.path}: {error.strerror}; choose another run.dir") from error
+        run.lock()
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunDirectory":
+        """The run at `path`, to read; call `lock` before writing. Raises InputError where there is none."""
+        run = cls(path)
+        if run.config_file.is_file():
+            return run
+        if run.path.is_dir():
+            problem = "is not a run: it has no config.yaml"
+        else:
+            problem = "is not a run: it is a file" if run.path.exists() else "does not exist"
+        parents = [str(parent) for parent in run.path.parents if (parent / "config.yaml").is_file()]
+        near = parents[:1] or [str(run.path.parent / name) for name in _near_runs(run.path)]
+        hint = f"did you mean {' or '.join(near)}?" if near else "name the folder of a run"
+        raise InputError(f"{run.path} {problem}; {hint}")
+
+    def lock(self) -> None:
+        """Hold the run for this process, until `release` or its death. Raises InputError where another one has it."""
+        if self._lock is not None:
+            return
+        path = self.path / ".lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise InputError(
+                f"cannot write in {self.path}: {error.strerror}; check permissions or choose another run.dir"
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise InputError(
+                f"another process (pid {holder}) is writing {self.path}: wait until it ends, or choose another run.dir"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks: that is no reason not to train
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock = descriptor
+
+    def release(self) -> None:
+        """Let another process write the run."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _near_runs(path: Path) -> list[str]:
+    """Names of runs beside `path` that look like its name, the nearest first."""
+    try:
+        names = [config.parent.name for config in path.parent.glob("*/config.yaml")]
+    except OSError:
+        return []
+    return difflib.get_close_matches(path.name, names, n=3)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn any failure to write `path` into a RunError: what could not be written, why, and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = _error_number(error)
+        if code is None:
+            raise
+        advice = REMEDIES.get(code, "check the disk")
+        for parent in path.absolute().parents:
+            if (parent / "config.yaml").is_file():
+                advice += f", then `alignrun resume {parent}`"
+                break
+        raise RunError(f"could not write {path}: {os.strerror(code)}; {advice}") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """The errno of a failed system call; safetensors has it only in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace the contents of `path`: a reader, or a kill, sees the old text or the new, never a part.
+
+    Raises RunError where it cannot be written; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with writing(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one row to a JSON Lines file; a kill loses at most this row. Raises RunError where it cannot be written."""
+    # Half a surrogate pair, which JSON input can bring in, becomes its \u escape: that is valid JSON again.
+    with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def truncate_jsonl(path: Path, after_step: int) -> None:
+    """Drop the rows whose `step` lies beyond `after_step`, and a last line that a kill cut short.
+
+    Rows without a step stay; a missing file is fine. Raises InputError on a broken line elsewhere.
+    """
+    if not path.exists():
+        return
+    before = path.read_bytes()
+    lines = before.splitlines()
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            raise InputError(f"{path}:{number} is not JSON: mend or delete that line") from None
+        if not isinstance(row, dict) or row.get("step", after_step) <= after_step:
+            kept.append(line)
+    after = b"".join(line + b"\n" for line in kept)
+    if after != before:
+        write_text_atomic(path, after.decode())
+
+
+def environment() -> dict[str, Any]:
+    """What this process runs on: versions, git commit, device, start time and command line. It never fails."""
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "device": _device(),
+        "cpu_count": os.cpu_count(),
+        "platform": platform.platform(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the current folder, with `-dirty` where tracked files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

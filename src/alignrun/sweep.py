@@ -1,0 +1,130 @@
+"""`alignrun -m`: Hydra's multirun, each run in a process and a directory of its own, and a table at the end."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from alignrun import compose
+from alignrun.build import check
+from alignrun.errors import InputError
+from alignrun.run_directory import write_text_atomic
+
+COLUMNS = ("win_rate", "win_rate_low", "win_rate_high", "kl", "exploitability", "duality_gap")
+
+
+def sweep(arguments: Sequence[str], console: Console) -> int:
+    """Run every combination of the swept values; 0 if all of them finished, 1 otherwise.
+
+    Raises:
+        InputError: any combination is refused. Nothing is started then.
+    """
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    directory = Path(_value_of(overrides, "hydra.sweep.dir") or _default_directory())
+    if _value_of(overrides, "run.dir"):
+        raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
+    for combination in combinations(overrides):
+        check(compose.compose(combination))
+    if not _value_of(overrides, "hydra.sweep.dir"):
+        overrides.append(f"hydra.sweep.dir={directory}")
+    compose.register_schemas()
+    entry = hydra.main(
+        version_base=compose.VERSION_BASE, config_path=str(compose.config_folder()), config_name="config"
+    )(run_job)
+    previous, sys.argv = sys.argv, ["alignrun", *flags, *overrides]
+    try:
+        entry()
+    finally:
+        sys.argv = previous
+    return summarise(directory, console)
+
+
+def run_job(_config: DictConfig) -> float:
+    """One run of the sweep, in a new process: no state is shared, and a crash ends this run alone.
+
+    Returns:
+        The final win rate, for sweepers that optimise; not a number where the run failed.
+    """
+    settings = HydraConfig.get()
+    directory = Path(settings.sweep.dir).absolute() / str(settings.sweep.subdir)
+    directory.mkdir(parents=True, exist_ok=True)
+    overrides = [*settings.overrides.task, f"run.dir={directory}"]
+    process = subprocess.run([sys.executable, "-m", "alignrun", *overrides], check=False)
+    write_text_atomic(directory / "job.json", json.dumps({"exit_code": process.returncode}))
+    outcome = _read_summary(directory)
+    return float(outcome.get("win_rate", float("nan")))
+
+
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination that the basic sweeper would run: the first value of each override, each swept value once.
+
+    A sweep's settings are checked one by one against the others' first values, which is enough to find an unknown
+    key, a wrong type or a value out of range without composing the whole product.
+    """
+    choices: list[list[str]] = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element()
+        if key.startswith("hydra"):
+            continue
+        if override.is_sweep_override():
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([str(override.input_line)])
+    first = [options[0] for options in choices]
+    rows = [first]
+    for index, options in enumerate(choices):
+        rows += [[*first[:index], option, *first[index + 1 :]] for option in options[1:]]
+    return rows
+
+
+def summarise(directory: Path, console: Console) -> int:
+    """Print one line for each run below `directory` and write sweep.json beside them."""
+    rows: list[dict[str, Any]] = []
+    for job in sorted(directory.glob("*/job.json"), key=lambda path: (len(path.parent.name), path.parent.name)):
+        overrides_file = job.parent / "overrides.yaml"
+        stored = OmegaConf.load(overrides_file) if overrides_file.is_file() else []
+        swept = [override for override in map(str, stored) if not override.startswith("run.dir=")]
+        rows.append(
+            {
+                "run": job.parent.name,
+                "overrides": " ".join(swept),
+                **json.loads(job.read_text()),
+                **_read_summary(job.parent),
+            }
+        )
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    table = Table(title=f"{len(rows)} runs in {directory}", title_justify="left")
+    for name in ("run", "overrides", *columns):
+        table.add_column(name)
+    for row in rows:
+        failed = f"failed (exit code {row['exit_code']})" if row["exit_code"] else ""
+        values = [f"{row[name]:.4f}" if name in row else failed for name in columns] or [failed]
+        table.add_row(row["run"], row["overrides"], *values)
+    console.print(table, highlight=False)
+    write_text_atomic(directory / "sweep.json", json.dumps(rows, indent=2))
+    return int(any(row["exit_code"] for row in rows) or not rows)
+
+
+def _read_summary(directory: Path) -> dict[str, Any]:
+    file = directory / "summary.json"
+    summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return summary
+
+
+def _value_of(overrides: Sequence[str], key: str) -> str | None:
+    return next((item.partition("=")[2] for item in overrides if item.partition("=")[0] == key), None)
+
+
+def _default_directory() -> Path:
+    return Path("runs") / "sweeps" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"

@@ -1,0 +1,216 @@
+"""The one training loop: collect, accumulate, clip, step, log, evaluate, save."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignrun.algorithms.base import Algorithm, rows
+from alignrun.checkpoint import flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
+from alignrun.config import Config
+from alignrun.data import PromptSet
+from alignrun.errors import InputError, RunError
+from alignrun.evaluation.base import Evaluation, Evaluator
+from alignrun.models.policy import Policy
+from alignrun.optim import learning_rate, make_optimizer
+from alignrun.progress import Progress
+from alignrun.run_directory import RunDirectory, write_text_atomic
+from alignrun.tracking import Tracking
+from alignrun.types import PromptBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    evaluation: Evaluation | None
+    """None where the run was interrupted."""
+    stopped_by: signal.Signals | None
+
+
+class Trainer:
+    """Runs an algorithm from one step to the last."""
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        algorithm: Algorithm,
+        prompts: PromptSet,
+        evaluate: Evaluator,
+        run: RunDirectory,
+    ) -> None:
+        self._config, self._policy, self._algorithm = config, policy, algorithm
+        self._prompts, self._evaluate = prompts, evaluate
+        self._run = run
+        self._trainable = policy.trainable()
+        self._optimizer = make_optimizer(config.optim, self._trainable.values())
+
+    def restore(self, checkpoint: Path) -> int:
+        """Take weights and optimiser state from a checkpoint; the step to go on from.
+
+        Raises:
+            InputError: the checkpoint is damaged or belongs to another configuration.
+        """
+        saved = load_checkpoint(checkpoint)
+        restore_weights(self._trainable, saved.tensors["weights"], checkpoint)
+        restore_optimizer(self._optimizer, list(self._trainable), saved.tensors["optimizer"], saved.state["optimizer"])
+        return saved.step
+
+    def fit(self, start: int, tracking: Tracking, progress: Progress) -> Outcome:
+        """Train from step `start` to the last, and evaluate.
+
+        Raises:
+            RunError: a loss or gradient that is not finite, or files that cannot be written.
+        """
+        self._tracking, self._progress = tracking, progress
+        train = self._config.train
+        every = self._config.evaluation.every
+        with stop_requested() as stopped_by:
+            if every and start == 0:
+                self._record(0, self._evaluate())
+            for done in range(start + 1, train.steps + 1):
+                self._step(done - 1)
+                if done == train.steps:
+                    break
+                signalled = stopped_by()
+                if every and done % every == 0 and not signalled:
+                    self._record(done, self._evaluate())
+                # Saved after the evaluation: a resumed run never evaluates a step twice.
+                if signalled or (train.checkpoint_every and done % train.checkpoint_every == 0):
+                    self._save(done)
+                if signalled:
+                    return Outcome(done, None, signalled)
+            self._save(train.steps)
+            evaluation = self._evaluate()
+            self._record(train.steps, evaluation)
+            self._policy.save_adapter(self._run.adapter)
+        return Outcome(train.steps, evaluation, None)
+
+    def _step(self, step: int) -> None:
+        started = time.perf_counter()
+        rate = learning_rate(self._config.optim, step, self._config.train.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        prompts = self._policy.to_device(self._prompts.batch_at(step, self._config.train.batch_size))
+        metrics: dict[str, float] = {}
+        tokens = 0.0
+        for batch in self._algorithm.collect(prompts, step):
+            metrics, tokens = self._update(batch, step, prompts)
+        seconds = time.perf_counter() - started
+        metrics |= {
+            "learning_rate": rate,
+            "epoch": (step + 1) * self._config.train.batch_size / len(self._prompts),
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+        }
+        if (step + 1) % self._config.train.log_every == 0:
+            self._tracking.log(step + 1, metrics)
+        self._progress.update(step + 1, metrics)
+
+    def _update(self, batch: Any, step: int, prompts: PromptBatch) -> tuple[dict[str, float], float]:
+        size = self._config.train.micro_batch_size or len(prompts)
+        self._optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, torch.Tensor] = {}
+        targets = 0
+        for micro in split(batch, len(prompts), size):
+            loss = self._algorithm.loss(micro)
+            loss.total.backward()
+            targets += loss.targets
+            for name, value in {**loss.metrics, "loss": loss.total.detach(), "tokens": loss.tokens}.items():
+                sums[name] = sums.get(name, 0) + value.double()
+        weights = list(self._trainable.values())
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        # One division by the global count, whatever the micro-batches were: exactly the gradient of one large batch.
+        torch._foreach_div_(gradients, targets)
+        limit = self._config.optim.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(weights, limit)
+        # The only wait for the device in a step.
+        values = torch.stack([*sums.values(), norm.double()]).tolist()
+        metrics = {name: value / targets for name, value in zip(sums, values, strict=False)}
+        metrics["grad_norm"] = values[-1]
+        tokens = metrics.pop("tokens") * targets
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            self._refuse(step, prompts, metrics)
+        self._optimizer.step()
+        return metrics, tokens
+
+    def _refuse(self, step: int, prompts: PromptBatch, metrics: dict[str, float]) -> None:
+        path = self._run.path / "failed_batch.json"
+        record = {"step": step + 1, "loss": str(metrics["loss"]), "grad_norm": str(metrics["grad_norm"])}
+        write_text_atomic(path, json.dumps(record | {"prompts": prompts.texts}, indent=2))
+        self._save(step)
+        raise RunError(
+            f"step {step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}: nothing was "
+            f"updated, the state before is saved and the batch is in {path}: lower optim.learning_rate, raise "
+            "algo.kl_tau or use model.dtype=float32"
+        )
+
+    def _record(self, step: int, evaluation: Evaluation) -> None:
+        self._tracking.log(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
+        self._tracking.log_samples(step, evaluation.samples)
+        self._progress.note(f"step {step}: " + ", ".join(f"{what} {value}" for what, value in evaluation.lines))
+
+    def _save(self, step: int) -> None:
+        optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
+        weights = {name: weight.detach() for name, weight in self._trainable.items()}
+        save_checkpoint(
+            self._run.checkpoints,
+            step,
+            {"weights": weights, "optimizer": optimizer},
+            {"optimizer": state},
+            self._config.train.keep_checkpoints,
+        )
+
+
+def restore_weights(trainable: dict[str, torch.nn.Parameter], saved: dict[str, torch.Tensor], checkpoint: Path) -> None:
+    """Copy saved tensors into the trained parameters, all or none.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
+    wrong = sorted(set(trainable) ^ set(saved)) or [
+        name for name, weight in trainable.items() if weight.shape != saved[name].shape
+    ]
+    if wrong:
+        raise InputError(
+            f"{checkpoint} does not fit this model ({len(wrong)} tensors differ, as {wrong[0]}): "
+            "resume with the model and adapter of the run's own config.yaml"
+        )
+    with torch.no_grad():
+        for name, weight in trainable.items():
+            weight.copy_(saved[name])
+
+
+def split(batch: Any, length: int, size: int) -> Iterator[Any]:
+    """The batch in micro-batches of at most `size` rows."""
+    for start in range(0, length, size):
+        yield rows(batch, slice(start, start + size))
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], signal.Signals | None]]:
+    """Within the context, SIGTERM and Ctrl-C are remembered; a second one acts at once."""
+    received: list[signal.Signals] = []
+    previous: dict[signal.Signals, Any] = {}
+
+    def remember(number: int, _frame: Any) -> None:
+        received.append(signal.Signals(number))
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        previous[name] = signal.signal(name, remember)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)

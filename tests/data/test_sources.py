@@ -1,0 +1,177 @@
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alignrun.config import ColumnsConfig, DataConfig, DataSource
+from alignrun.data import load_examples
+from alignrun.errors import InputError
+from alignrun.types import Example
+
+
+def jsonl(path: Path, prompts: list[str], column: str = "prompt") -> str:
+    path.write_text("".join(json.dumps({column: prompt}) + "\n" for prompt in prompts))
+    return str(path)
+
+
+def config(source: DataSource, **fields: Any) -> DataConfig:
+    return DataConfig(name=source.value, source=source, **fields)
+
+
+def texts(examples: list[Example]) -> list[str]:
+    return [example.text for example in examples]
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+class TestBundled:
+    def test_counts_lengths_and_duplicates(self) -> None:
+        train, heldout = load_examples(config(DataSource.bundled))
+        assert (len(train), len(heldout)) == (256, 96)
+        prompts = texts(train + heldout)
+        assert len({" ".join(sorted(words(prompt))) for prompt in prompts}) == len(prompts)
+        assert all(6 <= len(prompt.split()) <= 25 for prompt in prompts)
+
+    def test_no_heldout_prompt_is_close_to_a_train_prompt(self) -> None:
+        train, heldout = load_examples(config(DataSource.bundled))
+        for ours in texts(heldout):
+            for theirs in texts(train):
+                assert len(words(ours) & words(theirs)) / len(words(ours) | words(theirs)) < 0.7, (ours, theirs)
+
+    def test_columns_are_those_of_the_bundled_files(self) -> None:
+        train, _ = load_examples(config(DataSource.bundled, columns=ColumnsConfig(prompt="question")))
+        assert len(train) == 256
+
+
+class TestJsonl:
+    prompts = tuple(f"prompt {number}" for number in range(400))
+
+    def test_split_is_a_partition_near_the_fraction(self, tmp_path: Path) -> None:
+        path = jsonl(tmp_path / "p.jsonl", list(self.prompts))
+        train, heldout = load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.25))
+        assert sorted(texts(train + heldout)) == sorted(self.prompts)
+        assert 70 <= len(heldout) <= 130  # binomial(400, 0.25): 100 ± 3.5 standard deviations of 8.7
+        assert [int(prompt.split()[1]) for prompt in texts(train)] == sorted(
+            int(prompt.split()[1]) for prompt in texts(train)
+        )
+
+    def test_split_depends_on_the_prompt_alone(self, tmp_path: Path) -> None:
+        straight = jsonl(tmp_path / "a.jsonl", list(self.prompts))
+        doubled = jsonl(tmp_path / "b.jsonl", list(self.prompts[::-1] + self.prompts[:100]))
+        _, first = load_examples(config(DataSource.jsonl, path=straight))
+        train, second = load_examples(config(DataSource.jsonl, path=doubled))
+        assert set(texts(first)) == set(texts(second))
+        assert not set(texts(train)) & set(texts(second))
+
+    def test_split_is_fixed_for_all_time(self, tmp_path: Path) -> None:
+        # sha256("prompt 19") opens with 0x0b (0.04 of the range), sha256("prompt 0") with 0x48 (0.28).
+        path = jsonl(tmp_path / "p.jsonl", ["prompt 0", "prompt 19"])
+        train, heldout = load_examples(config(DataSource.jsonl, path=path))
+        assert (texts(train), texts(heldout)) == (["prompt 0"], ["prompt 19"])
+
+    def test_a_larger_fraction_keeps_what_was_held_out(self, tmp_path: Path) -> None:
+        path = jsonl(tmp_path / "p.jsonl", list(self.prompts))
+        _, few = load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.1))
+        _, many = load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.5))
+        assert set(texts(few)) < set(texts(many))
+
+    @pytest.mark.parametrize(("fraction", "which"), [(1e-9, "hold out"), (1 - 1e-9, "train on")])
+    def test_an_empty_side_is_refused(self, tmp_path: Path, fraction: float, which: str) -> None:
+        path = jsonl(tmp_path / "p.jsonl", ["one prompt", "another prompt"])
+        with pytest.raises(InputError, match=rf"no row to {which} .*add rows.*data\.eval_path"):
+            load_examples(config(DataSource.jsonl, path=path, eval_fraction=fraction))
+
+    def test_eval_path_and_eval_size(self, tmp_path: Path) -> None:
+        path = jsonl(tmp_path / "train.jsonl", ["a"], column="q")
+        held = jsonl(tmp_path / "held.jsonl", ["b", "c", "d"], column="q")
+        columns = ColumnsConfig(prompt="q")
+        both = config(DataSource.jsonl, path=path, eval_path=held, eval_size=2, columns=columns)
+        train, heldout = load_examples(both)
+        assert [(example.text, example.origin) for example in train] == [("a", "train.jsonl:1")]
+        assert [(example.text, example.origin) for example in heldout] == [("b", "held.jsonl:1"), ("c", "held.jsonl:2")]
+
+    def test_home_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        jsonl(tmp_path / "p.jsonl", ["a"])
+        train, _ = load_examples(config(DataSource.jsonl, path="~/p.jsonl", eval_path="~/p.jsonl"))
+        assert texts(train) == ["a"]
+
+
+class TestInline:
+    def test_the_same_prompts_on_both_sides(self) -> None:
+        train, heldout = load_examples(config(DataSource.inline, prompts=["a", "b", "a"], eval_size=2))
+        assert [(example.text, example.origin) for example in train] == [
+            ("a", "data.prompts[0]"),
+            ("b", "data.prompts[1]"),
+            ("a", "data.prompts[2]"),
+        ]
+        assert texts(heldout) == ["a", "b"]
+
+    def test_a_blank_prompt_is_refused(self) -> None:
+        with pytest.raises(InputError, match=r"data\.prompts\[1\] has an empty prompt"):
+            load_examples(config(DataSource.inline, prompts=["a", " "]))
+
+
+class FakeHub:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[dict[str, Any]]]) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.splits = splits
+        monkeypatch.setitem(__import__("sys").modules, "datasets", SimpleNamespace(load_dataset=self.load))
+
+    def load(self, *args: Any, **options: Any) -> list[dict[str, Any]]:
+        self.calls.append((args, options))
+        if options["split"] not in self.splits:
+            raise ValueError(f"Unknown split\n {options['split']}")
+        return self.splits[options["split"]]
+
+
+class TestHub:
+    def test_splits_origins_and_arguments(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub = FakeHub(monkeypatch, {"train": [{"prompt": "a"}, {"prompt": "b"}], "test": [{"prompt": "c"}]})
+        train, heldout = load_examples(config(DataSource.hub, path="org/set", eval_split="test"))
+        assert [(example.text, example.origin) for example in train] == [
+            ("a", "org/set[train]:0"),
+            ("b", "org/set[train]:1"),
+        ]
+        assert [(example.text, example.origin) for example in heldout] == [("c", "org/set[test]:0")]
+        # Nothing else is passed: in particular no trust in code from the hub.
+        assert hub.calls == [(("org/set",), {"split": "train"}), (("org/set",), {"split": "test"})]
+
+    def test_without_eval_split_rows_are_held_out_by_hash(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        FakeHub(monkeypatch, {"train": [{"prompt": "prompt 0"}, {"prompt": "prompt 19"}]})
+        train, heldout = load_examples(config(DataSource.hub, path="org/set"))
+        assert (texts(train), texts(heldout)) == (["prompt 0"], ["prompt 19"])
+
+    @pytest.mark.parametrize("fields", [{"split": "trian"}, {"eval_split": "trian"}])
+    def test_any_failure_is_one_line(self, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str]) -> None:
+        FakeHub(monkeypatch, {"train": [{"prompt": "a"}]})
+        with pytest.raises(InputError, match=r"'trian' of 'org/set' \(Unknown split trian\); check") as caught:
+            load_examples(config(DataSource.hub, path="org/set", **fields))
+        assert "\n" not in str(caught.value)
+
+    def test_no_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        FakeHub(monkeypatch, {"train": []})
+        with pytest.raises(InputError, match="holds no rows"):
+            load_examples(config(DataSource.hub, path="org/set"))
+
+    def test_a_bad_row_names_its_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        FakeHub(monkeypatch, {"train": [{"prompt": "a"}, {"prompt": None}]})
+        with pytest.raises(InputError, match=r"org/set\[train\]:1, column 'prompt' is null"):
+            load_examples(config(DataSource.hub, path="org/set"))
+
+    def test_the_real_library_on_a_local_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        folder = tmp_path / "set"
+        folder.mkdir()
+        jsonl(folder / "train.jsonl", ["a", "b"])
+        jsonl(folder / "test.jsonl", ["c"])
+        train, heldout = load_examples(config(DataSource.hub, path=str(folder), eval_split="test"))
+        assert (texts(train), texts(heldout)) == (["a", "b"], ["c"])
+        with pytest.raises(InputError, match="cannot load split 'none'"):
+            load_examples(config(DataSource.hub, path=str(folder), split="none"))

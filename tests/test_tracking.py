@@ -1,0 +1,311 @@
+import contextlib
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from wandb.proto import wandb_internal_pb2
+
+import alignrun.tracking
+from alignrun.config import TrackerConfig, WandbMode
+from alignrun.errors import RunError
+from alignrun.run_directory import RunDirectory
+from alignrun.tracking import Tracking, start_tracking
+from alignrun.types import Sample
+
+KEY = "0123456789" * 4
+SAMPLES = [
+    Sample("Say hi.", "Hi", "No\nthanks é", 0.75),
+    Sample("Half a pair \ud800", "[bold]a[/bold]", "b", 0.25),
+    Sample("third", "a", "b", 0.5),
+]
+
+
+class Bench:
+    """A run, the notices that its tracking gave, and a way to open it."""
+
+    def __init__(self, path: Path) -> None:
+        self.run = RunDirectory(path)
+        self.run.path.mkdir()
+        self.notices: list[str] = []
+
+    def start(self, mode: WandbMode = WandbMode.auto, resume_step: int | None = None) -> Tracking:
+        config = TrackerConfig(mode=mode, samples=2, tags=["test"])
+        resolved = {"optim": {"learning_rate": 0.1}, "seed": 3}
+        return start_tracking(config, self.run, resolved, resume_step=resume_step, notify=self.notices.append)
+
+    def rows(self, name: str = "metrics") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.run.path / f"{name}.jsonl").read_text().splitlines()]
+
+    def wandb_files(self) -> list[Path]:
+        wandb.teardown()  # what the end of the process does: until then the last records may be on their way
+        return sorted(self.run.wandb.glob("offline-run-*/*.wandb"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """No account, no settings and no network, whatever the machine has."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(alignrun.tracking, "INIT_TIMEOUT", 1.0)
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()
+    yield Bench(tmp_path / "run")
+    with contextlib.suppress(ConnectionError):  # from the test that kills the other side
+        wandb.teardown()
+
+
+def read_wandb(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file: a LevelDB log of protobuf messages."""
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    position, whole = 7, b""
+    while position + 7 <= len(data):
+        room = 32768 - position % 32768
+        if room < 7:
+            position += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        position += 7
+        whole += data[position : position + length]
+        position += length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield wandb_internal_pb2.Record.FromString(whole)
+            whole = b""
+
+
+def wandb_history(path: Path) -> dict[int, dict[str, Any]]:
+    history = {}
+    for record in read_wandb(path):
+        if record.HasField("history"):
+            row = {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+            history[row["_step"]] = {key: value for key, value in row.items() if not key.startswith("_")}
+    return history
+
+
+def test_an_offline_run_holds_what_the_json_lines_hold(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    tracking = bench.start()
+    for step in range(1, 401):
+        tracking.log(step, {"loss": 1 / (step + 0.1), "eval/win_rate": step / 7, "count": step})
+    tracking.log_samples(400, SAMPLES)
+    tracking.finish({"win_rate": 0.625, "model": "tiny"}, 0)
+
+    (path,) = bench.wandb_files()
+    assert path.stat().st_size > 32768  # more than a block of the log
+    assert tracking.location == str(path.parent)
+    history = wandb_history(path)
+    table = {key: history[400].pop(key) for key in list(history[400]) if key.startswith("samples.")}
+    rows = bench.rows()
+    assert len(rows) == 400
+    assert history == {row.pop("step"): row for row in rows}
+    assert rows[3] == {"loss": 1 / 4.1, "eval/win_rate": 4 / 7, "count": 4}
+
+    assert table["samples.nrows"] == 2
+    stored = json.loads((path.parent / "files" / table["samples.path"]).read_text())
+    assert stored["columns"] == ["step", "prompt", "first", "second", "preference"]
+    assert [dict(zip(stored["columns"], row, strict=True)) for row in stored["data"]] == bench.rows("samples")
+    assert bench.rows("samples")[0] == {
+        "step": 400,
+        "prompt": "Say hi.",
+        "first": "Hi",
+        "second": "No\nthanks é",
+        "preference": 0.75,
+    }
+    assert bench.rows("samples")[1]["prompt"] == SAMPLES[1].prompt
+
+    records = list(read_wandb(path))
+    summary = {item.key: item.value_json for r in records if r.HasField("summary") for item in r.summary.update}
+    assert json.loads(summary["win_rate"]) == 0.625
+    assert json.loads(summary["model"]) == "tiny"
+    (start,) = [record.run for record in records if record.HasField("run")]
+    assert (start.project, start.display_name, list(start.tags)) == ("alignrun", "run", ["test"])
+    config = {item.key: json.loads(item.value_json) for item in start.config.update}
+    assert config["optim"] == {"learning_rate": 0.1}
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+
+    assert len(bench.notices) == 1
+    assert "no API key found" in bench.notices[0]
+    assert f"wandb sync {bench.run.wandb}/offline-run-*" in bench.notices[0]
+    assert capfd.readouterr() == ("", "")
+    assert sorted(path.name for path in Path().iterdir()) == ["home", "run"]
+
+
+def test_values_that_json_cannot_say(bench: Bench) -> None:
+    tracking = bench.start(WandbMode.disabled)
+    tracking.log(1, {"loss": math.nan, "grad_norm": math.inf, "kl": 0.5})
+    assert bench.run.metrics_file.read_text() == '{"step": 1, "loss": null, "grad_norm": null, "kl": 0.5}\n'
+
+
+@pytest.mark.parametrize(
+    ("mode", "variable"),
+    [(WandbMode.disabled, None), (WandbMode.disabled, "online"), (WandbMode.auto, "disabled")],
+)
+def test_disabled(bench: Bench, monkeypatch: pytest.MonkeyPatch, mode: WandbMode, variable: str | None) -> None:
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    tracking = bench.start(mode)
+    tracking.log(1, {"loss": 1.0})
+    tracking.finish({})
+    assert (tracking.location, bench.notices) == (None, [])
+    assert [path.name for path in bench.run.path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "variable", "key", "notice"),
+    [
+        (WandbMode.auto, "offline", KEY, None),
+        (WandbMode.auto, "dryrun", KEY, None),
+        (WandbMode.offline, "online", KEY, None),
+        (WandbMode.online, None, None, "no API key found"),
+        (WandbMode.auto, None, "short", "API key must have"),
+        (WandbMode.auto, None, KEY, "no connection"),
+        (WandbMode.auto, None, "netrc", "no connection"),
+    ],
+)
+def test_offline_for_good_reason(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    mode: WandbMode,
+    variable: str | None,
+    key: str | None,
+    notice: str | None,
+) -> None:
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    if key == "netrc":
+        Path(os.environ["NETRC"]).write_text(f"machine 127.0.0.1:9\n  login user\n  password {KEY}\n")
+    elif key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    tracking = bench.start(mode)
+    tracking.log(1, {"loss": 1.0})
+    tracking.finish({})
+    (path,) = bench.wandb_files()
+    assert wandb_history(path) == {1: {"loss": 1.0}}
+    assert [notice in line for line in bench.notices if notice] == ([True] if notice else [])
+    assert all("\n" not in line for line in bench.notices)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_resumed_run_is_the_same_wandb_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = bench.start()
+    for step in (1, 2, 3):
+        tracking.log(step, {"loss": float(step)})
+        tracking.log_samples(step, SAMPLES[:1])
+    tracking.finish({})
+    first = json.loads(bench.run.wandb_run_file.read_text())["id"]
+
+    # Even where the server was to be asked for it, and could not be reached.
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    tracking = bench.start(resume_step=2)
+    assert [row["step"] for row in bench.rows()] == [1, 2]
+    assert [row["step"] for row in bench.rows("samples")] == [1, 2]
+    tracking.log(3, {"loss": 3.5})
+    tracking.finish({})
+    assert [row["loss"] for row in bench.rows()] == [1.0, 2.0, 3.5]
+    assert json.loads(bench.run.wandb_run_file.read_text())["id"] == first
+    files = bench.wandb_files()
+    assert [path.name for path in files] == [f"run-{first}.wandb"] * 2
+    assert sorted(list(wandb_history(path)) for path in files) == [[1, 2, 3], [3]]
+
+    bench.run.wandb_run_file.write_text("{")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    bench.start(resume_step=3).finish({})
+    assert json.loads(bench.run.wandb_run_file.read_text())["id"] != first
+
+
+class BrokenRun:
+    """A wandb run that fails at whatever is asked of it."""
+
+    id = "broken"
+    url = "https://example.org/run"
+    dir = "run/wandb/files"
+    calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls += 1
+        raise ConnectionError(f"{name}:\nthe service process died")
+
+
+def test_wandb_that_breaks_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = BrokenRun()
+    monkeypatch.setattr(wandb, "init", lambda **_: broken)
+    tracking = bench.start(WandbMode.offline)
+    for step in (1, 2, 3):
+        tracking.log(step, {"loss": float(step)})
+        tracking.log_samples(step, SAMPLES)
+    tracking.finish({"loss": 3.0}, 0)
+    assert [row["step"] for row in bench.rows()] == [1, 2, 3]
+    assert len(bench.rows("samples")) == 6
+    assert broken.calls == 1
+    assert bench.notices == [
+        "wandb failed and is left out from here on, metrics.jsonl goes on: log: the service process died"
+    ]
+
+
+def test_wandb_that_breaks_at_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: BrokenRun())
+    tracking = bench.start(WandbMode.offline)
+    tracking.finish({"loss": 3.0}, 1)
+    tracking.finish({"loss": 3.0}, 1)
+    assert len(bench.notices) == 1
+
+
+def test_wandb_that_cannot_start(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**arguments: Any) -> None:
+        raise OSError("no such executable")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    tracking = bench.start()
+    tracking.log(1, {"loss": 1.0})
+    assert len(bench.rows()) == 1
+    assert bench.notices[-1] == "wandb could not start, only metrics.jsonl is written: no such executable"
+
+
+def test_a_killed_wandb_process_stops_nothing(bench: Bench) -> None:
+    tracking = bench.start()
+    tracking.log(1, {"loss": 1.0})
+    listing = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    services = [int(line.split()[0]) for line in listing.stdout.splitlines() if "wandb" in line]
+    assert services
+    for pid in services:
+        os.kill(pid, 9)
+    for step in range(2, 50):
+        tracking.log(step, {"loss": 1.0})
+    tracking.log_samples(50, SAMPLES)
+    tracking.finish({"loss": 1.0})
+    assert len(bench.rows()) == 49
+    assert len(bench.notices) == 2
+
+
+def test_a_full_disk_is_told_at_once(bench: Bench) -> None:
+    bench.run.metrics_file.symlink_to("/dev/full")
+    tracking = bench.start(WandbMode.disabled)
+    with pytest.raises(RunError, match=r"could not write .*/metrics.jsonl: No space left on device; free space"):
+        tracking.log(1, {"loss": 1.0})
+
+
+def test_wandb_is_imported_only_when_it_is_used() -> None:
+    def import_afresh() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("wandb", "alignrun")]:
+            del sys.modules[name]
+        importlib.import_module("alignrun.tracking")
+        os._exit("wandb" in sys.modules)
+
+    child = multiprocessing.get_context("fork").Process(target=import_afresh)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
