@@ -116,12 +116,13 @@ def test_what_is_printed_into_a_file_stays_there(tmp_path: Path, monkeypatch: py
 
 
 def test_the_summary_is_a_panel_on_a_terminal_and_lines_elsewhere() -> None:
-    rows = [("win rate", "62.5% [0.5, 0.7]"), ("run", "/runs/" + "a" * 80)]
+    rows = [("win rate", "62.5% [0.5, 0.7]"), ("run", "/runs/" + "q" * 80)]
     terminal = Terminal(60)
     summary_panel("nash_md [tiny]", rows, terminal.console)
     drawn = terminal.text()
     assert "╭─ nash_md [tiny] ─" in drawn
     assert "62.5% [0.5, 0.7]" in drawn
+    assert drawn.count("q") == 80
     assert max(map(len, drawn.split("\n"))) <= 60
 
     file = io.StringIO()
@@ -129,5 +130,5 @@ def test_the_summary_is_a_panel_on_a_terminal_and_lines_elsewhere() -> None:
     assert file.getvalue().splitlines() == [
         "nash_md [tiny]",
         "  win rate  62.5% [0.5, 0.7]",
-        "  run       /runs/" + "a" * 80,
+        "  run       /runs/" + "q" * 80,
     ]

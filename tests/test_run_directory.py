@@ -131,6 +131,7 @@ def test_the_lock_is_held_against_another_process_and_freed_by_its_death(run: Ru
     run.lock()  # it is ours already
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(run: RunDirectory) -> None:
     run.metrics_file.symlink_to("/dev/full")
     with pytest.raises(RunError) as caught:
@@ -166,6 +167,13 @@ def test_atomic_writing_leaves_the_old_text_when_it_fails(run: RunDirectory) -> 
         write_text_atomic(run.config_file, "x" * 10_000)
     assert run.config_file.read_text() == "seed: 0\n"
     assert sorted(path.name for path in run.path.iterdir()) == [".lock", "config.yaml"]
+
+
+def test_atomic_writing_shows_a_reader_no_part(run: RunDirectory) -> None:
+    with run.config_file.open() as reader:
+        write_text_atomic(run.config_file, "seed: 1\n")
+        assert reader.read() == "seed: 0\n"
+    assert run.config_file.read_text() == "seed: 1\n"
 
 
 def test_a_half_of_a_surrogate_pair_survives(run: RunDirectory) -> None:

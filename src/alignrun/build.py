@@ -35,8 +35,7 @@ def check(config: Config) -> None:
         InputError: settings that contradict each other, or hardware that is not here.
     """
     discover()
-    algorithm = ALGORITHMS.get(config.algo.name)
-    if algorithm is None:
+    if config.algo.name not in ALGORITHMS:
         raise InputError(
             f"config: algo.name={config.algo.name} is unknown: choose from {', '.join(sorted(ALGORITHMS))}"
         )
@@ -51,7 +50,6 @@ def check(config: Config) -> None:
     device = resolve_device(config.model.device)
     if config.adapter.name is AdapterKind.qlora:
         quantization(config.adapter, device, resolve_dtype(config.model.dtype, device))
-    algorithm.check(config)
 
 
 def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> Assembly:

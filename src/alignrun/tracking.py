@@ -149,8 +149,11 @@ def _start_wandb(
         return None
     import wandb  # here, since it takes half a second that nobody should pay who does not use it
 
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
-    mode = {"dryrun": "offline", "run": "online"}.get(mode or settings.mode, mode or settings.mode)
+    # A configuration that says online outranks an environment that says offline, as in wandb itself.
+    wish = {"mode": "online"} if config.mode is WandbMode.online else {}
+    settings = wandb.setup(wandb.Settings(silent=True, **wish)).settings
+    mode = mode or settings.mode
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
     if mode == "disabled":
         return None
     upload = f"upload it later with `wandb sync {run.wandb}/offline-run-*`"
@@ -170,7 +173,6 @@ def _start_wandb(
         "resume": "allow" if run_id else None,
         "reinit": "create_new",  # never another run that this process may have open
         "settings": wandb.Settings(
-            silent=True,
             console="off",
             use_dot_wandb=False,
             init_timeout=INIT_TIMEOUT,
@@ -183,7 +185,7 @@ def _start_wandb(
     except Exception as error:
         if mode == "offline":
             raise
-        notify(f"wandb: no connection, so the run is recorded offline ({one_line(error, 120)}); {upload}")
+        notify(f"wandb: could not go online, so the run is recorded offline ({one_line(error, 120)}); {upload}")
         # The background process of wandb goes on trying, and holds the run id, until it ends.
         with contextlib.suppress(SystemExit):
             wandb.teardown()

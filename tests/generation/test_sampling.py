@@ -59,6 +59,10 @@ def test_ties_go_to_the_lower_token() -> None:
     assert truncate(flat, top_p=0.0025).isfinite().nonzero()[:, 1].tolist() == [0, 1, 2, 0, 1, 2]
 
 
+def test_top_k_alone_keeps_unlikely_tokens() -> None:
+    assert truncate(torch.tensor([0.0, -60.0, -70.0]), top_k=2).isfinite().tolist() == [True, True, False]
+
+
 def test_forbidden_tokens_stay_forbidden() -> None:
     log_probs = torch.tensor([NEVER, 0.25, NEVER, 0.75]).log_softmax(-1)
     for options in ({"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.999}):
@@ -77,6 +81,15 @@ def test_the_inverse_of_the_distribution_function() -> None:
     assert sample(row[None], uniform(0.3)).dtype == torch.int64
 
 
+def test_a_row_need_not_sum_to_one() -> None:
+    assert sample(log(0.3, 0.1, 0.2).expand(3, 3), uniform(0.45, 0.55, 0.7)).tolist() == [0, 1, 2]
+
+
+def test_a_row_of_nan_gives_a_valid_token() -> None:
+    broken = torch.tensor([[torch.nan, 0.0], [NEVER, NEVER]])
+    assert (sample(broken, uniform(0.0, 0.5)) < 2).all()
+
+
 def test_a_grid_of_numbers_draws_each_token_in_proportion() -> None:
     draws = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     tokens = sample(log(0.201, 0, 0.3, 0.499).expand(1000, 4), draws)
@@ -92,7 +105,7 @@ def test_no_token_of_probability_zero(u: float, dtype: torch.dtype) -> None:
     log_probs[torch.rand(200, 50, generator=generator) < 0.8] = NEVER
     log_probs[:, [0, 49]] = NEVER
     log_probs[:, 25] = -1.0
-    # Rows need not sum to one: bfloat16 rows never do.
+    # Each row has another sum here, over which u is spread.
     tokens = sample(log_probs.to(dtype), torch.full((200,), u, dtype=torch.float64))
     assert log_probs[torch.arange(200), tokens].isfinite().all()
     allowed = log_probs.isfinite().long()

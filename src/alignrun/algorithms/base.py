@@ -53,14 +53,6 @@ class Algorithm(ABC):
         self.config = config
         self.tools = tools
 
-    @classmethod
-    def check(cls, config: Config) -> None:
-        """Refuse settings that contradict the algorithm, before any model is loaded.
-
-        Raises:
-            InputError: naming the key and the mend.
-        """
-
     @abstractmethod
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Any]:
         """Batches for the optimiser steps that follow from these prompts: frozen dataclasses of rows."""

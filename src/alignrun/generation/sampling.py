@@ -23,9 +23,10 @@ def truncate(log_probs: Tensor, *, temperature: float = 1.0, top_k: int = 0, top
     ranked = log_probs.gather(-1, order)
     if top_k > 0:
         ranked[..., top_k:] = -torch.inf
-    # A token goes when those before it already hold top_p; none is before the first.
-    held = torch.softmax(ranked.double(), dim=-1).cumsum(-1)[..., :-1]
-    ranked[..., 1:].masked_fill_(held >= top_p, -torch.inf)
+    if top_p < 1:
+        # A token goes when those before it already hold top_p; none is before the first.
+        held = torch.softmax(ranked.double(), dim=-1).cumsum(-1)[..., :-1]
+        ranked[..., 1:].masked_fill_(held >= top_p, -torch.inf)
     kept = torch.full_like(log_probs, -torch.inf).scatter(-1, order, ranked)
     return torch.log_softmax(kept, dim=-1)
 
@@ -41,8 +42,7 @@ def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     probs = log_probs.double().exp()
     # A parallel cumulative sum may round upwards at a token of probability zero: there it must stay where it was.
     cumulative = probs.cumsum(-1).masked_fill(probs == 0, 0.0).cummax(-1).values
-    total = cumulative[:, -1:].contiguous()
-    token = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
-    # For u next to 1 the product may round to the total, which no token exceeds: take the last one that counts.
-    last = torch.searchsorted(cumulative, total)
-    return torch.minimum(token, last).squeeze(-1)
+    # u·total < total also after rounding, for every float64 below 1. Only a row of NaN or without any probability
+    # runs past the end; its token is kept valid, so that the failure shows in the loss and not in an embedding.
+    token = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
+    return token.squeeze(-1).clamp(max=log_probs.shape[-1] - 1)

@@ -19,13 +19,17 @@ def _log_probs_of(hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Ten
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
+CHUNK_SIZE = 512
+"""Positions that pass the vocabulary head at once."""
+
+
 def token_log_probs(
     hidden: Tensor,
     head: Callable[[Tensor], Tensor],
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_size: int = 512,
+    chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
     """The log-probability of each target: log softmax(head(h)/temperature)[target].
 

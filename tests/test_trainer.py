@@ -1,0 +1,206 @@
+"""The loop: accumulation equals one large batch, bad numbers stop it, and a resumed run is the same run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignrun import cli, trainer
+from alignrun.optim import learning_rate
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """Everything but the clock."""
+    clock = ("seconds", "tokens_per_second")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in clock} for row in rows]
+
+
+def weights_of(run: Path, step: int) -> bytes:
+    return (run / "checkpoints" / f"step-{step}" / "weights.safetensors").read_bytes()
+
+
+def train(*overrides: str) -> int:
+    return cli.main(["experiment=smoke", *overrides])
+
+
+def test_accumulated_micro_batches_equal_one_large_batch(tmp_path: Path) -> None:
+    """Completions of unequal length, uneven micro-batches: the same gradient to float order."""
+    for name, size in (("whole", 8), ("parts", 3)):
+        assert (
+            train(
+                f"run.dir={tmp_path / name}",
+                "train.batch_size=8",
+                f"train.micro_batch_size={size}",
+                "train.steps=2",
+                "optim.max_grad_norm=0",
+                "optim.learning_rate=0.01",
+            )
+            == 0
+        )
+    whole, parts = (metrics_of(tmp_path / name) for name in ("whole", "parts"))
+    for one, other in zip(whole, parts, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert whole[0]["grad_norm"] > 1e-3
+    assert len({row["length"] for row in whole if "length" in row}) > 1 or whole[0]["length"] < 8
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert train(f"run.dir={tmp_path / name}", f"seed={seed}") == 0
+    a, b, c = (metrics_of(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a != c
+    assert weights_of(tmp_path / "a", 3) == weights_of(tmp_path / "b", 3)
+
+
+def test_training_raises_the_win_rate_on_the_tiny_model(tmp_path: Path) -> None:
+    assert (
+        train(
+            f"run.dir={tmp_path / 'run'}",
+            "train.steps=25",
+            "train.batch_size=32",
+            "train.micro_batch_size=null",
+            "train.checkpoint_every=0",
+            "optim.learning_rate=0.02",
+            "data.eval_size=64",
+        )
+        == 0
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["win_rate_low"] > 0.5
+    assert summary["kl"] > 0
+
+
+def test_evaluating_more_often_changes_no_training_step(tmp_path: Path) -> None:
+    for name, every in (("never", 0), ("always", 1)):
+        assert train(f"run.dir={tmp_path / name}", f"evaluation.every={every}") == 0
+    never, always = (
+        [row for row in metrics_of(tmp_path / name) if "loss" in row] for name in ("never", "always")
+    )
+    assert never == always
+    steps = [row["step"] for row in metrics_of(tmp_path / "always") if "eval/win_rate" in row]
+    assert steps == [0, 1, 2, 3]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alignrun.algorithms.nash_md import NashMD
+
+    original = NashMD.loss
+    calls = []
+
+    def poisoned(self, batch):
+        calls.append(1)
+        loss = original(self, batch)
+        if len(calls) > 2:
+            object.__setattr__(loss, "total", loss.total * float("nan"))
+        return loss
+
+    monkeypatch.setattr(NashMD, "loss", poisoned)
+    run = tmp_path / "run"
+    assert train(f"run.dir={run}", "train.micro_batch_size=4", "train.steps=5") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("alignrun: error: step 3: the loss is nan")
+    assert "learning_rate" in error
+    assert len(json.loads((run / "failed_batch.json").read_text())["prompts"]) == 4
+    assert (run / "checkpoints" / "step-2").is_dir()
+    monkeypatch.setattr(NashMD, "loss", original)
+    assert cli.main(["resume", str(run)]) == 0
+    assert train(f"run.dir={tmp_path / 'clean'}", "train.micro_batch_size=4", "train.steps=5") == 0
+    assert metrics_of(run) == metrics_of(tmp_path / "clean")
+
+
+def start(run: Path, *overrides: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "alignrun", "experiment=smoke", f"run.dir={run}", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_steps(run: Path, process: subprocess.Popen, steps: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        file = run / "metrics.jsonl"
+        if file.is_file() and len(file.read_text().splitlines()) >= steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {steps} steps: {process.communicate(timeout=5)[0] if process.poll() is not None else ''}")
+
+
+LONG = ("train.steps=30", "train.checkpoint_every=4", "evaluation.every=10")
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    assert train(f"run.dir={tmp_path / 'whole'}", *LONG) == 0
+    run = tmp_path / "killed"
+    process = start(run, *LONG)
+    wait_for_steps(run, process, 9)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "summary.json").exists(), "the run was to be killed before its end"
+    assert cli.main(["resume", str(run)]) == 0
+    assert metrics_of(run) == metrics_of(tmp_path / "whole")
+    assert weights_of(run, 30) == weights_of(tmp_path / "whole", 30)
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("whole", "killed")]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_stopped_run_saves_exits_and_resumes(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    process = start(run, "train.steps=60", "train.checkpoint_every=0")
+    wait_for_steps(run, process, 3)
+    process.send_signal(getattr(signal, name))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert f"stopped by {name} after step" in output
+    assert "alignrun resume" in output
+    assert "Traceback" not in output
+    steps = [row["step"] for row in metrics_of(run)]
+    (saved,) = (run / "checkpoints").iterdir()
+    assert saved.name == f"step-{steps[-1]}"
+    assert cli.main(["resume", str(run)]) == 0
+    assert [row["step"] for row in metrics_of(run) if "loss" in row] == list(range(1, 61))
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train(f"run.dir={run}") == 0
+    before = (run / "metrics.jsonl").read_bytes()
+    assert cli.main(["resume", str(run)]) == 0
+    assert "nothing to resume" in " ".join(capsys.readouterr().out.split())
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_schedules_warm_up_and_decay() -> None:
+    from alignrun.config import OptimConfig, Schedule
+
+    linear = OptimConfig(learning_rate=1.0, warmup_steps=2, schedule=Schedule.linear)
+    assert [learning_rate(linear, step, 6) for step in range(6)] == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+    cosine = OptimConfig(learning_rate=2.0, schedule=Schedule.cosine)
+    assert learning_rate(cosine, 5, 10) == pytest.approx(1.0)
+    assert learning_rate(OptimConfig(learning_rate=0.3, schedule=Schedule.constant), 9, 10) == 0.3
+
+
+def test_splitting_covers_every_row_once() -> None:
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Rows:
+        values: torch.Tensor
+
+    parts = [part.values.tolist() for part in trainer.split(Rows(torch.arange(7)), 7, 3)]
+    assert parts == [[0, 1, 2], [3, 4, 5], [6]]
