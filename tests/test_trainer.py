@@ -81,9 +81,7 @@ def test_training_raises_the_win_rate_on_the_tiny_model(tmp_path: Path) -> None:
 def test_evaluating_more_often_changes_no_training_step(tmp_path: Path) -> None:
     for name, every in (("never", 0), ("always", 1)):
         assert train(f"run.dir={tmp_path / name}", f"evaluation.every={every}") == 0
-    never, always = (
-        [row for row in metrics_of(tmp_path / name) if "loss" in row] for name in ("never", "always")
-    )
+    never, always = ([row for row in metrics_of(tmp_path / name) if "loss" in row] for name in ("never", "always"))
     assert never == always
     steps = [row["step"] for row in metrics_of(tmp_path / "always") if "eval/win_rate" in row]
     assert steps == [0, 1, 2, 3]
@@ -202,5 +200,5 @@ def test_splitting_covers_every_row_once() -> None:
     class Rows:
         values: torch.Tensor
 
-    parts = [part.values.tolist() for part in trainer.split(Rows(torch.arange(7)), 7, 3)]
+    parts = [part.values.tolist() for part in trainer.split(Rows(torch.arange(7)), 3)]
     assert parts == [[0, 1, 2], [3, 4, 5], [6]]

@@ -7,15 +7,16 @@ from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
 from alignrun.config import AdapterKind, Config, ModelSource
 from alignrun.data import PromptSet, load_examples
 from alignrun.errors import InputError
-from alignrun.evaluation.base import Evaluator
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.win_rate import WinRateEvaluator
+from alignrun.memory_plan import describe, make_plan
 from alignrun.models.adapters import quantization
 from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_architecture, load_tokenizer
 from alignrun.preferences import PREFERENCES, Preference
 from alignrun.preferences.matrix import MatrixPreference
+from alignrun.types import Evaluator
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     report(f"data: {config.data.name}")
     train, heldout = load_examples(config.data)
     report(f"model: {config.model.name}")
+    if config.model.source is ModelSource.hub and config.model.architecture:
+        report(describe(make_plan(config), config))
     tokenizer = load_tokenizer(config.model)
     architecture = load_architecture(config.model).get_text_config()
     context = int(getattr(architecture, "max_position_embeddings", 1 << 20))

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from alignrun.config import AdapterKind, Config, Precision
 from alignrun.models.adapters import add_policy_adapter, lora_layers
 from alignrun.models.device import resolve_device, resolve_dtype
-from alignrun.models.sources import load_architecture
+from alignrun.models.sources import load_architecture, preview_prompt
 from alignrun.objectives.likelihood import CHUNK_SIZE
 
 ASSUMED_PROMPT_TOKENS = 256
@@ -148,6 +148,9 @@ def show_plan(config: Config, console: Console) -> None:
         table.add_row(name, f"{size / 2**30:,.2f} GiB")
     console.print(f"{config.algo.name} on {config.model.name}: {describe(plan, config)}", highlight=False)
     console.print(table, highlight=False)
+    prompt = preview_prompt(config.model, "…")
+    shown = "the tokenizer's own, not yet downloaded" if prompt is None else repr(prompt)
+    console.print(f"prompt template: {shown}", highlight=False, markup=False)
     console.print(
         f"{str(_dtype(config)).removeprefix('torch.')} base, prompts of {plan.prompt_tokens} tokens, "
         f"{config.generation.max_new_tokens} new tokens, batches of {config.train.batch_size} in micro-batches of "

@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 
-from alignrun.algorithms.base import Algorithm, rows
+from alignrun.algorithms.base import Algorithm, count, rows
 from alignrun.checkpoint import flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
 from alignrun.config import Config
 from alignrun.data import PromptSet
 from alignrun.errors import InputError, RunError
-from alignrun.evaluation.base import Evaluation, Evaluator
 from alignrun.models.policy import Policy
 from alignrun.optim import learning_rate, make_optimizer
 from alignrun.progress import Progress
 from alignrun.run_directory import RunDirectory, write_text_atomic
 from alignrun.tracking import Tracking
-from alignrun.types import PromptBatch
+from alignrun.types import Evaluation, Evaluator, PromptBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +116,10 @@ class Trainer:
         self._progress.update(step + 1, metrics)
 
     def _update(self, batch: Any, step: int, prompts: PromptBatch) -> tuple[dict[str, float], float]:
-        size = self._config.train.micro_batch_size or len(prompts)
         self._optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
         targets = 0
-        for micro in split(batch, len(prompts), size):
+        for micro in split(batch, self._config.train.micro_batch_size or count(batch)):
             loss = self._algorithm.loss(micro)
             loss.total.backward()
             targets += loss.targets
@@ -190,9 +188,9 @@ def restore_weights(trainable: dict[str, torch.nn.Parameter], saved: dict[str, t
             weight.copy_(saved[name])
 
 
-def split(batch: Any, length: int, size: int) -> Iterator[Any]:
+def split(batch: Any, size: int) -> Iterator[Any]:
     """The batch in micro-batches of at most `size` rows."""
-    for start in range(0, length, size):
+    for start in range(0, count(batch), size):
         yield rows(batch, slice(start, start + size))
 
 

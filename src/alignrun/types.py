@@ -3,7 +3,8 @@
 Shape legend: B prompts of a batch, P prompt tokens, T completion tokens.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from torch import Tensor
@@ -73,3 +74,17 @@ class Sample:
     second: str
     preference: float
     """P(first ≻ second | prompt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The policy at one step, measured."""
+
+    metrics: dict[str, float]
+    """Logged under `eval/`."""
+    lines: Sequence[tuple[str, str]]
+    """The same for a person: what, and how much."""
+    samples: Sequence[Sample] = field(default_factory=tuple)
+
+
+Evaluator = Callable[[], Evaluation]

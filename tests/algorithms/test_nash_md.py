@@ -7,7 +7,7 @@ import torch
 from helpers import load_policy, random_batch
 
 from alignrun.algorithms.base import Tools, rows
-from alignrun.algorithms.nash_md import JudgedPair, NashMD
+from alignrun.algorithms.nash_md import Judged, NashMD
 from alignrun.compose import compose
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.game_files import load_game
@@ -52,8 +52,10 @@ def test_expected_gradient_on_a_game_is_exact(mix_beta: float) -> None:
 
     expected = [torch.zeros_like(weight) for weight in weights]
     for (i, y), (j, _) in itertools.product(enumerate(actions), enumerate(actions)):
-        pair = JudgedPair(
-            batch(1), Completions(y.reshape(1, 1), torch.ones(1, 1, dtype=torch.bool)), game.preferences[i, j].float()[None]
+        pair = Judged(
+            batch(1),
+            Completions(y.reshape(1, 1), torch.ones(1, 1, dtype=torch.bool)),
+            game.preferences[i, j].float()[None],
         )
         gradients = torch.autograd.grad(algorithm.loss(pair).total, weights)
         probability = pi[i].detach() * opponent[j]
@@ -71,7 +73,7 @@ def test_loss_is_the_sum_of_scored_log_probabilities() -> None:
     algorithm = build(policy, config)
     prompts, completions = random_batch(policy, prompts=4)
     preference = torch.tensor([0.9, 0.2, 0.5, 0.7])
-    loss = algorithm.loss(JudgedPair(prompts, completions, preference))
+    loss = algorithm.loss(Judged(prompts, completions, preference))
     with torch.no_grad():
         log_pi = policy.log_probs(Role.policy, prompts, completions)
         log_mu = policy.log_probs(Role.reference, prompts, completions)

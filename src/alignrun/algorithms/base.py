@@ -84,6 +84,13 @@ def discover() -> dict[str, type[Algorithm]]:
     return ALGORITHMS
 
 
+def count(batch: Any) -> int:
+    """The number of rows of such a batch."""
+    while is_dataclass(batch):
+        batch = getattr(batch, fields(batch)[0].name)
+    return len(batch)
+
+
 def rows(batch: Batch, span: slice) -> Batch:
     """The given rows of a frozen dataclass of tensors, tuples and such dataclasses, along their first dimension."""
     if is_dataclass(batch) and not isinstance(batch, type):

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.rollout import Rollouts
+from alignrun.algorithms.rollout import Rollouts, repeat, stack
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.divergence import kl_k1, kl_k3
@@ -23,20 +24,23 @@ class NashMDConfig:
     """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
     mix_beta: float = 0.125
     """β, the share of μ in the opponent: 0 is self-play, 1 a best response to μ."""
+    samples_per_prompt: int = 4
+    """Completions drawn from each side for every prompt; each is judged against all of the opponent's."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
         require(0 <= self.mix_beta <= 1, "algo.mix_beta", f"must lie in [0, 1], not {self.mix_beta}")
+        require(self.samples_per_prompt >= 1, "algo.samples_per_prompt", "must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedPair:
+class Judged:
     """The policy's completions and how often each is preferred to its opponent's."""
 
     prompts: PromptBatch
     completions: Completions
     preference: Tensor
-    """[B] P(y ≻ y' | x)."""
+    """[B] P(y ≻ y' | x), averaged over the opponent's completions of the same prompt."""
 
 
 @algorithm("nash_md", NashMDConfig)
@@ -46,7 +50,9 @@ class NashMD(Algorithm):
     y ~ π,  y' ~ π̃^β = Π_n softmax((1−β) log π + β log μ)
     ∇ = E[Σ_n ∇log π(y_n) · (P(y ≻ y' | x) − ½ − τ Σ_{m≥n} log π(y_m)/μ(y_m))]
 
-    The gradient goes through y alone. The loss is averaged over sequences, not over tokens.
+    The gradient goes through y alone. The loss is averaged over sequences, not over tokens. With several samples of
+    each side, P(y ≻ y') is averaged over all y' of the prompt: the same expectation with less variance, and the
+    prompt is read once for all of them.
     """
 
     config: NashMDConfig
@@ -55,12 +61,15 @@ class NashMD(Algorithm):
         super().__init__(config, tools)
         self._rollouts = Rollouts(tools)
 
-    def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPair]:
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
         """One batch: y from the policy, y' from the mixture, drawn together and judged."""
-        completions, opponents = self._rollouts.sample(prompts, [0.0, self.config.mix_beta], step)
-        yield JudgedPair(prompts, completions, self._rollouts.prefer(prompts, completions, opponents))
+        samples = self.config.samples_per_prompt
+        drawn = self._rollouts.sample(prompts, [0.0] * samples + [self.config.mix_beta] * samples, step)
+        ours, opponents = drawn[:samples], drawn[samples:]
+        preference = torch.cat([self._rollouts.mean_preference(prompts, one, opponents) for one in ours])
+        yield Judged(repeat(prompts, samples), stack(ours), preference)
 
-    def loss(self, batch: JudgedPair) -> Loss:
+    def loss(self, batch: Judged) -> Loss:
         """The surrogate −Σ log π(y_n) · score_n, summed over the sequences of the micro-batch."""
         policy, temperature = self.tools.policy, self.tools.config.generation.temperature
         mask = batch.completions.mask

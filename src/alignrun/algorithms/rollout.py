@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Tools
+from alignrun.algorithms.base import Tools, rows
 from alignrun.generation.decode import Sampling, needs_policy, needs_reference, sample_completions
 from alignrun.models.policy import Policy, Role
 from alignrun.types import Completions, PromptBatch
@@ -51,41 +51,48 @@ class Rollouts:
         )
 
     def sample(self, prompts: PromptBatch, mix_betas: Sequence[float], step: int) -> list[Completions]:
-        """Draw one completion of every prompt for each β, `generation.batch_size` prompts at a time."""
+        """Draw one completion of every prompt for each β, `generation.batch_size` prompts at a time.
+
+        All streams are padded to one length.
+        """
         policy = self._tools.policy
         generator = step_generator(policy.device, self._tools.config.seed, step)
         size = self._chunk or len(prompts)
         chunks = [
-            sample_streams(
-                policy,
-                PromptBatch(
-                    prompts.texts[start : start + size],
-                    prompts.input_ids[start : start + size],
-                    prompts.attention_mask[start : start + size],
-                ),
-                mix_betas,
-                self._sampling,
-                generator,
-            )
+            sample_streams(policy, rows(prompts, slice(start, start + size)), mix_betas, self._sampling, generator)
             for start in range(0, len(prompts), size)
         ]
-        return [join(parts, self._sampling.pad_id) for parts in zip(*chunks, strict=True)]
+        pad_id = self._sampling.pad_id
+        longest = max(completions.tokens.shape[1] for chunk in chunks for completions in chunk)
+        return [stack([pad(part, longest, pad_id) for part in parts]) for parts in zip(*chunks, strict=True)]
 
-    def prefer(self, prompts: PromptBatch, first: Completions, second: Completions) -> Tensor:
-        """[B] P(first ≻ second | prompt)."""
-        policy = self._tools.policy
-        judged = self._tools.preference(prompts.texts, decode_texts(policy, first), decode_texts(policy, second))
-        return judged.to(policy.device)
+    def mean_preference(
+        self, prompts: PromptBatch, completions: Completions, opponents: Sequence[Completions]
+    ) -> Tensor:
+        """[B] P(y ≻ y' | x), averaged over the opponents' completions of the same prompt."""
+        policy, preference = self._tools.policy, self._tools.preference
+        ours = decode_texts(policy, completions) * len(opponents)
+        theirs = [text for opponent in opponents for text in decode_texts(policy, opponent)]
+        judged = preference(prompts.texts * len(opponents), ours, theirs)
+        return judged.reshape(len(opponents), -1).mean(0).to(policy.device)
 
 
-def join(parts: Sequence[Completions], pad_id: int) -> Completions:
-    """Completions of several chunks of prompts as one batch, padded to the longest."""
-    if len(parts) == 1:
-        return parts[0]
-    longest = max(part.tokens.shape[1] for part in parts)
-    pads = [longest - part.tokens.shape[1] for part in parts]
-    pad = torch.nn.functional.pad
+def repeat(prompts: PromptBatch, times: int) -> PromptBatch:
+    """The whole batch several times over: row b of copy k is k * B + b."""
+    return PromptBatch(
+        prompts.texts * times, prompts.input_ids.repeat(times, 1), prompts.attention_mask.repeat(times, 1)
+    )
+
+
+def stack(parts: Sequence[Completions]) -> Completions:
+    """Completions of one length as one batch, in the order of `repeat`."""
+    return Completions(torch.cat([part.tokens for part in parts]), torch.cat([part.mask for part in parts]))
+
+
+def pad(completions: Completions, length: int, pad_id: int) -> Completions:
+    """The same completions with padding up to `length` tokens."""
+    extra = (0, length - completions.tokens.shape[1])
     return Completions(
-        torch.cat([pad(part.tokens, (0, extra), value=pad_id) for part, extra in zip(parts, pads, strict=True)]),
-        torch.cat([pad(part.mask, (0, extra), value=False) for part, extra in zip(parts, pads, strict=True)]),
+        torch.nn.functional.pad(completions.tokens, extra, value=pad_id),
+        torch.nn.functional.pad(completions.mask, extra, value=False),
     )

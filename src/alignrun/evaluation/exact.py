@@ -4,9 +4,8 @@ import torch
 
 from alignrun import games
 from alignrun.data import PromptSet
-from alignrun.evaluation.base import Evaluation
 from alignrun.models.policy import Policy, Role
-from alignrun.types import Completions
+from alignrun.types import Completions, Evaluation
 
 
 class GameEvaluator:

@@ -10,11 +10,10 @@ from scipy import stats
 from alignrun.algorithms.rollout import decode_texts, sample_streams, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
-from alignrun.evaluation.base import Evaluation
 from alignrun.generation.decode import Sampling
 from alignrun.models.policy import Policy, Role
 from alignrun.preferences.base import Preference
-from alignrun.types import Sample
+from alignrun.types import Evaluation, Sample
 
 EVALUATION_STREAM = 1
 """Keeps evaluation's random numbers apart from training's: evaluating more often changes no training step."""
@@ -82,12 +81,13 @@ class WinRateEvaluator:
                 first, second = decode_texts(self._policy, ours), decode_texts(self._policy, theirs)
                 preferred = self._preference(prompts.texts, first, second).double()
                 with torch.no_grad():
-                    # KL of the policies themselves: temperature and truncation belong to the sampler alone.
-                    log_ratio = self._policy.log_probs(Role.policy, prompts, ours) - self._policy.log_probs(
-                        Role.reference, prompts, ours
+                    # KL of the distributions that are sampled; truncation would make it infinite and is left out.
+                    mine, base = (
+                        self._policy.log_probs(role, prompts, ours, self._config.temperature)
+                        for role in (Role.policy, Role.reference)
                     )
                 totals += torch.stack(
-                    [log_ratio.sum(), ours.mask.sum(), theirs.mask.sum(), self._policy.ends(ours).sum()]
+                    [(mine - base).sum(), ours.mask.sum(), theirs.mask.sum(), self._policy.ends(ours).sum()]
                 ).to(totals)
                 drawn.append(preferred)
                 rows = zip(prompts.texts, first, second, preferred.tolist(), strict=True)

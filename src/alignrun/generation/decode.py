@@ -9,6 +9,7 @@ Shape legend: B prompts, S live sequences, R live model rows, T new tokens, V vo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -130,12 +131,16 @@ class _Layout:
         self._policy = [place for place, stream in enumerate(streams) if needs_policy(mix_betas[stream])]
         self._reference = [place for place, stream in enumerate(streams) if needs_reference(mix_betas[stream])]
         self._source = torch.tensor([*self._policy, *self._reference], device=device)
-        # Live sequences stay ordered by stream, so each stream is one run of rows in each role.
-        self._streams: list[tuple[float, slice | None, slice | None]] = []
-        for stream in dict.fromkeys(streams):
-            policy = [row for row, place in enumerate(self._policy) if streams[place] == stream]
-            reference = [row for row, place in enumerate(self._reference) if streams[place] == stream]
-            self._streams.append((mix_betas[stream], _run(policy, 0), _run(reference, len(self._policy))))
+        # Live sequences stay ordered by stream, so neighbouring streams of one β are one run of rows in each role.
+        self._runs: list[tuple[float, slice | None, slice | None]] = []
+        policy_start, reference_start = 0, len(self._policy)
+        for mix_beta, members in groupby(mix_betas[stream] for stream in streams):
+            size = len(list(members))
+            policy = slice(policy_start, policy_start + size) if needs_policy(mix_beta) else None
+            reference = slice(reference_start, reference_start + size) if needs_reference(mix_beta) else None
+            policy_start += size if policy else 0
+            reference_start += size if reference else 0
+            self._runs.append((mix_beta, policy, reference))
 
     def rows_in_prefill(self) -> list[int]:
         """The prefill row (role block, prompt) that each model row starts from."""
@@ -156,13 +161,9 @@ class _Layout:
     def mix(self, logits: Tensor) -> Tensor:
         """[R, V] logits to [S, V] log-probabilities."""
         parts = []
-        for mix_beta, policy, reference in self._streams:
+        for mix_beta, policy, reference in self._runs:
             if policy is not None and reference is not None:
                 parts.append(mix_log_probs(logits[policy], logits[reference], mix_beta))
             else:
                 parts.append(logits[policy or reference].float().log_softmax(-1))
         return torch.cat(parts)
-
-
-def _run(rows: Sequence[int], offset: int) -> slice | None:
-    return slice(offset + rows[0], offset + rows[-1] + 1) if rows else None

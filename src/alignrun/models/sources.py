@@ -69,6 +69,25 @@ def load_model(
     return model.eval()
 
 
+def preview_prompt(config: ModelConfig, text: str) -> str | None:
+    """A prompt as the model's template writes it; None where the template is on a hub that has not been asked."""
+    if config.source in (ModelSource.random, ModelSource.game):
+        tokenizer = load_tokenizer(config)
+    elif config.chat_template is not None:
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = config.chat_template
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(locate(config), **_hub_options(config), local_files_only=True)
+        except (OSError, ValueError, InputError):
+            return None
+    if tokenizer.chat_template is None:
+        return text
+    system = [] if config.system_prompt is None else [{"role": "system", "content": config.system_prompt}]
+    messages = [*system, {"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
 def load_architecture(config: ModelConfig) -> PreTrainedConfig:
     """The model's configuration alone: from the YAML where it gives one, else from the model's own files.
 

@@ -1,0 +1,270 @@
+"""The commands as a user meets them: presets, listing, planning, exporting, sweeping."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import random_batch
+
+from alignrun import cli, compose
+from alignrun.memory_plan import make_plan
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", compose.choices("experiment"))
+def test_every_experiment_composes_and_names_its_launch_line(name: str) -> None:
+    config = compose.compose([f"experiment={name}"])
+    assert config.algo.name
+    text = (compose.config_folder() / "experiment" / f"{name}.yaml").read_text()
+    assert text.splitlines()[:2] == ["# @package _global_", f"# alignrun experiment={name}"]
+
+
+@pytest.mark.parametrize(
+    "override", [f"{group}={name}" for group in ("algo", "model", "preference") for name in compose.choices(group)]
+)
+def test_every_choice_composes(override: str) -> None:
+    needed = {
+        "model=path": ["model.path=some/model"],
+        "model=game": ["preference=matrix"],
+        "preference=function": ["preference.function=a:b"],
+    }
+    compose.compose([override, *needed.get(override, [])])
+
+
+def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
+    for overrides in ([], ["experiment=game"], ["experiment=smoke", "optim.schedule=cosine", "adapter=none"]):
+        config = compose.compose(overrides)
+        (tmp_path / "config.yaml").write_text(compose.dump(config))
+        assert compose.load(tmp_path / "config.yaml") == config
+    with pytest.raises(AttributeError):
+        config.seed = 1  # type: ignore[misc]
+
+
+def test_the_smoke_run_leaves_everything_in_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert cli.main(["experiment=smoke", f"run.dir={run}"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "win rate against the reference" in out
+    assert "95% interval" in out
+    assert str(run) in out
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        "config.yaml", "overrides.yaml", "metrics.jsonl", "samples.jsonl", "environment.json", "summary.json",
+        "checkpoints", "adapter",
+    }  # fmt: skip
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-2", "step-3"}
+    assert (run / "overrides.yaml").read_text() == f"- experiment=smoke\n- run.dir={run}\n"
+    assert not [path for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")], "no pickle anywhere"
+    sample = json.loads((run / "samples.jsonl").read_text().splitlines()[0])
+    assert sample.keys() >= {"step", "prompt", "first", "second", "preference"}
+    assert "torch" in json.loads((run / "environment.json").read_text())["versions"]
+
+
+def test_ls_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ls"]) == 0
+    out = capsys.readouterr().out
+    for choice in ("algo=nash_md", "model=llama-8b", "model=path", "adapter=qlora", "data=hub", "experiment=smoke"):
+        assert choice in out
+    assert cli.main(["ls", "adapter"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["adapter=lora", "adapter=none", "adapter=qlora"]
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_config_prints_what_can_be_read_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["config", "experiment=game", "seed=5"]) == 0
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    assert compose.load(tmp_path / "config.yaml") == compose.compose(["experiment=game", "seed=5"])
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "layers"),
+    [("llama-8b", 8_030_261_248, 32 * 7), ("qwen-7b", 7_615_616_512, 28 * 7), ("smollm2-135m", 134_515_008, 30 * 7)],
+)
+def test_plans_count_the_published_parameters(model: str, parameters: int, layers: int) -> None:
+    """The counts on the models' own cards."""
+    plan = make_plan(compose.compose([f"model={model}"]))
+    assert plan.parameters == parameters
+    assert plan.adapted_layers == layers
+    text = compose.compose([f"model={model}"]).model.architecture
+    head = text["hidden_size"] // text["num_attention_heads"]
+    pairs = [
+        (text["hidden_size"], text["num_attention_heads"] * head),
+        (text["hidden_size"], text["num_key_value_heads"] * head),
+        (text["hidden_size"], text["num_key_value_heads"] * head),
+        (text["num_attention_heads"] * head, text["hidden_size"]),
+        (text["hidden_size"], text["intermediate_size"]),
+        (text["hidden_size"], text["intermediate_size"]),
+        (text["intermediate_size"], text["hidden_size"]),
+    ]
+    assert plan.trainable == 16 * sum(a + b for a, b in pairs) * text["num_hidden_layers"]
+
+
+def test_plan_reads_no_weights_and_orders_the_adapters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "algo=nash_md", "model=llama-8b"]) == 0
+    out = capsys.readouterr().out
+    assert "8,030.3M parameters, lora rank 16 on 224 layers: 41.9M trained" in out
+    assert "<|start_header_id|>user<|end_header_id|>" in out
+    peaks = {
+        name: make_plan(compose.compose(["model=llama-8b", f"adapter={name}"])).peak
+        for name in ("lora", "qlora", "none")
+    }
+    assert peaks["qlora"] < peaks["lora"] < peaks["none"]
+    assert make_plan(compose.compose(["model=llama-8b", "train.micro_batch_size=1"])).peak <= peaks["lora"]
+
+
+def test_the_exported_adapter_gives_the_same_logits_in_peft(tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from alignrun.models.policy import Policy, Role
+    from alignrun.models.sources import load_model, load_tokenizer
+    from alignrun.trainer import restore_weights
+
+    run = tmp_path / "run"
+    assert cli.main(["experiment=smoke", f"run.dir={run}", "optim.learning_rate=0.05"]) == 0
+    assert cli.main(["export", str(run)]) == 0
+    assert cli.main(["export", str(run), "--merge", "--to", str(tmp_path / "merged")]) == 0
+    assert cli.main(["export", str(run), "--step", "2", "--to", str(tmp_path / "earlier")]) == 0
+
+    config = compose.load(run / "config.yaml")
+    tokenizer = load_tokenizer(config.model)
+    policy = Policy.load(config.model, config.adapter, config.reference, tokenizer, config.seed)
+    from alignrun.checkpoint import load_checkpoint
+
+    restore_weights(policy.trainable(), load_checkpoint(run / "checkpoints/step-3").tensors["weights"], run)
+    prompts, completions = random_batch(policy)
+
+    def base():
+        torch.manual_seed(config.seed)
+        return load_model(config.model, tokenizer, torch.float32)
+
+    ids = torch.randint(0, 200, (2, 9))
+    with torch.no_grad():
+        expected = policy.model(input_ids=ids).logits
+        for folder in (run / "export", run / "adapter"):
+            loaded = PeftModel.from_pretrained(base(), str(folder))
+            assert torch.equal(loaded(input_ids=ids).logits, expected)
+        earlier = PeftModel.from_pretrained(base(), str(tmp_path / "earlier"))
+        assert not torch.equal(earlier(input_ids=ids).logits, expected)
+        assert not torch.allclose(base()(input_ids=ids).logits, expected, atol=1e-3)
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+        assert (policy.log_probs(Role.policy, prompts, completions)).shape == completions.tokens.shape
+
+
+@pytest.mark.slow
+def test_a_sweep_gives_each_run_its_directory_and_ends_in_a_table(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    code = cli.main(
+        ["-m", "experiment=smoke", "algo.kl_tau=0.01,0.1", "seed=1,2", "train.steps=1", f"hydra.sweep.dir={sweep}"]
+    )
+    assert code == 0
+    rows = json.loads((sweep / "sweep.json").read_text())
+    assert len(rows) == 4
+    assert {tuple(row["overrides"].split()[1:3]) for row in rows} == {
+        (f"algo.kl_tau={tau}", f"seed={seed}") for tau in ("0.01", "0.1") for seed in (1, 2)
+    }
+    for row in rows:
+        assert (sweep / row["run"] / "summary.json").is_file()
+        config = compose.load(sweep / row["run"] / "config.yaml")
+        assert f"seed={config.seed}" in row["overrides"]
+    out = capfd.readouterr().out
+    assert "4 runs in" in out
+    assert "win_rate" in out
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep"
+    arguments = ["-m", "experiment=smoke", "train.steps=1", f"hydra.sweep.dir={sweep}"]
+    code = cli.main([*arguments, "preference.function=absent:f,alignrun.preferences.examples:letters"])
+    assert code == 1
+    rows = json.loads((sweep / "sweep.json").read_text())
+    assert [row["exit_code"] for row in rows] == [2, 0]
+    assert "failed (exit code 2)" in " ".join(capfd.readouterr().out.split())
+
+
+def test_a_sweep_is_refused_whole_if_any_part_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep"
+    arguments = ["-m", "experiment=smoke", f"hydra.sweep.dir={sweep}"]
+    for wrong, expected in (
+        ("algo.kl_tau=0.1,-3", "algo.kl_tau must not be negative"),
+        ("algo.kl_tua=0.1,0.2", "unknown key algo.kl_tua"),
+        ("run.dir=x", "hydra.sweep.dir"),
+    ):
+        assert cli.main([*arguments, wrong]) == 2
+        assert expected in capsys.readouterr().err
+    assert not sweep.exists()
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert "alignrun resume RUN" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("alignrun ")
+
+
+def test_the_module_runs_as_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "alignrun", "ls", "algo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "nash_md" in done.stdout
+
+
+LAYERS = [
+    {"cli", "__main__"},
+    {"launch", "sweep", "listing"},
+    {"build"},
+    {"memory_plan", "compose"},
+    {"evaluation"},
+    {"trainer"},
+    {"algorithms"},
+    {"checkpoint", "tracking", "optim", "progress"},
+    {"run_directory"},
+    {"preferences", "data", "generation", "models"},
+    {"game_files"},
+    {"games", "objectives"},
+    {"config"},
+    {"types", "errors"},
+]
+
+
+def test_imports_point_downwards_only() -> None:
+    height = {name: -level for level, names in enumerate(LAYERS) for name in names}
+    source = ROOT / "src" / "alignrun"
+    problems = []
+    for file in source.rglob("*.py"):
+        here = file.relative_to(source).with_suffix("").parts
+        if here == ("__init__",):
+            continue
+        assert here[0] in height, f"{file} stands in no layer"
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = (
+                    [node.module] if node.module != "alignrun" else [f"alignrun.{alias.name}" for alias in node.names]
+                )
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] != "alignrun" or len(parts) == 1 or parts[1] == here[0] or parts[1] == "__version__":
+                    continue
+                if height[parts[1]] >= height[here[0]]:
+                    problems.append(f"{'.'.join(here)} imports {name}")
+    assert not problems
+
+
+def test_objectives_and_games_know_tensors_only() -> None:
+    source = ROOT / "src" / "alignrun"
+    for file in [source / "games.py", *(source / "objectives").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("alignrun"):
+                assert node.module in ("alignrun.types", "alignrun.errors", "alignrun.objectives"), (file, node.module)
