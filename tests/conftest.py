@@ -9,7 +9,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-
 from helpers import load_policy
 
 from alignrun.models.policy import Policy

@@ -115,6 +115,5 @@ def build_evaluator(config: Config, policy: Policy, preference: Preference, ques
         questions,
         config.evaluation,
         config.generation.max_new_tokens,
-        config.generation.batch_size or config.train.batch_size,
         config.seed,
     )

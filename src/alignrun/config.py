@@ -258,7 +258,7 @@ class TrainConfig:
     batch_size: int = 16
     """Prompts in one step."""
     micro_batch_size: int | None = None
-    """Sequences in one backward pass; gradients are accumulated exactly. By default the whole batch."""
+    """Prompts in one backward pass; gradients are accumulated exactly. By default the whole batch."""
     log_every: int = 1
     checkpoint_every: int = 50
     """Steps between checkpoints; 0 saves only at the end and when interrupted."""
@@ -281,6 +281,8 @@ class EvaluationConfig:
     """Steps between evaluations; 0 evaluates only at the end."""
     samples_per_prompt: int = 1
     """Completions drawn from each side for every prompt."""
+    batch_size: int = 32
+    """Prompts decoded at once."""
     confidence: float = 0.95
     temperature: float = 1.0
     top_k: int = 0
@@ -291,6 +293,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         require(self.every >= 0, "evaluation.every", f"must not be negative, not {self.every}")
         require(self.samples_per_prompt >= 1, "evaluation.samples_per_prompt", "must be at least 1")
+        require(self.batch_size >= 1, "evaluation.batch_size", f"must be at least 1, not {self.batch_size}")
         require(0 < self.confidence < 1, "evaluation.confidence", f"must lie in (0, 1), not {self.confidence}")
         require(self.temperature > 0, "evaluation.temperature", f"must be positive, not {self.temperature}")
         require(self.top_k >= 0, "evaluation.top_k", f"must not be negative, not {self.top_k}")

@@ -15,7 +15,7 @@ from alignrun import compose
 from alignrun.build import Assembly, assemble, check
 from alignrun.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from alignrun.config import AdapterKind, Config
-from alignrun.errors import AlignrunError, InputError
+from alignrun.errors import InputError
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.progress import Progress, summary_panel
@@ -36,7 +36,7 @@ def train(config: Config, overrides: Sequence[str], console: Console) -> int:
     write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     try:
         assembly = assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
-    except AlignrunError:
+    except BaseException:
         remove_empty_run(run)
         raise
     write_text_atomic(run.config_file, compose.dump(config))

@@ -95,7 +95,8 @@ def _dtype(config: Config) -> torch.dtype:
 
 
 def _sampling_bytes(config: Config, text: PreTrainedConfig, tokens: int, width: int) -> int:
-    prompts = config.generation.batch_size or config.train.batch_size
+    samples = getattr(config.algo, "samples_per_prompt", 1)
+    prompts = (config.generation.batch_size or config.train.batch_size) * samples
     mix_beta = getattr(config.algo, "mix_beta", 0.0)
     sequences = 2 * prompts
     model_rows = prompts * (1 + (mix_beta < 1) + (mix_beta > 0))
@@ -108,7 +109,8 @@ def _sampling_bytes(config: Config, text: PreTrainedConfig, tokens: int, width: 
 
 
 def _training_bytes(config: Config, text: PreTrainedConfig, tokens: int, width: int) -> int:
-    rows = config.train.micro_batch_size or config.train.batch_size
+    samples = getattr(config.algo, "samples_per_prompt", 1)
+    rows = (config.train.micro_batch_size or config.train.batch_size) * samples
     # Per token and layer: the inputs of norms, attention and projections, and the products inside the MLP.
     inside = (16 * text.hidden_size + 6 * text.intermediate_size) * width
     layers = text.num_hidden_layers

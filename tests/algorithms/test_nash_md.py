@@ -6,8 +6,9 @@ import pytest
 import torch
 from helpers import load_policy, random_batch
 
-from alignrun.algorithms.base import Tools, rows
+from alignrun.algorithms.base import Tools, count, rows
 from alignrun.algorithms.nash_md import Judged, NashMD
+from alignrun.algorithms.rollout import decode_texts
 from alignrun.compose import compose
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.game_files import load_game
@@ -54,8 +55,8 @@ def test_expected_gradient_on_a_game_is_exact(mix_beta: float) -> None:
     for (i, y), (j, _) in itertools.product(enumerate(actions), enumerate(actions)):
         pair = Judged(
             batch(1),
-            Completions(y.reshape(1, 1), torch.ones(1, 1, dtype=torch.bool)),
-            game.preferences[i, j].float()[None],
+            Completions(y.reshape(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool)),
+            game.preferences[i, j].float()[None, None],
         )
         gradients = torch.autograd.grad(algorithm.loss(pair).total, weights)
         probability = pi[i].detach() * opponent[j]
@@ -69,14 +70,15 @@ def test_expected_gradient_on_a_game_is_exact(mix_beta: float) -> None:
 
 def test_loss_is_the_sum_of_scored_log_probabilities() -> None:
     """Against an independent loop over tokens: −Σ log π(y_n) (P − ½ − τ Σ_{m≥n} log π/μ)."""
-    policy, config = load_policy("algo.kl_tau=0.3")
+    policy, config = load_policy("algo.kl_tau=0.3", "generation.temperature=0.7")
     algorithm = build(policy, config)
     prompts, completions = random_batch(policy, prompts=4)
     preference = torch.tensor([0.9, 0.2, 0.5, 0.7])
-    loss = algorithm.loss(Judged(prompts, completions, preference))
+    one_each = Completions(completions.tokens[:, None], completions.mask[:, None])
+    loss = algorithm.loss(Judged(prompts, one_each, preference[:, None]))
     with torch.no_grad():
-        log_pi = policy.log_probs(Role.policy, prompts, completions)
-        log_mu = policy.log_probs(Role.reference, prompts, completions)
+        log_pi = policy.log_probs(Role.policy, prompts, completions, temperature=0.7)
+        log_mu = policy.log_probs(Role.reference, prompts, completions, temperature=0.7)
     total, kl = 0.0, 0.0
     for row in range(4):
         length = int(completions.mask[row].sum())
@@ -84,48 +86,72 @@ def test_loss_is_the_sum_of_scored_log_probabilities() -> None:
             ahead = sum(float(log_pi[row, m] - log_mu[row, m]) for m in range(n, length))
             total -= float(log_pi[row, n]) * (float(preference[row]) - 0.5 - 0.3 * ahead)
         kl += sum(float(log_pi[row, m] - log_mu[row, m]) for m in range(length))
-    assert float(loss.total) == pytest.approx(total, rel=1e-4)
+    assert float(loss.total.detach()) == pytest.approx(total, rel=1e-4)
     assert float(loss.metrics["kl"]) == pytest.approx(kl, rel=1e-4)
     assert loss.targets == 4
     assert float(loss.metrics["length"]) == float(loss.tokens) == int(completions.mask.sum())
 
 
-def test_opponents_come_from_the_mixture_and_completions_from_the_policy() -> None:
-    """With β = 1 the opponent is the reference: its log-likelihood under μ exceeds that of the policy's own draws."""
-    policy, config = load_policy("algo.mix_beta=1.0", "generation.max_new_tokens=12")
-    algorithm = build(policy, config)
+def spied(policy, config, preference) -> NashMD:
+    """The algorithm with a preference of the test's own."""
+    return NashMD(config.algo, Tools(policy, preference, config))
+
+
+def test_completions_come_from_the_policy_and_opponents_from_the_mixture() -> None:
+    """With β = 1 the opponent is the reference: log π − log μ is positive on y and negative on y'."""
+    policy, config = load_policy(
+        "algo.mix_beta=1.0", "algo.samples_per_prompt=1", "generation.max_new_tokens=12", "generation.temperature=1.0"
+    )
+    algorithm = spied(policy, config, lambda prompts, first, second: torch.full((len(first),), 0.25))
     prompts, _ = random_batch(policy, prompts=24)
-    drawn: list[list[str]] = []
-
-    def spy(texts, first, second):
-        drawn.append([*first, *second])
-        return torch.full((len(first),), 0.25)
-
-    algorithm.tools = Tools(policy, spy, config)  # type: ignore[arg-type]
-    algorithm._rollouts._tools = algorithm.tools
     (batch,) = list(algorithm.collect(prompts, step=0))
-    assert torch.equal(batch.preference, torch.full((24,), 0.25))
-    assert len(drawn[0]) == 48
+    assert torch.equal(batch.preference, torch.full((24, 1), 0.25))
     ours, theirs = algorithm._rollouts.sample(prompts, [0.0, 1.0], 0)
-    assert torch.equal(ours.tokens, batch.completions.tokens)
-    with torch.no_grad():
+    assert torch.equal(ours.tokens, batch.completions.tokens[:, 0])
 
-        def margin(completions: Completions) -> torch.Tensor:
-            ours = policy.log_probs(Role.policy, prompts, completions)
-            return (ours - policy.log_probs(Role.reference, prompts, completions)).sum()
+    @torch.no_grad()
+    def margin(completions: Completions) -> torch.Tensor:
+        log_probs, reference = (policy.log_probs(role, prompts, completions) for role in (Role.policy, Role.reference))
+        return (log_probs - reference).sum()
 
-        assert margin(ours) > 0 > margin(theirs)
+    assert margin(ours) > 0 > margin(theirs)
 
 
-def test_chunked_sampling_gives_whole_batches() -> None:
+def test_each_completion_is_judged_against_all_opponents_of_its_own_prompt() -> None:
+    policy, config = load_policy("algo.samples_per_prompt=3", "generation.max_new_tokens=6")
+    seen: list[tuple[str, str, str]] = []
+
+    def remember(prompts, first, second):
+        seen.extend(zip(prompts, first, second, strict=True))
+        return torch.tensor([len(one) / (len(one) + len(other) + 1) for one, other in zip(first, second, strict=True)])
+
+    algorithm = spied(policy, config, remember)
+    prompts, _ = random_batch(policy, prompts=2)
+    (batch,) = list(algorithm.collect(prompts, step=4))
+    assert batch.completions.tokens.shape[:2] == batch.preference.shape == (2, 3)
+    assert len(seen) == 2 * 3 * 3
+    for b, prompt in enumerate(prompts.texts):
+        for k in range(3):
+            completion = Completions(batch.completions.tokens[b : b + 1, k], batch.completions.mask[b : b + 1, k])
+            (text,) = decode_texts(policy, completion)
+            mine = [len(one) / (len(one) + len(other) + 1) for p, one, other in seen if p == prompt and one == text]
+            repeats = len(mine) // 3  # two completions may read the same
+            assert len(mine) == 3 * repeats >= 3
+            assert float(batch.preference[b, k]) == pytest.approx(sum(mine) / len(mine), rel=1e-5)
+
+
+def test_sampling_in_chunks_gives_whole_batches() -> None:
     policy, config = load_policy("generation.batch_size=2", "generation.max_new_tokens=6")
-    algorithm = build(policy, config)
+    algorithm = spied(policy, config, lambda prompts, first, second: torch.rand(len(first)))
     prompts, _ = random_batch(policy, prompts=5)
     (batch,) = list(algorithm.collect(prompts, step=0))
-    assert len(batch.completions.tokens) == len(batch.completions.mask) == len(batch.preference) == 5
+    assert count(batch) == 5
+    assert batch.completions.tokens.shape[:2] == batch.completions.mask.shape[:2] == batch.preference.shape == (5, 2)
     part = rows(batch, slice(1, 3))
+    assert count(part) == 2
     assert part.prompts.texts == prompts.texts[1:3]
     assert torch.equal(part.completions.tokens, batch.completions.tokens[1:3])
+    assert torch.equal(part.preference, batch.preference[1:3])
 
 
 def test_the_game_model_plays_the_reference_before_training() -> None:

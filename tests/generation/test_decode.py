@@ -134,7 +134,7 @@ def test_cached_equals_uncached_token_for_token(policy: Policy) -> None:
         sampling,
         step_generator(policy.device, 5, 0),
     )
-    assert 1 < cached[0].tokens.shape[1]
+    assert cached[0].tokens.shape[1] > 1
     for one, other in zip(cached, uncached, strict=True):
         assert torch.equal(one.tokens, other.tokens)
         assert torch.equal(one.mask, other.mask)

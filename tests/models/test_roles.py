@@ -163,3 +163,26 @@ def test_merged_model_equals_the_policy(tmp_path) -> None:
         copy.copy(policy).save_merged(tmp_path)
         merged = AutoModelForCausalLM.from_pretrained(tmp_path)
         torch.testing.assert_close(plain_log_probs(merged, prompts, completions), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_prompt_read_once_for_its_completions_changes_no_value_and_no_gradient(policy: Policy, role: Role) -> None:
+    """Three completions of each prompt: shared prefix, rows with their own copy, and rows without any padding."""
+    prompts, _ = random_batch(policy, prompts=3)
+    _, completions = random_batch(policy, prompts=9, seed=1)
+    apart = PromptBatch(
+        prompts.texts * 3, prompts.input_ids.repeat_interleave(3, 0), prompts.attention_mask.repeat_interleave(3, 0)
+    )
+    shared = policy.log_probs(role, prompts, completions)
+    plain = policy.log_probs(role, apart, completions)
+    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
+    if role is Role.policy:
+        torch.testing.assert_close(plain, plain_log_probs(policy.model, apart, completions), atol=1e-5, rtol=1e-5)
+        weights = list(policy.trainable().values())
+        factors = torch.arange(45.0).reshape(9, 5).cos()
+        for one, other in zip(
+            torch.autograd.grad((shared * factors).sum(), weights),
+            torch.autograd.grad((plain * factors).sum(), weights),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)

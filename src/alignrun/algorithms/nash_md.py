@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.rollout import Rollouts, repeat, stack
+from alignrun.algorithms.rollout import Rollouts, stack
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.divergence import kl_k1, kl_k3
@@ -35,12 +34,13 @@ class NashMDConfig:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The policy's completions and how often each is preferred to its opponent's."""
+    """K completions of the policy for each of B prompts, and how often each is preferred to its opponent's."""
 
     prompts: PromptBatch
     completions: Completions
+    """[B, K, T]"""
     preference: Tensor
-    """[B] P(y ≻ y' | x), averaged over the opponent's completions of the same prompt."""
+    """[B, K] P(y ≻ y' | x), averaged over the opponent's completions of the same prompt."""
 
 
 @algorithm("nash_md", NashMDConfig)
@@ -66,28 +66,28 @@ class NashMD(Algorithm):
         samples = self.config.samples_per_prompt
         drawn = self._rollouts.sample(prompts, [0.0] * samples + [self.config.mix_beta] * samples, step)
         ours, opponents = drawn[:samples], drawn[samples:]
-        preference = torch.cat([self._rollouts.mean_preference(prompts, one, opponents) for one in ours])
-        yield Judged(repeat(prompts, samples), stack(ours), preference)
+        yield Judged(prompts, stack(ours), self._rollouts.preference(prompts, ours, opponents))
 
     def loss(self, batch: Judged) -> Loss:
         """The surrogate −Σ log π(y_n) · score_n, summed over the sequences of the micro-batch."""
         policy, temperature = self.tools.policy, self.tools.config.generation.temperature
-        mask = batch.completions.mask
-        reference = policy.log_probs(Role.reference, batch.prompts, batch.completions, temperature)
-        log_probs = policy.log_probs(Role.policy, batch.prompts, batch.completions, temperature)
+        completions = Completions(batch.completions.tokens.flatten(0, 1), batch.completions.mask.flatten(0, 1))
+        mask, preference = completions.mask, batch.preference.flatten()
+        reference = policy.log_probs(Role.reference, batch.prompts, completions, temperature)
+        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, temperature)
         log_ratio = log_probs.detach() - reference
-        advantages = nash_md_advantages(batch.preference, log_ratio, mask, self.config.kl_tau)
+        advantages = nash_md_advantages(preference, log_ratio, mask, self.config.kl_tau)
         lengths = mask.sum(1)
         return Loss(
             total=policy_gradient_loss(log_probs, advantages, mask),
             targets=len(mask),
             metrics={
-                "win_rate": batch.preference.sum(),
+                "win_rate": preference.sum(),
                 "kl": kl_k1(log_ratio).sum(),
                 "kl_k3": kl_k3(log_ratio).sum(),
                 "entropy": -(log_probs.detach().sum(1) / lengths).sum(),
                 "length": lengths.sum(),
-                "eos_rate": policy.ends(batch.completions).sum(),
+                "eos_rate": policy.ends(completions).sum(),
             },
             tokens=lengths.sum(),
         )

@@ -64,29 +64,31 @@ class Rollouts:
         ]
         pad_id = self._sampling.pad_id
         longest = max(completions.tokens.shape[1] for chunk in chunks for completions in chunk)
-        return [stack([pad(part, longest, pad_id) for part in parts]) for parts in zip(*chunks, strict=True)]
+        streams = zip(*([pad(part, longest, pad_id) for part in chunk] for chunk in chunks), strict=True)
+        return [
+            Completions(torch.cat([part.tokens for part in stream]), torch.cat([part.mask for part in stream]))
+            for stream in streams
+        ]
 
-    def mean_preference(
-        self, prompts: PromptBatch, completions: Completions, opponents: Sequence[Completions]
-    ) -> Tensor:
-        """[B] P(y ≻ y' | x), averaged over the opponents' completions of the same prompt."""
-        policy, preference = self._tools.policy, self._tools.preference
-        ours = decode_texts(policy, completions) * len(opponents)
-        theirs = [text for opponent in opponents for text in decode_texts(policy, opponent)]
-        judged = preference(prompts.texts * len(opponents), ours, theirs)
-        return judged.reshape(len(opponents), -1).mean(0).to(policy.device)
+    def preference(self, prompts: PromptBatch, ours: Sequence[Completions], theirs: Sequence[Completions]) -> Tensor:
+        """[B, K] P(y ≻ y' | x) of each of our K streams, averaged over all of theirs for the same prompt."""
+        policy = self._tools.policy
+        first, second = ([decode_texts(policy, stream) for stream in side] for side in (ours, theirs))
+        pairs = [(mine, other) for mine in first for other in second]
+        judged = self._tools.preference(
+            prompts.texts * len(pairs),
+            [text for mine, _ in pairs for text in mine],
+            [text for _, other in pairs for text in other],
+        )
+        return judged.reshape(len(ours), len(theirs), len(prompts)).mean(1).T.to(policy.device)
 
 
-def repeat(prompts: PromptBatch, times: int) -> PromptBatch:
-    """The whole batch several times over: row b of copy k is k * B + b."""
-    return PromptBatch(
-        prompts.texts * times, prompts.input_ids.repeat(times, 1), prompts.attention_mask.repeat(times, 1)
+def stack(streams: Sequence[Completions]) -> Completions:
+    """K streams of B completions of one length as [B, K, T]."""
+    return Completions(
+        torch.stack([stream.tokens for stream in streams], dim=1),
+        torch.stack([stream.mask for stream in streams], dim=1),
     )
-
-
-def stack(parts: Sequence[Completions]) -> Completions:
-    """Completions of one length as one batch, in the order of `repeat`."""
-    return Completions(torch.cat([part.tokens for part in parts]), torch.cat([part.mask for part in parts]))
 
 
 def pad(completions: Completions, length: int, pad_id: int) -> Completions:

@@ -53,11 +53,10 @@ class WinRateEvaluator:
         prompts: PromptSet,
         config: EvaluationConfig,
         max_new_tokens: int,
-        batch_size: int,
         seed: int,
     ) -> None:
         self._policy, self._preference, self._prompts, self._config = policy, preference, prompts, config
-        self._batch_size, self._seed = batch_size, seed
+        self._seed = seed
         self._sampling = Sampling(
             max_new_tokens=max_new_tokens,
             stop_ids=policy.stop_ids,
@@ -75,7 +74,7 @@ class WinRateEvaluator:
         totals = torch.zeros(4, dtype=torch.float64)
         for _ in range(self._config.samples_per_prompt):
             drawn: list[torch.Tensor] = []
-            for batch in self._prompts.all_batches(self._batch_size):
+            for batch in self._prompts.all_batches(self._config.batch_size):
                 prompts = self._policy.to_device(batch)
                 ours, theirs = sample_streams(self._policy, prompts, [0.0, 1.0], self._sampling, generator)
                 first, second = decode_texts(self._policy, ours), decode_texts(self._policy, theirs)

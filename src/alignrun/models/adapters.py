@@ -96,7 +96,7 @@ def lora_layers(model: nn.Module) -> list[LoraLayer]:
 
 
 @contextmanager
-def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: int) -> Iterator[None]:
+def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: int | None = None) -> Iterator[None]:
     """Within the context, each span of rows goes through its adapter and all other rows through the bare base.
 
     The base product is taken once for all rows; only the low-rank products differ. PEFT offers the same by row
@@ -106,7 +106,7 @@ def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: i
     Args:
         layers: from `lora_layers`.
         spans: disjoint spans; an empty sequence is the bare base.
-        rows: the size of the batch, to catch architectures that reorder rows inside a layer.
+        rows: the size of a mixed batch, to catch architectures that reorder rows inside a layer.
     """
     for layer in layers:
         layer.forward = partial(_forward_by_span, layer, tuple(spans), rows)
@@ -117,12 +117,12 @@ def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: i
             del layer.forward
 
 
-def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int, x: Tensor) -> Tensor:
+def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int | None, x: Tensor) -> Tensor:
     result: Tensor = layer.base_layer(x)
     for adapter, span in spans:
         if adapter not in layer.lora_A:
             continue
-        if len(x) != rows:
+        if rows is not None and len(x) != rows:
             raise InputError(
                 "this architecture does not keep a batch's rows apart inside its layers (a mixture of experts?): "
                 "name attention layers only in adapter.target_modules"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError
@@ -136,22 +136,24 @@ class Policy:
         return parts[0] if len(parts) == 1 else PairedDecoder(parts[0], parts[1], len(prompts))
 
     def log_probs(self, role: Role, prompts: PromptBatch, completions: Completions, temperature: float = 1.0) -> Tensor:
-        """[B, T] log π(y_n | x, y_<n) of every completion token, zero on padding.
+        """[N, T] log π(y_n | x, y_<n) of every completion token, zero on padding.
 
-        The policy's carry a gradient where gradients are enabled; the reference's never do. Only the completion's
-        positions reach the vocabulary head.
+        The policy's carry a gradient where gradients are enabled; the reference's never do. Only the completions'
+        positions reach the vocabulary head, and a prompt with several completions is read once for all of them.
+
+        Args:
+            role: whose log-probabilities.
+            prompts: B prompts.
+            completions: N = K·B completions; those of prompt b are rows b·K to b·K + K − 1.
+            temperature: divides the logits.
         """
-        ids = torch.cat([prompts.input_ids, completions.tokens], dim=1)
-        mask = torch.cat([prompts.attention_mask, completions.mask.to(prompts.attention_mask)], dim=1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        first = prompts.input_ids.shape[1] - 1
-        with self._as(role, len(ids)):
-            module = self._module(role)
-            output = module.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        module = self._module(role)
+        # Checkpointed layers keep no cache, so there every completion comes with its prompt.
+        shared = len(completions.tokens) > len(prompts) and not module.is_gradient_checkpointing
+        with self._as(role):
+            hidden = (_hidden_after_shared_prompts if shared else _hidden_in_rows)(module, prompts, completions)
             head = self.head if module is self.model else vocabulary_head(module)
-            log_probs = token_log_probs(
-                output.last_hidden_state[:, first:-1], head, completions.tokens, temperature=temperature
-            )
+            log_probs = token_log_probs(hidden, head, completions.tokens, temperature=temperature)
         return log_probs * completions.mask
 
     def save_adapter(self, folder: Path) -> None:
@@ -183,14 +185,57 @@ class Policy:
         return self.model
 
     @contextmanager
-    def _as(self, role: Role, rows: int) -> Iterator[None]:
+    def _as(self, role: Role) -> Iterator[None]:
         if role is Role.policy:
             yield
             return
         name = self._adapter(role)
-        spans = [(name, slice(0, rows))] if name else []
-        with torch.no_grad(), adapters.adapters_on_rows(self._layers, spans, rows):
+        spans = [(name, slice(None))] if name else []
+        with torch.no_grad(), adapters.adapters_on_rows(self._layers, spans):
             yield
+
+
+def _hidden_in_rows(module: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
+    """[N, T, D] the hidden state before each completion token, from rows of prompt and completion."""
+    copies = len(completions.tokens) // len(prompts)
+    prompt_mask = prompts.attention_mask.repeat_interleave(copies, 0)
+    ids = torch.cat([prompts.input_ids.repeat_interleave(copies, 0), completions.tokens], dim=1)
+    mask = torch.cat([prompt_mask, completions.mask.to(prompt_mask)], dim=1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    output = module.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    hidden: Tensor = output.last_hidden_state[:, prompts.input_ids.shape[1] - 1 : -1]
+    return hidden
+
+
+def _hidden_after_shared_prompts(module: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
+    """The same, with each prompt's keys and values computed once and repeated for its completions.
+
+    Gradients flow through the repetition, so that those of the prompt are the sum over its completions.
+    """
+    copies = len(completions.tokens) // len(prompts)
+    cache = DynamicCache(config=module.config)
+    prompt_mask = prompts.attention_mask
+    output = module.base_model(
+        input_ids=prompts.input_ids,
+        attention_mask=prompt_mask,
+        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
+        cache=cache,
+        use_cache=True,
+    )
+    first = output.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
+    if completions.tokens.shape[1] == 1:
+        return first
+    cache.batch_repeat_interleave(copies)
+    inputs, inputs_mask = completions.tokens[:, :-1], completions.mask[:, :-1].to(prompt_mask)
+    lengths = prompt_mask.sum(1, keepdim=True).repeat_interleave(copies, 0)
+    output = module.base_model(
+        input_ids=inputs,
+        attention_mask=torch.cat([prompt_mask.repeat_interleave(copies, 0), inputs_mask], dim=1),
+        position_ids=lengths + torch.arange(inputs.shape[1], device=inputs.device),
+        cache=cache,
+        use_cache=True,
+    )
+    return torch.cat([first, output.last_hidden_state], dim=1)
 
 
 def adapter_folder(path: str) -> Path:

@@ -1,0 +1,43 @@
+"""Where the time of a training step goes: sampling and judging, forward passes, backward pass.
+
+    python scripts/time_step.py [--steps 3] [key=value …]
+
+Prints the median seconds of each phase with the smallest and largest, over the steps after a first one that is not
+counted. The overrides are those of `alignrun`.
+"""
+
+import argparse
+import statistics
+import time
+
+from alignrun.build import assemble
+from alignrun.compose import compose
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=3)
+    given, overrides = parser.parse_known_args()
+    config = compose(overrides)
+    assembly = assemble(config)
+    policy, algorithm = assembly.policy, assembly.algorithm
+    seconds: dict[str, list[float]] = {"sampling and judging": [], "forward": [], "backward": [], "whole step": []}
+    for step in range(given.steps + 1):
+        prompts = policy.to_device(assembly.prompts.batch_at(step, config.train.batch_size))
+        marks = [time.perf_counter()]
+        (batch,) = algorithm.collect(prompts, step)
+        marks.append(time.perf_counter())
+        loss = algorithm.loss(batch)
+        marks.append(time.perf_counter())
+        loss.total.backward()
+        marks.append(time.perf_counter())
+        if step:
+            spans = [after - before for before, after in zip(marks, marks[1:], strict=False)]
+            for name, value in zip(seconds, [*spans, marks[-1] - marks[0]], strict=True):
+                seconds[name].append(value)
+    for name, values in seconds.items():
+        print(f"{name:22s} {statistics.median(values):8.2f} s   ({min(values):.2f} to {max(values):.2f})")
+
+
+if __name__ == "__main__":
+    main()
