@@ -7,6 +7,7 @@ counted. The overrides are those of `alignrun`.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 
@@ -32,7 +33,7 @@ def main() -> None:
         loss.total.backward()
         marks.append(time.perf_counter())
         if step:
-            spans = [after - before for before, after in zip(marks, marks[1:], strict=False)]
+            spans = [after - before for before, after in itertools.pairwise(marks)]
             for name, value in zip(seconds, [*spans, marks[-1] - marks[0]], strict=True):
                 seconds[name].append(value)
     for name, values in seconds.items():

@@ -60,6 +60,21 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         (["data=inline"], "data.prompts"),
         (["model=path", "model.path=./absent"], "model.path=./absent is not a folder"),
         (["model=game"], "model=game plays a matrix game: choose preference=matrix"),
+        (["model=game", "preference=matrix"], "set generation.max_new_tokens=1"),
+        (["model.path=./mine"], "model.path is of no use with model=tiny: choose model=path"),
+        (["data.path=mine.jsonl"], "data.path is of no use with data=bundled: choose data=jsonl"),
+        (["data.prompts=[hello]"], "data.prompts is of no use without data=inline"),
+        (["reference.path=run"], "reference.path is of no use with reference=base: choose reference=adapter"),
+        (["model.architecture.hiden_size=32"], "hiden_size"),
+        (["+model.architecture.hiden_size=32"], "did you mean hidden_size?"),
+        (["model.architecture.hidden_size=63"], "the architecture of tiny cannot be loaded"),
+        (["preference.name=matrix"], "preference.name cannot be changed by itself"),
+        (["adapter=qlora"], "adapter=qlora is for real models"),
+        (["model.device=mps"], "is not supported: use auto, cpu or cuda"),
+        (["seed=-1"], "seed must lie in [0, 2**63)"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x is for sweeps (-m): a single run has run.dir"),
+        (["adapter.target_modules=[embed_tokens]"], "not embeddings"),
+        (["adapter.rank=4", "reference=adapter", "reference.path=x"], "adapter.* cannot be set with reference=adapter"),
         (["preference=matrix", "preference.game=chess"], "preference.game=chess: choose cyc, dice, rps"),
         (["preference.function=nowhere:f"], "preference.function=nowhere:f cannot be imported"),
         (["preference.function=math"], "is not an import path"),
@@ -82,7 +97,7 @@ def test_configuration(capsys: pytest.CaptureFixture[str], overrides: list[str],
     ("overrides", "expected"),
     [
         (["model.device=cuda"], "finds no CUDA device here"),
-        (["adapter=qlora"], "adapter=qlora needs a CUDA GPU"),
+        (["adapter=qlora", "model=path", "model.path=some/model"], "adapter=qlora needs a CUDA GPU"),
     ],
 )
 def test_hardware_that_is_not_here(capsys: pytest.CaptureFixture[str], overrides: list[str], expected: str) -> None:
@@ -241,6 +256,22 @@ def test_preferences_that_misbehave(
     # One that always prefers the first is no preference at all once both orders are averaged.
     assert cli.main([*given, "preference.function=mine:biased", "run.dir=biased"]) == 0
     assert json.loads(Path("biased/summary.json").read_text())["win_rate"] == 0.5
+
+
+def test_games_from_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "game.json"
+    game = {"preferences": [[0.5, 0.8], [0.2, 0.5]], "reference": [0.3, 0.7], "actions": ["left", "right"]}
+    arguments = ("experiment=game", f"preference.game={file}", "train.steps=1")
+    file.write_text(json.dumps(game))
+    assert cli.main([*arguments, "run.dir=fine"]) == 0
+    for change, expected in (
+        ({"actions": ["go left", "right"]}, "actions must be different single words"),
+        ({"actions": ["play", "right"]}, "actions must be different single words"),
+        ({"preferences": [[0.5, 0.8], [0.8, 0.5]]}, "0.8"),
+        ({"reference": None}, "cannot be read"),
+    ):
+        file.write_text(json.dumps(game | change))
+        assert expected in refuse(capsys, *arguments)
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:

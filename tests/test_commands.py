@@ -2,6 +2,8 @@
 
 import ast
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +194,18 @@ def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: 
     assert "failed (exit code 2)" in " ".join(capfd.readouterr().out.split())
 
 
+def test_a_sweep_takes_any_path_and_skips_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "it's (a) copy, x=1"
+    odd.mkdir()
+    quoted = str(odd).replace("'", r"\'")
+    assert cli.main(["-m", "experiment=smoke", "seed=1,2", "train.steps=1", f"hydra.sweep.dir='{quoted}'"]) == 0
+    assert len(json.loads((odd / "sweep.json").read_text())) == 2
+    capfd.readouterr()
+    assert cli.main(["-m", "foo", "seed=1,2"]) == 2
+    assert cli.main(["-m", "data.prompts=[a", "seed=1,2"]) == 2
+    assert capfd.readouterr().err.count("alignrun: error: ") == 2
+
+
 def test_a_sweep_is_refused_whole_if_any_part_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep"
     arguments = ["-m", "experiment=smoke", f"hydra.sweep.dir={sweep}"]
@@ -216,6 +230,27 @@ def test_the_module_runs_as_a_command() -> None:
     done = subprocess.run([sys.executable, "-m", "alignrun", "ls", "algo"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "nash_md" in done.stdout
+
+
+def test_the_algorithm_of_contributing_runs_as_written(tmp_path: Path) -> None:
+    """Its two files are put into a copy of the package, where it must run without further wiring."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    settings = text.split("```yaml\n")[1].split("```")[0]
+    shutil.copytree(ROOT / "src" / "alignrun", tmp_path / "src" / "alignrun")
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "src/alignrun/algorithms/against_reference.py").write_text(code)
+    (tmp_path / "conf/algo/against_reference.yaml").write_text(settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "alignrun", "algo=against_reference", "experiment=smoke", "train.steps=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "against_reference on tiny: 1 steps" in done.stdout
 
 
 LAYERS = [

@@ -174,6 +174,72 @@ def test_a_stopped_run_saves_exits_and_resumes(tmp_path: Path, name: str) -> Non
     assert [row["step"] for row in metrics_of(run) if "loss" in row] == list(range(1, 61))
 
 
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_an_evaluation_cut_short_is_made_up_for_and_never_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluated: bool
+) -> None:
+    """Stopped on an evaluation step before it (a signal), or killed right after the last one was recorded."""
+    overrides = ("train.steps=4", "evaluation.every=2", "train.checkpoint_every=0")
+    assert train(f"run.dir={tmp_path / 'whole'}", *overrides) == 0
+    run = tmp_path / "run"
+    if evaluated:
+        monkeypatch.setattr(trainer.Trainer, "_write_adapter", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert train(f"run.dir={run}", *overrides) == 130
+    else:
+        original = trainer.Trainer._step
+
+        def stop(self, step: int) -> None:
+            original(self, step)
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(trainer.Trainer, "_step", stop)
+        assert train(f"run.dir={run}", *overrides) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["resume", str(run)]) == 0
+    assert metrics_of(run) == metrics_of(tmp_path / "whole")
+    assert (run / "samples.jsonl").read_text() == (tmp_path / "whole" / "samples.jsonl").read_text()
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_resuming_from_an_older_step_gives_up_what_came_after(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(f"run.dir={run}", "train.steps=4") == 0
+    whole = metrics_of(run)
+    assert cli.main(["resume", str(run), "--step", "2", "optim.learning_rate=0.1", "train.steps=3"]) == 0
+    rows = metrics_of(run)
+    assert rows[:2] == whole[:2]
+    assert rows[2] != whole[2]
+    assert [row["step"] for row in rows] == [1, 2, 3, 3]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-2", "step-3"]
+    assert json.loads((run / "summary.json").read_text())["step"] == 3
+    assert "learning_rate: 0.1" in (run / "config.yaml").read_text()
+
+
+def test_a_preference_that_fails_midway_keeps_the_steps_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignrun.preferences import examples
+
+    original, calls = examples.letters, []
+
+    def fails_later(prompts, completions):
+        calls.append(1)
+        if len(calls) > 3:
+            raise ConnectionError("the judge is gone")
+        return original(prompts, completions)
+
+    monkeypatch.setattr(examples, "letters", fails_later)
+    run = tmp_path / "run"
+    assert train(f"run.dir={run}", "train.steps=6", "train.checkpoint_every=0") == 1
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-3"]
+    monkeypatch.setattr(examples, "letters", original)
+    assert cli.main(["resume", str(run)]) == 0
+    assert train(f"run.dir={tmp_path / 'whole'}", "train.steps=6", "train.checkpoint_every=0") == 0
+    assert metrics_of(run) == metrics_of(tmp_path / "whole")
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert train(f"run.dir={run}") == 0

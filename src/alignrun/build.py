@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
-from alignrun.config import AdapterKind, Config, ModelSource
+from alignrun.config import AdapterConfig, AdapterKind, Config, ModelSource, ReferenceKind
 from alignrun.data import PromptSet, load_examples
 from alignrun.errors import InputError
 from alignrun.evaluation.exact import GameEvaluator
@@ -40,16 +40,33 @@ def check(config: Config) -> None:
         raise InputError(
             f"config: algo.name={config.algo.name} is unknown: choose from {', '.join(sorted(ALGORITHMS))}"
         )
-    if config.train.keep_checkpoints < 1:
-        raise InputError("config: train.keep_checkpoints must be at least 1")
+    if not isinstance(config.algo, ALGORITHMS[config.algo.name].config_class):
+        raise InputError(f"config: algo.name cannot be changed by itself: write algo={config.algo.name}")
+    preference: str = config.preference.name
+    known = PREFERENCES.get(preference)
+    if known is None or not isinstance(config.preference, known[0]):
+        raise InputError(
+            "config: preference.name cannot be changed by itself: write preference=NAME, of "
+            + ", ".join(sorted(PREFERENCES))
+        )
     if config.optim.warmup_steps > config.train.steps:
         raise InputError(
             f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
         )
-    if config.model.source is ModelSource.game and config.preference.name != "matrix":
-        raise InputError("config: model=game plays a matrix game: choose preference=matrix")
+    if config.model.source is ModelSource.game:
+        if preference != "matrix":
+            raise InputError("config: model=game plays a matrix game: choose preference=matrix")
+        if config.generation.max_new_tokens != 1:
+            raise InputError("config: model=game plays one action, of one token: set generation.max_new_tokens=1")
+    plain = AdapterConfig(name=config.adapter.name)
+    if config.reference.name is ReferenceKind.adapter and config.adapter != plain:
+        raise InputError("config: adapter.* cannot be set with reference=adapter: the policy is a copy of that adapter")
     device = resolve_device(config.model.device)
     if config.adapter.name is AdapterKind.qlora:
+        if config.model.source in (ModelSource.random, ModelSource.game):
+            raise InputError(
+                f"config: adapter=qlora is for real models, not model={config.model.name}: use adapter=lora"
+            )
         quantization(config.adapter, device, resolve_dtype(config.model.dtype, device))
 
 
@@ -106,9 +123,10 @@ def build_preference(config: Config) -> Preference:
 
 
 def build_evaluator(config: Config, policy: Policy, preference: Preference, questions: PromptSet) -> Evaluator:
-    """Exact measures where the preference is a game, sampled win rates otherwise."""
-    if isinstance(preference, MatrixPreference):
-        return GameEvaluator(policy, preference.game, questions, getattr(config.algo, "kl_tau", 0.0))
+    """Exact measures where the model plays a game, sampled win rates otherwise."""
+    if config.model.source is ModelSource.game and isinstance(preference, MatrixPreference):
+        kl_tau = getattr(config.algo, "kl_tau", 0.0)
+        return GameEvaluator(policy, preference.game, questions, kl_tau, config.generation.temperature)
     return WinRateEvaluator(
         policy,
         preference,

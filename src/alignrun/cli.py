@@ -15,7 +15,7 @@ from alignrun.errors import AlignrunError, InputError, one_line
 USAGE = """\
 alignrun [key=value …]                train: algo=nash_md model=smollm2-135m unless overridden
 alignrun -m key=a,b [key=value …]     sweep: one run for each combination, and a table
-alignrun resume RUN [--step N]        go on where a run stopped, bit for bit
+alignrun resume RUN [--step N] [key=value …]  go on where a run stopped, bit for bit unless a value is changed
 alignrun plan [key=value …]           parameters and predicted memory; nothing is loaded
 alignrun export RUN [--merge]         a PEFT adapter, or a merged model, for transformers and vLLM
 alignrun ls [GROUP]                   what can be picked: algorithms, models, data, preferences, …
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"disk full ({one_line(error)}): free space, then `alignrun resume RUN`", 1)
-        raise
+        return _fail(f"{type(error).__name__}: {one_line(error)}", 1)
 
 
 def dispatch(arguments: Sequence[str], console: Console) -> int:
@@ -74,8 +74,9 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     if verb == "resume":
         from alignrun.launch import resume
 
-        given = _parse(verb, rest, ("run",), ("--step",))
-        return resume(given.run, given.step, console)
+        overrides = [argument for argument in rest if "=" in argument and not argument.startswith(("-", "/", "."))]
+        given = _parse(verb, [argument for argument in rest if argument not in overrides], ("run",), ("--step",))
+        return resume(given.run, given.step, overrides, console)
     if verb == "export":
         from alignrun.launch import export
 
@@ -88,6 +89,9 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     wrong = [argument for argument in arguments if "=" not in argument]
     if wrong:
         raise InputError(f"{wrong[0]!r} is neither a command nor key=value: see `alignrun --help`")
+    launcher = [argument for argument in arguments if argument.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    if launcher:
+        raise InputError(f"config: {launcher[0]} is for sweeps (-m): a single run has run.dir")
     from alignrun.compose import compose
     from alignrun.launch import train
 

@@ -90,8 +90,8 @@ def dump(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def load(path: Path) -> Config:
-    """The configuration that `dump` wrote.
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that `dump` wrote, with values changed by `key=value`.
 
     Raises:
         InputError: the file is missing, not YAML, or not a configuration of this version.
@@ -103,10 +103,12 @@ def load(path: Path) -> Config:
         base = OmegaConf.structured(Config)
         base.algo = discover()[stored.algo.name].config_class
         base.preference = PREFERENCES[stored.preference.name][0]
-        merged = OmegaConf.merge(base, stored)
+        merged = OmegaConf.merge(base, stored, OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(merged, DictConfig)
         return typed(merged)
-    except (OSError, UnicodeDecodeError, YAMLError, KeyError, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: {explain(error)}") from error
+    except (OSError, UnicodeDecodeError, YAMLError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
 
 

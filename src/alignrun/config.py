@@ -47,7 +47,8 @@ class ModelSource(str, Enum):
 
 
 class Precision(str, Enum):
-    """The floating-point type of the base weights; `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    """The floating-point type of the base weights; `auto` is bfloat16 on CUDA and on CPUs with bfloat16 products, else
+    float32. Adapters are float32 always."""
 
     auto = "auto"
     float32 = "float32"
@@ -70,25 +71,31 @@ class ModelConfig:
     name: str = MISSING
     source: ModelSource = ModelSource.hub
     path: str | None = None
-    """Hub id or local folder."""
+    """Hub id or local folder (source=hub)."""
     revision: str | None = None
     trust_remote_code: bool = False
     package: str | None = None
     """Python package that carries `package_file` (source=package)."""
     package_file: str | None = None
+    fallback: str | None = None
+    """Hub id to use where the package is not installed (source=package)."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """Fields of the transformers configuration: what to build (source=random), or what to plan with when the hub
     cannot be asked."""
     dtype: Precision = Precision.auto
     attention: Attention = Attention.sdpa
     device: str = "auto"
-    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     system_prompt: str | None = None
     """Put before every prompt, where the chat template takes one."""
     chat_template: str | None = None
     """A Jinja template instead of the tokenizer's own."""
+
+    def __post_init__(self) -> None:
+        if self.source is not ModelSource.hub:
+            require(self.path is None, "model.path", f"is of no use with model={self.name}: choose model=path")
 
 
 class AdapterKind(str, Enum):
@@ -122,7 +129,8 @@ class ReferenceKind(str, Enum):
     base = "base"
     """The base model with no adapter."""
     adapter = "adapter"
-    """The base model with a frozen adapter, for example one trained by SFT; the policy starts from it."""
+    """The base model with a frozen adapter, for example one trained by SFT; the policy starts as its copy, so that
+    rank and layers are the adapter's own."""
 
 
 @schema
@@ -136,6 +144,8 @@ class ReferenceConfig:
     def __post_init__(self) -> None:
         if self.name is ReferenceKind.adapter:
             require(bool(self.path), "reference.path", "is missing: name a run or an adapter folder")
+        else:
+            require(self.path is None, "reference.path", "is of no use with reference=base: choose reference=adapter")
 
 
 class DataSource(str, Enum):
@@ -191,6 +201,16 @@ class DataConfig:
         if self.source in (DataSource.jsonl, DataSource.hub):
             wanted = "a file" if self.source is DataSource.jsonl else "a data set id"
             require(bool(self.path), "data.path", f"is missing: name {wanted}, as in data.path=...")
+        else:
+            require(
+                self.path is None, "data.path", f"is of no use with data={self.name}: choose data=jsonl or data=hub"
+            )
+        for name, value, source in (
+            ("prompts", self.prompts, DataSource.inline),
+            ("eval_path", self.eval_path, DataSource.jsonl),
+            ("eval_split", self.eval_split, DataSource.hub),
+        ):
+            require(not value or self.source is source, f"data.{name}", f"is of no use without data={source.value}")
         if self.source is DataSource.inline:
             require(len(self.prompts) > 0, "data.prompts", "is empty: give at least one, as in data.prompts='[Hello]'")
         require(0 < self.eval_fraction < 1, "data.eval_fraction", f"must lie in (0, 1), not {self.eval_fraction}")
@@ -313,7 +333,6 @@ class WandbMode(str, Enum):
 class TrackerConfig:
     """wandb, beside metrics.jsonl and samples.jsonl, which are always written."""
 
-    name: str = "wandb"
     mode: WandbMode = WandbMode.auto
     project: str = "alignrun"
     entity: str | None = None
@@ -321,6 +340,9 @@ class TrackerConfig:
     tags: list[str] = field(default_factory=list)
     samples: int = 8
     """Completions recorded at each evaluation."""
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 0, "tracker.samples", f"must not be negative, not {self.samples}")
 
 
 @schema
@@ -348,3 +370,6 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 1 << 63, "seed", f"must lie in [0, 2**63), not {self.seed}")

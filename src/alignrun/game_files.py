@@ -8,6 +8,9 @@ import torch
 from alignrun.errors import InputError, one_line
 from alignrun.games import GAMES, Game
 
+RESERVED = ("play", "<eos>", "<pad>")
+"""Words of the model that plays a game which are no actions."""
+
 
 def load_game(name: str) -> Game:
     """One of the named games, or `{"preferences": [[…]], "reference": […], "actions": […]}` from a .json file.
@@ -30,4 +33,11 @@ def load_game(name: str) -> Game:
             f"preference.game={name} cannot be read ({type(error).__name__}: {one_line(error, 100)}): it must hold "
             "preferences (a square table), reference (a distribution) and actions (names)"
         ) from None
-    return Game(preferences, reference, actions)
+    game = Game(preferences, reference, actions)
+    unfit = [name for name in actions if not name or len(name.split()) != 1 or name in RESERVED]
+    if unfit or len(set(actions)) < len(actions):
+        raise InputError(
+            f"preference.game={name}: actions must be different single words other than {', '.join(RESERVED)}, "
+            f"not {', '.join(map(repr, unfit or actions))}"
+        )
+    return game

@@ -1,11 +1,14 @@
 """Starting a run, resuming one, exporting what it learned."""
 
+import contextlib
 import json
+import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -15,13 +18,13 @@ from alignrun import compose
 from alignrun.build import Assembly, assemble, check
 from alignrun.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from alignrun.config import AdapterKind, Config
-from alignrun.errors import InputError
+from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.progress import Progress, summary_panel
 from alignrun.run_directory import RunDirectory, environment, write_text_atomic, writing
 from alignrun.tracking import start_tracking
-from alignrun.trainer import Outcome, Trainer, restore_weights
+from alignrun.trainer import Outcome, Progressed, Trainer, restore_weights
 
 
 def train(config: Config, overrides: Sequence[str], console: Console) -> int:
@@ -35,7 +38,8 @@ def train(config: Config, overrides: Sequence[str], console: Console) -> int:
     write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
     write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     try:
-        assembly = assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
+        with memory_errors(config):
+            assembly = assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
     except BaseException:
         remove_empty_run(run)
         raise
@@ -43,25 +47,35 @@ def train(config: Config, overrides: Sequence[str], console: Console) -> int:
     return _fit(config, assembly, run, console)
 
 
-def resume(path: str, step: int | None, console: Console) -> int:
+def resume(path: str, step: int | None, overrides: Sequence[str], console: Console) -> int:
     """Go on from the newest checkpoint of a run, or from that of `step`; the exit code.
+
+    What lies after `step` is given up. With overrides the run goes on under the changed configuration, for example
+    with a lower learning rate or more steps.
 
     Raises:
         AlignrunError: there is nothing to resume, or the checkpoint is damaged.
     """
     run = RunDirectory.open(path)
-    config = compose.load(run.config_file)
+    config = compose.load(run.config_file, overrides)
+    check(config)
     run.lock()
     found = dict(list_checkpoints(run.checkpoints))
     if step is not None and step not in found:
         raise InputError(f"{run.path} has no checkpoint of step {step}: choose from {sorted(found) or 'none'}")
-    if step is None and (run.path / "summary.json").is_file():
+    summary = run.path / "summary.json"
+    if step is None and summary.is_file() and json.loads(summary.read_text())["step"] >= config.train.steps:
         console.print(f"{run.path} has finished its {config.train.steps} steps: nothing to resume.")
         return 0
     checkpoint = found[step] if step is not None else latest_checkpoint(run.checkpoints)
     if checkpoint is not None:
         load_checkpoint(checkpoint)  # a damaged one is told before a model is loaded
-    assembly = assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
+    with memory_errors(config):
+        assembly = assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
+    if overrides:
+        write_text_atomic(run.config_file, compose.dump(config))
+        before: Any = OmegaConf.load(run.overrides_file) if run.overrides_file.is_file() else []
+        write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create([*before, *overrides])))
     return _fit(config, assembly, run, console, resumed=True, checkpoint=checkpoint)
 
 
@@ -79,12 +93,13 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
         raise InputError(f"{run.path} has no checkpoint{wanted}: choose from {sorted(found) or 'none'}")
     step = max(found) if step is None else step
     folder = Path(target).expanduser() if target else run.path / ("merged" if merge else "export")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: choose another folder with --to")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} is taken: choose another folder with --to")
     saved = load_checkpoint(found[step])
     adapter = config.adapter
-    if merge and adapter.name is AdapterKind.qlora:
-        adapter = replace(adapter, name=AdapterKind.lora)  # merged into the full-precision base, not the 4-bit one
+    if adapter.name is AdapterKind.qlora:
+        # The adapter is the same on the full-precision base, which is what it is merged into; no GPU is needed.
+        adapter = replace(adapter, name=AdapterKind.lora)
     policy = Policy.load(config.model, adapter, config.reference, load_tokenizer(config.model), config.seed)
     restore_weights(policy.trainable(), saved.tensors["weights"], found[step])
     with writing(folder):
@@ -112,6 +127,19 @@ def default_directory(config: Config) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
+@contextlib.contextmanager
+def memory_errors(config: Config) -> Iterator[None]:
+    """Running out of memory, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory ({one_line(error, 120)}): lower train.micro_batch_size (now "
+            f"{config.train.micro_batch_size or config.train.batch_size}) or generation.batch_size, or use "
+            "model.gradient_checkpointing=true or adapter=qlora"
+        ) from error
+
+
 def remove_empty_run(run: RunDirectory) -> None:
     """Leave nothing behind of a run that could not be assembled."""
     for file in (run.environment_file, run.overrides_file, run.path / ".lock"):
@@ -132,29 +160,33 @@ def _fit(
 ) -> int:
     torch.use_deterministic_algorithms(assembly.policy.device.type == "cpu")
     trainer = Trainer(config, assembly.policy, assembly.algorithm, assembly.prompts, assembly.evaluate, run)
-    start = trainer.restore(checkpoint) if checkpoint is not None else 0
-    with Progress(config.train.steps, start=start, console=console) as progress:
+    start = trainer.restore(checkpoint) if checkpoint is not None else Progressed(0, evaluated=False)
+    summary_file = run.path / "summary.json"
+    summary_file.unlink(missing_ok=True)
+    for later, folder in list_checkpoints(run.checkpoints):
+        if later > start.step:
+            shutil.rmtree(folder)
+    with Progress(config.train.steps, start=start.step, console=console) as progress:
         if resumed:
-            progress.note(f"resuming {run.path} after step {start}")
+            progress.note(f"resuming {run.path} after step {start.step}")
         tracking = start_tracking(
-            # Without a checkpoint everything is done again, the evaluation before the first step included.
             config.tracker,
             run,
             compose.plain(config),
-            resume_step=(start or -1) if resumed else None,
+            resume_step=start.step if resumed else None,
+            resume_evaluated=start.evaluated,
             notify=progress.note,
         )
         try:
-            outcome = trainer.fit(start, tracking, progress)
+            with memory_errors(config):
+                outcome = trainer.fit(start, tracking, progress)
         except BaseException:
             tracking.finish({}, 1)
             raise
     if outcome.evaluation is None:
         tracking.finish({}, 1)
         return _interrupted(outcome, run, console)
-    write_text_atomic(
-        run.path / "summary.json", json.dumps({"step": outcome.step, **outcome.evaluation.metrics}, indent=2)
-    )
+    write_text_atomic(summary_file, json.dumps({"step": outcome.step, **outcome.evaluation.metrics}, indent=2))
     location = tracking.location
     tracking.finish(outcome.evaluation.metrics, 0)
     summary_panel(

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from alignrun.config import AdapterKind, Config, Precision
+from alignrun.config import AdapterKind, Config
 from alignrun.models.adapters import add_policy_adapter, lora_layers
 from alignrun.models.device import resolve_device, resolve_dtype
-from alignrun.models.sources import load_architecture, preview_prompt
+from alignrun.models.sources import planned_architecture, preview_prompt
 from alignrun.objectives.likelihood import CHUNK_SIZE
 
 ASSUMED_PROMPT_TOKENS = 256
@@ -56,7 +56,7 @@ def make_plan(config: Config) -> MemoryPlan:
     Raises:
         InputError: the architecture is unknown here, or the adapter does not fit it.
     """
-    architecture = load_architecture(config.model)
+    architecture = planned_architecture(config.model)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.bfloat16)
         parameters = sum(weight.numel() for weight in model.parameters())
@@ -88,10 +88,11 @@ def make_plan(config: Config) -> MemoryPlan:
 
 
 def _dtype(config: Config) -> torch.dtype:
-    """The precision of the run; a plan for a large model is for a GPU even where it is made without one."""
-    if config.model.dtype is Precision.auto and not torch.cuda.is_available() and config.model.gradient_checkpointing:
-        return torch.bfloat16
-    return resolve_dtype(config.model.dtype, resolve_device(config.model.device))
+    """The precision of the run, also where its GPU is not in the machine that plans it."""
+    wanted = config.model.device
+    return resolve_dtype(
+        config.model.dtype, torch.device(wanted) if wanted.startswith("cuda") else resolve_device(wanted)
+    )
 
 
 def _sampling_bytes(config: Config, text: PreTrainedConfig, tokens: int, width: int) -> int:

@@ -12,7 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -184,8 +184,8 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def truncate_jsonl(path: Path, after_step: int) -> None:
-    """Drop the rows whose `step` lies beyond `after_step`, and a last line that a kill cut short.
+def truncate_jsonl(path: Path, after_step: int, stale: Callable[[Mapping[str, Any]], bool] = lambda _: False) -> None:
+    """Drop the rows whose `step` lies beyond `after_step`, those of it that are `stale`, and a torn last line.
 
     Rows without a step stay; a missing file is fine. Raises InputError on a broken line elsewhere.
     """
@@ -201,7 +201,8 @@ def truncate_jsonl(path: Path, after_step: int) -> None:
             if number == len(lines):
                 break
             raise InputError(f"{path}:{number} is not JSON: mend or delete that line") from None
-        if not isinstance(row, dict) or row.get("step", after_step) <= after_step:
+        step = row.get("step") if isinstance(row, dict) else None
+        if step is None or step < after_step or (step == after_step and not stale(row)):
             kept.append(line)
     after = b"".join(line + b"\n" for line in kept)
     if after != before:

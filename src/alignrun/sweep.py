@@ -1,6 +1,7 @@
 """`alignrun -m`: Hydra's multirun, each run in a process and a directory of its own, and a table at the end."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -31,12 +34,20 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     """
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     flags = [argument for argument in arguments if argument.startswith("-")]
-    directory = Path(_value_of(overrides, "hydra.sweep.dir") or _default_directory())
-    if _value_of(overrides, "run.dir"):
+    parsed = parse(overrides)
+    given = [override.value() for override in parsed if override.get_key_element() == "hydra.sweep.dir"]
+    directory = Path(str(given[-1])) if given else _default_directory()
+    if "$" in str(directory):
+        raise InputError("config: hydra.sweep.dir must be a plain path, without interpolations")
+    if any(override.get_key_element() == "run.dir" for override in parsed):
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
-    for combination in combinations(overrides):
+    for combination in combinations(parsed):
         check(compose.compose(combination))
-    if not _value_of(overrides, "hydra.sweep.dir"):
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {directory}: {error.strerror}; choose another hydra.sweep.dir") from None
+    if not given:
         overrides.append(f"hydra.sweep.dir={directory}")
     compose.register_schemas()
     entry = hydra.main(
@@ -45,6 +56,9 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     previous, sys.argv = sys.argv, ["alignrun", *flags, *overrides]
     try:
         entry()
+    except KeyboardInterrupt:
+        summarise(directory, console)
+        return 130
     finally:
         sys.argv = previous
     return summarise(directory, console)
@@ -59,24 +73,54 @@ def run_job(_config: DictConfig) -> float:
     settings = HydraConfig.get()
     directory = Path(settings.sweep.dir).absolute() / str(settings.sweep.subdir)
     directory.mkdir(parents=True, exist_ok=True)
-    overrides = [*settings.overrides.task, f"run.dir={directory}"]
-    process = subprocess.run([sys.executable, "-m", "alignrun", *overrides], check=False)
-    write_text_atomic(directory / "job.json", json.dumps({"exit_code": process.returncode}))
+    quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
+    overrides = [*settings.overrides.task, f"run.dir='{quoted}'"]
+    exit_code = run_to_its_end([sys.executable, "-m", "alignrun", *overrides])
+    write_text_atomic(directory / "job.json", json.dumps({"exit_code": exit_code}))
+    if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise KeyboardInterrupt
     outcome = _read_summary(directory)
     return float(outcome.get("win_rate", float("nan")))
 
 
-def combinations(overrides: Sequence[str]) -> list[list[str]]:
+def run_to_its_end(command: Sequence[str]) -> int:
+    """Run a command; a stop signal is the command's to act on (it saves and exits), and is waited for."""
+    process = subprocess.Popen(command)
+    # Ctrl-C reaches the whole process group by itself; SIGTERM comes to this process alone.
+    handlers: dict[int, Any] = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: lambda *_: process.terminate()}
+    previous = {name: signal.signal(name, handler) for name, handler in handlers.items()}
+    try:
+        return process.wait()
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Overrides in Hydra's grammar.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise InputError(compose.explain(error)) from error
+
+
+def combinations(overrides: Sequence[Override]) -> list[list[str]]:
     """Every combination that the basic sweeper would run: the first value of each override, each swept value once.
 
     A sweep's settings are checked one by one against the others' first values, which is enough to find an unknown
     key, a wrong type or a value out of range without composing the whole product.
     """
     choices: list[list[str]] = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in overrides:
         key = override.get_key_element()
         if key.startswith("hydra"):
             continue
+        if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
+            continue  # what these stand for is the sweeper's to know
         if override.is_sweep_override():
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
@@ -91,18 +135,13 @@ def combinations(overrides: Sequence[str]) -> list[list[str]]:
 def summarise(directory: Path, console: Console) -> int:
     """Print one line for each run below `directory` and write sweep.json beside them."""
     rows: list[dict[str, Any]] = []
-    for job in sorted(directory.glob("*/job.json"), key=lambda path: (len(path.parent.name), path.parent.name)):
+    for job in sorted(directory.rglob("job.json"), key=lambda path: (len(str(path)), str(path))):
         overrides_file = job.parent / "overrides.yaml"
-        stored = OmegaConf.load(overrides_file) if overrides_file.is_file() else []
+        stored: Any = OmegaConf.load(overrides_file) if overrides_file.is_file() else []
         swept = [override for override in map(str, stored) if not override.startswith("run.dir=")]
-        rows.append(
-            {
-                "run": job.parent.name,
-                "overrides": " ".join(swept),
-                **json.loads(job.read_text()),
-                **_read_summary(job.parent),
-            }
-        )
+        ended = json.loads(job.read_text())
+        measured = {} if ended["exit_code"] else _read_summary(job.parent)
+        rows.append({"run": str(job.parent.relative_to(directory)), "overrides": " ".join(swept), **ended, **measured})
     columns = [name for name in COLUMNS if any(name in row for row in rows)]
     table = Table(title=f"{len(rows)} runs in {directory}", title_justify="left")
     for name in ("run", "overrides", *columns):
@@ -120,10 +159,6 @@ def _read_summary(directory: Path) -> dict[str, Any]:
     file = directory / "summary.json"
     summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return summary
-
-
-def _value_of(overrides: Sequence[str], key: str) -> str | None:
-    return next((item.partition("=")[2] for item in overrides if item.partition("=")[0] == key), None)
 
 
 def _default_directory() -> Path:

@@ -110,18 +110,20 @@ def start_tracking(
     resolved_config: dict[str, Any],
     *,
     resume_step: int | None,
+    resume_evaluated: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> Tracking:
     """Open both trackers of a run; `resume_step` is the step of the checkpoint that a resumed run starts from.
 
-    Rows after `resume_step` are dropped, since they will be written again, and wandb goes on with the same run id.
+    Rows that will be written again are dropped: those after `resume_step`, and its evaluation's unless
+    `resume_evaluated`. wandb goes on with the same run id.
     `notify` gets one line for each thing the user should know (default: standard error). No failure of wandb is
     raised; a broken metrics.jsonl is an InputError.
     """
     notify = notify or _to_stderr
     if resume_step is not None:
-        truncate_jsonl(run.metrics_file, resume_step)
-        truncate_jsonl(run.samples_file, resume_step)
+        for file in (run.metrics_file, run.samples_file):
+            truncate_jsonl(file, resume_step, lambda row: not resume_evaluated and _is_evaluation(row))
     wandb_tracker = None
     try:
         wandb_tracker = _start_wandb(config, run, resolved_config, resume_step is not None, notify)
@@ -130,6 +132,10 @@ def start_tracking(
     if wandb_tracker:
         write_text_atomic(run.wandb_run_file, json.dumps({"id": wandb_tracker.run.id}) + "\n")
     return Tracking(JsonlTracker(run.metrics_file, run.samples_file), wandb_tracker, config.samples, notify)
+
+
+def _is_evaluation(row: Mapping[str, Any]) -> bool:
+    return "preference" in row or any(name.startswith("eval/") for name in row)
 
 
 def _to_stderr(text: str) -> None:

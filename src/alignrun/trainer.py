@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +21,18 @@ from alignrun.errors import InputError, RunError
 from alignrun.models.policy import Policy
 from alignrun.optim import learning_rate, make_optimizer
 from alignrun.progress import Progress
-from alignrun.run_directory import RunDirectory, write_text_atomic
+from alignrun.run_directory import RunDirectory, write_text_atomic, writing
 from alignrun.tracking import Tracking
 from alignrun.types import Evaluation, Evaluator, PromptBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far a run has come."""
+
+    step: int
+    evaluated: bool
+    """Whether the evaluation that was due at this step, if any, is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +63,8 @@ class Trainer:
         self._trainable = policy.trainable()
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
 
-    def restore(self, checkpoint: Path) -> int:
-        """Take weights and optimiser state from a checkpoint; the step to go on from.
+    def restore(self, checkpoint: Path) -> Progressed:
+        """Take weights and optimiser state from a checkpoint; where to go on from.
 
         Raises:
             InputError: the checkpoint is damaged or belongs to another configuration.
@@ -62,37 +72,48 @@ class Trainer:
         saved = load_checkpoint(checkpoint)
         restore_weights(self._trainable, saved.tensors["weights"], checkpoint)
         restore_optimizer(self._optimizer, list(self._trainable), saved.tensors["optimizer"], saved.state["optimizer"])
-        return saved.step
+        return Progressed(saved.step, bool(saved.state["evaluated"]))
 
-    def fit(self, start: int, tracking: Tracking, progress: Progress) -> Outcome:
-        """Train from step `start` to the last, and evaluate.
+    def fit(self, start: Progressed, tracking: Tracking, progress: Progress) -> Outcome:
+        """Train from `start` to the last step, and evaluate.
 
         Raises:
-            RunError: a loss or gradient that is not finite, or files that cannot be written.
+            RunError: a loss or gradient that is not finite, a preference that fails, or files that cannot be written.
         """
         self._tracking, self._progress = tracking, progress
         train = self._config.train
-        every = self._config.evaluation.every
+        if not start.evaluated and self._due(start.step) and start.step < train.steps:
+            self._record(start.step, self._evaluate())
         with stop_requested() as stopped_by:
-            if every and start == 0:
-                self._record(0, self._evaluate())
-            for done in range(start + 1, train.steps + 1):
+            for done in range(start.step + 1, train.steps + 1):
                 self._step(done - 1)
                 if done == train.steps:
                     break
                 signalled = stopped_by()
-                if every and done % every == 0 and not signalled:
+                if self._due(done) and not signalled:
                     self._record(done, self._evaluate())
-                # Saved after the evaluation: a resumed run never evaluates a step twice.
                 if signalled or (train.checkpoint_every and done % train.checkpoint_every == 0):
-                    self._save(done)
+                    # A stop does not wait for an evaluation; the resumed run makes up for it.
+                    self._save(Progressed(done, evaluated=not (self._due(done) and signalled)))
                 if signalled:
                     return Outcome(done, None, signalled)
-            self._save(train.steps)
+            self._save(Progressed(train.steps, evaluated=False))
             evaluation = self._evaluate()
             self._record(train.steps, evaluation)
-            self._policy.save_adapter(self._run.adapter)
+            self._write_adapter()
         return Outcome(train.steps, evaluation, None)
+
+    def _due(self, step: int) -> bool:
+        every = self._config.evaluation.every
+        return every > 0 and step % every == 0
+
+    def _write_adapter(self) -> None:
+        final, partial = self._run.adapter, self._run.path / "adapter.partial"
+        with writing(final):
+            shutil.rmtree(partial, ignore_errors=True)
+            self._policy.save_adapter(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
 
     def _step(self, step: int) -> None:
         started = time.perf_counter()
@@ -102,8 +123,15 @@ class Trainer:
         prompts = self._policy.to_device(self._prompts.batch_at(step, self._config.train.batch_size))
         metrics: dict[str, float] = {}
         tokens = 0.0
-        for batch in self._algorithm.collect(prompts, step):
-            metrics, tokens = self._update(batch, step, prompts)
+        updated = False
+        try:
+            for batch in self._algorithm.collect(prompts, step):
+                metrics, tokens = self._update(batch, step, prompts)
+                updated = True
+        except RunError:
+            if not updated:  # the state is still that of the step before, and worth keeping
+                self._save(Progressed(step, evaluated=True))
+            raise
         seconds = time.perf_counter() - started
         metrics |= {
             "learning_rate": rate,
@@ -145,11 +173,10 @@ class Trainer:
         path = self._run.path / "failed_batch.json"
         record = {"step": step + 1, "loss": str(metrics["loss"]), "grad_norm": str(metrics["grad_norm"])}
         write_text_atomic(path, json.dumps(record | {"prompts": prompts.texts}, indent=2))
-        self._save(step)
         raise RunError(
             f"step {step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}: nothing was "
-            f"updated, the state before is saved and the batch is in {path}: lower optim.learning_rate, raise "
-            "algo.kl_tau or use model.dtype=float32"
+            f"updated, the state before is saved and the batch is in {path}: go on with a lower learning rate, "
+            f"`alignrun resume {self._run.path} optim.learning_rate=…`, or with model.dtype=float32"
         )
 
     def _record(self, step: int, evaluation: Evaluation) -> None:
@@ -157,14 +184,14 @@ class Trainer:
         self._tracking.log_samples(step, evaluation.samples)
         self._progress.note(f"step {step}: " + ", ".join(f"{what} {value}" for what, value in evaluation.lines))
 
-    def _save(self, step: int) -> None:
+    def _save(self, progressed: Progressed) -> None:
         optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
         weights = {name: weight.detach() for name, weight in self._trainable.items()}
         save_checkpoint(
             self._run.checkpoints,
-            step,
+            progressed.step,
             {"weights": weights, "optimizer": optimizer},
-            {"optimizer": state},
+            {"optimizer": state, "evaluated": progressed.evaluated},
             self._config.train.keep_checkpoints,
         )
 

@@ -14,8 +14,8 @@ class GameEvaluator:
     The equilibrium is the regularised one at the algorithm's own τ.
     """
 
-    def __init__(self, policy: Policy, game: games.Game, prompts: PromptSet, kl_tau: float) -> None:
-        self._policy, self._game, self._kl_tau = policy, game, kl_tau
+    def __init__(self, policy: Policy, game: games.Game, prompts: PromptSet, kl_tau: float, temperature: float) -> None:
+        self._policy, self._game, self._kl_tau, self._temperature = policy, game, kl_tau, temperature
         self._prompt = next(prompts.all_batches(1))
         ids = [policy.tokenizer.encode(action, add_special_tokens=False) for action in game.actions]
         longest = max(map(len, ids))
@@ -34,7 +34,7 @@ class GameEvaluator:
         )
         actions = Completions(self._tokens.to(self._policy.device), self._mask.to(self._policy.device))
         with torch.no_grad():
-            log_probs = self._policy.log_probs(role, prompts, actions).sum(1)
+            log_probs = self._policy.log_probs(role, prompts, actions, self._temperature).sum(1)
         return log_probs.double().cpu().softmax(0)
 
     def __call__(self) -> Evaluation:

@@ -36,13 +36,16 @@ def add_policy_adapter(model: PreTrainedModel, config: AdapterConfig) -> PeftMod
         targets = "all-linear"
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
-        return get_peft_model(model, lora, adapter_name=POLICY)
+        peft = get_peft_model(model, lora, adapter_name=POLICY)
     except ValueError as error:
         linear = sorted({name.split(".")[-1] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)})
         raise InputError(
             f"adapter.target_modules={list(config.target_modules)} does not fit this model "
             f"({one_line(error, 120)}): use all-linear or some of {', '.join(linear)}"
         ) from None
+    if any(layer.lora_embedding_A for layer in lora_layers(model)):
+        raise InputError("adapter.target_modules: only linear layers can be adapted, not embeddings")
+    return peft
 
 
 def add_reference_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -55,9 +58,16 @@ def add_reference_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if not adapter_file.is_file():
         raise InputError(f"reference.path: {adapter_file} does not exist: name a finished run or a PEFT adapter folder")
     try:
-        kind = PeftConfig.from_pretrained(str(folder)).peft_type
-        if kind != "LORA":
-            raise InputError(f"reference.path: {folder} is a {kind} adapter: only LoRA is supported")
+        stored = PeftConfig.from_pretrained(str(folder))
+        # The roles' rows go through the low-rank product alone, so an adapter must consist of nothing else.
+        plain = stored.peft_type == "LORA" and not (
+            stored.use_dora or stored.lora_bias or stored.modules_to_save or stored.bias != "none"
+        )
+        if not plain:
+            raise InputError(
+                f"reference.path: {folder} is not a plain LoRA adapter (DoRA, biases and modules_to_save are not "
+                "supported): merge it into its base and use model=path"
+            )
         peft = PeftModel.from_pretrained(model, str(folder), adapter_name=REFERENCE, is_trainable=False)
         peft.load_adapter(str(folder), adapter_name=POLICY, is_trainable=True)
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:

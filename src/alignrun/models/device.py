@@ -7,15 +7,13 @@ from alignrun.errors import InputError, one_line
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `model.device` names; `auto` is CUDA, then Apple's MPS, then the CPU.
+    """The device that `model.device` names; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
         InputError: the name is unknown, or the device is not on this machine.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -26,17 +24,25 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(f"model.device={name}: torch {torch.__version__} finds no CUDA device here: use cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"model.device={name}: there are only {torch.cuda.device_count()} CUDA devices")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError(f"model.device={name}: there is no MPS device here: use cpu or auto")
+    if device.type not in ("cpu", "cuda"):  # Apple's MPS has no float64, which sampling needs
+        raise InputError(f"model.device={name} is not supported: use auto, cpu or cuda")
     return device
 
 
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The floating-point type of the base weights; `auto` is bfloat16 on CUDA, float32 elsewhere."""
-    if precision is Precision.auto:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, precision.value)
-    return dtype
+    """The floating-point type of the base weights; `auto` is bfloat16 where the hardware multiplies it natively."""
+    if precision is not Precision.auto:
+        dtype: torch.dtype = getattr(torch, precision.value)
+        return dtype
+    native = device.type == "cuda" or (device.type == "cpu" and _cpu_multiplies_bfloat16())
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # absent from older versions of torch
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, ReferenceConfig, ReferenceKind
+from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError
 from alignrun.models import adapters
 from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder
@@ -67,13 +67,10 @@ class Policy:
         """
         device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, device)
+        if adapter.name is AdapterKind.none and config.dtype is Precision.auto:
+            dtype = torch.float32  # small updates of bfloat16 weights would be rounded away
         torch.manual_seed(seed)  # random bases and the adapter's random factor
-        model = load_model(config, tokenizer, dtype, adapters.quantization(adapter, device, dtype))
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # the sampled and the scored policy must be the same
-        if hasattr(model.config, "attention_dropout"):
-            model.config.attention_dropout = 0.0
+        model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
@@ -85,9 +82,11 @@ class Policy:
             peft = adapters.add_reference_adapter(model, adapter_folder(str(reference.path)))
         else:
             peft = adapters.add_policy_adapter(model, adapter)
-        if peft is not None and config.path:
-            # Where the base is to be had elsewhere, rather than this machine's cache.
-            peft.peft_config[adapters.POLICY].base_model_name_or_path = config.path
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # the sampled and the scored policy must be the same
+        if hasattr(model.config, "attention_dropout"):
+            model.config.attention_dropout = 0.0
         if adapter.name is not AdapterKind.qlora:  # a quantised base is already in place
             model.to(device)
         # Dropout is off, so train mode changes one thing only: transformers checkpoints activations there alone.
@@ -99,11 +98,6 @@ class Policy:
         """Where the weights are."""
         device: torch.device = self.model.device
         return device
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens that prompt and completion may have together."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
 
     @property
     def stop_ids(self) -> list[int]:
@@ -222,7 +216,7 @@ def _hidden_after_shared_prompts(module: PreTrainedModel, prompts: PromptBatch, 
         cache=cache,
         use_cache=True,
     )
-    first = output.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
+    first: Tensor = output.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
     if completions.tokens.shape[1] == 1:
         return first
     cache.batch_repeat_interleave(copies)
@@ -235,7 +229,8 @@ def _hidden_after_shared_prompts(module: PreTrainedModel, prompts: PromptBatch, 
         cache=cache,
         use_cache=True,
     )
-    return torch.cat([first, output.last_hidden_state], dim=1)
+    following: Tensor = output.last_hidden_state
+    return torch.cat([first, following], dim=1)
 
 
 def adapter_folder(path: str) -> Path:

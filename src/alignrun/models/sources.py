@@ -1,6 +1,7 @@
 """From a model's name to its weights and tokenizer, on whatever this machine can reach."""
 
 import contextlib
+import difflib
 import importlib.util
 import os
 import shutil
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -44,15 +47,19 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = config.chat_template
     if tokenizer.pad_token_id is None:
         # Padding is always masked, so any token serves; most base models have no pad token of their own.
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "left"
     return tokenizer
 
 
 def load_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, quantization: Any = None
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    quantization: Any = None,
 ) -> PreTrainedModel:
-    """The base model in evaluation mode, on the CPU unless it is quantised.
+    """The base model in evaluation mode, on the CPU, or on `device` where it is quantised while it loads.
 
     Raises:
         InputError: it cannot be found or read.
@@ -63,7 +70,7 @@ def load_model(
         return game_llama(load_game(str(config.architecture["game"])), tokenizer).to(dtype).eval()
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention.value, "use_safetensors": True}
     if quantization is not None:
-        options |= {"quantization_config": quantization, "device_map": {"": 0}}
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
     with _told_in_one_line(config, "weights"), _quiet_transformers():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(config), **options, **_hub_options(config))
     return model.eval()
@@ -89,35 +96,57 @@ def preview_prompt(config: ModelConfig, text: str) -> str | None:
 
 
 def load_architecture(config: ModelConfig) -> PreTrainedConfig:
-    """The model's configuration alone: from the YAML where it gives one, else from the model's own files.
+    """The configuration of the model that will be loaded, without its weights.
 
     Raises:
-        InputError: neither is there.
+        InputError: it cannot be found, or the YAML's does not make sense.
     """
-    fields = dict(config.architecture)
-    if config.source is ModelSource.random:
-        return random_llama(fields, byte_tokenizer()).config
-    if config.source is ModelSource.game:
-        game = load_game(str(fields["game"]))
-        return game_llama(game, game_tokenizer(game)).config
-    if fields:
-        return AutoConfig.for_model(**fields)
     with _told_in_one_line(config, "architecture"):
+        if config.source is ModelSource.random:
+            _refuse_unknown_fields(config, LlamaConfig())
+            return random_llama(dict(config.architecture), byte_tokenizer()).config
+        if config.source is ModelSource.game:
+            game = load_game(str(config.architecture["game"]))
+            return game_llama(game, game_tokenizer(game)).config
         return AutoConfig.from_pretrained(locate(config), **_hub_options(config))
+
+
+def planned_architecture(config: ModelConfig) -> PreTrainedConfig:
+    """The same without asking a hub, where the YAML writes the architecture out.
+
+    Raises:
+        InputError: as `load_architecture`.
+    """
+    if not config.architecture or config.source in (ModelSource.random, ModelSource.game):
+        return load_architecture(config)
+    with _told_in_one_line(config, "architecture"):
+        architecture = AutoConfig.for_model(**config.architecture)
+    _refuse_unknown_fields(config, architecture)
+    return architecture
+
+
+def _refuse_unknown_fields(config: ModelConfig, architecture: PreTrainedConfig) -> None:
+    known = set(type(architecture)().to_dict()) | {"model_type"}
+    unknown = sorted(set(config.architecture) - known)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f": did you mean {near[0]}?" if near else ": see the transformers configuration of this family"
+        raise InputError(f"config: unknown key model.architecture.{unknown[0]}{hint}")
 
 
 def locate(config: ModelConfig) -> str:
     """A local folder or a hub id that `from_pretrained` takes."""
     if config.source is ModelSource.package:
         converted = _from_package(config)
-        if converted is not None:
-            return str(converted)
-    if not config.path:
+        path = str(converted) if converted is not None else config.fallback
+    else:
+        path = config.path
+    if not path:
         raise InputError(f"model={config.name}: model.path is missing: name a local folder or a hub id")
-    looks_local = config.path.startswith(("/", "./", "../", "~"))
-    if looks_local and not Path(config.path).expanduser().is_dir():
-        raise InputError(f"model.path={config.path} is not a folder: name a folder with config.json, or a hub id")
-    return str(Path(config.path).expanduser()) if looks_local else config.path
+    looks_local = path.startswith(("/", "./", "../", "~"))
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise InputError(f"model.path={path} is not a folder: name a folder with config.json, or a hub id")
+    return str(Path(path).expanduser()) if looks_local else path
 
 
 def cache_folder() -> Path:
@@ -153,11 +182,12 @@ def _from_package(config: ModelConfig) -> Path | None:
             # The weights are plain floats now; without this, transformers would save them as still quantised.
             del model.config.quantization_config
             model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+        with _quiet_transformers():
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         with contextlib.suppress(OSError):  # another process may have finished the same conversion first
             partial.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(
             f"cannot write the model cache {target}: {one_line(error)}: free space or set ALIGNRUN_CACHE"
         ) from None
@@ -174,9 +204,11 @@ def _hub_options(config: ModelConfig) -> dict[str, Any]:
 def _told_in_one_line(config: ModelConfig, part: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"model={config.name}: the {part} of {config.path or config.package} cannot be loaded "
+            f"model={config.name}: the {part} of {config.path or config.fallback or config.name} cannot be loaded "
             f"({one_line(error, 160)}): check the name, log in with `hf auth login` if it is gated, or give a local "
             "folder with `model=path model.path=DIR`"
         ) from error

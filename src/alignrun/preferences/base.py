@@ -30,9 +30,14 @@ class Reward(Preference):
         """[B] rewards r(x, y)."""
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] σ of the reward difference."""
-        difference = self.rewards(prompts, first) - self.rewards(prompts, second)
-        return torch.sigmoid(difference / self._temperature)
+        """[B] σ of the reward difference. A completion that stands in several pairs is scored once."""
+        places: dict[tuple[str, str], int] = {}
+        ours, theirs = (
+            [places.setdefault(pair, len(places)) for pair in zip(prompts, side, strict=True)]
+            for side in (first, second)
+        )
+        rewards = self.rewards([prompt for prompt, _ in places], [completion for _, completion in places])
+        return torch.sigmoid((rewards[ours] - rewards[theirs]) / self._temperature)
 
 
 Builder = Callable[[Any], Preference]

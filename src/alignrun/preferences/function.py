@@ -95,11 +95,15 @@ def import_function(path: str) -> Callable[..., Any]:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module_name), name)
-    except ImportError as error:
-        raise InputError(f"preference.function={path} cannot be imported ({one_line(error, 120)})") from error
-    except AttributeError:
-        raise InputError(f"preference.function={path}: module {module_name} has no {name}") from None
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        problem = f"{type(error).__name__}: {one_line(error, 120)}"
+        raise InputError(
+            f"preference.function={path} cannot be imported ({problem}): mend the module or the name"
+        ) from error
+    function = getattr(module, name, None)
+    if function is None:
+        raise InputError(f"preference.function={path}: module {module_name} has no {name}")
     if not callable(function):
         raise InputError(f"preference.function={path} is not callable")
     return function  # type: ignore[no-any-return]
