@@ -3,13 +3,13 @@
 import errno
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from alignrun import cli
+from alignrun.trainer import Trainer
 
 SMOKE = ("experiment=smoke",)
 
@@ -224,14 +224,24 @@ def test_a_full_disk_is_told_and_loses_nothing(
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs Linux's /dev/full")
-def test_metrics_on_a_full_disk(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_records_on_a_full_disk(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real ENOSPC: samples.jsonl lies on Linux's full device when the last evaluation is recorded."""
     run = tmp_path / "run"
-    assert cli.main([*SMOKE, f"run.dir={run}", "train.steps=4"]) == 0
-    (run / "summary.json").unlink()
-    shutil.rmtree(run / "checkpoints" / "step-4")
+    original = Trainer._step
+
+    def fill(self: Trainer, step: int) -> None:
+        original(self, step)
+        if step == 2:
+            (run / "samples.jsonl").symlink_to("/dev/full")
+
+    monkeypatch.setattr(Trainer, "_step", fill)
+    assert "No space left on device" in refuse(capsys, *SMOKE, f"run.dir={run}", code=1)
+    monkeypatch.undo()
     (run / "samples.jsonl").unlink()
-    (run / "samples.jsonl").symlink_to("/dev/full")
-    assert "No space left on device" in refuse(capsys, "resume", str(run), code=1)
+    assert cli.main(["resume", str(run)]) == 0
+    assert (run / "samples.jsonl").read_text()
 
 
 def test_preferences_that_misbehave(
@@ -248,7 +258,7 @@ def test_preferences_that_misbehave(
     given = (*SMOKE, "preference.kind=preference", "train.steps=1")
     for name, expected in (
         ("wide", "returned a value outside [0, 1]"),
-        ("short", "returned 1 values for 4 prompts"),
+        ("short", "returned 1 values for 256 prompts"),
         ("broken", "failed: KeyError: 'no such\\nthing'"),
         ("unsure", "is not finite"),
     ):
@@ -267,7 +277,7 @@ def test_games_from_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     for change, expected in (
         ({"actions": ["go left", "right"]}, "actions must be different single words"),
         ({"actions": ["play", "right"]}, "actions must be different single words"),
-        ({"preferences": [[0.5, 0.8], [0.8, 0.5]]}, "0.8"),
+        ({"preferences": [[0.5, 0.8], [0.8, 0.5]]}, "P + Pᵀ = 1"),
         ({"reference": None}, "cannot be read"),
     ):
         file.write_text(json.dumps(game | change))

@@ -254,7 +254,8 @@ def test_the_algorithm_of_contributing_runs_as_written(tmp_path: Path) -> None:
 
 
 LAYERS = [
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"launch", "sweep", "listing"},
     {"build"},
     {"memory_plan", "compose"},
@@ -302,4 +303,5 @@ def test_objectives_and_games_know_tensors_only() -> None:
     for file in [source / "games.py", *(source / "objectives").glob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("alignrun"):
-                assert node.module in ("alignrun.types", "alignrun.errors", "alignrun.objectives"), (file, node.module)
+                allowed = ("alignrun.types", "alignrun.errors", "alignrun.objectives.")
+                assert node.module.startswith(allowed), (file, node.module)

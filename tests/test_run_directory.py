@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
     made = RunDirectory.create(tmp_path / "runs" / "nash")
     write_text_atomic(made.config_file, "seed: 0\n")
     yield made
-    made.release()
+    made.close()
 
 
 def test_layout_of_a_run(run: RunDirectory) -> None:
@@ -82,7 +82,7 @@ def test_a_second_run_is_not_made_over_the_first(tmp_path: Path, content: str) -
 
 def test_a_folder_of_other_things_may_become_a_run(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
-    RunDirectory.create(tmp_path).release()
+    RunDirectory.create(tmp_path).close()
 
 
 @pytest.mark.parametrize("place", ["notes.txt", "notes.txt/run"])
@@ -118,7 +118,7 @@ def test_open_says_what_is_missing_and_what_is_near(run: RunDirectory, tmp_path:
 def test_the_lock_is_held_against_another_process_and_freed_by_its_death(run: RunDirectory) -> None:
     with pytest.raises(InputError, match=rf"pid {os.getpid()}\)"):  # a new run is locked from the start
         RunDirectory.open(run.path).lock()
-    run.release()
+    run.close()
     held = FORK.Event()
     other = FORK.Process(target=hold_lock, args=(run.path, held), daemon=True)
     other.start()

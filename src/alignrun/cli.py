@@ -26,7 +26,8 @@ alignrun config [key=value …]         the whole configuration that the overrid
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 a run that failed, 2 bad input, 128+n stopped by signal n."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    console = Console()
+    # Where nobody looks at a terminal, lines are not broken to its width.
+    console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         return dispatch(arguments, console)
     except AlignrunError as error:

@@ -133,7 +133,9 @@ def explain(error: Exception) -> str:
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key or cause.key)
         return f"config: unknown key {key}{_nearest(key, known_keys())}"
-    first = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    lines = str(cause).splitlines() or [type(cause).__name__]
+    # Hydra names the file in a first line of its own, and the problem in the next.
+    first = " ".join(lines[:2]) if lines[0].endswith("raised while composing config:") else lines[0]
     full_key = getattr(cause, "full_key", None)
     where = f"{full_key}: " if full_key and str(full_key) not in first else ""
     if "Could not override" in first and "No match in the defaults list" in str(cause):

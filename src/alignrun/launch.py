@@ -35,6 +35,11 @@ def train(config: Config, overrides: Sequence[str], console: Console) -> int:
     """
     check(config)
     run = RunDirectory.create(config.run.dir or default_directory(config))
+    with contextlib.closing(run):
+        return _train(config, overrides, run, console)
+
+
+def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console: Console) -> int:
     write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
     write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     try:
@@ -60,6 +65,11 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
     config = compose.load(run.config_file, overrides)
     check(config)
     run.lock()
+    with contextlib.closing(run):
+        return _resume(config, step, overrides, run, console)
+
+
+def _resume(config: Config, step: int | None, overrides: Sequence[str], run: RunDirectory, console: Console) -> int:
     found = dict(list_checkpoints(run.checkpoints))
     if step is not None and step not in found:
         raise InputError(f"{run.path} has no checkpoint of step {step}: choose from {sorted(found) or 'none'}")
@@ -144,7 +154,7 @@ def remove_empty_run(run: RunDirectory) -> None:
     """Leave nothing behind of a run that could not be assembled."""
     for file in (run.environment_file, run.overrides_file, run.path / ".lock"):
         file.unlink(missing_ok=True)
-    run.release()
+    run.close()
     if not any(run.path.iterdir()):
         run.path.rmdir()
 

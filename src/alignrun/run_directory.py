@@ -93,7 +93,7 @@ class RunDirectory:
         raise InputError(f"{run.path} {problem}; {hint}")
 
     def lock(self) -> None:
-        """Hold the run for this process, until `release` or its death. Raises InputError where another one has it."""
+        """Hold the run for this process, until `close` or its death. Raises InputError where another one has it."""
         if self._lock is not None:
             return
         path = self.path / ".lock"
@@ -118,7 +118,7 @@ class RunDirectory:
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let another process write the run."""
         if self._lock is not None:
             os.close(self._lock)

@@ -76,6 +76,7 @@ def run_job(_config: DictConfig) -> float:
     quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
     overrides = [*settings.overrides.task, f"run.dir='{quoted}'"]
     exit_code = run_to_its_end([sys.executable, "-m", "alignrun", *overrides])
+    directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
     write_text_atomic(directory / "job.json", json.dumps({"exit_code": exit_code}))
     if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise KeyboardInterrupt

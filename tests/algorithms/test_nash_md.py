@@ -141,7 +141,7 @@ def test_each_completion_is_judged_against_all_opponents_of_its_own_prompt() -> 
 
 
 def test_sampling_in_chunks_gives_whole_batches() -> None:
-    policy, config = load_policy("generation.batch_size=2", "generation.max_new_tokens=6")
+    policy, config = load_policy("algo.samples_per_prompt=2", "generation.batch_size=2", "generation.max_new_tokens=6")
     algorithm = spied(policy, config, lambda prompts, first, second: torch.rand(len(first)))
     prompts, _ = random_batch(policy, prompts=5)
     (batch,) = list(algorithm.collect(prompts, step=0))

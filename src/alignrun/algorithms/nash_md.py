@@ -19,11 +19,11 @@ class NashMDConfig:
     """The two knobs of Nash-MD: how strongly μ pulls, and how far the opponent is from the policy."""
 
     name: str = "nash_md"
-    kl_tau: float = 0.01
+    kl_tau: float = 0.02
     """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
     mix_beta: float = 0.125
     """β, the share of μ in the opponent: 0 is self-play, 1 a best response to μ."""
-    samples_per_prompt: int = 4
+    samples_per_prompt: int = 8
     """Completions drawn from each side for every prompt; each is judged against all of the opponent's."""
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -176,7 +178,9 @@ def _from_package(config: ModelConfig) -> Path | None:
             f"cannot write the model cache {target.parent} ({error.strerror}): set ALIGNRUN_CACHE"
         ) from None
     try:
-        with _told_in_one_line(config, "weights"), _quiet_transformers():
+        # The conversion draws a progress bar of its own that no setting turns off.
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with _told_in_one_line(config, "weights"), _quiet_transformers(), quiet:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
             # The weights are plain floats now; without this, transformers would save them as still quantised.
@@ -206,7 +210,16 @@ def _told_in_one_line(config: ModelConfig, part: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         raise InputError(
             f"model={config.name}: the {part} of {config.path or config.fallback or config.name} cannot be loaded "
             f"({one_line(error, 160)}): check the name, log in with `hf auth login` if it is gated, or give a local "
