@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from alignrun.checkpoint import (
-    flatten_optimizer,
     latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    restore_optimizer,
     save_checkpoint,
 )
 from alignrun.errors import InputError, RunError
+from alignrun.optim import flatten_optimizer, restore_optimizer
 
 OS_CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir")
 FORK = multiprocessing.get_context("fork")

@@ -11,13 +11,12 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
 from alignrun.errors import InputError, one_line
 from alignrun.run_directory import writing
@@ -228,58 +227,3 @@ def _is_another_process(pid: int) -> bool:
     except PermissionError:
         return True
     return pid != os.getpid()
-
-
-def flatten_optimizer(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of AdamW as (tensors, JSON): moments and step counts by parameter name, and the groups' settings.
-
-    `names` are the parameters' names in the order of the groups. The tensors are the live ones: save them at once.
-    """
-    tensors: dict[str, Tensor] = {}
-    groups = []
-    for own, group in zip(_names_by_group(optimizer, names), optimizer.param_groups, strict=True):
-        for name, parameter in zip(own, group["params"], strict=True):
-            tensors |= {f"{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
-        settings = {key: value for key, value in group.items() if key != "params"}
-        groups.append(settings | {"lr": float(group["lr"]), "names": own})
-    return tensors, {"groups": groups, "tensors": sorted(tensors)}
-
-
-def restore_optimizer(
-    optimizer: Optimizer, names: list[str], tensors: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> None:
-    """Put back what `flatten_optimizer` gave, bit for bit: the next step is the one that would have come.
-
-    Raises InputError, with the optimiser unchanged, where names, order, groups or shapes are not those of the save.
-    """
-    now = _names_by_group(optimizer, names)
-    saved = [group["names"] for group in state["groups"]]
-    if now != saved:
-        strange = sorted(set(names) ^ {name for group in saved for name in group})
-        detail = f"{strange[0]} is in only one of the two" if strange else "their order or groups differ"
-        raise InputError(f"optimiser state: the checkpoint has other parameters than this model ({detail})")
-    if sorted(tensors) != state["tensors"]:
-        raise InputError("optimiser state: the checkpoint does not hold the tensors that it lists")
-    entries: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-    parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
-    for full_name, value in tensors.items():
-        name, _, key = full_name.rpartition(".")
-        if key != "step" and value.shape != parameters[name].shape:
-            shapes = f"{list(value.shape)} in the checkpoint and {list(parameters[name].shape)} in the model"
-            raise InputError(f"optimiser state: {full_name} has shape {shapes}")
-        entries[name][key] = value.clone()
-    groups = [
-        {key: tuple(value) if isinstance(value, list) else value for key, value in group.items() if key != "names"}
-        | {"params": own["params"]}
-        for group, own in zip(state["groups"], optimizer.state_dict()["param_groups"], strict=True)
-    ]
-    states = {index: entries[name] for index, name in enumerate(names) if entries[name]}
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
-
-
-def _names_by_group(optimizer: Optimizer, names: list[str]) -> list[list[str]]:
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    if len(set(names)) != len(names) or len(names) != sum(sizes):
-        raise ValueError(f"{sum(sizes)} parameters need as many distinct names, not {len(set(names))}")
-    rest = iter(names)
-    return [list(islice(rest, size)) for size in sizes]

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from alignrun.algorithms.base import Algorithm, count, rows
-from alignrun.checkpoint import flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
+from alignrun.checkpoint import load_checkpoint, save_checkpoint
 from alignrun.config import Config
 from alignrun.data import PromptSet
 from alignrun.errors import InputError, RunError
 from alignrun.models.policy import Policy
-from alignrun.optim import learning_rate, make_optimizer
+from alignrun.optim import flatten_optimizer, learning_rate, make_optimizer, restore_optimizer
 from alignrun.progress import Progress
 from alignrun.run_directory import RunDirectory, write_text_atomic, writing
 from alignrun.tracking import Tracking
@@ -71,7 +71,10 @@ class Trainer:
         """
         saved = load_checkpoint(checkpoint)
         restore_weights(self._trainable, saved.tensors["weights"], checkpoint)
+        configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         restore_optimizer(self._optimizer, list(self._trainable), saved.tensors["optimizer"], saved.state["optimizer"])
+        for group, settings in zip(self._optimizer.param_groups, configured, strict=True):
+            group.update(settings)  # resuming may change the configuration, and then that is what counts
         return Progressed(saved.step, bool(saved.state["evaluated"]))
 
     def fit(self, start: Progressed, tracking: Tracking, progress: Progress) -> Outcome:
