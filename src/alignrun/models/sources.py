@@ -6,12 +6,17 @@ import importlib.util
 import io
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -87,7 +92,9 @@ def preview_prompt(config: ModelConfig, text: str) -> str | None:
         tokenizer.chat_template = config.chat_template
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(locate(config), **_hub_options(config), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                locate(config), **_hub_options(config) | {"local_files_only": True}
+            )
         except (OSError, ValueError, InputError):
             return None
     if tokenizer.chat_template is None:
@@ -201,7 +208,23 @@ def _from_package(config: ModelConfig) -> Path | None:
 
 
 def _hub_options(config: ModelConfig) -> dict[str, Any]:
-    return {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+    return {
+        "revision": config.revision or "main",
+        "trust_remote_code": config.trust_remote_code,
+        "local_files_only": _hub_is_out_of_reach(),
+    }
+
+
+@cache
+def _hub_is_out_of_reach() -> bool:
+    """Whether the hub's name does not even resolve: then its client would retry for most of a minute, in vain."""
+    if getproxies():
+        return False  # the proxy resolves names
+    try:
+        socket.getaddrinfo(urlparse(ENDPOINT).hostname, 443)
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager
