@@ -183,6 +183,8 @@ class DataConfig:
     """A .jsonl, .jsonl.gz or .json file (source=jsonl), or a data set id (source=hub)."""
     eval_path: str | None = None
     """A second file of held-out rows (source=jsonl)."""
+    subset: str | None = None
+    """The configuration of the data set, where it has several (source=hub)."""
     split: str = "train"
     eval_split: str | None = None
     """The held-out split (source=hub)."""
@@ -209,6 +211,7 @@ class DataConfig:
             ("prompts", self.prompts, DataSource.inline),
             ("eval_path", self.eval_path, DataSource.jsonl),
             ("eval_split", self.eval_split, DataSource.hub),
+            ("subset", self.subset, DataSource.hub),
         ):
             require(not value or self.source is source, f"data.{name}", f"is of no use without data={source.value}")
         if self.source is DataSource.inline:

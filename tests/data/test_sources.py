@@ -133,14 +133,14 @@ class FakeHub:
 class TestHub:
     def test_splits_origins_and_arguments(self, monkeypatch: pytest.MonkeyPatch) -> None:
         hub = FakeHub(monkeypatch, {"train": [{"prompt": "a"}, {"prompt": "b"}], "test": [{"prompt": "c"}]})
-        train, heldout = load_examples(config(DataSource.hub, path="org/set", eval_split="test"))
+        train, heldout = load_examples(config(DataSource.hub, path="org/set", subset="main", eval_split="test"))
         assert [(example.text, example.origin) for example in train] == [
             ("a", "org/set[train]:0"),
             ("b", "org/set[train]:1"),
         ]
         assert [(example.text, example.origin) for example in heldout] == [("c", "org/set[test]:0")]
         # Nothing else is passed: in particular no trust in code from the hub.
-        assert hub.calls == [(("org/set",), {"split": "train"}), (("org/set",), {"split": "test"})]
+        assert hub.calls == [(("org/set", "main"), {"split": split}) for split in ("train", "test")]
 
     def test_without_eval_split_rows_are_held_out_by_hash(self, monkeypatch: pytest.MonkeyPatch) -> None:
         FakeHub(monkeypatch, {"train": [{"prompt": "prompt 0"}, {"prompt": "prompt 19"}]})

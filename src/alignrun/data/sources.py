@@ -29,9 +29,9 @@ def load_examples(config: DataConfig) -> tuple[list[Example], list[Example]]:
             if config.eval_path is not None:
                 heldout = _from_file(config.eval_path, config.columns)
         case DataSource.hub:
-            train = _from_hub(str(config.path), config.split, config.columns)
+            train = _from_hub(config, config.split)
             if config.eval_split is not None:
-                heldout = _from_hub(str(config.path), config.eval_split, config.columns)
+                heldout = _from_hub(config, config.eval_split)
         case DataSource.inline:
             rows = ((f"data.prompts[{index}]", {"prompt": prompt}) for index, prompt in enumerate(config.prompts))
             heldout = train = _parse(rows, ColumnsConfig())
@@ -48,19 +48,20 @@ def _from_file(path: str, columns: ColumnsConfig) -> list[Example]:
     return _parse(read_rows(Path(path).expanduser()), columns)
 
 
-def _from_hub(path: str, split: str, columns: ColumnsConfig) -> list[Example]:
+def _from_hub(config: DataConfig, split: str) -> list[Example]:
     from datasets import load_dataset  # here, since it takes seconds to import
 
+    path = str(config.path)
     try:
-        rows: list[Row] = list(load_dataset(path, split=split))
+        rows: list[Row] = list(load_dataset(path, config.subset, split=split))
     except Exception as error:  # the hub, the network, the disk and the parsers each raise kinds of their own
         raise InputError(
             f"data: cannot load split '{split}' of '{path}' ({one_line(error)}); "
-            "check data.path, the name of the split, and the network"
+            "check data.path, data.subset, the name of the split, and the network"
         ) from error
     if not rows:
         raise InputError(f"data: split '{split}' of '{path}' holds no rows; name another split")
-    return _parse(((f"{path}[{split}]:{index}", row) for index, row in enumerate(rows)), columns)
+    return _parse(((f"{path}[{split}]:{index}", row) for index, row in enumerate(rows)), config.columns)
 
 
 def _split(examples: list[Example], config: DataConfig) -> tuple[list[Example], list[Example]]:
