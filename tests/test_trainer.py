@@ -203,6 +203,20 @@ def test_an_evaluation_cut_short_is_made_up_for_and_never_doubled(
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_a_finished_run_goes_on_with_more_steps_and_keeps_its_records(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(f"run.dir={run}", "optim.schedule=constant") == 0
+    before = metrics_of(run)
+    assert cli.main(["resume", str(run), "train.steps=5"]) == 0
+    after = metrics_of(run)
+    assert after[: len(before)] == before
+    assert [row["step"] for row in after] == [1, 2, 3, 3, 4, 5, 5]
+    assert train(f"run.dir={tmp_path / 'whole'}", "optim.schedule=constant", "train.steps=5") == 0
+    whole = metrics_of(tmp_path / "whole")
+    assert [row for row in after if "loss" in row] == [row for row in whole if "loss" in row]
+    assert after[-1] == whole[-1]
+
+
 def test_resuming_from_an_older_step_gives_up_what_came_after(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(f"run.dir={run}", "train.steps=4") == 0

@@ -100,9 +100,13 @@ class Trainer:
                     self._save(Progressed(done, evaluated=not (self._due(done) and signalled)))
                 if signalled:
                     return Outcome(done, None, signalled)
-            self._save(Progressed(train.steps, evaluated=False))
+            recorded = start.step == train.steps and start.evaluated
+            if not recorded:
+                self._save(Progressed(train.steps, evaluated=False))
             evaluation = self._evaluate()
-            self._record(train.steps, evaluation)
+            if not recorded:
+                self._record(train.steps, evaluation)
+                self._save(Progressed(train.steps, evaluated=True))
             self._write_adapter()
         return Outcome(train.steps, evaluation, None)
 
