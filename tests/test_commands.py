@@ -139,7 +139,7 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(tmp_path: Path) -> N
     policy = Policy.load(config.model, config.adapter, config.reference, tokenizer, config.seed)
     from alignrun.checkpoint import load_checkpoint
 
-    restore_weights(policy.trainable(), load_checkpoint(run / "checkpoints/step-3").tensors["weights"], run)
+    restore_weights(policy.trainable(), load_checkpoint(run / "checkpoints/step-3"))
     prompts, completions = random_batch(policy)
 
     def base():

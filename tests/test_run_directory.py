@@ -62,6 +62,7 @@ def test_layout_of_a_run(run: RunDirectory) -> None:
         "overrides.yaml",
         "metrics.jsonl",
         "samples.jsonl",
+        "summary.json",
         "environment.json",
         "wandb_run.json",
         "checkpoints",

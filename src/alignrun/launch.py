@@ -16,7 +16,7 @@ from rich.console import Console
 
 from alignrun import compose
 from alignrun.build import Assembly, assemble, check
-from alignrun.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from alignrun.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, load_checkpoint
 from alignrun.config import AdapterKind, Config
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.policy import Policy
@@ -43,8 +43,7 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
     write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
     write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     try:
-        with memory_errors(config):
-            assembly = assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
+        assembly = _assemble(config, console)
     except BaseException:
         remove_empty_run(run)
         raise
@@ -70,18 +69,12 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
 
 
 def _resume(config: Config, step: int | None, overrides: Sequence[str], run: RunDirectory, console: Console) -> int:
-    found = dict(list_checkpoints(run.checkpoints))
-    if step is not None and step not in found:
-        raise InputError(f"{run.path} has no checkpoint of step {step}: choose from {sorted(found) or 'none'}")
-    summary = run.path / "summary.json"
-    if step is None and summary.is_file() and json.loads(summary.read_text())["step"] >= config.train.steps:
+    finished = run.summary_file.is_file() and json.loads(run.summary_file.read_text())["step"] >= config.train.steps
+    if step is None and finished:
         console.print(f"{run.path} has finished its {config.train.steps} steps: nothing to resume.")
         return 0
-    checkpoint = found[step] if step is not None else latest_checkpoint(run.checkpoints)
-    if checkpoint is not None:
-        load_checkpoint(checkpoint)  # a damaged one is told before a model is loaded
-    with memory_errors(config):
-        assembly = assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
+    checkpoint = _read_checkpoint(run, step)  # before a model is loaded, so that a damaged one is told at once
+    assembly = _assemble(config, console)
     if overrides:
         write_text_atomic(run.config_file, compose.dump(config))
         before: Any = OmegaConf.load(run.overrides_file) if run.overrides_file.is_file() else []
@@ -97,21 +90,18 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
     """
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
-    found = dict(list_checkpoints(run.checkpoints))
-    if not found or (step is not None and step not in found):
-        wanted = "" if step is None else f" of step {step}"
-        raise InputError(f"{run.path} has no checkpoint{wanted}: choose from {sorted(found) or 'none'}")
-    step = max(found) if step is None else step
     folder = Path(target).expanduser() if target else run.path / ("merged" if merge else "export")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"{folder} is taken: choose another folder with --to")
-    saved = load_checkpoint(found[step])
+    checkpoint = _read_checkpoint(run, step)
+    if checkpoint is None:
+        raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
     adapter = config.adapter
     if adapter.name is AdapterKind.qlora:
         # The adapter is the same on the full-precision base, which is what it is merged into; no GPU is needed.
         adapter = replace(adapter, name=AdapterKind.lora)
     policy = Policy.load(config.model, adapter, config.reference, load_tokenizer(config.model), config.seed)
-    restore_weights(policy.trainable(), saved.tensors["weights"], found[step])
+    restore_weights(policy.trainable(), checkpoint)
     with writing(folder):
         if merge:
             policy.save_merged(folder)
@@ -119,7 +109,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
             policy.save_adapter(folder)
     whole = merge or config.adapter.name is AdapterKind.none
     console.print(
-        f"{'model' if whole else 'adapter'} of step {step} written to {folder}\n"
+        f"{'model' if whole else 'adapter'} of step {checkpoint.step} written to {folder}\n"
         + (
             f"load it with AutoModelForCausalLM.from_pretrained({str(folder)!r})"
             if whole
@@ -128,6 +118,20 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
         highlight=False,
     )
     return 0
+
+
+def _assemble(config: Config, console: Console) -> Assembly:
+    with memory_errors(config):
+        return assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
+
+
+def _read_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint | None:
+    """The checkpoint of `step`, or the newest; None where there is none yet."""
+    found = dict(list_checkpoints(run.checkpoints))
+    if step is not None and step not in found:
+        raise InputError(f"{run.path} has no checkpoint of step {step}: choose from {sorted(found) or 'none'}")
+    path = latest_checkpoint(run.checkpoints) if step is None else found[step]
+    return None if path is None else load_checkpoint(path)
 
 
 def default_directory(config: Config) -> Path:
@@ -166,13 +170,12 @@ def _fit(
     console: Console,
     *,
     resumed: bool = False,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> int:
     torch.use_deterministic_algorithms(assembly.policy.device.type == "cpu")
     trainer = Trainer(config, assembly.policy, assembly.algorithm, assembly.prompts, assembly.evaluate, run)
     start = trainer.restore(checkpoint) if checkpoint is not None else Progressed(0, evaluated=False)
-    summary_file = run.path / "summary.json"
-    summary_file.unlink(missing_ok=True)
+    run.summary_file.unlink(missing_ok=True)
     for later, folder in list_checkpoints(run.checkpoints):
         if later > start.step:
             shutil.rmtree(folder)
@@ -196,7 +199,7 @@ def _fit(
     if outcome.evaluation is None:
         tracking.finish({}, 1)
         return _interrupted(outcome, run, console)
-    write_text_atomic(summary_file, json.dumps({"step": outcome.step, **outcome.evaluation.metrics}, indent=2))
+    write_text_atomic(run.summary_file, json.dumps({"step": outcome.step, **outcome.evaluation.metrics}, indent=2))
     location = tracking.location
     tracking.finish(outcome.evaluation.metrics, 0)
     summary_panel(

@@ -52,6 +52,7 @@ class RunDirectory:
         self.overrides_file = self.path / "overrides.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples_file = self.path / "samples.jsonl"
+        self.summary_file = self.path / "summary.json"
         self.environment_file = self.path / "environment.json"
         self.wandb_run_file = self.path / "wandb_run.json"
         self.checkpoints = self.path / "checkpoints"

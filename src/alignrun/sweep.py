@@ -21,7 +21,7 @@ from rich.table import Table
 from alignrun import compose
 from alignrun.build import check
 from alignrun.errors import InputError
-from alignrun.run_directory import write_text_atomic
+from alignrun.run_directory import RunDirectory, write_text_atomic
 
 COLUMNS = ("win_rate", "win_rate_low", "win_rate_high", "kl", "exploitability", "duality_gap")
 
@@ -157,7 +157,7 @@ def summarise(directory: Path, console: Console) -> int:
 
 
 def _read_summary(directory: Path) -> dict[str, Any]:
-    file = directory / "summary.json"
+    file = RunDirectory(directory).summary_file
     summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return summary
 

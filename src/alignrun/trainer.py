@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from alignrun.algorithms.base import Algorithm, count, rows
-from alignrun.checkpoint import load_checkpoint, save_checkpoint
+from alignrun.checkpoint import Checkpoint, save_checkpoint
 from alignrun.config import Config
 from alignrun.data import PromptSet
 from alignrun.errors import InputError, RunError
@@ -63,14 +62,13 @@ class Trainer:
         self._trainable = policy.trainable()
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
 
-    def restore(self, checkpoint: Path) -> Progressed:
+    def restore(self, saved: Checkpoint) -> Progressed:
         """Take weights and optimiser state from a checkpoint; where to go on from.
 
         Raises:
-            InputError: the checkpoint is damaged or belongs to another configuration.
+            InputError: the checkpoint belongs to another configuration.
         """
-        saved = load_checkpoint(checkpoint)
-        restore_weights(self._trainable, saved.tensors["weights"], checkpoint)
+        restore_weights(self._trainable, saved)
         configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         restore_optimizer(self._optimizer, list(self._trainable), saved.tensors["optimizer"], saved.state["optimizer"])
         for group, settings in zip(self._optimizer.param_groups, configured, strict=True):
@@ -203,18 +201,19 @@ class Trainer:
         )
 
 
-def restore_weights(trainable: dict[str, torch.nn.Parameter], saved: dict[str, torch.Tensor], checkpoint: Path) -> None:
+def restore_weights(trainable: dict[str, torch.nn.Parameter], checkpoint: Checkpoint) -> None:
     """Copy saved tensors into the trained parameters, all or none.
 
     Raises:
         InputError: names or shapes differ.
     """
+    saved = checkpoint.tensors["weights"]
     wrong = sorted(set(trainable) ^ set(saved)) or [
         name for name, weight in trainable.items() if weight.shape != saved[name].shape
     ]
     if wrong:
         raise InputError(
-            f"{checkpoint} does not fit this model ({len(wrong)} tensors differ, as {wrong[0]}): "
+            f"{checkpoint.path} does not fit this model ({len(wrong)} tensors differ, as {wrong[0]}): "
             "resume with the model and adapter of the run's own config.yaml"
         )
     with torch.no_grad():

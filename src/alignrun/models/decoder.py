@@ -15,6 +15,11 @@ from alignrun.models.adapters import Span, adapters_on_rows, lora_layers
 from alignrun.types import PromptBatch
 
 
+def position_ids(mask: Tensor) -> Tensor:
+    """[R, P] each token's place among the real tokens of its row, for masks with padding on the left."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
 class RowDecoder(Protocol):
     """Rows that are decoded together: `prefill` once, then any number of `select` and `step`."""
 
@@ -50,8 +55,7 @@ class CachedDecoder:
 
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""
-        positions = (self._mask.cumsum(1) - 1).clamp(min=0)
-        return self._forward(self._ids, positions)
+        return self._forward(self._ids, position_ids(self._mask))
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep (or repeat) the given rows; the blocks of the adapters must stay in their order."""

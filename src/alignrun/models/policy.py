@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError
 from alignrun.models import adapters
-from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder
+from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder, position_ids
 from alignrun.models.device import copy_to, resolve_device, resolve_dtype
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.sources import load_model
@@ -195,8 +195,7 @@ def _hidden_in_rows(module: PreTrainedModel, prompts: PromptBatch, completions: 
     prompt_mask = prompts.attention_mask.repeat_interleave(copies, 0)
     ids = torch.cat([prompts.input_ids.repeat_interleave(copies, 0), completions.tokens], dim=1)
     mask = torch.cat([prompt_mask, completions.mask.to(prompt_mask)], dim=1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    output = module.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    output = module.base_model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
     hidden: Tensor = output.last_hidden_state[:, prompts.input_ids.shape[1] - 1 : -1]
     return hidden
 
@@ -212,7 +211,7 @@ def _hidden_after_shared_prompts(module: PreTrainedModel, prompts: PromptBatch, 
     output = module.base_model(
         input_ids=prompts.input_ids,
         attention_mask=prompt_mask,
-        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
+        position_ids=position_ids(prompt_mask),
         cache=cache,
         use_cache=True,
     )
