@@ -1,6 +1,6 @@
 """The plain values that cross from one package to another.
 
-Shape legend: B prompts of a batch, P prompt tokens, T completion tokens.
+Shape legend: B prompts of a batch, P prompt tokens, T completion tokens, R packed rows of S tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +26,13 @@ class Example:
     origin: str
     """Where the row stands (`prompts.jsonl:12`), for messages to the user."""
     chosen: str | None = None
-    """The preferred completion, in preference data."""
+    """The completion that more people prefer, in preference data; the only one, in a demonstration."""
     rejected: str | None = None
     """The other completion, in preference data."""
+    label: float = 1.0
+    """P(chosen ≻ rejected), in [½, 1]."""
+    votes: tuple[float, ...] = ()
+    """What each annotator said: 1 for `chosen`, 0 for `rejected`, ½ for a tie; empty where only the label is known."""
 
     @property
     def text(self) -> str:
@@ -63,6 +67,31 @@ class Completions:
     """[B, T] token ids; the end-of-sequence token belongs to the completion."""
     mask: Tensor
     """[B, T] bool, true on the tokens of the completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """Prompts with two completions each, and how likely the first is to be preferred."""
+
+    prompts: PromptBatch
+    completions: Completions
+    """[B, 2, T] the chosen, then the rejected one."""
+    labels: Tensor
+    """[B] float32, P(chosen ≻ rejected)."""
+    rows: Tensor
+    """[B] int64, the place of each pair in its data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Demonstrations laid end to end in R rows of S tokens; attention must not cross from one to the next."""
+
+    input_ids: Tensor
+    """[R, S] token ids, padded on the right."""
+    position_ids: Tensor
+    """[R, S] from 0 at the start of each demonstration, and of the padding."""
+    targets: Tensor
+    """[R, S] bool, true on the tokens of a completion: what is to be predicted from the tokens before."""
 
 
 @dataclass(frozen=True, slots=True)

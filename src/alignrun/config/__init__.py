@@ -1,0 +1,82 @@
+"""The typed configuration: what the YAML files under conf/ may say, and the checks that need no model.
+
+Every section is a frozen dataclass. Hydra merges the YAML and the overrides into it, so an unknown key or a
+wrong type is refused where it stands. Checks between fields live in `__post_init__` and in `Config`.
+"""
+
+from dataclasses import field
+from typing import Any
+
+from omegaconf import MISSING
+
+from alignrun.config.data import BadRows, ColumnsConfig, DataConfig, DataSource, TooLong
+from alignrun.config.model import (
+    AdapterConfig,
+    AdapterKind,
+    Attention,
+    ModelConfig,
+    ModelSource,
+    Precision,
+    ReferenceConfig,
+    ReferenceKind,
+)
+from alignrun.config.schema import require, schema
+from alignrun.config.training import (
+    EvaluationConfig,
+    GenerationConfig,
+    OptimConfig,
+    RunConfig,
+    Schedule,
+    TrackerConfig,
+    TrainConfig,
+    WandbMode,
+)
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterKind",
+    "Attention",
+    "BadRows",
+    "ColumnsConfig",
+    "Config",
+    "DataConfig",
+    "DataSource",
+    "EvaluationConfig",
+    "GenerationConfig",
+    "ModelConfig",
+    "ModelSource",
+    "OptimConfig",
+    "Precision",
+    "ReferenceConfig",
+    "ReferenceKind",
+    "RunConfig",
+    "Schedule",
+    "TooLong",
+    "TrackerConfig",
+    "TrainConfig",
+    "WandbMode",
+    "require",
+    "schema",
+]
+
+
+@schema
+class Config:
+    """Everything that one run is made of. `algo` and `preference` are typed by the class that each YAML names."""
+
+    algo: Any = MISSING
+    model: ModelConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    reference: ReferenceConfig = MISSING
+    data: DataConfig = MISSING
+    preference: Any = MISSING
+    generation: GenerationConfig = MISSING
+    optim: OptimConfig = MISSING
+    tracker: TrackerConfig = MISSING
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 1 << 63, "seed", f"must lie in [0, 2**63), not {self.seed}")

@@ -1,0 +1,124 @@
+"""Which base model, what is trained on it, and which frozen policy it is compared with."""
+
+from dataclasses import field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from alignrun.config.schema import require, schema
+
+
+class ModelSource(str, Enum):
+    """Where the weights of a model come from."""
+
+    hub = "hub"
+    """A Hugging Face id or a local folder."""
+    package = "package"
+    """A GGUF file inside an installed Python package, or the hub id where the package is missing."""
+    random = "random"
+    """Random weights with a byte tokenizer, for tests."""
+    game = "game"
+    """A tiny model whose completions are the actions of a matrix game."""
+
+
+class Precision(str, Enum):
+    """The floating-point type of the base weights; `auto` is bfloat16 on CUDA and on CPUs with bfloat16 products, else
+    float32. Adapters are float32 always."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Attention(str, Enum):
+    """The attention kernel that transformers uses."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+@schema
+class ModelConfig:
+    """Which base model, and how it is held in memory."""
+
+    name: str = MISSING
+    source: ModelSource = ModelSource.hub
+    path: str | None = None
+    """Hub id or local folder (source=hub)."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    package: str | None = None
+    """Python package that carries `package_file` (source=package)."""
+    package_file: str | None = None
+    fallback: str | None = None
+    """Hub id to use where the package is not installed (source=package)."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Fields of the transformers configuration: what to build (source=random), or what to plan with when the hub
+    cannot be asked."""
+    dtype: Precision = Precision.auto
+    attention: Attention = Attention.sdpa
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    system_prompt: str | None = None
+    """Put before every prompt, where the chat template takes one."""
+    chat_template: str | None = None
+    """A Jinja template instead of the tokenizer's own."""
+
+    def __post_init__(self) -> None:
+        if self.source is not ModelSource.hub:
+            require(self.path is None, "model.path", f"is of no use with model={self.name}: choose model=path")
+
+
+class AdapterKind(str, Enum):
+    """What is trained."""
+
+    lora = "lora"
+    qlora = "qlora"
+    none = "none"
+
+
+@schema
+class AdapterConfig:
+    """The trained part of the policy: a LoRA adapter (arXiv 2106.09685), QLoRA (arXiv 2305.14314), or all weights."""
+
+    name: AdapterKind = AdapterKind.lora
+    rank: int = 16
+    alpha: float = 32.0
+    """The low-rank product is multiplied by alpha / rank."""
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Names of linear layers, or `all-linear` for every one but the vocabulary head."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "adapter.rank", f"must be at least 1, not {self.rank}")
+        require(self.alpha > 0, "adapter.alpha", f"must be positive, not {self.alpha}")
+        require(len(self.target_modules) > 0, "adapter.target_modules", "is empty: name layers, or all-linear")
+
+
+class ReferenceKind(str, Enum):
+    """Which frozen policy is the reference μ."""
+
+    base = "base"
+    """The base model with no adapter."""
+    adapter = "adapter"
+    """The base model with a frozen adapter, for example one trained by SFT; the policy starts as its copy, so that
+    rank and layers are the adapter's own."""
+
+
+@schema
+class ReferenceConfig:
+    """The reference policy μ that the KL penalty and the mixture pull towards."""
+
+    name: ReferenceKind = ReferenceKind.base
+    path: str | None = None
+    """A run directory or a PEFT adapter folder (reference=adapter)."""
+
+    def __post_init__(self) -> None:
+        if self.name is ReferenceKind.adapter:
+            require(bool(self.path), "reference.path", "is missing: name a run or an adapter folder")
+        else:
+            require(self.path is None, "reference.path", "is of no use with reference=base: choose reference=adapter")

@@ -1,0 +1,137 @@
+"""Sampling, optimising, evaluating and recording."""
+
+from dataclasses import field
+from enum import Enum
+
+from alignrun.config.schema import require, schema
+
+
+@schema
+class GenerationConfig:
+    """How completions are sampled."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    """Both policies are divided by it, in sampling and in every log-probability."""
+    batch_size: int | None = None
+    """Prompts decoded at once; by default the whole batch."""
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens >= 1, "generation.max_new_tokens", f"must be at least 1, not {self.max_new_tokens}")
+        require(self.temperature > 0, "generation.temperature", f"must be positive, not {self.temperature}")
+        require(self.batch_size is None or self.batch_size >= 1, "generation.batch_size", "must be at least 1")
+
+
+class Schedule(str, Enum):
+    """The learning rate after warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+@schema
+class OptimConfig:
+    """AdamW (arXiv 1711.05101) and its schedule."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    schedule: Schedule = Schedule.linear
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "optim.learning_rate", f"must be positive, not {self.learning_rate}")
+        require(self.weight_decay >= 0, "optim.weight_decay", f"must not be negative, not {self.weight_decay}")
+        require(0 <= self.beta1 < 1, "optim.beta1", f"must lie in [0, 1), not {self.beta1}")
+        require(0 <= self.beta2 < 1, "optim.beta2", f"must lie in [0, 1), not {self.beta2}")
+        require(self.warmup_steps >= 0, "optim.warmup_steps", f"must not be negative, not {self.warmup_steps}")
+        require(self.max_grad_norm >= 0, "optim.max_grad_norm", f"must not be negative, not {self.max_grad_norm}")
+
+
+@schema
+class TrainConfig:
+    """The length of the run and what happens along it."""
+
+    steps: int = 100
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Prompts in one step."""
+    micro_batch_size: int | None = None
+    """Prompts in one backward pass; gradients are accumulated exactly. By default the whole batch."""
+    log_every: int = 1
+    checkpoint_every: int = 50
+    """Steps between checkpoints; 0 saves only at the end and when interrupted."""
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, f"train.{name}", f"must be at least 1, not {getattr(self, name)}")
+        require(self.checkpoint_every >= 0, "train.checkpoint_every", "must not be negative")
+        require(
+            self.micro_batch_size is None or self.micro_batch_size >= 1, "train.micro_batch_size", "must be at least 1"
+        )
+
+
+@schema
+class EvaluationConfig:
+    """The policy against the reference on held-out prompts."""
+
+    every: int = 0
+    """Steps between evaluations; 0 evaluates only at the end."""
+    samples_per_prompt: int = 1
+    """Completions drawn from each side for every prompt."""
+    batch_size: int = 32
+    """Prompts decoded at once."""
+    confidence: float = 0.95
+    temperature: float = 1.0
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Sample among the most likely tokens that hold this probability together."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "evaluation.every", f"must not be negative, not {self.every}")
+        require(self.samples_per_prompt >= 1, "evaluation.samples_per_prompt", "must be at least 1")
+        require(self.batch_size >= 1, "evaluation.batch_size", f"must be at least 1, not {self.batch_size}")
+        require(0 < self.confidence < 1, "evaluation.confidence", f"must lie in (0, 1), not {self.confidence}")
+        require(self.temperature > 0, "evaluation.temperature", f"must be positive, not {self.temperature}")
+        require(self.top_k >= 0, "evaluation.top_k", f"must not be negative, not {self.top_k}")
+        require(0 < self.top_p <= 1, "evaluation.top_p", f"must lie in (0, 1], not {self.top_p}")
+
+
+class WandbMode(str, Enum):
+    """Where wandb records go; `auto` is online with a key and a network, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@schema
+class TrackerConfig:
+    """wandb, beside metrics.jsonl and samples.jsonl, which are always written."""
+
+    mode: WandbMode = WandbMode.auto
+    project: str = "alignrun"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    samples: int = 8
+    """Completions recorded at each evaluation."""
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 0, "tracker.samples", f"must not be negative, not {self.samples}")
+
+
+@schema
+class RunConfig:
+    """Where the run lives."""
+
+    dir: str | None = None
+    """By default runs/DATE_TIME_ALGO_MODEL."""
