@@ -13,6 +13,7 @@ import time
 
 from alignrun.build import assemble
 from alignrun.compose import compose
+from alignrun.models.device import batch_to
 
 
 def main() -> None:
@@ -21,10 +22,10 @@ def main() -> None:
     given, overrides = parser.parse_known_args()
     config = compose(overrides)
     assembly = assemble(config)
-    policy, algorithm = assembly.policy, assembly.algorithm
+    algorithm = assembly.algorithm
     seconds: dict[str, list[float]] = {"sampling and judging": [], "forward": [], "backward": [], "whole step": []}
     for step in range(given.steps + 1):
-        prompts = policy.to_device(assembly.prompts.batch_at(step, config.train.batch_size))
+        prompts = batch_to(assembly.data.batch_at(step, config.train.batch_size), assembly.trained.device)
         marks = [time.perf_counter()]
         (batch,) = algorithm.collect(prompts, step)
         marks.append(time.perf_counter())

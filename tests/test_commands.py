@@ -13,6 +13,7 @@ import torch
 from helpers import random_batch
 
 from alignrun import cli, compose
+from alignrun.build import check
 from alignrun.memory_plan import make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -20,10 +21,12 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("name", compose.choices("experiment"))
 def test_every_experiment_composes_and_names_its_launch_line(name: str) -> None:
-    config = compose.compose([f"experiment={name}"])
-    assert config.algo.name
     text = (compose.config_folder() / "experiment" / f"{name}.yaml").read_text()
-    assert text.splitlines()[:2] == ["# @package _global_", f"# alignrun experiment={name}"]
+    first, launch = text.splitlines()[:2]
+    assert first == "# @package _global_"
+    assert launch.startswith(f"# alignrun experiment={name}")
+    config = compose.compose(launch.split()[2:])
+    check(config)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,9 @@ def test_every_choice_composes(override: str) -> None:
         "model=path": ["model.path=some/model"],
         "model=game": ["preference=matrix"],
         "preference=function": ["preference.function=a:b"],
+        "preference=learned": ["preference.path=some/run"],
+        "preference=bradley_terry": ["preference.path=some/run"],
+        "preference=judge": ["preference.url=http://localhost/v1", "preference.model=m"],
     }
     compose.compose([override, *needed.get(override, [])])
 
@@ -264,7 +270,8 @@ LAYERS = [
     {"algorithms"},
     {"checkpoint", "tracking", "optim", "progress"},
     {"run_directory"},
-    {"preferences", "data", "generation", "models"},
+    {"preferences"},
+    {"data", "generation", "models"},
     {"game_files"},
     {"games", "objectives"},
     {"config"},

@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("alignrun: error: step 3: the loss is nan")
     assert "learning_rate" in error
-    assert len(json.loads((run / "failed_batch.json").read_text())["prompts"]) == 4
+    assert len(json.loads((run / "failed_batch.json").read_text())["batch"]["texts"]) == 4
     assert (run / "checkpoints" / "step-2").is_dir()
     monkeypatch.setattr(NashMD, "loss", original)
     assert cli.main(["resume", str(run)]) == 0

@@ -1,31 +1,49 @@
 """The only place where a configuration meets a class: from a typed Config to something that can run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
-from alignrun.config import AdapterConfig, AdapterKind, Config, ModelSource, ReferenceKind
-from alignrun.data import PromptSet, load_examples
+from alignrun.algorithms.base import (
+    ALGORITHMS,
+    Algorithm,
+    Dataset,
+    Encoding,
+    FeedbackTools,
+    Tools,
+    Trained,
+    discover,
+    prompt_set,
+)
+from alignrun.algorithms.feedback import FeedbackAlgorithm
+from alignrun.config import AdapterConfig, AdapterKind, Config, ModelSource, ReferenceKind, TooLong
+from alignrun.data import PairSet, check_labels, load_examples
 from alignrun.errors import InputError
 from alignrun.evaluation.exact import GameEvaluator
+from alignrun.evaluation.feedback import FeedbackEvaluator
+from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
+from alignrun.evaluation.together import Together
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.memory_plan import describe, make_plan
 from alignrun.models.adapters import quantization
+from alignrun.models.backbone import Backbone
 from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.policy import Policy
+from alignrun.models.scorer import Scorer
 from alignrun.models.sources import load_architecture, load_tokenizer
 from alignrun.preferences import PREFERENCES, Preference
 from alignrun.preferences.matrix import MatrixPreference
-from alignrun.types import Evaluator
+from alignrun.types import Evaluator, Example
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
     """Everything that one run is made of."""
 
-    policy: Policy
+    trained: Trained
+    """The policy, or the feedback model."""
     algorithm: Algorithm
-    prompts: PromptSet
+    data: Dataset
     evaluate: Evaluator
 
 
@@ -36,19 +54,19 @@ def check(config: Config) -> None:
         InputError: settings that contradict each other, or hardware that is not here.
     """
     discover()
-    if config.algo.name not in ALGORITHMS:
-        raise InputError(
-            f"config: algo.name={config.algo.name} is unknown: choose from {', '.join(sorted(ALGORITHMS))}"
-        )
-    if not isinstance(config.algo, ALGORITHMS[config.algo.name].config_class):
-        raise InputError(f"config: algo.name cannot be changed by itself: write algo={config.algo.name}")
+    name: str = config.algo.name
+    if name not in ALGORITHMS:
+        raise InputError(f"config: algo.name={name} is unknown: choose from {', '.join(sorted(ALGORITHMS))}")
+    if not isinstance(config.algo, ALGORITHMS[name].config_class):
+        raise InputError(f"config: algo.name cannot be changed by itself: write algo={name}")
     preference: str = config.preference.name
-    known = PREFERENCES.get(preference)
-    if known is None or not isinstance(config.preference, known[0]):
+    entry = PREFERENCES.get(preference)
+    if entry is None or not isinstance(config.preference, entry.config_class):
         raise InputError(
             "config: preference.name cannot be changed by itself: write preference=NAME, of "
             + ", ".join(sorted(PREFERENCES))
         )
+    _check_algorithm(config, name, ALGORITHMS[name])
     if config.optim.warmup_steps > config.train.steps:
         raise InputError(
             f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
@@ -70,6 +88,19 @@ def check(config: Config) -> None:
         quantization(config.adapter, device, resolve_dtype(config.model.dtype, device))
 
 
+def _check_algorithm(config: Config, name: str, kind: type[Algorithm]) -> None:
+    """What an algorithm that learns from data, or that trains no policy, cannot go with."""
+    if kind.online and config.preference.name == "none":
+        raise InputError(f"config: algo={name} needs a preference to judge what it samples: choose preference=NAME")
+    if issubclass(kind, FeedbackAlgorithm):
+        if config.adapter.name is AdapterKind.none:
+            raise InputError(f"config: algo={name} trains an adapter: use adapter=lora or adapter=qlora")
+        if config.reference.name is ReferenceKind.adapter:
+            raise InputError(f"config: algo={name} has no reference policy: leave reference=base")
+        if config.model.source is ModelSource.game:
+            raise InputError(f"config: algo={name} reads texts, and model=game has none: choose another model")
+
+
 def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> Assembly:
     """Load and connect the parts, the cheap ones first, so that bad input fails before gigabytes are read.
 
@@ -81,57 +112,106 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         InputError: any part is not to be had.
     """
     check(config)
-    preference = build_preference(config)
+    kind, needs_base = ALGORITHMS[config.algo.name], PREFERENCES[config.preference.name].needs_base
+    trains_policy = not issubclass(kind, FeedbackAlgorithm)
+    preference = build_preference(config) if trains_policy and not needs_base else None
     report(f"data: {config.data.name}")
-    train, heldout = load_examples(config.data)
+    loaded = load_examples(config.data)
+    if loaded.skipped:
+        report(f"data: {loaded.skipped} rows that cannot be used skipped")
     report(f"model: {config.model.name}")
     if config.model.source is ModelSource.hub and config.model.architecture:
         report(describe(make_plan(config), config))
+    encoding = make_encoding(config)
+    data, heldout = (kind.dataset(config.algo, rows, encoding) for rows in (loaded.train, loaded.heldout))
+    if data.skipped + heldout.skipped:
+        report(f"data: {data.skipped + heldout.skipped} examples that are too long skipped")
+    if isinstance(data, PairSet):
+        check_labels(data.examples)
+    trained = load_trained(config)
+    if isinstance(trained, Scorer):
+        algorithm = kind(config.algo, FeedbackTools(trained, config))
+        encode = partial(kind.dataset, config.algo, encoding=encoding)
+        return Assembly(trained, algorithm, data, FeedbackEvaluator(algorithm, heldout, encode, trained.device, config))
+    policy = trained
+    if preference is None:
+        preference = build_preference(config, policy.backbone)
+    algorithm = kind(config.algo, Tools(policy, preference, config))
+    data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)
+    questions = distinct_prompts(loaded.heldout)
+    evaluate = build_evaluator(config, policy, preference, algorithm, heldout, questions, encoding)
+    return Assembly(trained, algorithm, data, evaluate)
+
+
+def load_trained(config: Config) -> Policy | Scorer:
+    """What the algorithm trains, as it is before the first step.
+
+    Raises:
+        InputError: the model, the adapter or the device is not to be had.
+    """
+    kind, tokenizer = ALGORITHMS[config.algo.name], load_tokenizer(config.model)
+    if issubclass(kind, FeedbackAlgorithm):
+        backbone = Backbone.load(config.model, config.adapter, tokenizer, config.seed)
+        return Scorer.create(backbone, config.adapter, kind.card(config))
+    return Policy.load(config.model, config.adapter, config.reference, tokenizer, config.seed)
+
+
+def make_encoding(config: Config) -> Encoding:
+    """The tokenizer of the model and the limits for what it is to read.
+
+    Raises:
+        InputError: the model is not to be had.
+    """
     tokenizer = load_tokenizer(config.model)
     architecture = load_architecture(config.model).get_text_config()
-    context = int(getattr(architecture, "max_position_embeddings", 1 << 20))
-    longest = context - config.generation.max_new_tokens
-    if longest < 1:
-        raise InputError(
-            f"config: generation.max_new_tokens={config.generation.max_new_tokens} leaves no room for a prompt in the "
-            f"{context} tokens of {config.model.name}: lower it"
-        )
-    limit = min(longest, config.data.max_prompt_tokens or longest)
-    prompts, questions = (
-        PromptSet.build(
-            examples,
-            tokenizer,
-            system_prompt=config.model.system_prompt,
-            max_tokens=limit,
-            too_long=config.data.too_long,
-            seed=config.seed,
-        )
-        for examples in (train, heldout)
+    return Encoding(
+        tokenizer=tokenizer,
+        data=config.data,
+        system_prompt=config.model.system_prompt,
+        context=int(getattr(architecture, "max_position_embeddings", 1 << 20)),
+        max_new_tokens=config.generation.max_new_tokens,
+        seed=config.seed,
+        closed=config.model.source is not ModelSource.game,
     )
-    skipped = prompts.skipped + questions.skipped
-    if skipped:
-        report(f"data: {skipped} prompts of more than {limit} tokens skipped")
-    policy = Policy.load(config.model, config.adapter, config.reference, tokenizer, config.seed)
-    algorithm = ALGORITHMS[config.algo.name](config.algo, Tools(policy, preference, config))
-    return Assembly(policy, algorithm, prompts, build_evaluator(config, policy, preference, questions))
 
 
-def build_preference(config: Config) -> Preference:
-    """The preference that the configuration names."""
-    _, builder = PREFERENCES[config.preference.name]
-    return builder(config.preference)
+def build_preference(config: Config, backbone: Backbone | None = None) -> Preference:
+    """The preference that the configuration names; a learned one stands on the backbone where it can."""
+    kind = PREFERENCES[config.preference.name]
+    made: Preference = kind.build(config.preference, backbone) if kind.needs_base else kind.build(config.preference)
+    return made
 
 
-def build_evaluator(config: Config, policy: Policy, preference: Preference, questions: PromptSet) -> Evaluator:
-    """Exact measures where the model plays a game, sampled win rates otherwise."""
+def distinct_prompts(examples: list[Example]) -> list[Example]:
+    """One example for each prompt: several pairs may share one, and intervals are over prompts."""
+    return list({example.text: example for example in examples}.values())
+
+
+def build_evaluator(
+    config: Config,
+    policy: Policy,
+    preference: Preference,
+    algorithm: Algorithm,
+    heldout: Dataset,
+    questions: list[Example],
+    encoding: Encoding,
+) -> Evaluator:
+    """Exact measures where the model plays a game, sampled ones otherwise; before them the loss on held-out data."""
+    settings = config.evaluation
+    sampled: Evaluator
     if config.model.source is ModelSource.game and isinstance(preference, MatrixPreference):
         kl_tau = getattr(config.algo, "kl_tau", 0.0)
-        return GameEvaluator(policy, preference.game, questions, kl_tau, config.generation.temperature)
-    return WinRateEvaluator(
-        policy,
-        preference,
-        questions,
-        config.evaluation,
-        config.generation.max_new_tokens,
-        config.seed,
-    )
+        prompts = prompt_set(questions, encoding)
+        sampled = GameEvaluator(policy, preference.game, prompts, kl_tau, config.generation.temperature)
+    else:
+        judge = None if config.preference.name == "none" else preference
+        # Data that fit may leave no room for sampling after the longest of their prompts.
+        skipping = replace(encoding, data=replace(encoding.data, too_long=TooLong.skip))
+        prompts = prompt_set(questions, encoding if algorithm.online else skipping)
+        sampled = WinRateEvaluator(policy, judge, prompts, settings, config.generation.max_new_tokens, config.seed)
+    if algorithm.online:
+        return sampled
+    if isinstance(heldout, PairSet):
+        pairs = PairsEvaluator(algorithm, heldout, settings.batch_size, policy.device, settings.confidence, config.seed)
+        return Together([pairs, sampled])
+    return Together([LikelihoodEvaluator(algorithm, heldout, settings.batch_size, policy.device), sampled])

@@ -40,8 +40,8 @@ def register_schemas() -> None:
     store.store(name="schema", node=Config)
     for name, algorithm in discover().items():
         store.store(group="algo/schema", name=name, node=algorithm.config_class)
-    for name, (config_class, _) in PREFERENCES.items():
-        store.store(group="preference/schema", name=name, node=config_class)
+    for name, kind in PREFERENCES.items():
+        store.store(group="preference/schema", name=name, node=kind.config_class)
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -102,7 +102,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise InputError(f"{path} is not a configuration: restore it from a backup")
         base = OmegaConf.structured(Config)
         base.algo = discover()[stored.algo.name].config_class
-        base.preference = PREFERENCES[stored.preference.name][0]
+        base.preference = PREFERENCES[stored.preference.name].config_class
         merged = OmegaConf.merge(base, stored, OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(merged, DictConfig)
         return typed(merged)
@@ -151,8 +151,8 @@ def known_keys() -> list[str]:
         keys += _flatten(OmegaConf.structured(Config.__dataclass_fields__[name].type), f"{name}.")
     for algorithm in discover().values():
         keys += _flatten(OmegaConf.structured(algorithm.config_class), "algo.")
-    for config_class, _ in PREFERENCES.values():
-        keys += _schema_keys(config_class, "preference.")
+    for kind in PREFERENCES.values():
+        keys += _schema_keys(kind.config_class, "preference.")
     return sorted({*keys, *groups()})
 
 

@@ -15,12 +15,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from alignrun import compose
-from alignrun.build import Assembly, assemble, check
+from alignrun.build import Assembly, assemble, check, load_trained
 from alignrun.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, load_checkpoint
 from alignrun.config import AdapterKind, Config
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.policy import Policy
-from alignrun.models.sources import load_tokenizer
 from alignrun.progress import Progress, summary_panel
 from alignrun.run_directory import RunDirectory, environment, write_text_atomic, writing
 from alignrun.tracking import start_tracking
@@ -100,13 +99,15 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
     if adapter.name is AdapterKind.qlora:
         # The adapter is the same on the full-precision base, which is what it is merged into; no GPU is needed.
         adapter = replace(adapter, name=AdapterKind.lora)
-    policy = Policy.load(config.model, adapter, config.reference, load_tokenizer(config.model), config.seed)
-    restore_weights(policy.trainable(), checkpoint)
+    trained = load_trained(replace(config, adapter=adapter))
+    if merge and not isinstance(trained, Policy):
+        raise InputError(f"{run.path} is a feedback model, whose head no merged model has: export it without --merge")
+    restore_weights(trained.trainable(), checkpoint)
     with writing(folder):
-        if merge:
-            policy.save_merged(folder)
+        if merge and isinstance(trained, Policy):
+            trained.save_merged(folder)
         else:
-            policy.save_adapter(folder)
+            trained.save_adapter(folder)
     whole = merge or config.adapter.name is AdapterKind.none
     console.print(
         f"{'model' if whole else 'adapter'} of step {checkpoint.step} written to {folder}\n"
@@ -172,8 +173,8 @@ def _fit(
     resumed: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> int:
-    torch.use_deterministic_algorithms(assembly.policy.device.type == "cpu")
-    trainer = Trainer(config, assembly.policy, assembly.algorithm, assembly.prompts, assembly.evaluate, run)
+    torch.use_deterministic_algorithms(assembly.trained.device.type == "cpu")
+    trainer = Trainer(config, assembly.trained, assembly.algorithm, assembly.data, assembly.evaluate, run)
     start = trainer.restore(checkpoint) if checkpoint is not None else Progressed(0, evaluated=False)
     run.summary_file.unlink(missing_ok=True)
     for later, folder in list_checkpoints(run.checkpoints):
@@ -208,7 +209,8 @@ def _fit(
             *outcome.evaluation.lines,
             ("run", str(run.path)),
             ("metrics", "metrics.jsonl"),
-            ("completions", "samples.jsonl"),
+            *([("completions", "samples.jsonl")] if outcome.evaluation.samples else []),
+            *[("figure", name) for name in outcome.evaluation.files],
             ("adapter", "adapter/"),
             *([("wandb", location)] if location else []),
         ],

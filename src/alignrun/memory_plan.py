@@ -11,7 +11,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from alignrun.config import AdapterKind, Config
-from alignrun.models.adapters import add_policy_adapter, lora_layers
+from alignrun.models.adapters import POLICY, add_adapter, lora_layers
 from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.sources import planned_architecture, preview_prompt
 from alignrun.objectives.likelihood import CHUNK_SIZE
@@ -62,7 +62,7 @@ def make_plan(config: Config) -> MemoryPlan:
         parameters = sum(weight.numel() for weight in model.parameters())
         full = config.adapter.name is AdapterKind.none
         if not full:
-            add_policy_adapter(model, config.adapter)
+            add_adapter(model, POLICY, config.adapter)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     layers = lora_layers(model)
     width = torch.finfo(_dtype(config)).bits // 8

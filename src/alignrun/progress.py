@@ -15,6 +15,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 ABSENT = "–"
+SHOWN = {
+    "loss": "loss {:.4g}",
+    "win_rate": "win rate {:.1%}",
+    "accuracy": "accuracy {:.1%}",
+    "kl": "KL {:.3g}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}
+"""The metrics on a line, where the algorithm has them."""
 
 
 class Progress:
@@ -51,7 +59,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show a finished step with its `loss`, `win_rate` (in [0, 1]), `kl` (nats) and `tokens_per_second`."""
+        """Show a finished step with those of its metrics that are in `SHOWN`."""
         line = self._line(step, metrics)
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, description=line)
@@ -63,17 +71,8 @@ class Progress:
         self.console.print(Text(text), soft_wrap=True)
 
     def _line(self, step: int, metrics: Mapping[str, float]) -> str:
-        def shown(name: str, form: str) -> str:
-            return format(metrics[name], form) if name in metrics else ABSENT
-
-        parts = (
-            f"step {step}/{self.total}",
-            f"{self._time_left(step)} left",
-            f"loss {shown('loss', '.4g')}",
-            f"win rate {shown('win_rate', '.1%')}",
-            f"KL {shown('kl', '.3g')}",
-            f"{shown('tokens_per_second', ',.0f')} tokens/s",
-        )
+        parts = [f"step {step}/{self.total}", f"{self._time_left(step)} left"]
+        parts += [form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics]
         return "  ".join(parts)
 
     def _time_left(self, step: int) -> str:

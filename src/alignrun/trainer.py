@@ -7,22 +7,22 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 
-from alignrun.algorithms.base import Algorithm, count, rows
+from alignrun.algorithms.base import Algorithm, Dataset, Trained, count, rows
 from alignrun.checkpoint import Checkpoint, save_checkpoint
 from alignrun.config import Config
-from alignrun.data import PromptSet
+from alignrun.data.trimming import trim
 from alignrun.errors import InputError, RunError
-from alignrun.models.policy import Policy
+from alignrun.models.device import batch_to
 from alignrun.optim import flatten_optimizer, learning_rate, make_optimizer, restore_optimizer
 from alignrun.progress import Progress
 from alignrun.run_directory import RunDirectory, write_text_atomic, writing
 from alignrun.tracking import Tracking
-from alignrun.types import Evaluation, Evaluator, PromptBatch
+from alignrun.types import Evaluation, Evaluator
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,16 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        policy: Policy,
+        trained: Trained,
         algorithm: Algorithm,
-        prompts: PromptSet,
+        data: Dataset,
         evaluate: Evaluator,
         run: RunDirectory,
     ) -> None:
-        self._config, self._policy, self._algorithm = config, policy, algorithm
-        self._prompts, self._evaluate = prompts, evaluate
+        self._config, self._trained, self._algorithm = config, trained, algorithm
+        self._data, self._evaluate = data, evaluate
         self._run = run
-        self._trainable = policy.trainable()
+        self._trainable = trained.trainable()
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
 
     def restore(self, saved: Checkpoint) -> Progressed:
@@ -116,7 +116,7 @@ class Trainer:
         final, partial = self._run.adapter, self._run.path / "adapter.partial"
         with writing(final):
             shutil.rmtree(partial, ignore_errors=True)
-            self._policy.save_adapter(partial)
+            self._trained.save_adapter(partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
 
@@ -125,13 +125,15 @@ class Trainer:
         rate = learning_rate(self._config.optim, step, self._config.train.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        prompts = self._policy.to_device(self._prompts.batch_at(step, self._config.train.batch_size))
+        given = self._data.batch_at(step, self._config.train.batch_size)
+        if self._algorithm.online:
+            given = batch_to(given, self._trained.device)
         metrics: dict[str, float] = {}
         tokens = 0.0
         updated = False
         try:
-            for batch in self._algorithm.collect(prompts, step):
-                metrics, tokens = self._update(batch, step, prompts)
+            for batch in self._algorithm.collect(given, step):
+                metrics, tokens = self._update(batch, step, given)
                 updated = True
         except RunError:
             if not updated:  # the state is still that of the step before, and worth keeping
@@ -140,7 +142,7 @@ class Trainer:
         seconds = time.perf_counter() - started
         metrics |= {
             "learning_rate": rate,
-            "epoch": (step + 1) * self._config.train.batch_size / len(self._prompts),
+            "epoch": (step + 1) * self._config.train.batch_size / len(self._data),
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
         }
@@ -148,14 +150,15 @@ class Trainer:
             self._tracking.log(step + 1, metrics)
         self._progress.update(step + 1, metrics)
 
-    def _update(self, batch: Any, step: int, prompts: PromptBatch) -> tuple[dict[str, float], float]:
+    def _update(self, batch: Any, step: int, given: Any) -> tuple[dict[str, float], float]:
         self._optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
-        targets = 0
+        targets: int | torch.Tensor = 0
         for micro in split(batch, self._config.train.micro_batch_size or count(batch)):
-            loss = self._algorithm.loss(micro)
+            # What no sampling has put on the device goes there in the smallest form that it has.
+            loss = self._algorithm.loss(batch_to(trim(micro), self._trained.device))
             loss.total.backward()
-            targets += loss.targets
+            targets = targets + loss.targets
             for name, value in {**loss.metrics, "loss": loss.total.detach(), "tokens": loss.tokens}.items():
                 sums[name] = sums.get(name, 0) + value.double()
         weights = list(self._trainable.values())
@@ -165,19 +168,20 @@ class Trainer:
         limit = self._config.optim.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(weights, limit)
         # The only wait for the device in a step.
-        values = torch.stack([*sums.values(), norm.double()]).tolist()
-        metrics = {name: value / targets for name, value in zip(sums, values, strict=False)}
-        metrics["grad_norm"] = values[-1]
-        tokens = metrics.pop("tokens") * targets
+        counted = torch.as_tensor(targets, dtype=torch.float64, device=norm.device)
+        *totals, norm_value, total = torch.stack([*sums.values(), norm.double(), counted]).tolist()
+        metrics = {name: value / total for name, value in zip(sums, totals, strict=True)}
+        metrics["grad_norm"] = norm_value
+        tokens = metrics.pop("tokens") * total
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            self._refuse(step, prompts, metrics)
+            self._refuse(step, given, metrics)
         self._optimizer.step()
         return metrics, tokens
 
-    def _refuse(self, step: int, prompts: PromptBatch, metrics: dict[str, float]) -> None:
+    def _refuse(self, step: int, given: Any, metrics: dict[str, float]) -> None:
         path = self._run.path / "failed_batch.json"
         record = {"step": step + 1, "loss": str(metrics["loss"]), "grad_norm": str(metrics["grad_norm"])}
-        write_text_atomic(path, json.dumps(record | {"prompts": prompts.texts}, indent=2))
+        write_text_atomic(path, json.dumps(record | {"batch": as_json(given)}, ensure_ascii=False))
         raise RunError(
             f"step {step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}: nothing was "
             f"updated, the state before is saved and the batch is in {path}: go on with a lower learning rate, "
@@ -187,6 +191,8 @@ class Trainer:
     def _record(self, step: int, evaluation: Evaluation) -> None:
         self._tracking.log(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
         self._tracking.log_samples(step, evaluation.samples)
+        for name, text in evaluation.files.items():
+            write_text_atomic(self._run.path / name, text)
         self._progress.note(f"step {step}: " + ", ".join(f"{what} {value}" for what, value in evaluation.lines))
 
     def _save(self, progressed: Progressed) -> None:
@@ -225,6 +231,15 @@ def split(batch: Any, size: int) -> Iterator[Any]:
     """The batch in micro-batches of at most `size` rows."""
     for start in range(0, count(batch), size):
         yield rows(batch, slice(start, start + size))
+
+
+def as_json(batch: Any) -> Any:
+    """A batch as JSON can hold it, for a reader who wants to see what went wrong."""
+    if isinstance(batch, torch.Tensor):
+        return batch.tolist()
+    if is_dataclass(batch):
+        return {field.name: as_json(getattr(batch, field.name)) for field in fields(batch)}
+    return batch
 
 
 @contextmanager

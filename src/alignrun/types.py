@@ -3,7 +3,7 @@
 Shape legend: B prompts of a batch, P prompt tokens, T completion tokens, R packed rows of S tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -78,8 +78,8 @@ class PairBatch:
     """[B, 2, T] the chosen, then the rejected one."""
     labels: Tensor
     """[B] float32, P(chosen ≻ rejected)."""
-    rows: Tensor
-    """[B] int64, the place of each pair in its data set."""
+    reference: Tensor | None = None
+    """[B, 2] float32, log μ of the completions as sums over their tokens, where it was computed ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ class Sample:
     prompt: str
     first: str
     second: str
-    preference: float
-    """P(first ≻ second | prompt)."""
+    preference: float | None
+    """P(first ≻ second | prompt); None where nothing judges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,8 @@ class Evaluation:
     lines: Sequence[tuple[str, str]]
     """The same for a person: what, and how much."""
     samples: Sequence[Sample] = field(default_factory=tuple)
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Text to be kept in the run directory, by file name: figures as SVG."""
 
 
 Evaluator = Callable[[], Evaluation]

@@ -19,7 +19,7 @@ from alignrun.types import Completions, PromptBatch
 
 
 def build(policy, config) -> NashMD:
-    _, builder = PREFERENCES[config.preference.name]
+    builder = PREFERENCES[config.preference.name].build
     return NashMD(config.algo, Tools(policy, builder(config.preference), config))
 
 

@@ -36,6 +36,14 @@ def chat_tokenizer() -> Any:
 
 
 @pytest.fixture
+def other_eos_tokenizer() -> Any:
+    """A chat tokenizer whose turns end with a token other than its EOS."""
+    tokenizer = byte_tokenizer(CHATML)
+    tokenizer.eos_token = "<s>"
+    return tokenizer
+
+
+@pytest.fixture
 def plain_tokenizer() -> Any:
     return byte_tokenizer(None)
 

@@ -1,6 +1,6 @@
-import gzip
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,6 @@ OTHER = {"role": "assistant", "content": "No."}
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    content = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
-
-
 def refusal(row: dict[str, Any], columns: ColumnsConfig = COLUMNS) -> str:
     with pytest.raises(InputError) as caught:
         parse_row(row, "p.jsonl:7", columns)
@@ -30,75 +24,6 @@ def refusal(row: dict[str, Any], columns: ColumnsConfig = COLUMNS) -> str:
     assert "\n" not in message
     assert "p.jsonl:7" in message
     return message
-
-
-def file_refusal(path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        list(read_rows(path))
-    message = str(caught.value)
-    assert "\n" not in message
-    assert path.name in message
-    return message
-
-
-class TestReadRows:
-    @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "P.JSONL"])
-    def test_lines_are_numbered_from_one_and_blank_ones_skipped(self, tmp_path: Path, name: str) -> None:
-        path = write(tmp_path / name, '{"a": 1}\r\n\n{"a": "\u2028é"}')
-        assert list(read_rows(path)) == [(f"{name}:1", {"a": 1}), (f"{name}:3", {"a": "\u2028é"})]
-
-    def test_a_json_list_is_indexed_from_zero(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "p.json", '[{"a": 1},\n {"a": 2}]')
-        assert list(read_rows(path)) == [("p.json[0]", {"a": 1}), ("p.json[1]", {"a": 2})]
-
-    def test_a_byte_order_mark_is_not_part_of_the_data(self, tmp_path: Path) -> None:
-        assert list(read_rows(write(tmp_path / "p.jsonl", b'\xef\xbb\xbf{"a": 1}\n'))) == [("p.jsonl:1", {"a": 1})]
-
-    @pytest.mark.parametrize("name", ["none.jsonl", "none.jsonl.gz", "none.json"])
-    def test_missing_file(self, tmp_path: Path, name: str) -> None:
-        assert "there is no file" in file_refusal(tmp_path / name)
-
-    @pytest.mark.parametrize("name", ["folder.jsonl", "folder.json"])
-    def test_directory(self, tmp_path: Path, name: str) -> None:
-        (tmp_path / name).mkdir()
-        assert "is a directory" in file_refusal(tmp_path / name)
-
-    @pytest.mark.parametrize(("name", "where"), [("p.jsonl", "p.jsonl:2"), ("p.json", "p.json")])
-    def test_not_utf8(self, tmp_path: Path, name: str, where: str) -> None:
-        message = file_refusal(write(tmp_path / name, b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n'))
-        assert f"{where} is not UTF-8" in message
-
-    @pytest.mark.parametrize("line", ["{'prompt': 1}", '{"prompt": "a"', "[" * 100_000])
-    def test_not_json(self, tmp_path: Path, line: str) -> None:
-        assert "p.jsonl:2 is not JSON" in file_refusal(write(tmp_path / "p.jsonl", '{"a": 1}\n' + line))
-
-    def test_lines_in_a_json_file_point_to_the_other_name(self, tmp_path: Path) -> None:
-        assert "is named .jsonl" in file_refusal(write(tmp_path / "p.json", '{"a": 1}\n{"a": 2}\n'))
-
-    @pytest.mark.parametrize(
-        ("value", "kind"), [("[1]", "a list"), ('"a"', "text"), ("null", "null"), ("3", "a number"), ("true", "a bool")]
-    )
-    def test_a_row_must_be_an_object(self, tmp_path: Path, value: str, kind: str) -> None:
-        assert f"p.jsonl:1 is {kind}" in file_refusal(write(tmp_path / "p.jsonl", value))
-        assert f"p.json[0] is {kind}" in file_refusal(write(tmp_path / "p.json", f"[{value}]"))
-
-    def test_a_json_file_must_hold_a_list(self, tmp_path: Path) -> None:
-        assert "holds an object" in file_refusal(write(tmp_path / "p.json", '{"data": []}'))
-
-    @pytest.mark.parametrize(
-        ("name", "text"), [("p.jsonl", ""), ("p.jsonl", " \n\n"), ("p.jsonl.gz", ""), ("p.json", ""), ("p.json", "[]")]
-    )
-    def test_no_rows(self, tmp_path: Path, name: str, text: str) -> None:
-        assert "holds no rows" in file_refusal(write(tmp_path / name, text))
-
-    def test_damaged_gzip(self, tmp_path: Path) -> None:
-        whole = gzip.compress(b'{"prompt": "a"}\n' * 5000)
-        for content in (whole[:-20], b'{"prompt": "never compressed"}\n', whole[:30] + b"\x00" * 30 + whole[60:]):
-            (tmp_path / "p.jsonl.gz").write_bytes(content)
-            assert "damaged gzip" in file_refusal(tmp_path / "p.jsonl.gz")
-
-    def test_unknown_kind(self, tmp_path: Path) -> None:
-        assert ".jsonl.gz or .json" in file_refusal(write(tmp_path / "p.csv", "prompt\nHello\n"))
 
 
 class TestParseRow:
@@ -112,8 +37,8 @@ class TestParseRow:
 
     def test_columns_by_name(self) -> None:
         columns = ColumnsConfig(prompt="q", chosen="good", rejected="bad")
-        example = parse_row({"q": "Hello?", "good": "Yes.", "bad": "", "chosen": 0}, "p:1", columns)
-        assert (example.prompt, example.chosen, example.rejected) == ("Hello?", "Yes.", "")
+        example = parse_row({"q": "Hello?", "good": "Yes.", "bad": "No.", "chosen": 0}, "p:1", columns)
+        assert (example.prompt, example.chosen, example.rejected) == ("Hello?", "Yes.", "No.")
 
     @pytest.mark.parametrize("prompt", ["Hello?", [USER]])
     @pytest.mark.parametrize("chosen", ["Yes.", [ANSWER], [USER, ANSWER]])
@@ -127,19 +52,15 @@ class TestParseRow:
         assert example.prompt == (SYSTEM, USER, ANSWER, USER)
         assert (example.chosen, example.rejected) == ("Yes.", "No.")
 
-    def test_implicit_prompt_of_equal_conversations_leaves_a_completion(self) -> None:
-        example = parse_row({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "p:1", COLUMNS)
-        assert (example.prompt, example.chosen, example.rejected) == ((USER,), "Yes.", "Yes.")
-
     def test_transcripts(self) -> None:
         opening = "\n\nHuman: One\n\ntwo?\n\nAssistant: Three.\n\nHuman: Four?\n\nAssistant:"
-        example = parse_row({"chosen": opening + " Yes.", "rejected": opening}, "p:1", COLUMNS)
+        example = parse_row({"chosen": opening + " Yes.", "rejected": opening + " No."}, "p:1", COLUMNS)
         assert example.prompt == (
             {"role": "user", "content": "One\n\ntwo?"},
             {"role": "assistant", "content": "Three."},
             {"role": "user", "content": "Four?"},
         )
-        assert (example.chosen, example.rejected) == ("Yes.", "")
+        assert (example.chosen, example.rejected) == ("Yes.", "No.")
 
     def test_transcript_without_the_leading_blank_line(self) -> None:
         row = {"chosen": "Human: Hello?\n\nAssistant: Yes.", "rejected": "Human: Hello?\n\nAssistant: No."}
@@ -203,6 +124,28 @@ class TestParseRow:
     def test_empty_prompt(self, prompt: Any) -> None:
         assert "empty prompt" in refusal({"prompt": prompt})
 
+    @pytest.mark.parametrize("empty", ["", " \n\t", "\u00a0", [{"role": "assistant", "content": " "}]])
+    @pytest.mark.parametrize("side", ["chosen", "rejected"])
+    def test_an_empty_completion_of_a_pair(self, side: str, empty: Any) -> None:
+        row = {"prompt": "Hello?", "chosen": "Yes.", "rejected": "No."} | {side: empty}
+        assert f"empty completion in '{side}'" in refusal(row)
+
+    def test_an_empty_completion_in_transcripts(self) -> None:
+        opening = "\n\nHuman: Hello?\n\nAssistant:"
+        assert "empty completion in 'rejected'" in refusal({"chosen": opening + " Yes.", "rejected": opening})
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"prompt": "Hello?", "chosen": "Yes.", "rejected": " Yes.\n"},
+            {"prompt": "Hello?", "chosen": "Yes.", "rejected": [ANSWER]},
+            {"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]},
+            {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: a\n\nAssistant: b "},
+        ],
+    )
+    def test_two_equal_completions(self, row: dict[str, Any]) -> None:
+        assert "two equal completions" in refusal(row)
+
     def test_empty_prompt_in_transcripts(self) -> None:
         row = {"chosen": "\n\nHuman: \n\nAssistant: a", "rejected": "\n\nHuman: \n\nAssistant: b"}
         assert "empty prompt" in refusal(row)
@@ -233,17 +176,108 @@ class TestParseRow:
         assert parse_row(json.loads('{"prompt": "\\ud83d\\ude00"}'), "p:1", COLUMNS).prompt == "\U0001f600"
 
 
+class TestInput:
+    columns = ColumnsConfig(prompt="instruction", input="input")
+
+    def test_it_goes_on_after_a_blank_line(self) -> None:
+        example = parse_row({"instruction": "Sum up. ", "input": " A text."}, "p:1", self.columns)
+        assert example.prompt == "Sum up. \n\n A text."
+
+    @pytest.mark.parametrize("blank", ["", " \n", None])
+    def test_blank_adds_nothing(self, blank: Any) -> None:
+        assert parse_row({"instruction": "Sum up.", "input": blank}, "p:1", self.columns).prompt == "Sum up."
+        row = {"instruction": [USER], "input": blank}
+        assert parse_row(row, "p:1", self.columns).prompt == (USER,)
+
+    def test_refusals(self) -> None:
+        assert "no column 'input'" in refusal({"instruction": "Sum up."}, self.columns)
+        assert "data.columns.input=..." in refusal({"instruction": "Sum up."}, self.columns)
+        assert "column 'input' is a number" in refusal({"instruction": "Sum up.", "input": 3}, self.columns)
+        assert "column 'input' holds half" in refusal({"instruction": "Sum up.", "input": "\ud83d"}, self.columns)
+        assert "after a conversation" in refusal({"instruction": [USER], "input": "A text."}, self.columns)
+        assert "empty prompt" in refusal({"instruction": " ", "input": "A text."}, self.columns)
+
+    def test_a_prompt_that_goes_on_cannot_hide_in_a_pair(self) -> None:
+        row = {"chosen": [USER, ANSWER], "rejected": [USER, OTHER], "input": "A text."}
+        assert "no column 'prompt'" in refusal(row, ColumnsConfig(input="input"))
+
+    def test_completions_may_repeat_the_whole_prompt(self) -> None:
+        whole = {"role": "user", "content": "Sum up.\n\nA text."}
+        row = {"instruction": "Sum up.", "input": "A text.", "chosen": [whole, ANSWER], "rejected": "No."}
+        assert parse_row(row, "p:1", self.columns).chosen == "Yes."
+
+
+class TestDemonstrations:
+    @pytest.mark.parametrize("prompt", ["Hello?", [USER]])
+    @pytest.mark.parametrize("completion", ["Yes.", [ANSWER], [USER, ANSWER]])
+    def test_prompt_and_completion(self, prompt: Any, completion: Any) -> None:
+        example = parse_row({"prompt": prompt, "completion": completion}, "p:1", COLUMNS)
+        assert (example.text, example.chosen, example.rejected) == ("Hello?", "Yes.", None)
+
+    def test_messages(self) -> None:
+        row = {"messages": [SYSTEM, USER, ANSWER, USER, OTHER]}
+        example = parse_row(row, "p:1", COLUMNS)
+        assert (example.prompt, example.chosen, example.rejected) == ((SYSTEM, USER, ANSWER, USER), "No.", None)
+
+    def test_columns_by_name(self) -> None:
+        row = {"q": "Hello?", "a": "Yes.", "completion": "", "talk": [USER, OTHER]}
+        columns = ColumnsConfig(prompt="q", completion="a")
+        assert parse_row(row, "p:1", columns).chosen == "Yes."
+        assert parse_row(row, "p:1", ColumnsConfig(completion="none", messages="talk")).chosen == "No."
+
+    def test_pairs_come_before_completions_before_messages_before_prompts(self) -> None:
+        row: dict[str, Any] = {"prompt": "Hello?", "chosen": "A", "rejected": "B", "completion": "C"}
+        row["messages"] = [USER, {"role": "assistant", "content": "D"}]
+        kinds = []
+        for column in ("rejected", "completion", "messages", "prompt"):
+            example = parse_row(row, "p:1", COLUMNS)
+            kinds.append((example.chosen, example.rejected))
+            del row[column]
+            row.pop("chosen", None)
+        assert kinds == [("A", "B"), ("C", None), ("D", None), (None, None)]
+
+    def test_messages_do_not_replace_a_named_prompt(self) -> None:
+        row = {"question": "Why?", "messages": [USER, ANSWER]}
+        assert parse_row(row, "p:1", ColumnsConfig(prompt="question")).prompt == "Why?"
+        assert parse_row({"messages": [USER]}, "p:1", ColumnsConfig(prompt="messages")).prompt == (USER,)
+        assert parse_row({"completion": "Why?"}, "p:1", ColumnsConfig(prompt="completion")).chosen is None
+        both = ColumnsConfig(prompt="question", messages="talk")
+        assert parse_row({"question": "Why?", "talk": [USER, ANSWER]}, "p:1", both).prompt == (USER,)
+
+    @pytest.mark.parametrize("messages", ["Hello?", [USER], [ANSWER], [USER, ANSWER, USER], [USER, SYSTEM]])
+    def test_messages_must_end_with_the_assistant(self, messages: Any) -> None:
+        message = refusal({"messages": messages})
+        assert "column 'messages' must be a conversation that ends with the assistant" in message
+        assert "data.columns.prompt=messages" in message
+
+    def test_other_refusals(self) -> None:
+        empty = {"role": "assistant", "content": " "}
+        assert "empty completion in 'completion'" in refusal({"prompt": "a", "completion": "\n"})
+        assert "empty completion in 'messages'" in refusal({"messages": [USER, empty]})
+        assert "prompt that ends with the assistant" in refusal({"messages": [USER, ANSWER, ANSWER]})
+        assert "empty prompt" in refusal({"messages": [{"role": "user", "content": ""}, ANSWER]})
+        assert "no column 'prompt'" in refusal({"completion": "Yes."})
+        assert "column 'completion' must be text or end in one assistant" in refusal(
+            {"prompt": "a", "completion": [USER]}
+        )
+
+
 @pytest.mark.skipif("ALIGNRUN_HUMAN_DATA" not in os.environ, reason="needs ALIGNRUN_HUMAN_DATA")
 class TestHumanData:
     @property
     def folder(self) -> Path:
         return Path(os.environ["ALIGNRUN_HUMAN_DATA"])
 
-    def test_every_hh_rlhf_row_parses(self) -> None:
+    def test_hh_rlhf(self) -> None:
         rows = list(read_rows(self.folder / "hh_rlhf_harmless_base_test.jsonl.gz"))
         assert len(rows) == 2312
+        silent = 0
         for origin, row in rows:
-            example = parse_row(row, origin, COLUMNS)
+            try:
+                example = parse_row(row, origin, COLUMNS)
+            except InputError as error:
+                silent += "empty completion" in str(error)
+                continue
             roles = [turn["role"] for turn in example.prompt]  # type: ignore[index]
             assert roles == (["user", "assistant"] * len(roles))[: len(roles)]
             assert roles[-1] == "user"
@@ -251,15 +285,26 @@ class TestHumanData:
                 assert text is not None
                 assert row[side].endswith(text) or "\n\nAssistant:" in row[side][-len(text) - 30 :]
                 assert example.prompt[-1]["content"] in row[side]  # type: ignore[index]
+        assert silent == 4
 
-    def test_pandalm_needs_a_column(self) -> None:
+    def test_pandalm(self) -> None:
+        columns = ColumnsConfig(
+            prompt="instruction",
+            input="input",
+            chosen="response1",
+            rejected="response2",
+            votes=["annotator1", "annotator2", "annotator3"],
+        )
+        reasons = Counter[str]()
         rows = list(read_rows(self.folder / "pandalm_human_testset.json"))
-        assert len(rows) == 999
-        with pytest.raises(InputError, match=r"json\[0\] has no column 'prompt' .*data\.columns\.prompt=instruction"):
-            parse_row(rows[0][1], rows[0][0], COLUMNS)
-        columns = ColumnsConfig(prompt="instruction")
-        # Row 466 has no instruction in the file itself.
-        with pytest.raises(InputError, match=r"json\[466\] has an empty prompt"):
-            parse_row(rows[466][1], rows[466][0], columns)
-        for origin, row in rows[:466] + rows[467:]:
-            assert parse_row(row, origin, columns).prompt == row["instruction"]
+        for origin, row in rows:
+            try:
+                example = parse_row(row, origin, columns)
+            except InputError as error:
+                reasons[next(known for known in ("completion", "prompt", "boolean") if known in str(error))] += 1
+                continue
+            ones = sum(row[column] == 1 for column in columns.votes)
+            twos = sum(row[column] == 2 for column in columns.votes)
+            assert example.chosen == row["response1" if ones >= twos else "response2"]
+            assert example.label == pytest.approx(0.5 + abs(ones - twos) / 6)
+        assert (len(rows), reasons) == (999, {"completion": 54, "prompt": 1, "boolean": 6})

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from alignrun.config import ColumnsConfig, DataConfig, DataSource
-from alignrun.data import load_examples
+from alignrun.config import BadRows, ColumnsConfig, DataConfig, DataSource
+from alignrun.data import Loaded, load_examples
 from alignrun.errors import InputError
 from alignrun.types import Example
 
@@ -21,6 +21,10 @@ def config(source: DataSource, **fields: Any) -> DataConfig:
     return DataConfig(name=source.value, source=source, **fields)
 
 
+def sides(loaded: Loaded) -> tuple[list[Example], list[Example]]:
+    return loaded.train, loaded.heldout
+
+
 def texts(examples: list[Example]) -> list[str]:
     return [example.text for example in examples]
 
@@ -31,20 +35,20 @@ def words(text: str) -> set[str]:
 
 class TestBundled:
     def test_counts_lengths_and_duplicates(self) -> None:
-        train, heldout = load_examples(config(DataSource.bundled))
+        train, heldout = sides(load_examples(config(DataSource.bundled)))
         assert (len(train), len(heldout)) == (256, 96)
         prompts = texts(train + heldout)
         assert len({" ".join(sorted(words(prompt))) for prompt in prompts}) == len(prompts)
         assert all(6 <= len(prompt.split()) <= 25 for prompt in prompts)
 
     def test_no_heldout_prompt_is_close_to_a_train_prompt(self) -> None:
-        train, heldout = load_examples(config(DataSource.bundled))
+        train, heldout = sides(load_examples(config(DataSource.bundled)))
         for ours in texts(heldout):
             for theirs in texts(train):
                 assert len(words(ours) & words(theirs)) / len(words(ours) | words(theirs)) < 0.7, (ours, theirs)
 
     def test_columns_are_those_of_the_bundled_files(self) -> None:
-        train, _ = load_examples(config(DataSource.bundled, columns=ColumnsConfig(prompt="question")))
+        train, _ = sides(load_examples(config(DataSource.bundled, columns=ColumnsConfig(prompt="question"))))
         assert len(train) == 256
 
 
@@ -53,7 +57,7 @@ class TestJsonl:
 
     def test_split_is_a_partition_near_the_fraction(self, tmp_path: Path) -> None:
         path = jsonl(tmp_path / "p.jsonl", list(self.prompts))
-        train, heldout = load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.25))
+        train, heldout = sides(load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.25)))
         assert sorted(texts(train + heldout)) == sorted(self.prompts)
         assert 70 <= len(heldout) <= 130  # binomial(400, 0.25): 100 ± 3.5 standard deviations of 8.7
         assert [int(prompt.split()[1]) for prompt in texts(train)] == sorted(
@@ -63,21 +67,21 @@ class TestJsonl:
     def test_split_depends_on_the_prompt_alone(self, tmp_path: Path) -> None:
         straight = jsonl(tmp_path / "a.jsonl", list(self.prompts))
         doubled = jsonl(tmp_path / "b.jsonl", list(self.prompts[::-1] + self.prompts[:100]))
-        _, first = load_examples(config(DataSource.jsonl, path=straight))
-        train, second = load_examples(config(DataSource.jsonl, path=doubled))
+        _, first = sides(load_examples(config(DataSource.jsonl, path=straight)))
+        train, second = sides(load_examples(config(DataSource.jsonl, path=doubled)))
         assert set(texts(first)) == set(texts(second))
         assert not set(texts(train)) & set(texts(second))
 
     def test_split_is_fixed_for_all_time(self, tmp_path: Path) -> None:
         # sha256("prompt 19") opens with 0x0b (0.04 of the range), sha256("prompt 0") with 0x48 (0.28).
         path = jsonl(tmp_path / "p.jsonl", ["prompt 0", "prompt 19"])
-        train, heldout = load_examples(config(DataSource.jsonl, path=path))
+        train, heldout = sides(load_examples(config(DataSource.jsonl, path=path)))
         assert (texts(train), texts(heldout)) == (["prompt 0"], ["prompt 19"])
 
     def test_a_larger_fraction_keeps_what_was_held_out(self, tmp_path: Path) -> None:
         path = jsonl(tmp_path / "p.jsonl", list(self.prompts))
-        _, few = load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.1))
-        _, many = load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.5))
+        _, few = sides(load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.1)))
+        _, many = sides(load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.5)))
         assert set(texts(few)) < set(texts(many))
 
     @pytest.mark.parametrize(("fraction", "which"), [(1e-9, "hold out"), (1 - 1e-9, "train on")])
@@ -91,20 +95,20 @@ class TestJsonl:
         held = jsonl(tmp_path / "held.jsonl", ["b", "c", "d"], column="q")
         columns = ColumnsConfig(prompt="q")
         both = config(DataSource.jsonl, path=path, eval_path=held, eval_size=2, columns=columns)
-        train, heldout = load_examples(both)
+        train, heldout = sides(load_examples(both))
         assert [(example.text, example.origin) for example in train] == [("a", "train.jsonl:1")]
         assert [(example.text, example.origin) for example in heldout] == [("b", "held.jsonl:1"), ("c", "held.jsonl:2")]
 
     def test_home_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
         jsonl(tmp_path / "p.jsonl", ["a"])
-        train, _ = load_examples(config(DataSource.jsonl, path="~/p.jsonl", eval_path="~/p.jsonl"))
+        train, _ = sides(load_examples(config(DataSource.jsonl, path="~/p.jsonl", eval_path="~/p.jsonl")))
         assert texts(train) == ["a"]
 
 
 class TestInline:
     def test_the_same_prompts_on_both_sides(self) -> None:
-        train, heldout = load_examples(config(DataSource.inline, prompts=["a", "b", "a"], eval_size=2))
+        train, heldout = sides(load_examples(config(DataSource.inline, prompts=["a", "b", "a"], eval_size=2)))
         assert [(example.text, example.origin) for example in train] == [
             ("a", "data.prompts[0]"),
             ("b", "data.prompts[1]"),
@@ -115,6 +119,58 @@ class TestInline:
     def test_a_blank_prompt_is_refused(self) -> None:
         with pytest.raises(InputError, match=r"data\.prompts\[1\] has an empty prompt"):
             load_examples(config(DataSource.inline, prompts=["a", " "]))
+
+
+class TestBadRows:
+    rows = (
+        {"prompt": "prompt 0"},
+        {"prompt": " "},
+        {"prompt": "prompt 19"},
+        {"prompt": "prompt 1", "chosen": "a", "rejected": "a"},
+    )
+
+    def file(self, path: Path, rows: Any = rows) -> str:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    def test_an_error_says_once_that_such_rows_can_be_skipped(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"p\.jsonl:2 has an empty prompt") as caught:
+            load_examples(config(DataSource.jsonl, path=self.file(tmp_path / "p.jsonl")))
+        assert str(caught.value).count("data.bad_rows=skip") == 1
+        assert "\n" not in str(caught.value)
+
+    def test_skipped_rows_are_counted_over_both_files(self, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"path": self.file(tmp_path / "p.jsonl"), "bad_rows": BadRows.skip}
+        loaded = load_examples(config(DataSource.jsonl, **options))
+        assert (texts(loaded.train), texts(loaded.heldout), loaded.skipped) == (["prompt 0"], ["prompt 19"], 2)
+        held = self.file(tmp_path / "held.jsonl", self.rows[:2])
+        loaded = load_examples(config(DataSource.jsonl, eval_path=held, **options))
+        assert texts(loaded.train) == ["prompt 0", "prompt 19"]
+        assert (texts(loaded.heldout), loaded.skipped) == (["prompt 0"], 3)
+
+    def test_origins_stay_those_of_the_file(self, tmp_path: Path) -> None:
+        path = self.file(tmp_path / "p.jsonl")
+        loaded = load_examples(config(DataSource.jsonl, path=path, bad_rows=BadRows.skip))
+        assert [example.origin for example in loaded.train + loaded.heldout] == ["p.jsonl:1", "p.jsonl:3"]
+
+    def test_nothing_is_skipped_in_good_data(self, tmp_path: Path) -> None:
+        path = self.file(tmp_path / "p.jsonl", (self.rows[0], self.rows[2]))
+        assert load_examples(config(DataSource.jsonl, path=path, bad_rows=BadRows.skip)).skipped == 0
+
+    def test_a_damaged_file_is_no_bad_row(self, tmp_path: Path) -> None:
+        (tmp_path / "p.jsonl").write_text('{"prompt": "prompt 0"}\n{"prompt": "prom')
+        with pytest.raises(InputError, match=r"p\.jsonl:2 is not JSON") as caught:
+            load_examples(config(DataSource.jsonl, path=str(tmp_path / "p.jsonl"), bad_rows=BadRows.skip))
+        assert "data.bad_rows" not in str(caught.value)
+
+    def test_no_row_left_names_the_first_reason(self, tmp_path: Path) -> None:
+        path = self.file(tmp_path / "p.jsonl", [{"text": "a"}] * 3)
+        with pytest.raises(InputError) as caught:
+            load_examples(config(DataSource.jsonl, path=path, bad_rows=BadRows.skip))
+        message = str(caught.value)
+        assert message.startswith("data: none of the 3 rows can be used; the first: p.jsonl:1 has no column 'prompt'")
+        assert message.endswith("data.columns.prompt=text")
+        assert "bad_rows" not in message
 
 
 class FakeHub:
@@ -133,7 +189,7 @@ class FakeHub:
 class TestHub:
     def test_splits_origins_and_arguments(self, monkeypatch: pytest.MonkeyPatch) -> None:
         hub = FakeHub(monkeypatch, {"train": [{"prompt": "a"}, {"prompt": "b"}], "test": [{"prompt": "c"}]})
-        train, heldout = load_examples(config(DataSource.hub, path="org/set", subset="main", eval_split="test"))
+        train, heldout = sides(load_examples(config(DataSource.hub, path="org/set", subset="main", eval_split="test")))
         assert [(example.text, example.origin) for example in train] == [
             ("a", "org/set[train]:0"),
             ("b", "org/set[train]:1"),
@@ -144,7 +200,7 @@ class TestHub:
 
     def test_without_eval_split_rows_are_held_out_by_hash(self, monkeypatch: pytest.MonkeyPatch) -> None:
         FakeHub(monkeypatch, {"train": [{"prompt": "prompt 0"}, {"prompt": "prompt 19"}]})
-        train, heldout = load_examples(config(DataSource.hub, path="org/set"))
+        train, heldout = sides(load_examples(config(DataSource.hub, path="org/set")))
         assert (texts(train), texts(heldout)) == (["prompt 0"], ["prompt 19"])
 
     @pytest.mark.parametrize("fields", [{"split": "trian"}, {"eval_split": "trian"}])
@@ -171,7 +227,7 @@ class TestHub:
         folder.mkdir()
         jsonl(folder / "train.jsonl", ["a", "b"])
         jsonl(folder / "test.jsonl", ["c"])
-        train, heldout = load_examples(config(DataSource.hub, path=str(folder), eval_split="test"))
+        train, heldout = sides(load_examples(config(DataSource.hub, path=str(folder), eval_split="test")))
         assert (texts(train), texts(heldout)) == (["a", "b"], ["c"])
         with pytest.raises(InputError, match="cannot load split 'none'"):
             load_examples(config(DataSource.hub, path=str(folder), split="none"))

@@ -3,16 +3,22 @@
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from alignrun.config import Config
+from alignrun.config import Config, DataConfig
+from alignrun.data import PromptSet, padding_id
+from alignrun.errors import InputError
 from alignrun.models.policy import Policy
+from alignrun.models.scorer import Scorer
 from alignrun.preferences.base import Preference
-from alignrun.types import PromptBatch
+from alignrun.types import Example
 
 Batch = TypeVar("Batch")
 
@@ -23,43 +29,137 @@ class Loss:
 
     total: Tensor
     """Sum of the loss over the targets, a scalar with a gradient."""
-    targets: int
+    targets: int | Tensor
     """What the sum is divided by, once, over the whole step: sequences or tokens, as the objective says."""
     metrics: dict[str, Tensor]
     """Sums over the targets, scalars without a gradient."""
     tokens: Tensor
     """Completion tokens in the micro-batch, for the throughput."""
+    probabilities: Tensor | None = None
+    """[B] P(chosen ≻ rejected) as the model has it, of every pair, without a gradient."""
+
+
+class Trained(Protocol):
+    """What a run trains: a policy, or a feedback model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, in a fixed order."""
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write what was trained."""
+
+
+class Dataset(Protocol):
+    """Examples, encoded once, from which the batch of any step can be had without any state."""
+
+    @property
+    def skipped(self) -> int:
+        """Examples left out because they were too long."""
+
+    def __len__(self) -> int: ...
+
+    def batch_at(self, step: int, size: int) -> Any:
+        """The batch of a step: a pure function of the seed and its arguments."""
+
+    def all_batches(self, size: int) -> Iterator[Any]:
+        """Every example once, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What it takes to turn examples into token ids."""
+
+    tokenizer: PreTrainedTokenizerBase
+    data: DataConfig
+    system_prompt: str | None
+    context: int
+    """The most tokens that the model reads at once."""
+    max_new_tokens: int
+    """What sampling needs of them."""
+    seed: int
+    closed: bool = True
+    """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
+
+    @property
+    def pad_id(self) -> int:
+        """The token to pad with."""
+        return padding_id(self.tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What algorithms are assembled from."""
+    """What algorithms that train a policy are assembled from."""
 
     policy: Policy
     preference: Preference
     config: Config
 
 
+@dataclass(frozen=True, slots=True)
+class FeedbackTools:
+    """What algorithms that train a reward or preference model are assembled from."""
+
+    scorer: Scorer
+    config: Config
+
+
 class Algorithm(ABC):
-    """One training algorithm: what is sampled, how it is scored, and which objective it goes into.
+    """One training algorithm: what it learns from, how that is scored, and which objective it goes into.
 
     The loop does the rest: micro-batches, accumulation, clipping, logging, evaluation, saving.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type]
+    online: ClassVar[bool] = True
+    """Whether completions are sampled and judged by the preference while training."""
 
-    def __init__(self, config: Any, tools: Tools) -> None:
+    def __init__(self, config: Any, tools: Any) -> None:
         self.config = config
         self.tools = tools
 
+    @classmethod
+    def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> Dataset:
+        """The examples as this algorithm reads them: by default their prompts alone.
+
+        Raises:
+            InputError: an example does not fit, or lacks what the algorithm learns from.
+        """
+        return prompt_set(examples, encoding)
+
+    def prepare(self, data: Dataset) -> Dataset:
+        """Called once for each of the data sets, before the first step, for what is worth computing ahead."""
+        return data
+
     @abstractmethod
-    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Any]:
-        """Batches for the optimiser steps that follow from these prompts: frozen dataclasses of rows."""
+    def collect(self, batch: Any, step: int) -> Iterator[Any]:
+        """Batches for the optimiser steps that follow from a batch of the data: frozen dataclasses of rows."""
 
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
         """The loss of one micro-batch of `collect`."""
+
+
+def prompt_set(examples: Sequence[Example], encoding: Encoding) -> PromptSet:
+    """The prompts of the examples, for sampling. Raises InputError as `PromptSet.build`."""
+    room = encoding.context - encoding.max_new_tokens
+    if room < 1:
+        raise InputError(
+            f"config: generation.max_new_tokens={encoding.max_new_tokens} leaves no room for a prompt in the "
+            f"{encoding.context} tokens of the model: lower it"
+        )
+    return PromptSet.build(
+        examples,
+        encoding.tokenizer,
+        system_prompt=encoding.system_prompt,
+        max_tokens=min(room, encoding.data.max_prompt_tokens or room),
+        too_long=encoding.data.too_long,
+        seed=encoding.seed,
+    )
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {}
@@ -93,6 +193,8 @@ def count(batch: Any) -> int:
 
 def rows(batch: Batch, span: slice) -> Batch:
     """The given rows of a frozen dataclass of tensors, tuples and such dataclasses, along their first dimension."""
+    if batch is None:
+        return batch
     if is_dataclass(batch) and not isinstance(batch, type):
         return replace(batch, **{field.name: rows(getattr(batch, field.name), span) for field in fields(batch)})
     return batch[span]  # type: ignore[index, no-any-return]

@@ -1,6 +1,6 @@
 """What every section of the configuration is built with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeVar, dataclass_transform
 
 from alignrun.errors import InputError
@@ -15,8 +15,12 @@ def schema(cls: type[T]) -> type[T]:
     OmegaConf turns a dataclass declared frozen into a read-only node, into which no YAML can be merged. The flag
     that it looks at is lowered here; the objects themselves stay frozen, since `__setattr__` is already in place.
     """
+    bases: list[Any] = [base for base in cls.__mro__[1:] if is_dataclass(base)]
+    for base in bases:  # a section may extend another, and Python wants both to be frozen
+        base.__dataclass_params__.frozen = True
     frozen: Any = dataclass(frozen=True)(cls)
-    frozen.__dataclass_params__.frozen = False
+    for section in (frozen, *bases):
+        section.__dataclass_params__.frozen = False
     return frozen  # type: ignore[no-any-return]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
-
 from alignrun.config import TooLong
+from alignrun.data.order import rows_at
+from alignrun.data.padding import padding_id, prompt_batch
 from alignrun.data.templates import encode_prompt
 from alignrun.errors import InputError
 from alignrun.types import Example, PromptBatch
@@ -61,21 +59,14 @@ class PromptSet:
                 f"data: none of the {len(examples)} prompts fits into the limit of {max_tokens} tokens; set {_MEND}"
             )
         texts, token_ids = zip(*kept, strict=True)
-        # Padding is masked out, so that any id will do where the tokenizer names none.
-        pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return cls(texts, token_ids, pad_id, seed, skipped=len(examples) - len(kept))
+        return cls(texts, token_ids, padding_id(tokenizer), seed, skipped=len(examples) - len(kept))
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def batch_at(self, step: int, size: int) -> PromptBatch:
-        """Rows [step·size, (step + 1)·size) of the endless stream of epochs, each in an order of its own.
-
-        A pure function of the seed and its arguments, so that a resumed run goes on where it stopped. Every prompt
-        comes once in an epoch; a batch may reach over several.
-        """
-        places = (divmod(place, len(self)) for place in range(step * size, (step + 1) * size))
-        return self._batch([_order(len(self), self.seed, epoch)[offset] for epoch, offset in places])
+        """The batch of a step, a pure function of the seed and its arguments (see `rows_at`)."""
+        return self._batch(rows_at(step, size, len(self), self.seed))
 
     def all_batches(self, size: int) -> Iterator[PromptBatch]:
         """Every prompt once, in order; the last batch may be smaller."""
@@ -83,19 +74,4 @@ class PromptSet:
             yield self._batch(range(start, min(start + size, len(self))))
 
     def _batch(self, rows: Sequence[int]) -> PromptBatch:
-        longest = max(len(self.token_ids[row]) for row in rows)
-        input_ids = torch.full((len(rows), longest), self.pad_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for index, row in enumerate(rows):
-            ids = torch.tensor(self.token_ids[row])
-            input_ids[index, longest - len(ids) :] = ids
-            attention_mask[index, longest - len(ids) :] = 1
-        return PromptBatch(tuple(self.texts[row] for row in rows), input_ids, attention_mask)
-
-
-@lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
-    # Seeding with text keeps (seed 1, epoch 2) apart from (seed 2, epoch 1), and leaves the global generators alone.
-    order = list(range(count))
-    random.Random(f"prompts {seed} {epoch}").shuffle(order)
-    return tuple(order)
+        return prompt_batch([self.texts[row] for row in rows], [self.token_ids[row] for row in rows], self.pad_id)

@@ -1,54 +1,96 @@
-"""Where examples come from: the bundled prompts, a file, the Hugging Face hub, or the configuration itself."""
+"""Where examples come from: the bundled prompts, a file, the Hugging Face hub, a game, or the configuration itself."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from alignrun.config import ColumnsConfig, DataConfig, DataSource
-from alignrun.data.records import Row, parse_row, read_rows
+from alignrun.config import BadRows, ColumnsConfig, DataConfig, DataSource
+from alignrun.data.files import read_rows
+from alignrun.data.game_pairs import game_pairs
+from alignrun.data.records import parse_row
+from alignrun.data.values import Row
 from alignrun.errors import InputError, one_line
 from alignrun.types import Example
 
 _BUNDLED = Path(__file__).parent / "bundled"
 
+Rows = Iterable[tuple[str, Row]]
 
-def load_examples(config: DataConfig) -> tuple[list[Example], list[Example]]:
-    """The examples to train on and the held-out ones, each in the order of the source.
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The two sides of a data set, each in the order of the source."""
+
+    train: list[Example]
+    heldout: list[Example]
+    skipped: int
+    """Bad rows left out."""
+
+
+def load_examples(config: DataConfig) -> Loaded:
+    """The examples to train on and the held-out ones.
 
     Held out are the rows of `eval_path` or `eval_split`; without one, a share `eval_fraction` of the rows, picked by
     a hash of the prompt, so that the choice depends on no seed and no order and equal prompts stay together. Inline
-    prompts serve as both. `eval_size` keeps the first of them. Raises InputError for whatever cannot be loaded.
+    prompts and the pairs of a game serve as both. `eval_size` keeps the first of them. Raises InputError for whatever
+    cannot be loaded, and for a bad row unless those are skipped.
     """
-    heldout: list[Example] | None = None
+    if config.source is DataSource.game:
+        pairs = game_pairs(config)
+        return Loaded(pairs, pairs[: config.eval_size], skipped=0)
+    train_rows, heldout_rows = _rows(config)
+    train, skipped = _parse(train_rows, config)
+    if config.source is DataSource.inline:
+        heldout = train
+    elif heldout_rows is None:
+        train, heldout = _split(train, config)
+    else:
+        heldout, more = _parse(heldout_rows, config)
+        skipped += more
+    return Loaded(train, heldout[: config.eval_size], skipped)
+
+
+def _rows(config: DataConfig) -> tuple[Rows, Rows | None]:
+    """The rows to train on and the held-out ones, if the configuration names any; read as they are taken."""
     match config.source:
         case DataSource.bundled:
-            train = _parse(read_rows(_BUNDLED / "train.jsonl"), ColumnsConfig())
-            heldout = _parse(read_rows(_BUNDLED / "heldout.jsonl"), ColumnsConfig())
+            return read_rows(_BUNDLED / "train.jsonl"), read_rows(_BUNDLED / "heldout.jsonl")
         case DataSource.jsonl:
-            train = _from_file(str(config.path), config.columns)
-            if config.eval_path is not None:
-                heldout = _from_file(config.eval_path, config.columns)
+            heldout = None if config.eval_path is None else _file_rows(config.eval_path)
+            return _file_rows(str(config.path)), heldout
         case DataSource.hub:
-            train = _from_hub(config, config.split)
-            if config.eval_split is not None:
-                heldout = _from_hub(config, config.eval_split)
-        case DataSource.inline:
-            rows = ((f"data.prompts[{index}]", {"prompt": prompt}) for index, prompt in enumerate(config.prompts))
-            heldout = train = _parse(rows, ColumnsConfig())
-    if heldout is None:
-        train, heldout = _split(train, config)
-    return train, heldout[: config.eval_size]
+            heldout = None if config.eval_split is None else _hub_rows(config, config.eval_split)
+            return _hub_rows(config, config.split), heldout
+    prompts = enumerate(config.prompts)
+    return ((f"data.prompts[{index}]", {"prompt": prompt}) for index, prompt in prompts), None
 
 
-def _parse(rows: Iterable[tuple[str, Row]], columns: ColumnsConfig) -> list[Example]:
-    return [parse_row(row, origin, columns) for origin, row in rows]
+def _parse(rows: Rows, config: DataConfig) -> tuple[list[Example], int]:
+    """The examples of the rows, and how many rows were left out."""
+    # Only a source of the user's own has columns to name.
+    named = config.source in (DataSource.jsonl, DataSource.hub)
+    columns = config.columns if named else ColumnsConfig()
+    examples: list[Example] = []
+    bad: list[InputError] = []
+    for origin, row in rows:
+        try:
+            examples.append(parse_row(row, origin, columns))
+        except InputError as error:
+            if config.bad_rows is BadRows.error:
+                raise InputError(f"{error}; data.bad_rows=skip leaves such rows out") from error
+            bad.append(error)
+    if not examples:
+        first = str(bad[0]).removeprefix("data: ")
+        raise InputError(f"data: none of the {len(bad)} rows can be used; the first: {first}")
+    return examples, len(bad)
 
 
-def _from_file(path: str, columns: ColumnsConfig) -> list[Example]:
-    return _parse(read_rows(Path(path).expanduser()), columns)
+def _file_rows(path: str) -> Iterator[tuple[str, Row]]:
+    return read_rows(Path(path).expanduser())
 
 
-def _from_hub(config: DataConfig, split: str) -> list[Example]:
+def _hub_rows(config: DataConfig, split: str) -> Iterator[tuple[str, Row]]:
     from datasets import load_dataset  # here, since it takes seconds to import
 
     path = str(config.path)
@@ -61,7 +103,7 @@ def _from_hub(config: DataConfig, split: str) -> list[Example]:
         ) from error
     if not rows:
         raise InputError(f"data: split '{split}' of '{path}' holds no rows; name another split")
-    return _parse(((f"{path}[{split}]:{index}", row) for index, row in enumerate(rows)), config.columns)
+    yield from ((f"{path}[{split}]:{index}", row) for index, row in enumerate(rows))
 
 
 def _split(examples: list[Example], config: DataConfig) -> tuple[list[Example], list[Example]]:

@@ -4,6 +4,7 @@ import torch
 
 from alignrun import games
 from alignrun.data import PromptSet
+from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
 from alignrun.types import Completions, Evaluation
 
@@ -26,7 +27,7 @@ class GameEvaluator:
 
     def probabilities(self, role: Role) -> torch.Tensor:
         """[n] probabilities of the actions, normalised over them, in float64."""
-        prompt = self._policy.to_device(self._prompt)
+        prompt = batch_to(self._prompt, self._policy.device)
         prompts = type(prompt)(
             prompt.texts * len(self._tokens),
             prompt.input_ids.repeat(len(self._tokens), 1),

@@ -1,16 +1,16 @@
 """The win rate against the reference on held-out prompts, with an interval over prompts."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import stats
 
 from alignrun.algorithms.rollout import decode_texts, sample_streams, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
+from alignrun.evaluation.intervals import mean_interval
 from alignrun.generation.decode import Sampling
+from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
 from alignrun.preferences.base import Preference
 from alignrun.types import Evaluation, Sample
@@ -19,29 +19,8 @@ EVALUATION_STREAM = 1
 """Keeps evaluation's random numbers apart from training's: evaluating more often changes no training step."""
 
 
-def mean_interval(values: Sequence[float], confidence: float, seed: int = 0) -> tuple[float, float]:
-    """A bias-corrected and accelerated bootstrap interval of the mean (Efron, JASA 1987); values are resampled whole.
-
-    With one value or with equal ones there is nothing to resample, and the interval is the mean itself.
-    """
-    data = np.asarray(values, dtype=np.float64)
-    if len(data) < 2 or np.ptp(data) == 0:
-        return float(data.mean()), float(data.mean())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        interval = stats.bootstrap(
-            (data,),
-            np.mean,
-            confidence_level=confidence,
-            n_resamples=5000,
-            method="BCa",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
 class WinRateEvaluator:
-    """Draws completions from the policy and the reference for every held-out prompt and asks the preference.
+    """Draws completions from the policy and the reference for every held-out prompt and asks the preference, if any.
 
     The same random numbers are used at every evaluation, so that steps are compared on equal draws.
     """
@@ -49,7 +28,7 @@ class WinRateEvaluator:
     def __init__(
         self,
         policy: Policy,
-        preference: Preference,
+        preference: Preference | None,
         prompts: PromptSet,
         config: EvaluationConfig,
         max_new_tokens: int,
@@ -69,16 +48,18 @@ class WinRateEvaluator:
     def __call__(self) -> Evaluation:
         """Win rate with interval, KL(π‖μ), length and end-of-sequence rate."""
         generator = step_generator(self._policy.device, self._seed, 0, EVALUATION_STREAM)
-        wins: list[torch.Tensor] = []
+        wins: list[list[float]] = []
         samples: list[Sample] = []
         totals = torch.zeros(4, dtype=torch.float64)
         for _ in range(self._config.samples_per_prompt):
-            drawn: list[torch.Tensor] = []
+            drawn: list[float] = []
             for batch in self._prompts.all_batches(self._config.batch_size):
-                prompts = self._policy.to_device(batch)
+                prompts = batch_to(batch, self._policy.device)
                 ours, theirs = sample_streams(self._policy, prompts, [0.0, 1.0], self._sampling, generator)
                 first, second = decode_texts(self._policy, ours), decode_texts(self._policy, theirs)
-                preferred = self._preference(prompts.texts, first, second).double()
+                preferred: Sequence[float | None] = [None] * len(prompts)
+                if self._preference is not None:
+                    preferred = self._preference(prompts.texts, first, second).double().tolist()
                 with torch.no_grad():
                     # KL of the distributions that are sampled; truncation would make it infinite and is left out.
                     mine, base = (
@@ -88,32 +69,24 @@ class WinRateEvaluator:
                 totals += torch.stack(
                     [(mine - base).sum(), ours.mask.sum(), theirs.mask.sum(), self._policy.ends(ours).sum()]
                 ).to(totals)
-                drawn.append(preferred)
-                rows = zip(prompts.texts, first, second, preferred.tolist(), strict=True)
-                samples += [Sample(*row) for row in rows]
-            wins.append(torch.cat(drawn))
-        per_prompt = torch.stack(wins).mean(0).tolist()
-        kl, length, reference_length, ends = (totals / (len(per_prompt) * len(wins))).tolist()
-        rate = sum(per_prompt) / len(per_prompt)
-        low, high = mean_interval(per_prompt, self._config.confidence, self._seed)
-        return Evaluation(
-            metrics={
-                "win_rate": rate,
-                "win_rate_low": low,
-                "win_rate_high": high,
-                "kl": kl,
-                "length": length,
-                "reference_length": reference_length,
-                "eos_rate": ends,
-            },
-            lines=[
-                (
-                    "win rate against the reference",
-                    f"{rate:.3f}  ({self._config.confidence:.0%} interval {low:.3f} to {high:.3f}, "
-                    f"{len(per_prompt)} held-out prompts)",
-                ),
-                ("KL(policy ‖ reference)", f"{kl:.2f} nats a completion"),
-                ("length", f"{length:.1f} tokens (reference {reference_length:.1f})"),
-            ],
-            samples=samples,
-        )
+                drawn += [probability for probability in preferred if probability is not None]
+                samples += [Sample(*row) for row in zip(prompts.texts, first, second, preferred, strict=True)]
+            wins.append(drawn)
+        draws = len(self._prompts) * self._config.samples_per_prompt
+        kl, length, reference_length, ends = (totals / draws).tolist()
+        metrics = {"kl": kl, "length": length, "reference_length": reference_length, "eos_rate": ends}
+        lines = [
+            ("KL(policy ‖ reference)", f"{kl:.2f} nats a completion"),
+            ("length", f"{length:.1f} tokens (reference {reference_length:.1f})"),
+        ]
+        if self._preference is not None:
+            per_prompt = np.mean(wins, axis=0).tolist()
+            rate = sum(per_prompt) / len(per_prompt)
+            low, high = mean_interval(per_prompt, self._config.confidence, self._seed)
+            metrics = {"win_rate": rate, "win_rate_low": low, "win_rate_high": high} | metrics
+            shown = (
+                f"{rate:.3f}  ({self._config.confidence:.0%} interval {low:.3f} to {high:.3f}, "
+                f"{len(per_prompt)} held-out prompts)"
+            )
+            lines.insert(0, ("win rate against the reference", shown))
+        return Evaluation(metrics=metrics, lines=lines, samples=samples)

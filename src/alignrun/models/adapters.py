@@ -1,5 +1,6 @@
 """LoRA adapters on the base, and which adapter each row of a batch goes through."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,16 +18,18 @@ from alignrun.config import AdapterConfig, AdapterKind
 from alignrun.errors import InputError, one_line
 
 POLICY = "policy"
-"""The trained adapter."""
+"""The adapter that is trained."""
 REFERENCE = "reference"
 """A frozen adapter, where the reference is not the bare base."""
+FEEDBACK = "feedback"
+"""The adapter of a reward or preference model."""
 
 Span = tuple[str, slice]
 """An adapter's name and the rows of the batch that go through it."""
 
 
-def add_policy_adapter(model: PreTrainedModel, config: AdapterConfig) -> PeftModel:
-    """A new LoRA adapter whose product is zero, so that the policy starts as the base.
+def add_adapter(model: PreTrainedModel | PeftModel, name: str, config: AdapterConfig) -> PeftModel:
+    """A new trained LoRA adapter whose product is zero, so that it starts as the base; it becomes the active one.
 
     Raises:
         InputError: the target modules do not exist in this model.
@@ -36,27 +39,41 @@ def add_policy_adapter(model: PreTrainedModel, config: AdapterConfig) -> PeftMod
         targets = "all-linear"
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
-        peft = get_peft_model(model, lora, adapter_name=POLICY)
+        if isinstance(model, PeftModel):
+            peft = model
+            peft.add_adapter(name, lora)
+        else:
+            peft = get_peft_model(model, lora, adapter_name=name)
     except ValueError as error:
-        linear = sorted({name.split(".")[-1] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)})
+        linear = sorted({key.split(".")[-1] for key, layer in model.named_modules() if isinstance(layer, nn.Linear)})
         raise InputError(
             f"adapter.target_modules={list(config.target_modules)} does not fit this model "
             f"({one_line(error, 120)}): use all-linear or some of {', '.join(linear)}"
         ) from None
     if any(layer.lora_embedding_A for layer in lora_layers(model)):
         raise InputError("adapter.target_modules: only linear layers can be adapted, not embeddings")
+    peft.set_adapter(name)
     return peft
 
 
-def add_reference_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """A frozen adapter read from `folder` as the reference, and a trainable copy of it as the policy.
+def read_adapter(
+    model: PreTrainedModel | PeftModel, name: str, folder: Path, *, trainable: bool, key: str
+) -> PeftModel:
+    """An adapter from a PEFT folder under the given name; where it is trainable, it becomes the active one.
+
+    Args:
+        model: the base, with adapters on it or without.
+        name: what it is called from now on.
+        folder: holds adapter_config.json and adapter_model.safetensors.
+        trainable: whether its weights get gradients.
+        key: the configuration key that named the folder, for messages.
 
     Raises:
-        InputError: the folder is not a LoRA adapter in safetensors, or it was trained on another base.
+        InputError: the folder is not a plain LoRA adapter in safetensors, or it was trained on another base.
     """
     adapter_file = folder / "adapter_model.safetensors"
     if not adapter_file.is_file():
-        raise InputError(f"reference.path: {adapter_file} does not exist: name a finished run or a PEFT adapter folder")
+        raise InputError(f"{key}: {adapter_file} does not exist: name a finished run or a PEFT adapter folder")
     try:
         stored = PeftConfig.from_pretrained(str(folder))
         # The roles' rows go through the low-rank product alone, so an adapter must consist of nothing else.
@@ -65,17 +82,23 @@ def add_reference_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         )
         if not plain:
             raise InputError(
-                f"reference.path: {folder} is not a plain LoRA adapter (DoRA, biases and modules_to_save are not "
+                f"{key}: {folder} is not a plain LoRA adapter (DoRA, biases and modules_to_save are not "
                 "supported): merge it into its base and use model=path"
             )
-        peft = PeftModel.from_pretrained(model, str(folder), adapter_name=REFERENCE, is_trainable=False)
-        peft.load_adapter(str(folder), adapter_name=POLICY, is_trainable=True)
+        active = model.active_adapter if isinstance(model, PeftModel) else name
+        trained = isinstance(model, PeftModel) and any(weight.requires_grad for weight in model.parameters())
+        if isinstance(model, PeftModel):
+            peft = model
+            peft.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+        else:
+            peft = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
         raise InputError(
-            f"reference.path: {folder} does not fit this base model ({one_line(error, 160)}): "
+            f"{key}: {folder} does not fit this base model ({one_line(error, 160)}): "
             "use the base that the adapter was trained on"
         ) from None
-    peft.set_adapter(POLICY)
+    # Also where nothing changes: layers that only the new adapter has must learn that another one is active.
+    peft.set_adapter(name if trainable else active, inference_mode=not (trainable or trained))
     return peft
 
 
@@ -103,6 +126,17 @@ def quantization(config: AdapterConfig, device: torch.device, dtype: torch.dtype
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
     """Every layer of the model that carries adapters."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def fingerprint(layers: Sequence[LoraLayer], name: str) -> str:
+    """A digest of one adapter's weights and scaling."""
+    digest = hashlib.sha256()
+    for layer in layers:
+        if name in layer.lora_A:
+            digest.update(str(layer.scaling[name]).encode())
+            for factor in (layer.lora_A[name], layer.lora_B[name]):
+                digest.update(factor.weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

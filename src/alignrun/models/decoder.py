@@ -12,12 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from alignrun.models.adapters import Span, adapters_on_rows, lora_layers
+from alignrun.models.hidden import position_ids
 from alignrun.types import PromptBatch
-
-
-def position_ids(mask: Tensor) -> Tensor:
-    """[R, P] each token's place among the real tokens of its row, for masks with padding on the left."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 class RowDecoder(Protocol):

@@ -1,9 +1,14 @@
 """Where tensors live and in which precision: the one place that asks about hardware."""
 
+from dataclasses import fields, is_dataclass, replace
+from typing import TypeVar
+
 import torch
 
 from alignrun.config import Precision
 from alignrun.errors import InputError, one_line
+
+Batch = TypeVar("Batch")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,3 +54,12 @@ def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def batch_to(batch: Batch, device: torch.device) -> Batch:
+    """A frozen dataclass of tensors, tuples and such dataclasses, with its tensors on `device`."""
+    if isinstance(batch, torch.Tensor):
+        return copy_to(batch, device)  # type: ignore[return-value]
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{field.name: batch_to(getattr(batch, field.name), device) for field in fields(batch)})
+    return batch

@@ -4,25 +4,25 @@ Shape legend: B prompts, P prompt tokens, T completion tokens.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision, ReferenceConfig, ReferenceKind
+from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError
 from alignrun.models import adapters
-from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder, position_ids
-from alignrun.models.device import copy_to, resolve_device, resolve_dtype
+from alignrun.models.backbone import Backbone
+from alignrun.models.cards import AdapterCard, adapter_folder, check_base, write_card
+from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder
 from alignrun.models.head import check_head, vocabulary_head
-from alignrun.models.sources import load_model
+from alignrun.models.hidden import hidden_states, packed_hidden_states
 from alignrun.objectives.likelihood import token_log_probs
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PackedBatch, PromptBatch
 
 
 class Role(str, Enum):
@@ -39,17 +39,15 @@ class Policy:
     adapter all weights are trained, and μ is a frozen copy of what they were.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, peft: PeftModel | None, separate: bool
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.peft = peft
-        self.head = vocabulary_head(model)
-        check_head(model, self.head)
-        self._reference_model = copy.deepcopy(model).requires_grad_(False) if separate else None
-        self._reference_adapter = adapters.REFERENCE if peft and adapters.REFERENCE in peft.peft_config else None
-        self._layers = adapters.lora_layers(model)
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.model = backbone.model
+        self.tokenizer = backbone.tokenizer
+        self.head = vocabulary_head(self.model)
+        check_head(self.model, self.head)
+        self._reference_model = copy.deepcopy(self.model).requires_grad_(False) if backbone.peft is None else None
+        has_reference = backbone.peft is not None and adapters.REFERENCE in backbone.peft.peft_config
+        self._reference_adapter = adapters.REFERENCE if has_reference else None
 
     @classmethod
     def load(
@@ -65,39 +63,22 @@ class Policy:
         Raises:
             InputError: the model, the adapter or the device is not to be had.
         """
-        device = resolve_device(config.device)
-        dtype = resolve_dtype(config.dtype, device)
-        if adapter.name is AdapterKind.none and config.dtype is Precision.auto:
-            dtype = torch.float32  # small updates of bfloat16 weights would be rounded away
-        torch.manual_seed(seed)  # random bases and the adapter's random factor
-        model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-        peft = None
-        if adapter.name is AdapterKind.none:
-            if reference.name is ReferenceKind.adapter:
+        backbone = Backbone.load(config, adapter, tokenizer, seed)
+        if reference.name is ReferenceKind.adapter:
+            if adapter.name is AdapterKind.none:
                 raise InputError("reference=adapter needs adapter=lora or qlora: all weights are trained here")
-        elif reference.name is ReferenceKind.adapter:
-            peft = adapters.add_reference_adapter(model, adapter_folder(str(reference.path)))
-        else:
-            peft = adapters.add_policy_adapter(model, adapter)
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # the sampled and the scored policy must be the same
-        if hasattr(model.config, "attention_dropout"):
-            model.config.attention_dropout = 0.0
-        if adapter.name is not AdapterKind.qlora:  # a quantised base is already in place
-            model.to(device)
-        # Dropout is off, so train mode changes one thing only: transformers checkpoints activations there alone.
-        model.train(config.gradient_checkpointing)
-        return cls(model, tokenizer, peft, separate=peft is None)
+            folder = adapter_folder(str(reference.path))
+            check_base(backbone, folder, "reference.path")
+            backbone.read(adapters.REFERENCE, folder, trainable=False, key="reference.path")
+            backbone.read(adapters.POLICY, folder, trainable=True, key="reference.path")
+        elif adapter.name is not AdapterKind.none:
+            backbone.add(adapters.POLICY, adapter)
+        return cls(backbone)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self.model.device
-        return device
+        return self.backbone.device
 
     @property
     def stop_ids(self) -> list[int]:
@@ -111,15 +92,16 @@ class Policy:
         stop = torch.tensor(self.stop_ids, device=completions.tokens.device)
         return (torch.isin(completions.tokens, stop) & completions.mask).any(1)
 
+    @property
+    def reference_fingerprint(self) -> str:
+        """A digest of the weights of μ: the base's, and those of its adapter where it has one."""
+        if self.backbone.peft is None or self._reference_adapter is None:
+            return self.backbone.fingerprint
+        return self.backbone.fingerprint + adapters.fingerprint(self.backbone.layers, self._reference_adapter)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, in a fixed order."""
-        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-
-    def to_device(self, batch: PromptBatch) -> PromptBatch:
-        """The batch on the model's device."""
-        return PromptBatch(
-            batch.texts, copy_to(batch.input_ids, self.device), copy_to(batch.attention_mask, self.device)
-        )
+        return self.backbone.trainable()
 
     def decoder(self, prompts: PromptBatch, roles: Sequence[Role]) -> RowDecoder:
         """Rows for decoding: every prompt once for each role, the policy's block first."""
@@ -142,34 +124,36 @@ class Policy:
             temperature: divides the logits.
         """
         module = self._module(role)
-        # Checkpointed layers keep no cache, so there every completion comes with its prompt.
-        shared = len(completions.tokens) > len(prompts) and not module.is_gradient_checkpointing
         with self._as(role):
-            hidden = (_hidden_after_shared_prompts if shared else _hidden_in_rows)(module, prompts, completions)
-            head = self.head if module is self.model else vocabulary_head(module)
-            log_probs = token_log_probs(hidden, head, completions.tokens, temperature=temperature)
+            # The last token is predicted, and predicts nothing.
+            hidden = hidden_states(module, prompts, completions.tokens[:, :-1], completions.mask[:, :-1])
+            log_probs = token_log_probs(hidden, self._head(module), completions.tokens, temperature=temperature)
         return log_probs * completions.mask
+
+    def packed_log_probs(self, batch: PackedBatch) -> Tensor:
+        """[M] log π(y_n | x, y_<n) of the M target tokens of packed demonstrations, in order, with their gradient."""
+        hidden = packed_hidden_states(self.model, batch)[:, :-1]
+        targets = batch.targets[:, 1:]
+        return token_log_probs(hidden[targets], self.head, batch.input_ids[:, 1:][targets])
 
     def save_adapter(self, folder: Path) -> None:
         """Write what was trained as a PEFT adapter, or the whole model where there is no adapter (safetensors)."""
-        if self.peft is None:
+        if self.backbone.peft is None:
             self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
         else:
-            self.peft.save_pretrained(folder, selected_adapters=[adapters.POLICY])
-            nested = folder / adapters.POLICY  # PEFT puts every adapter but `default` into a folder of its name
-            for file in nested.iterdir():
-                file.replace(folder / file.name)
-            nested.rmdir()
-        self.tokenizer.save_pretrained(folder)
+            self.backbone.save_adapter(adapters.POLICY, folder)
+            write_card(folder, AdapterCard("policy", self.backbone.fingerprint))
 
     def save_merged(self, folder: Path) -> None:
         """Write base and adapter as one model (safetensors); the policy cannot be used afterwards."""
-        merged = self.model if self.peft is None else self.peft.merge_and_unload(adapter_names=[adapters.POLICY])
+        peft = self.backbone.peft
+        merged = self.model if peft is None else peft.merge_and_unload(adapter_names=[adapters.POLICY])
         merged.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def _adapter(self, role: Role) -> str | None:
-        if self.peft is None:
+        if self.backbone.peft is None:
             return None
         return adapters.POLICY if role is Role.policy else self._reference_adapter
 
@@ -178,62 +162,13 @@ class Policy:
             return self._reference_model
         return self.model
 
+    def _head(self, module: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+        return self.head if module is self.model else vocabulary_head(module)
+
     @contextmanager
     def _as(self, role: Role) -> Iterator[None]:
         if role is Role.policy:
             yield
             return
-        name = self._adapter(role)
-        spans = [(name, slice(None))] if name else []
-        with torch.no_grad(), adapters.adapters_on_rows(self._layers, spans):
+        with self.backbone.frozen(self._adapter(role)):
             yield
-
-
-def _hidden_in_rows(module: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
-    """[N, T, D] the hidden state before each completion token, from rows of prompt and completion."""
-    copies = len(completions.tokens) // len(prompts)
-    prompt_mask = prompts.attention_mask.repeat_interleave(copies, 0)
-    ids = torch.cat([prompts.input_ids.repeat_interleave(copies, 0), completions.tokens], dim=1)
-    mask = torch.cat([prompt_mask, completions.mask.to(prompt_mask)], dim=1)
-    output = module.base_model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
-    hidden: Tensor = output.last_hidden_state[:, prompts.input_ids.shape[1] - 1 : -1]
-    return hidden
-
-
-def _hidden_after_shared_prompts(module: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
-    """The same, with each prompt's keys and values computed once and repeated for its completions.
-
-    Gradients flow through the repetition, so that those of the prompt are the sum over its completions.
-    """
-    copies = len(completions.tokens) // len(prompts)
-    cache = DynamicCache(config=module.config)
-    prompt_mask = prompts.attention_mask
-    output = module.base_model(
-        input_ids=prompts.input_ids,
-        attention_mask=prompt_mask,
-        position_ids=position_ids(prompt_mask),
-        cache=cache,
-        use_cache=True,
-    )
-    first: Tensor = output.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
-    if completions.tokens.shape[1] == 1:
-        return first
-    cache.batch_repeat_interleave(copies)
-    inputs, inputs_mask = completions.tokens[:, :-1], completions.mask[:, :-1].to(prompt_mask)
-    lengths = prompt_mask.sum(1, keepdim=True).repeat_interleave(copies, 0)
-    output = module.base_model(
-        input_ids=inputs,
-        attention_mask=torch.cat([prompt_mask.repeat_interleave(copies, 0), inputs_mask], dim=1),
-        position_ids=lengths + torch.arange(inputs.shape[1], device=inputs.device),
-        cache=cache,
-        use_cache=True,
-    )
-    following: Tensor = output.last_hidden_state
-    return torch.cat([first, following], dim=1)
-
-
-def adapter_folder(path: str) -> Path:
-    """The adapter inside a run directory, or the folder itself."""
-    folder = Path(path).expanduser()
-    inside = folder / "adapter"
-    return inside if inside.is_dir() else folder

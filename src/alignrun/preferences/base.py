@@ -2,10 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Build = TypeVar("Build", bound=Callable[..., "Preference"])
 
 
 class Preference(ABC):
@@ -40,16 +43,26 @@ class Reward(Preference):
         return torch.sigmoid((rewards[ours] - rewards[theirs]) / self._temperature)
 
 
-Builder = Callable[[Any], Preference]
-PREFERENCES: dict[str, tuple[type, Builder]] = {}
-"""By name: the dataclass that types the YAML, and how a preference is made from it."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a preference is made."""
+
+    config_class: type
+    """The dataclass that types its YAML."""
+    build: Callable[..., Preference]
+    """From its configuration; where it needs a base, also from the run's backbone."""
+    needs_base: bool
+    """Whether it may stand as an adapter on the base of the policy."""
 
 
-def preference(name: str, config_class: type) -> Callable[[Builder], Builder]:
+PREFERENCES: dict[str, Kind] = {}
+
+
+def preference(name: str, config_class: type, *, needs_base: bool = False) -> Callable[[Build], Build]:
     """Register how a preference is made, under the name that its YAML gives."""
 
-    def register(builder: Builder) -> Builder:
-        PREFERENCES[name] = (config_class, builder)
-        return builder
+    def register(build: Build) -> Build:
+        PREFERENCES[name] = Kind(config_class, build, needs_base)
+        return build
 
     return register

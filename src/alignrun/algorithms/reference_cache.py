@@ -1,0 +1,68 @@
+"""log μ of a fixed set of pairs, computed once and kept by content."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignrun.data import PairSet
+from alignrun.models.device import batch_to
+from alignrun.models.policy import Policy, Role
+from alignrun.models.sources import cache_folder
+from alignrun.run_directory import writing
+from alignrun.types import Completions
+
+NAME = "log_probs"
+
+
+def reference_log_probs(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
+    """[N, 2] float32, log μ of both completions of every pair as sums over tokens, on the CPU.
+
+    Read from the user's cache where the same tokens have been scored under the same weights before; the name of the
+    file is a digest of both, so that no other run's values can be taken for these.
+
+    Raises:
+        RunError: the cache cannot be written.
+    """
+    path = cache_folder() / "reference" / f"{_digest(policy, pairs)}.safetensors"
+    try:
+        cached = load_file(path)[NAME]
+        if cached.shape == (len(pairs), 2):
+            return cached
+    except (OSError, KeyError, SafetensorError):
+        pass  # absent or damaged: computed again
+    values = _compute(policy, pairs, batch_size)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        os.close(handle)
+        try:
+            save_file({NAME: values}, temporary)
+            Path(temporary).replace(path)  # another process may be writing the same
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    return values
+
+
+@torch.no_grad()
+def _compute(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
+    values = torch.zeros(len(pairs), 2)
+    for rows, batch in zip(pairs.all_rows(batch_size), pairs.all_batches(batch_size), strict=True):
+        moved = batch_to(batch, policy.device)
+        flat = Completions(moved.completions.tokens.flatten(0, 1), moved.completions.mask.flatten(0, 1))
+        log_probs = policy.log_probs(Role.reference, moved.prompts, flat)
+        values[rows] = log_probs.sum(1).reshape(-1, 2).float().cpu()
+    return values
+
+
+def _digest(policy: Policy, pairs: PairSet) -> str:
+    digest = hashlib.sha256()
+    digest.update(f"{policy.reference_fingerprint} {policy.model.dtype} {policy.device.type}".encode())
+    for pair in pairs.pairs:
+        digest.update(f"{pair.prompt}{pair.first}{pair.second}".encode())
+    return digest.hexdigest()

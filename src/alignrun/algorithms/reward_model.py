@@ -1,0 +1,49 @@
+"""A Bradley-Terry reward model on a LoRA adapter: the first half of RLHF (Christiano et al., arXiv 1706.03741)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from alignrun.algorithms.base import Encoding, algorithm
+from alignrun.algorithms.feedback import FeedbackAlgorithm
+from alignrun.algorithms.pairs import pair_set
+from alignrun.config import schema
+from alignrun.data import PairSet, RewardEncoder, check_template
+from alignrun.objectives.preference import bradley_terry_loss
+from alignrun.types import Example
+
+
+@schema
+class RewardModelConfig:
+    """How a completion is put before the model."""
+
+    name: str = "reward_model"
+    template: str = "{prompt}\n\n{completion}"
+    """With {prompt} and {completion}, as one user turn where the tokenizer has a chat template."""
+
+    def __post_init__(self) -> None:
+        check_template(self.template, ("prompt", "completion"), "algo.template")
+
+
+@algorithm("reward_model", RewardModelConfig)
+class RewardModel(FeedbackAlgorithm):
+    """−p log σ(r_w − r_l) − (1−p) log σ(r_l − r_w), r the scalar at the end of the text (arXiv 2312.00886 §3.1).
+
+    With soft labels p from several annotators. It can only express transitive preferences.
+    """
+
+    kind = "reward"
+    config: RewardModelConfig
+
+    @classmethod
+    def dataset(cls, config: RewardModelConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
+        """The pairs: each completion by itself after the prompt."""
+        return pair_set(examples, encoding, RewardEncoder(encoding.tokenizer, config.template).encode_pair)
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """r_w − r_l."""
+        return scores[:, 0] - scores[:, 1]
+
+    def objective(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of σ(r_w − r_l)."""
+        return bradley_terry_loss(scores, labels)

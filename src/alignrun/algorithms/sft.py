@@ -1,0 +1,59 @@
+"""SFT: maximum likelihood of demonstrations, and with it the reference of every later run."""
+
+from collections.abc import Iterator, Sequence
+
+from alignrun.algorithms.base import Algorithm, Encoding, Loss, algorithm
+from alignrun.config import require, schema
+from alignrun.data import DemonstrationSet
+from alignrun.types import Example, PackedBatch
+
+
+@schema
+class SFTConfig:
+    """How demonstrations are laid out."""
+
+    name: str = "sft"
+    pack_tokens: int | None = None
+    """Demonstrations of a step are laid end to end in rows of at most this many tokens; by default the longest of
+    them sets the length. A micro-batch counts rows."""
+
+    def __post_init__(self) -> None:
+        require(self.pack_tokens is None or self.pack_tokens >= 2, "algo.pack_tokens", "must be at least 2")
+
+
+@algorithm("sft", SFTConfig)
+class SFT(Algorithm):
+    """−Σ_n log π(y_n | x, y_<n) over the tokens of the completions, averaged over all tokens of the step.
+
+    The completion is `completion`, the last turn of `messages`, or `chosen`. Attention never crosses from one
+    demonstration to the next. With `reference=adapter` training goes on from that adapter.
+    """
+
+    online = False
+    config: SFTConfig
+
+    @classmethod
+    def dataset(cls, config: SFTConfig, examples: Sequence[Example], encoding: Encoding) -> DemonstrationSet:
+        """The demonstrations."""
+        data = encoding.data
+        return DemonstrationSet.build(
+            examples,
+            encoding.tokenizer,
+            system_prompt=encoding.system_prompt,
+            max_prompt_tokens=data.max_prompt_tokens or encoding.context,
+            max_completion_tokens=data.max_completion_tokens,
+            max_tokens=encoding.context,
+            pack_tokens=config.pack_tokens,
+            too_long=data.too_long,
+            seed=encoding.seed,
+        )
+
+    def collect(self, batch: PackedBatch, step: int) -> Iterator[PackedBatch]:
+        """The demonstrations as they are."""
+        yield batch
+
+    def loss(self, batch: PackedBatch) -> Loss:
+        """The negative log-likelihood summed over target tokens."""
+        log_probs = self.tools.policy.packed_log_probs(batch)
+        tokens = batch.targets.sum()
+        return Loss(total=-log_probs.sum(), targets=tokens, metrics={}, tokens=tokens)

@@ -1,0 +1,143 @@
+"""A fixed set of demonstrations for supervised fine-tuning, packed so that short ones share a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from alignrun.config import TooLong
+from alignrun.data.completions import encode_completion, end_of_turn
+from alignrun.data.limits import Limits
+from alignrun.data.order import rows_at
+from alignrun.data.padding import padding_id
+from alignrun.data.templates import encode_prompt
+from alignrun.errors import InputError
+from alignrun.types import Example, PackedBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt and its completion as token ids."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    """Closed by the end of the turn."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationSet:
+    """Demonstrations as text and as token ids, in the order of the data set."""
+
+    examples: tuple[Example, ...]
+    demonstrations: tuple[Demonstration, ...]
+    pack_tokens: int | None
+    """The length of a packed row; None for the longest demonstration of the batch."""
+    pad_id: int
+    seed: int
+    skipped: int
+    """Demonstrations left out because they were too long."""
+
+    @classmethod
+    def build(
+        cls,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        system_prompt: str | None,
+        max_prompt_tokens: int,
+        max_completion_tokens: int | None,
+        max_tokens: int,
+        pack_tokens: int | None,
+        too_long: TooLong,
+        seed: int,
+    ) -> DemonstrationSet:
+        """Encode every prompt with its chosen completion; a rejected one is left aside.
+
+        Raises InputError for an example without a completion, for one that is too long, or, where those are skipped,
+        if none is left; and for one that does not fit into a packed row.
+        """
+        limits = Limits(max_prompt_tokens, max_completion_tokens, max_tokens, too_long)
+        end = [end_of_turn(tokenizer)]
+        kept: list[tuple[Example, Demonstration]] = []
+        for example in examples:
+            if example.chosen is None:
+                raise InputError(
+                    f"data: {example.origin} holds a prompt without a completion; name data.columns.completion or "
+                    "data.columns.messages, or choose another data set"
+                )
+            prompt = encode_prompt(tokenizer, example, system_prompt)
+            completion = encode_completion(tokenizer, example.chosen, end)
+            if limits.admit(example, len(prompt), len(completion)):
+                kept.append((example, Demonstration(tuple(prompt), tuple(completion))))
+        if not kept:
+            raise limits.refuse_all(len(examples), "demonstrations")
+        example, longest = max(kept, key=lambda pair: len(pair[1]))
+        if pack_tokens is not None and len(longest) > pack_tokens:
+            raise InputError(
+                f"data: {example.origin} has {len(longest)} tokens, more than a packed row holds; set pack_tokens to "
+                f"{len(longest)} instead of {pack_tokens}, or lower data.max_completion_tokens with data.too_long=skip"
+            )
+        fitting, demonstrations = zip(*kept, strict=True)
+        skipped = len(examples) - len(kept)
+        return cls(fitting, demonstrations, pack_tokens, padding_id(tokenizer), seed, skipped)
+
+    def __len__(self) -> int:
+        return len(self.demonstrations)
+
+    def batch_at(self, step: int, size: int) -> PackedBatch:
+        """The batch of a step, a pure function of the seed and its arguments (see `rows_at`)."""
+        return self._batch(rows_at(step, size, len(self), self.seed))
+
+    def all_batches(self, size: int) -> Iterator[PackedBatch]:
+        """Every demonstration once; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield self._batch(range(start, min(start + size, len(self))))
+
+    def _batch(self, rows: Sequence[int]) -> PackedBatch:
+        chosen = [self.demonstrations[row] for row in rows]
+        lengths = [len(demonstration) for demonstration in chosen]
+        packed = first_fit_decreasing(lengths, self.pack_tokens or max(lengths))
+        return _lay_out([[chosen[index] for index in row] for row in packed], self.pad_id)
+
+
+def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Which items share a row: each, the longest first, goes into the first row that still has room for it.
+
+    At most 11/9 of the fewest rows possible, plus one (Johnson, 1973). No length may be over the capacity.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = next((row for row, free in enumerate(room) if free >= lengths[index]), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[place].append(index)
+        room[place] -= lengths[index]
+    return rows
+
+
+def _lay_out(rows: Sequence[Sequence[Demonstration]], pad_id: int) -> PackedBatch:
+    width = max(sum(map(len, row)) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    position_ids = torch.zeros_like(input_ids)
+    targets = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        start = 0
+        for demonstration in row:
+            answer, stop = start + len(demonstration.prompt), start + len(demonstration)
+            input_ids[index, start:stop] = torch.tensor(demonstration.prompt + demonstration.completion)
+            position_ids[index, start:stop] = torch.arange(stop - start)
+            targets[index, answer:stop] = True
+            start = stop
+        position_ids[index, start:] = torch.arange(width - start)
+    return PackedBatch(input_ids, position_ids, targets)

@@ -1,0 +1,22 @@
+"""The endless stream of epochs that batches are cut from, as a pure function: there is no state to save."""
+
+import random
+from functools import lru_cache
+
+
+def rows_at(step: int, size: int, count: int, seed: int) -> list[int]:
+    """Places [step·size, (step + 1)·size) of the stream of epochs over `count` rows, each in an order of its own.
+
+    Every row comes once in an epoch; a batch may reach over several. A resumed run goes on where it stopped, since
+    nothing but the arguments matters.
+    """
+    places = (divmod(place, count) for place in range(step * size, (step + 1) * size))
+    return [_order(count, seed, epoch)[offset] for epoch, offset in places]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    # Seeding with text keeps (seed 1, epoch 2) apart from (seed 2, epoch 1), and leaves the global generators alone.
+    order = list(range(count))
+    random.Random(f"prompts {seed} {epoch}").shuffle(order)
+    return tuple(order)

@@ -1,0 +1,147 @@
+"""A fixed set of preference pairs, encoded once, from which the batch of any step can be had without any state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from alignrun.config import TooLong
+from alignrun.data.completions import encode_completion, end_of_turn
+from alignrun.data.limits import Limits
+from alignrun.data.order import rows_at
+from alignrun.data.padding import collate
+from alignrun.data.templates import encode_prompt
+from alignrun.errors import InputError
+from alignrun.types import Example, PairBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """A pair as token ids."""
+
+    prompt: tuple[int, ...]
+    first: tuple[int, ...]
+    """What follows the prompt for the chosen completion."""
+    second: tuple[int, ...]
+    """The same for the rejected one."""
+    plain: tuple[int, int] | None = None
+    """Tokens of the prompt and of the longer completion by themselves, where a template stands around them."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + 2 * max(len(self.first), len(self.second))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PairSet:
+    """Pairs as text and as token ids, in the order of the data set."""
+
+    examples: tuple[Example, ...]
+    pairs: tuple[EncodedPair, ...]
+    pad_id: int
+    seed: int
+    skipped: int
+    """Pairs left out because they were too long."""
+    reference: Tensor | None = None
+    """[N, 2] float32, log μ of both completions of each pair, where it was computed ahead."""
+
+    @classmethod
+    def build(
+        cls,
+        examples: Sequence[Example],
+        encode: Callable[[Example], EncodedPair],
+        *,
+        pad_id: int,
+        max_prompt_tokens: int,
+        max_completion_tokens: int | None,
+        max_tokens: int,
+        too_long: TooLong,
+        seed: int,
+    ) -> PairSet:
+        """Encode every pair; `max_tokens` is for the prompt with the longer completion.
+
+        Raises InputError for an example that is no pair, for one that is too long, or, where those are skipped, if
+        none is left.
+        """
+        limits = Limits(max_prompt_tokens, max_completion_tokens, max_tokens, too_long)
+        kept: list[tuple[Example, EncodedPair]] = []
+        for example in examples:
+            if example.chosen is None or example.rejected is None:
+                raise InputError(
+                    f"data: {example.origin} holds no pair, only a prompt or a demonstration; name data.columns.chosen "
+                    "and data.columns.rejected, or choose another data set"
+                )
+            pair = encode(example)
+            prompt, completion = len(pair.prompt), max(len(pair.first), len(pair.second))
+            if limits.admit(example, *(pair.plain or (prompt, completion)), together=prompt + completion):
+                kept.append((example, pair))
+        if not kept:
+            raise limits.refuse_all(len(examples), "pairs")
+        fitting, pairs = zip(*kept, strict=True)
+        return cls(fitting, pairs, pad_id, seed, skipped=len(examples) - len(kept))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def with_reference(self, log_probs: Tensor) -> PairSet:
+        """The same pairs, each batch of which carries its rows of `log_probs` [N, 2]."""
+        return replace(self, reference=log_probs)
+
+    def batch_at(self, step: int, size: int) -> PairBatch:
+        """The batch of a step, the longest pair first; a pure function of the seed and its arguments, see `rows_at`."""
+        return self._batch(self._by_length(rows_at(step, size, len(self), self.seed)))
+
+    def all_rows(self, size: int) -> Iterator[list[int]]:
+        """The rows of the batches of `all_batches`: of similar length, so that little of them is padding."""
+        ordered = self._by_length(range(len(self)))
+        for start in range(0, len(self), size):
+            yield ordered[start : start + size]
+
+    def all_batches(self, size: int) -> Iterator[PairBatch]:
+        """Every pair once, the longest first, so that what does not fit into memory is seen at once."""
+        yield from map(self._batch, self.all_rows(size))
+
+    def _by_length(self, rows: Sequence[int]) -> list[int]:
+        return sorted(rows, key=lambda row: -len(self.pairs[row]))
+
+    def _batch(self, rows: Sequence[int]) -> PairBatch:
+        pairs = [self.pairs[row] for row in rows]
+        examples = [self.examples[row] for row in rows]
+        prompts, completions = collate(
+            [pair.prompt for pair in pairs],
+            [(pair.first, pair.second) for pair in pairs],
+            [example.text for example in examples],
+            self.pad_id,
+        )
+        labels = torch.tensor([example.label for example in examples], dtype=torch.float32)
+        reference = None if self.reference is None else self.reference[list(rows)]
+        return PairBatch(prompts, completions, labels, reference)
+
+
+def check_labels(examples: Sequence[Example]) -> None:
+    """Raise InputError for pairs to train on that are all ties."""
+    if all(example.label == 0.5 for example in examples):
+        raise InputError(
+            f"data: all {len(examples)} pairs are ties: nothing to learn; check data.columns.label or "
+            "data.columns.votes, or choose another data set"
+        )
+
+
+def encode_policy_pair(
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, *, closed: bool = True
+) -> Callable[[Example], EncodedPair]:
+    """How a policy reads a pair: its prompt as for sampling, and each completion, by default closed by the end of the
+    turn."""
+    end = [end_of_turn(tokenizer)] if closed else []
+
+    def encode(example: Example) -> EncodedPair:
+        first, second = (encode_completion(tokenizer, str(text), end) for text in (example.chosen, example.rejected))
+        return EncodedPair(tuple(encode_prompt(tokenizer, example, system_prompt)), tuple(first), tuple(second))
+
+    return encode

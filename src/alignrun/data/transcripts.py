@@ -1,0 +1,35 @@
+"""Conversations written as one text of Human and Assistant turns, as in HH-RLHF."""
+
+import re
+
+from alignrun.data.values import Turns
+from alignrun.errors import InputError
+from alignrun.types import Message
+
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+
+
+def parse_transcript(text: str, origin: str) -> Turns:
+    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ...", each stripped. Raises InputError for any other text."""
+    head, *pieces = _SPEAKER.split("\n\n" + text.lstrip())
+    if head.strip() or not pieces:
+        raise InputError(
+            f"data: {origin} has no prompt column, and its pair is no transcript of Human: and Assistant: turns; "
+            "name the prompt with data.columns.prompt=..."
+        )
+    turns: list[Message] = []
+    for speaker, content in zip(pieces[::2], pieces[1::2], strict=True):
+        role = _SPEAKERS[speaker]
+        # Some HH-RLHF rows let one side speak twice; most chat templates insist that the roles alternate.
+        if turns and turns[-1]["role"] == role:
+            content = f"{turns.pop()['content']}\n\n{content.strip()}"
+        turns.append({"role": role, "content": content.strip()})
+    return tuple(turns)
+
+
+def completion_text(turns: Turns) -> str:
+    """A completion: where two transcripts part early, the later turns were judged with it and stay in its text."""
+    names = {role: speaker for speaker, role in _SPEAKERS.items()}
+    later = (f"{names[turn['role']]}: {turn['content']}" for turn in turns[1:])
+    return "\n\n".join((turns[0]["content"], *later))

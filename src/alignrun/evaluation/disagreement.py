@@ -1,0 +1,192 @@
+"""Disagreement: of annotators with each other, of a model with how divided they are, and of a preference with itself.
+
+Legend: N held-out pairs; `predicted` [N] is the model's P(chosen ≻ rejected), and the votes of a pair are 1 for
+`chosen`, 0 for `rejected` and ½ for a tie, one of each annotator. M triples of completions of one prompt.
+"""
+
+import itertools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from alignrun.errors import InputError
+from alignrun.evaluation.calibration import Floats, checked, label_entropy, log_loss
+from alignrun.evaluation.intervals import clustered_mean_interval
+
+Votes = Sequence[Sequence[float]]
+Completion = TypeVar("Completion", bound=Hashable)
+
+
+def _check(votes: Votes) -> None:
+    for row, given in enumerate(votes):
+        if not set(given) <= {0, 0.5, 1}:
+            raise InputError(f"evaluation: a vote is 0, 0.5 or 1; row {row} has {tuple(given)}")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HumanCeiling:
+    """One annotator against the majority of the others, for all K votes where both take a side."""
+
+    agreement: float
+    """How often they take the same one: the mean of `scores`."""
+    scores: Floats
+    """[K], 1 where they do and 0 where not."""
+    majorities: Floats
+    """[K], what the others prefer: 1 for `chosen`, 0 for `rejected`."""
+    pairs: NDArray[np.int64]
+    """[K], the rows of the votes."""
+
+
+def human_ceiling(votes: Votes) -> HumanCeiling | None:
+    """How well one annotator foretells the others: each vote in turn against the majority of the rest of its pair.
+
+    Left out are votes for a tie, and votes whose others are split evenly, for the reason that `accuracy` leaves out
+    labels of ½: there is no side to be on. Every remaining vote has the same weight. (Weighting pairs equally instead
+    would count the unanimous ones too often: of the votes 1, 1, 0 only the last has others that agree.)
+
+    A model answers the same questions in `accuracy(predicted[ceiling.pairs], ceiling.majorities)`, which may exceed the
+    agreement: a model can be nearer to the majority than a single person is. None where no vote remains, as without
+    pairs of two votes. Raises InputError on other votes than 0, ½ and 1.
+    """
+    _check(votes)
+    scores, majorities, pairs = [], [], []
+    for row, given in enumerate(votes):
+        lead = sum(given) - len(given) / 2
+        for vote in given:
+            others = lead - (vote - 0.5)
+            if vote != 0.5 and others != 0:
+                scores.append(float((vote > 0.5) == (others > 0)))
+                majorities.append(float(others > 0))
+                pairs.append(row)
+    if not scores:
+        return None
+    return HumanCeiling(float(np.mean(scores)), np.array(scores), np.array(majorities), np.array(pairs, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class VoteAgreement:
+    """A model against how the votes are divided, on the pairs that have two or more."""
+
+    pairs: int
+    """How many those are."""
+    preference_correlation: float | None
+    """Spearman's ρ of P with the share of votes, over both orders of every pair: is more preferred what more prefer?"""
+    certainty_correlation: float | None
+    """Spearman's ρ of |P − ½| with |share − ½|: is the model less sure where people are divided?"""
+    excess_log_loss: float
+    """The log loss against the shares less their entropy, in nats: the mean KL(share‖P), 0 for a perfect model."""
+
+
+def _spearman(first: Floats, second: Floats) -> float | None:
+    # Rounded, since 1 − ⅓ and ⅔ are equal shares but unequal floats.
+    first, second = first.round(12), second.round(12)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(stats.spearmanr(first, second).statistic)
+
+
+def agreement_with_disagreement(predicted: ArrayLike, votes: Votes) -> VoteAgreement | None:
+    """Whether a model is divided where people are: predicted [N] against the share of each pair's votes.
+
+    Both orders of every pair enter the first correlation, since all shares are ½ or more as data are written, `chosen`
+    first; the second is the same in either order. A pair of few votes has few possible shares, so that neither reaches
+    1 in practice. A correlation is None where one side is constant, as if all votes are unanimous; the whole is None
+    without pairs of two votes or more. Raises InputError.
+    """
+    p = checked("predicted", predicted)
+    if len(p) != len(votes):
+        raise InputError(f"evaluation: {len(p)} predictions for the votes of {len(votes)} pairs")
+    _check(votes)
+    several = [row for row, given in enumerate(votes) if len(given) >= 2]
+    if not several:
+        return None
+    p, share = p[several], np.array([np.mean(votes[row]) for row in several])
+    return VoteAgreement(
+        pairs=len(several),
+        preference_correlation=_spearman(np.concatenate([p, 1 - p]), np.concatenate([share, 1 - share])),
+        certainty_correlation=_spearman(abs(p - 0.5), abs(share - 0.5)),
+        excess_log_loss=log_loss(p, share) - label_entropy(share),
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Triples(Generic[Completion]):
+    """M triples of completions, each of one prompt, and the Q questions that their preferences need."""
+
+    pairs: tuple[tuple[int, Completion, Completion], ...]
+    """Prompt, first and second completion of each question P(first ≻ second), none asked twice or in both orders."""
+    questions: NDArray[np.int64]
+    """[M, 3] which questions give P(a ≻ b), P(b ≻ c) and P(a ≻ c)."""
+    prompts: NDArray[np.int64]
+    """[M] the prompt of each triple."""
+
+    def tables(self, answers: ArrayLike) -> Floats:
+        """The preferences within each triple from the answers to `pairs`: [Q] -> [M, 3, 3]. Raises InputError."""
+        p = np.asarray(answers, dtype=np.float64)
+        if p.shape != (len(self.pairs),):
+            raise InputError(f"evaluation: {len(self.pairs)} questions, answers of shape {p.shape}")
+        tables = np.full((len(self.questions), 3, 3), 0.5)
+        for (a, b), question in zip(((0, 1), (1, 2), (0, 2)), self.questions.T, strict=True):
+            tables[:, a, b], tables[:, b, a] = p[question], 1 - p[question]
+        return tables
+
+
+def triples(groups: Sequence[Sequence[Completion]], cap: int, seed: int = 0) -> Triples[Completion]:
+    """All sets of three different completions of each prompt, at most `cap` of a prompt, chosen at random beyond that.
+
+    The choice for a prompt depends on its place, its number of different completions and the seed only.
+    """
+    pairs: dict[tuple[int, Completion, Completion], int] = {}
+    questions: list[tuple[int, int, int]] = []
+    prompts: list[int] = []
+    for prompt, group in enumerate(groups):
+        found = list(itertools.combinations(dict.fromkeys(group), 3))
+        if len(found) > cap:
+            chosen = np.random.default_rng([seed, prompt]).choice(len(found), cap, replace=False)
+            found = [found[place] for place in sorted(chosen)]
+        for a, b, c in found:
+            ask = [pairs.setdefault((prompt, *pair), len(pairs)) for pair in ((a, b), (b, c), (a, c))]
+            questions.append((ask[0], ask[1], ask[2]))
+            prompts.append(prompt)
+    return Triples(
+        tuple(pairs),
+        np.array(questions, dtype=np.int64).reshape(-1, 3),
+        np.array(prompts, dtype=np.int64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Intransitivity:
+    """How often a preference runs in a circle."""
+
+    share: float
+    low: float
+    high: float
+    """The bounds of the interval of the share over prompts."""
+    triples: int
+
+
+def intransitive_share(
+    tables: ArrayLike, prompts: Sequence[int] | NDArray[np.int64], confidence: float, seed: int = 0
+) -> Intransitivity | None:
+    """The share of triples on which a ≻ b ≻ c ≻ a or the reverse, a ≻ b meaning P(a ≻ b) > ½ (strictly).
+
+    Tournaments drawn by tossing coins have ¼ (Kendall & Babington Smith, Biometrika 1940), and a scalar reward exactly
+    0. Equal preferences make no circle, and how far P is from ½ plays no part: a preference that is noise around ½ has
+    ¼ too. The interval draws whole prompts, as in `clustered_mean_interval`. None without triples.
+
+    Shapes: tables [M, 3, 3] with P + Pᵀ = 1, prompts [M]. Raises InputError.
+    """
+    p = np.asarray(tables, dtype=np.float64)
+    if not len(p):
+        return None
+    if p.shape[1:] != (3, 3) or not np.allclose(p + p.transpose(0, 2, 1), 1, rtol=0, atol=1e-6):
+        raise InputError(f"evaluation: triples must be [M, 3, 3] with P + Pᵀ = 1; the shape is {p.shape}")
+    around = p[:, [0, 1, 2], [1, 2, 0]]
+    cyclic = ((around > 0.5).all(1) | (around < 0.5).all(1)).astype(np.float64)
+    low, high = clustered_mean_interval(cyclic, prompts, confidence, seed)
+    return Intransitivity(float(cyclic.mean()), low, high, len(p))

@@ -1,0 +1,134 @@
+"""A reward or preference model against people, on held-out pairs."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from alignrun.algorithms.base import Algorithm, Dataset
+from alignrun.config import Config
+from alignrun.data import PairSet
+from alignrun.evaluation.calibration import accuracy, brier, label_entropy, log_loss, reliability
+from alignrun.evaluation.disagreement import (
+    Intransitivity,
+    agreement_with_disagreement,
+    human_ceiling,
+    intransitive_share,
+    triples,
+)
+from alignrun.evaluation.heldout import accuracy_line, accuracy_on, measure
+from alignrun.evaluation.plots import as_svg, reliability_plot
+from alignrun.types import Evaluation, Example
+
+TRIPLES_PER_PROMPT = 20
+"""At most this many triples of a prompt are asked about."""
+RELIABILITY_FILE = "reliability.svg"
+
+
+class FeedbackEvaluator:
+    """Accuracy, calibration, agreement with the annotators' disagreement, and intransitivity.
+
+    Args:
+        algorithm: what is trained.
+        data: the held-out pairs, a PairSet.
+        encode: turns further examples into such a set, for pairs that nobody has labelled.
+        device: where the model is.
+        config: of the run.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        data: Dataset,
+        encode: Callable[[Sequence[Example]], Dataset],
+        device: torch.device,
+        config: Config,
+    ) -> None:
+        assert isinstance(data, PairSet)
+        self._algorithm, self._data, self._encode, self._device = algorithm, data, encode, device
+        self._config, self._confidence, self._seed = config, config.evaluation.confidence, config.seed
+
+    def __call__(self) -> Evaluation:
+        """Everything that the held-out pairs tell, and the reliability diagram."""
+        measured = measure(self._algorithm, self._data, self._config.evaluation.batch_size, self._device)
+        predicted, examples = measured.probabilities, self._data.examples
+        labels = np.array([example.label for example in examples])
+        diagram = reliability(predicted, labels)
+        metrics = measured.metrics | accuracy_on(predicted, self._data, self._confidence, self._seed)
+        metrics |= {
+            "ece": diagram.ece,
+            "brier": brier(predicted, labels),
+            "log_loss": log_loss(predicted, labels),
+            "label_entropy": label_entropy(labels),
+        }
+        lines = [
+            accuracy_line(metrics, self._confidence, len(examples)),
+            (
+                "calibration",
+                f"expected error {diagram.ece:.3f}, log loss {metrics['log_loss']:.3f} nats "
+                f"(entropy of the labels {metrics['label_entropy']:.3f}), {RELIABILITY_FILE}",
+            ),
+        ]
+        votes = [example.votes for example in examples]
+        agreement, ceiling = agreement_with_disagreement(predicted, votes), human_ceiling(votes)
+        if agreement is not None and ceiling is not None:
+            scores, _ = accuracy(predicted[ceiling.pairs], ceiling.majorities)
+            metrics |= {
+                "human_agreement": ceiling.agreement,
+                "agreement_with_majority": float(scores.mean()),
+                "excess_log_loss": agreement.excess_log_loss,
+            }
+            shown = f"with the majority of the others {scores.mean():.3f} (an annotator: {ceiling.agreement:.3f})"
+            for name, value in (
+                ("preference", agreement.preference_correlation),
+                ("certainty", agreement.certainty_correlation),
+            ):
+                if value is not None:
+                    metrics[f"{name}_correlation"] = value
+                    shown += f", {name} ρ {value:.2f}"
+            lines.append(("agreement with people", shown))
+        circles = self._intransitivity()
+        if circles is None:
+            lines.append(("intransitive triples", "none to ask: no held-out prompt has three completions"))
+        else:
+            metrics |= {"intransitive": circles.share, "intransitive_high": circles.high}
+            lines.append(
+                (
+                    "intransitive triples",
+                    f"{circles.share:.3f}  ({self._confidence:.0%} interval {circles.low:.3f} to {circles.high:.3f}, "
+                    f"{circles.triples} triples; a coin 0.250)",
+                )
+            )
+        title = f"{self._config.algo.name} on {self._config.model.name}, held-out pairs"
+        return Evaluation(metrics, lines, files={RELIABILITY_FILE: as_svg(reliability_plot(diagram, title))})
+
+    def _intransitivity(self) -> Intransitivity | None:
+        """How often the model runs in a circle on three completions of one prompt, also ones never paired before."""
+        groups: dict[str, list[str]] = {}
+        prompts: dict[str, Example] = {}
+        for example in self._data.examples:
+            prompts[example.text] = example
+            groups.setdefault(example.text, []).extend([str(example.chosen), str(example.rejected)])
+        texts = list(groups)
+        asked = triples(list(groups.values()), TRIPLES_PER_PROMPT, self._seed)
+        if not asked.pairs:
+            return None
+        questions = [
+            Example(prompts[texts[prompt]].prompt, prompts[texts[prompt]].origin, chosen=first, rejected=second)
+            for prompt, first, second in asked.pairs
+        ]
+        # A pair of the two longest completions may be too long where each was in a pair that was not.
+        fitting = self._encode(questions)
+        assert isinstance(fitting, PairSet)
+        size = self._config.evaluation.batch_size
+        answers = measure(self._algorithm, fitting, size, self._device).probabilities
+        known = {
+            (example.text, example.chosen, example.rejected): answer
+            for example, answer in zip(fitting.examples, answers, strict=True)
+        }
+        answered = np.array(
+            [known.get((texts[prompt], first, second), np.nan) for prompt, first, second in asked.pairs]
+        )
+        whole = ~np.isnan(answered[asked.questions]).any(1)
+        tables = asked.tables(answered)[whole]
+        return intransitive_share(tables, asked.prompts[whole], self._confidence, self._seed)

@@ -1,0 +1,117 @@
+"""The loss and the accuracy of an algorithm on held-out data."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alignrun.algorithms.base import Algorithm, Dataset
+from alignrun.data import PairSet
+from alignrun.evaluation.calibration import accuracy
+from alignrun.evaluation.intervals import clustered_mean_interval
+from alignrun.models.device import batch_to
+from alignrun.types import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An algorithm's own loss and metrics over a whole data set."""
+
+    metrics: dict[str, float]
+    """Means over the targets: `loss`, and what the algorithm reports beside it."""
+    targets: int
+    probabilities: NDArray[np.float64]
+    """[N] P(chosen ≻ rejected) of every pair, in the order of the data; empty where the data are no pairs."""
+
+
+@torch.no_grad()
+def measure(algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.device) -> Measured:
+    """Run the loss over every example once, without a gradient."""
+    sums: dict[str, torch.Tensor] = {}
+    targets: int | torch.Tensor = 0
+    probabilities = []
+    for batch in data.all_batches(batch_size):
+        loss = algorithm.loss(batch_to(batch, device))
+        targets = targets + loss.targets
+        for name, value in {**loss.metrics, "loss": loss.total}.items():
+            sums[name] = sums.get(name, 0) + value.double()
+        if loss.probabilities is not None:
+            probabilities.append(loss.probabilities.double())
+    total = int(targets)
+    in_order = torch.cat(probabilities).cpu().numpy() if probabilities else np.zeros(0)
+    if isinstance(data, PairSet):
+        rows = [row for rows in data.all_rows(batch_size) for row in rows]
+        in_order[rows] = in_order.copy()
+    return Measured(
+        metrics={name: float(value) / total for name, value in sums.items()},
+        targets=total,
+        probabilities=in_order,
+    )
+
+
+class LikelihoodEvaluator:
+    """Held-out demonstrations under the policy."""
+
+    def __init__(self, algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.device) -> None:
+        self._algorithm, self._data, self._batch_size, self._device = algorithm, data, batch_size, device
+
+    def __call__(self) -> Evaluation:
+        """Loss and perplexity over the tokens of the completions."""
+        measured = measure(self._algorithm, self._data, self._batch_size, self._device)
+        loss = measured.metrics["loss"]
+        perplexity = math.exp(min(loss, 700.0))
+        shown = f"{loss:.3f} nats a token (perplexity {perplexity:.2f}, {len(self._data)} demonstrations)"
+        return Evaluation({**measured.metrics, "perplexity": perplexity}, [("held-out loss", shown)])
+
+
+class PairsEvaluator:
+    """Held-out pairs under a policy's implicit reward."""
+
+    def __init__(
+        self, algorithm: Algorithm, data: PairSet, batch_size: int, device: torch.device, confidence: float, seed: int
+    ) -> None:
+        self._algorithm, self._data, self._batch_size, self._device = algorithm, data, batch_size, device
+        self._confidence, self._seed = confidence, seed
+
+    def __call__(self) -> Evaluation:
+        """The algorithm's own metrics, and how often the implicit reward sides with people."""
+        measured = measure(self._algorithm, self._data, self._batch_size, self._device)
+        scored = accuracy_on(measured.probabilities, self._data, self._confidence, self._seed)
+        metrics = measured.metrics | scored
+        lines = [accuracy_line(metrics, self._confidence, len(self._data))]
+        if "rewards/margin" in metrics:
+            lines.append(("held-out loss", f"{metrics['loss']:.4f}, reward margin {metrics['rewards/margin']:.3f}"))
+        return Evaluation(metrics, lines)
+
+
+def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: float, seed: int) -> dict[str, float]:
+    """`accuracy` with its interval over prompts, and `length_accuracy`: what the longer completion would have got.
+
+    Pairs that are ties have no right answer and are left out.
+    """
+    labels = np.array([example.label for example in data.examples])
+    clusters = [example.text for example in data.examples]
+    lengths = np.array([len(str(example.chosen)) - len(str(example.rejected)) for example in data.examples])
+    result: dict[str, float] = {}
+    for name, predicted in (("accuracy", probabilities), ("length_accuracy", 0.5 + 0.5 * np.sign(lengths))):
+        scores, decided = accuracy(predicted, labels)
+        if not decided.any():
+            return {}
+        kept = [cluster for cluster, known in zip(clusters, decided, strict=True) if known]
+        low, high = clustered_mean_interval(scores, kept, confidence, seed)
+        result |= {name: float(scores.mean()), f"{name}_low": low, f"{name}_high": high}
+    return result
+
+
+def accuracy_line(metrics: dict[str, float], confidence: float, pairs: int) -> tuple[str, str]:
+    """The accuracy for a person to read."""
+    if "accuracy_low" not in metrics:
+        return "held-out accuracy", "none: every held-out pair is a tie"
+    low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+    return (
+        "held-out accuracy",
+        f"{metrics['accuracy']:.3f}  ({confidence:.0%} interval {low:.3f} to {high:.3f}, {pairs} pairs; the longer "
+        f"completion {metrics['length_accuracy']:.3f})",
+    )

@@ -1,0 +1,126 @@
+"""One base model, loaded once, and the adapters of the roles that share it."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
+from alignrun.models import adapters
+from alignrun.models.device import resolve_device, resolve_dtype
+from alignrun.models.sources import load_model
+
+
+class Backbone:
+    """A causal language model with its tokenizer. At most one of its adapters is trained, and that one is active."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.peft: PeftModel | None = None
+        self.layers: list[LoraLayer] = []
+
+    @classmethod
+    def load(
+        cls, config: ModelConfig, adapter: AdapterConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+    ) -> "Backbone":
+        """Load the base and move it to its device, with no adapter on it yet.
+
+        Raises:
+            InputError: the model or the device is not to be had.
+        """
+        device = resolve_device(config.device)
+        dtype = resolve_dtype(config.dtype, device)
+        if adapter.name is AdapterKind.none and config.dtype is Precision.auto:
+            dtype = torch.float32  # small updates of bfloat16 weights would be rounded away
+        torch.manual_seed(seed)  # random bases, and after them the adapter's random factor
+        model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
+        if adapter.name is not AdapterKind.qlora:  # a quantised base is already in place
+            model.to(device)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        backbone = cls(model, tokenizer, config)
+        backbone.settle()
+        return backbone
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    def add(self, name: str, config: AdapterConfig) -> None:
+        """Put a new adapter on the base, to be trained. Raises as `adapters.add_adapter`."""
+        self.peft = adapters.add_adapter(self.peft or self.model, name, config)
+        self.settle()
+
+    def read(self, name: str, folder: Path, *, trainable: bool, key: str) -> None:
+        """Put an adapter from a folder on the base. Raises as `adapters.read_adapter`."""
+        self.peft = adapters.read_adapter(self.peft or self.model, name, folder, trainable=trainable, key=key)
+        self.settle()
+
+    def settle(self) -> None:
+        """Dropout off, in adapters that have just come too, and every weight where the base is."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # the sampled and the scored policy must be the same
+        if hasattr(self.model.config, "attention_dropout"):
+            self.model.config.attention_dropout = 0.0
+        self.layers = adapters.lora_layers(self.model)
+        for layer in self.layers:
+            for factors in (layer.lora_A, layer.lora_B):
+                factors.to(self.device)
+        # Dropout is off, so train mode changes one thing only: transformers checkpoints activations there alone.
+        self.model.train(self.config.gradient_checkpointing)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, in a fixed order."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    @contextmanager
+    def frozen(self, adapter: str | None) -> Iterator[None]:
+        """Within the context, the model is the base with that adapter, or the bare base, and has no gradient."""
+        spans: list[adapters.Span] = [(adapter, slice(None))] if adapter else []
+        with torch.no_grad(), adapters.adapters_on_rows(self.layers, spans):
+            yield
+
+    def save_adapter(self, name: str, folder: Path) -> None:
+        """Write one adapter in PEFT's format, and the tokenizer."""
+        assert self.peft is not None
+        self.peft.save_pretrained(folder, selected_adapters=[name])
+        nested = folder / name  # PEFT puts every adapter but `default` into a folder of its name
+        for file in nested.iterdir():
+            file.replace(folder / file.name)
+        nested.rmdir()
+        self.tokenizer.save_pretrained(folder)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the base's weights, adapters left out, that is equal in float32 and bfloat16.
+
+        Adapters belong to the weights that they were trained on; names and paths say less than the content. Empty
+        for a quantised base, whose bits are not those of the model that it stands for.
+        """
+        if getattr(self.model, "is_quantized", False):
+            return ""
+        digest = hashlib.sha256()
+        for name, weight in self.model.named_parameters():
+            if ".lora_" in name:
+                continue
+            value = weight.detach()
+            if value.is_floating_point():
+                value = value.bfloat16().view(torch.int16)
+            # On the device, and row by row, since the hash of a row does not depend on the order of its elements.
+            rows = torch.hash_tensor(value, dim=1) if value.dim() == 2 else value
+            digest.update(f"{name.replace('.base_layer.', '.')} {tuple(value.shape)}".encode())
+            digest.update(rows.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""Hidden states of continuations, with each prompt read once for all that follow it.
+
+Shape legend: B prompts, P prompt tokens, N = K·B continuations (those of prompt b are rows b·K to b·K + K − 1) of S
+tokens, D hidden size, R packed rows.
+"""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from alignrun.types import PackedBatch, PromptBatch
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """[R, P] each token's place among the real tokens of its row, for masks with padding on the left."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask: Tensor) -> Tensor:
+    """[N, S + 1, D] the hidden state at the end of the prompt and at every token of its continuations.
+
+    Where a prompt has several continuations, its keys and values are computed once and repeated: the same values as
+    row by row, and the same gradients, since those of the prompt are the sum over its continuations. Layers whose
+    activations are recomputed in the backward pass keep no cache, so there every continuation comes with its prompt.
+
+    Args:
+        module: the causal language model, its active adapter included.
+        prompts: B prompts, padded on the left.
+        tokens: [N, S] continuations, padded on the right.
+        mask: [N, S] true on their tokens.
+    """
+    shared = len(tokens) > len(prompts) and not module.is_gradient_checkpointing
+    return (_after_shared_prompts if shared else _in_rows)(module, prompts, tokens, mask)
+
+
+def packed_hidden_states(module: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """[R, S, D] the hidden state at every token; attention stays inside each demonstration.
+
+    transformers finds the boundaries where `position_ids` start again, if no mask is given: a block-diagonal mask for
+    sdpa and eager attention, cumulative lengths for flash attention.
+    """
+    output = module.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _in_rows(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask: Tensor) -> Tensor:
+    copies = len(tokens) // len(prompts)
+    prompt_mask = prompts.attention_mask.repeat_interleave(copies, 0)
+    ids = torch.cat([prompts.input_ids.repeat_interleave(copies, 0), tokens], dim=1)
+    mask = torch.cat([prompt_mask, mask.to(prompt_mask)], dim=1)
+    output = module.base_model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
+    hidden: Tensor = output.last_hidden_state[:, prompts.input_ids.shape[1] - 1 :]
+    return hidden
+
+
+def _after_shared_prompts(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask: Tensor) -> Tensor:
+    copies = len(tokens) // len(prompts)
+    cache = DynamicCache(config=module.config)
+    prompt_mask = prompts.attention_mask
+    output = module.base_model(
+        input_ids=prompts.input_ids,
+        attention_mask=prompt_mask,
+        position_ids=position_ids(prompt_mask),
+        cache=cache,
+        use_cache=True,
+    )
+    first: Tensor = output.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
+    if tokens.shape[1] == 0:
+        return first
+    cache.batch_repeat_interleave(copies)
+    lengths = prompt_mask.sum(1, keepdim=True).repeat_interleave(copies, 0)
+    output = module.base_model(
+        input_ids=tokens,
+        attention_mask=torch.cat([prompt_mask.repeat_interleave(copies, 0), mask.to(prompt_mask)], dim=1),
+        position_ids=lengths + torch.arange(tokens.shape[1], device=tokens.device),
+        cache=cache,
+        use_cache=True,
+    )
+    following: Tensor = output.last_hidden_state
+    return torch.cat([first, following], dim=1)

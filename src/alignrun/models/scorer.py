@@ -1,0 +1,95 @@
+"""A scalar read off the base: a LoRA adapter and a linear head on the last token. Reward and preference models.
+
+Shape legend: B prompts, N = K·B continuations, S tokens, D hidden size.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from alignrun.config import AdapterConfig
+from alignrun.errors import InputError, one_line
+from alignrun.models import adapters
+from alignrun.models.backbone import Backbone
+from alignrun.models.cards import AdapterCard, check_base, write_card
+from alignrun.models.hidden import hidden_states
+from alignrun.types import Completions, PromptBatch
+
+HEAD_FILE = "head.safetensors"
+HEAD = "head.weight"
+
+
+class Scorer:
+    """s(x, y) = wᵀh, where h is the base's hidden state at the last token of y, seen through the feedback adapter."""
+
+    def __init__(self, backbone: Backbone, card: AdapterCard, weight: nn.Parameter) -> None:
+        self.backbone = backbone
+        self.card = card
+        self.weight = weight
+        """[D] float32, the head w; without a bias, which no difference of scores would see."""
+
+    @classmethod
+    def create(cls, backbone: Backbone, adapter: AdapterConfig, card: AdapterCard) -> "Scorer":
+        """A new one to be trained: its adapter changes nothing yet, and its head gives every completion 0.
+
+        Raises:
+            InputError: the adapter does not fit the base.
+        """
+        card = replace(card, base=backbone.fingerprint)
+        backbone.add(adapters.FEEDBACK, adapter)
+        size = backbone.model.config.get_text_config().hidden_size
+        return cls(backbone, card, nn.Parameter(torch.zeros(size, device=backbone.device)))
+
+    @classmethod
+    def read(cls, backbone: Backbone, folder: Path, card: AdapterCard, key: str) -> "Scorer":
+        """A trained one from its folder, frozen.
+
+        Raises:
+            InputError: the folder is damaged, or belongs to another base.
+        """
+        check_base(backbone, folder, key)
+        try:
+            weight = load_file(folder / HEAD_FILE)[HEAD]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise InputError(f"{key}: {folder / HEAD_FILE} cannot be read ({one_line(error, 120)})") from None
+        backbone.read(adapters.FEEDBACK, folder, trainable=False, key=key)
+        return cls(backbone, card, nn.Parameter(weight.to(backbone.device), requires_grad=False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.device
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, in a fixed order."""
+        return self.backbone.trainable() | {HEAD: self.weight}
+
+    def scores(self, prompts: PromptBatch, completions: Completions) -> Tensor:
+        """[N] s(x, y), float32; with a gradient while it is trained. Each prompt is read once for all that follow it.
+
+        Args:
+            prompts: B heads, padded on the left.
+            completions: [N, S] continuations, padded on the right; those of prompt b are rows b·K to b·K + K − 1.
+        """
+        hidden = hidden_states(self.backbone.model, prompts, completions.tokens, completions.mask)
+        last = completions.mask.sum(1)  # place 0 is the end of the prompt
+        rows = torch.arange(len(last), device=last.device)
+        scores: Tensor = hidden[rows, last].float() @ self.weight
+        return scores
+
+    @torch.no_grad()
+    def frozen_scores(self, prompts: PromptBatch, completions: Completions) -> Tensor:
+        """[N] the same without a gradient, whichever adapter the base is trained with."""
+        with self.backbone.frozen(adapters.FEEDBACK):
+            return self.scores(prompts, completions)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format, the head, and what they are."""
+        self.backbone.save_adapter(adapters.FEEDBACK, folder)
+        save_file({HEAD: self.weight.detach().cpu().contiguous()}, folder / HEAD_FILE)
+        (folder / HEAD_FILE).chmod((folder / "adapter_config.json").stat().st_mode)
+        write_card(folder, self.card)

@@ -1,0 +1,134 @@
+"""A trained reward or preference model, loaded from its run and asked about texts."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from alignrun.config import AdapterConfig, ModelConfig
+from alignrun.data import PreferenceEncoder, RewardEncoder, collate, padding_id
+from alignrun.errors import InputError, RunError, one_line
+from alignrun.models.backbone import Backbone
+from alignrun.models.cards import AdapterCard, adapter_folder, read_card
+from alignrun.models.device import batch_to
+from alignrun.models.scorer import Scorer
+from alignrun.models.sources import load_tokenizer
+from alignrun.types import Completions
+
+KEY = "preference.path"
+Question = tuple[tuple[int, ...], tuple[int, ...]]
+"""The head and the tail of what the model reads, as token ids."""
+
+
+class TextScorer:
+    """Scores texts in batches, each head read once for all of its tails, and no question asked twice in a call."""
+
+    def __init__(self, scorer: Scorer, encoder: RewardEncoder | PreferenceEncoder, batch_size: int) -> None:
+        self._scorer, self._encoder, self._batch_size = scorer, encoder, batch_size
+        self._pad_id = padding_id(scorer.backbone.tokenizer)
+        text = scorer.backbone.model.config.get_text_config()
+        self._context = int(getattr(text, "max_position_embeddings", 1 << 20))
+
+    def __call__(self, texts: Sequence[str], completions: Sequence[tuple[str, ...]]) -> Tensor:
+        """[N] scores, float32 on the CPU, of N prompts with what the encoder puts after each.
+
+        Raises:
+            RunError: a text is longer than the model reads.
+        """
+        questions: list[Question] = []
+        for text, pair in zip(texts, completions, strict=True):
+            head, (tail,) = self._encoder.encode(text, [pair])
+            if len(head) + len(tail) > self._context:
+                raise RunError(
+                    f"the feedback model reads {self._context} tokens, and a prompt with its completions has "
+                    f"{len(head) + len(tail)}: lower generation.max_new_tokens or data.max_prompt_tokens"
+                )
+            questions.append((tuple(head), tuple(tail)))
+        known: dict[Question, float] = {}
+        for heads, tails in self._batches(questions):
+            prompts, batch = collate(heads, tails, [""] * len(heads), self._pad_id)
+            flat = Completions(batch.tokens.flatten(0, 1), batch.mask.flatten(0, 1))
+            device = self._scorer.device
+            scores = self._scorer.frozen_scores(batch_to(prompts, device), batch_to(flat, device)).tolist()
+            asked = [(head, tail) for head, group in zip(heads, tails, strict=True) for tail in group]
+            known |= dict(zip(asked, scores, strict=True))
+        return torch.tensor([known[question] for question in questions])
+
+    def _batches(
+        self, questions: Sequence[Question]
+    ) -> Iterator[tuple[list[tuple[int, ...]], list[list[tuple[int, ...]]]]]:
+        """Heads with equally many tails each, at most `batch_size` tails together, of similar length."""
+        by_head: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+        for head, tail in dict.fromkeys(questions):
+            by_head[head].append(tail)
+        by_count: dict[int, list[tuple[tuple[int, ...], list[tuple[int, ...]]]]] = defaultdict(list)
+        for head, tails in by_head.items():
+            tails.sort(key=len)
+            for start in range(0, len(tails), self._batch_size):
+                part = tails[start : start + self._batch_size]
+                by_count[len(part)].append((head, part))
+        for count, groups in by_count.items():
+            groups.sort(key=lambda group: len(group[0]) + len(group[1][-1]))
+            rest = iter(groups)
+            while chunk := list(islice(rest, max(1, self._batch_size // count))):
+                yield [head for head, _ in chunk], [part for _, part in chunk]
+
+
+def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbone) -> TextScorer:
+    """The feedback model of a run: one more adapter where `backbone` is the base that it was trained on, else on a
+    base of its own, with its own tokenizer.
+
+    Raises:
+        InputError: the path holds no feedback model of this kind, or its base is not to be had.
+    """
+    folder, card = find_card(path, kind)
+    config = _model_config(card, path)
+    shared = backbone.peft is not None and (
+        card.base == backbone.fingerprint
+        if card.base or backbone.fingerprint
+        else (config.source, config.path, config.revision)
+        == (backbone.config.source, backbone.config.path, backbone.config.revision)
+    )
+    # Its own prompt format, even where the policy's was changed by configuration.
+    tokenizer = load_tokenizer(config)
+    if not shared:
+        config = replace(config, device=backbone.config.device, gradient_checkpointing=False)
+        backbone = Backbone.load(config, AdapterConfig(), tokenizer, card.seed)
+    scorer = Scorer.read(backbone, folder, card, KEY)
+    encoder = (RewardEncoder if kind == "reward" else PreferenceEncoder)(tokenizer, card.template)
+    return TextScorer(scorer, encoder, batch_size)
+
+
+def find_card(path: str, kind: str) -> tuple[Path, AdapterCard]:
+    """The folder of a feedback model and its card, without loading anything.
+
+    Raises:
+        InputError: the path holds no feedback model of this kind.
+    """
+    folder = adapter_folder(path)
+    card = read_card(folder, KEY)
+    wanted = {"reward": "algo=reward_model", "preference": "algo=preference_model"}
+    used = {"reward": "preference=bradley_terry", "preference": "preference=learned"}
+    if card is None or card.kind not in wanted:
+        what = "does not exist" if not folder.exists() else f"holds no {kind} model"
+        raise InputError(f"{KEY}: {folder} {what}: name a finished run of {wanted[kind]}")
+    if card.kind != kind:
+        raise InputError(f"{KEY}: {folder} holds a {card.kind} model: use {used[card.kind]} with it")
+    return folder, card
+
+
+def _model_config(card: AdapterCard, path: str) -> ModelConfig:
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), card.model))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise InputError(
+            f"{KEY}: {path} does not say its base in a way this version reads ({one_line(error)})"
+        ) from None
+    assert isinstance(config, ModelConfig)
+    return config

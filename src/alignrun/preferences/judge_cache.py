@@ -1,0 +1,56 @@
+"""What a judge has answered, on the disk, so that no question is ever paid for twice."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alignrun.errors import InputError, RunError, one_line
+
+PATIENCE = 60
+"""Seconds to wait for another process that is writing."""
+
+
+class AnswerCache:
+    """Answers by the hash of their question: one SQLite file that several processes may share."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or make it. Raises InputError where it is no cache or cannot be written."""
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
+            # With a log beside the file readers never wait, nor does a writer for the disk. The last line is a test.
+            for statement in (
+                "PRAGMA journal_mode = WAL",
+                "PRAGMA synchronous = NORMAL",
+                "CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID",
+                "SELECT answer FROM answers WHERE question = ''",
+            ):
+                self._connection.execute(statement)
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(
+                f"preference.cache: {path} cannot be used ({one_line(error, 160)}): delete it if it is damaged, or set "
+                "preference.cache to another file or to false"
+            ) from error
+
+    def get(self, question: str) -> str | None:
+        """The answer, where there is one. Raises RunError where the file cannot be read."""
+        with self._told_in_one_line():
+            row = self._connection.execute("SELECT answer FROM answers WHERE question = ?", (question,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def put(self, question: str, answer: str) -> None:
+        """Keep an answer, whatever happens next. Raises RunError where the file cannot be written."""
+        with self._told_in_one_line():
+            self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (question, answer))
+
+    @contextmanager
+    def _told_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RunError(
+                f"preference.cache: {self._path} failed ({one_line(error, 160)}): free space or delete it, or set "
+                "preference.cache=false, then `alignrun resume RUN`"
+            ) from error

@@ -1,0 +1,29 @@
+"""No preference: for algorithms that learn from data alone, when nothing is to judge what they sample."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from alignrun.config import schema
+from alignrun.preferences.base import Preference, preference
+
+
+@schema
+class NoPreferenceConfig:
+    """Nothing to set."""
+
+    name: str = "none"
+
+
+class NoPreference(Preference):
+    """Stands where a preference would, and is never asked."""
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """Raises AssertionError: configurations that would ask are refused before a run starts."""
+        raise AssertionError("preference=none was asked")
+
+
+@preference("none", NoPreferenceConfig)
+def build(config: NoPreferenceConfig) -> Preference:
+    """The preference that the configuration asks for."""
+    return NoPreference()

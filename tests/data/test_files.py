@@ -1,0 +1,93 @@
+import gzip
+from pathlib import Path
+
+import pytest
+
+from alignrun.data import read_rows
+from alignrun.errors import InputError
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    content = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def file_refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        list(read_rows(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert path.name in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "P.JSONL"])
+def test_lines_are_numbered_from_one_and_blank_ones_skipped(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, '{"a": 1}\r\n\n{"a": "\u2028é"}')
+    assert list(read_rows(path)) == [(f"{name}:1", {"a": 1}), (f"{name}:3", {"a": "\u2028é"})]
+
+
+def test_a_json_list_is_indexed_from_zero(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.json", '[{"a": 1},\n {"a": 2}]')
+    assert list(read_rows(path)) == [("p.json[0]", {"a": 1}), ("p.json[1]", {"a": 2})]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_data(tmp_path: Path) -> None:
+    assert list(read_rows(write(tmp_path / "p.jsonl", b'\xef\xbb\xbf{"a": 1}\n'))) == [("p.jsonl:1", {"a": 1})]
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.jsonl.gz", "none.json"])
+def test_missing_file(tmp_path: Path, name: str) -> None:
+    assert "there is no file" in file_refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["folder.jsonl", "folder.json"])
+def test_directory(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert "is a directory" in file_refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "where"), [("p.jsonl", "p.jsonl:2"), ("p.json", "p.json")])
+def test_not_utf8(tmp_path: Path, name: str, where: str) -> None:
+    message = file_refusal(write(tmp_path / name, b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n'))
+    assert f"{where} is not UTF-8" in message
+
+
+@pytest.mark.parametrize("line", ["{'prompt': 1}", '{"prompt": "a"', "[" * 100_000])
+def test_not_json(tmp_path: Path, line: str) -> None:
+    assert "p.jsonl:2 is not JSON" in file_refusal(write(tmp_path / "p.jsonl", '{"a": 1}\n' + line))
+
+
+def test_lines_in_a_json_file_point_to_the_other_name(tmp_path: Path) -> None:
+    assert "is named .jsonl" in file_refusal(write(tmp_path / "p.json", '{"a": 1}\n{"a": 2}\n'))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [("[1]", "a list"), ('"a"', "text"), ("null", "null"), ("3", "a number"), ("true", "a bool")]
+)
+def test_a_row_must_be_an_object(tmp_path: Path, value: str, kind: str) -> None:
+    assert f"p.jsonl:1 is {kind}" in file_refusal(write(tmp_path / "p.jsonl", value))
+    assert f"p.json[0] is {kind}" in file_refusal(write(tmp_path / "p.json", f"[{value}]"))
+
+
+def test_a_json_file_must_hold_a_list(tmp_path: Path) -> None:
+    assert "holds an object" in file_refusal(write(tmp_path / "p.json", '{"data": []}'))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("p.jsonl", ""), ("p.jsonl", " \n\n"), ("p.jsonl.gz", ""), ("p.json", ""), ("p.json", "[]")]
+)
+def test_no_rows(tmp_path: Path, name: str, text: str) -> None:
+    assert "holds no rows" in file_refusal(write(tmp_path / name, text))
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"prompt": "a"}\n' * 5000)
+    for content in (whole[:-20], b'{"prompt": "never compressed"}\n', whole[:30] + b"\x00" * 30 + whole[60:]):
+        (tmp_path / "p.jsonl.gz").write_bytes(content)
+        assert "damaged gzip" in file_refusal(tmp_path / "p.jsonl.gz")
+
+
+def test_unknown_kind(tmp_path: Path) -> None:
+    assert ".jsonl.gz or .json" in file_refusal(write(tmp_path / "p.csv", "prompt\nHello\n"))
