@@ -132,6 +132,9 @@ def explain(error: Exception) -> str:
         return f"config: {group}={name} does not exist{_nearest(name, choices(group))}"
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key or cause.key)
+        owners = _owners(key)
+        if owners:
+            return f"config: {key} is of no use here: it belongs to {', '.join(owners)}"
         return f"config: unknown key {key}{_nearest(key, known_keys())}"
     lines = str(cause).splitlines() or [type(cause).__name__]
     # Hydra names the file in a first line of its own, and the problem in the next.
@@ -156,8 +159,22 @@ def known_keys() -> list[str]:
     return sorted({*keys, *groups()})
 
 
+def _owners(key: str) -> list[str]:
+    """The algorithms or preferences that have a key which the chosen one has not."""
+    group, _, field = key.partition(".")
+    classes = {
+        "algo": {name: algorithm.config_class for name, algorithm in discover().items()},
+        "preference": {name: kind.config_class for name, kind in PREFERENCES.items()},
+    }.get(group, {})
+    return sorted(f"{group}={name}" for name, config_class in classes.items() if field in _fields(config_class))
+
+
+def _fields(config_class: type) -> list[str]:
+    return list(config_class.__dataclass_fields__)  # type: ignore[attr-defined]
+
+
 def _schema_keys(config_class: type, prefix: str) -> list[str]:
-    return [f"{prefix}{name}" for name in config_class.__dataclass_fields__]  # type: ignore[attr-defined]
+    return [f"{prefix}{name}" for name in _fields(config_class)]
 
 
 def _flatten(node: Any, prefix: str) -> list[str]:

@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from alignrun.algorithms.base import discover
+from alignrun.algorithms.feedback import FeedbackAlgorithm
+from alignrun.algorithms.pairs import PairsAlgorithm
 from alignrun.config import AdapterKind, Config
 from alignrun.models.adapters import POLICY, add_adapter, lora_layers
 from alignrun.models.device import resolve_device, resolve_dtype
@@ -73,7 +76,8 @@ def make_plan(config: Config) -> MemoryPlan:
         weights = parameters * width
     text = architecture.get_text_config()
     prompt = config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS
-    tokens = prompt + config.generation.max_new_tokens
+    new = config.generation.max_new_tokens
+    learned = new if discover()[config.algo.name].online else config.data.max_completion_tokens or new
     return MemoryPlan(
         parameters=parameters,
         trainable=trainable,
@@ -82,8 +86,8 @@ def make_plan(config: Config) -> MemoryPlan:
         weights=weights,
         adapter=parameters * width if full else trainable * FLOAT32,
         optimizer=trainable * (3 * width if full else 3 * FLOAT32),
-        sampling=_sampling_bytes(config, text, tokens, width),
-        training=_training_bytes(config, text, tokens, width),
+        sampling=_sampling_bytes(config, text, prompt + new, width),
+        training=_training_bytes(config, text, prompt + learned, width),
     )
 
 
@@ -96,11 +100,17 @@ def _dtype(config: Config) -> torch.dtype:
 
 
 def _sampling_bytes(config: Config, text: PreTrainedConfig, tokens: int, width: int) -> int:
-    samples = getattr(config.algo, "samples_per_prompt", 1)
-    prompts = (config.generation.batch_size or config.train.batch_size) * samples
-    mix_beta = getattr(config.algo, "mix_beta", 0.0)
+    kind = discover()[config.algo.name]
+    if issubclass(kind, FeedbackAlgorithm):
+        return 0
+    if kind.online:
+        prompts = (config.generation.batch_size or config.train.batch_size) * _completions(config)
+        mix_beta = getattr(config.algo, "mix_beta", 0.0)
+        model_rows = prompts * (1 + (mix_beta < 1) + (mix_beta > 0))
+    else:  # nothing but the evaluation samples, from the policy and from the reference
+        prompts = config.evaluation.batch_size
+        model_rows = 2 * prompts
     sequences = 2 * prompts
-    model_rows = prompts * (1 + (mix_beta < 1) + (mix_beta > 0))
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     cache = model_rows * tokens * text.num_hidden_layers * 2 * heads * head_size * width
@@ -110,14 +120,20 @@ def _sampling_bytes(config: Config, text: PreTrainedConfig, tokens: int, width: 
 
 
 def _training_bytes(config: Config, text: PreTrainedConfig, tokens: int, width: int) -> int:
-    samples = getattr(config.algo, "samples_per_prompt", 1)
-    rows = (config.train.micro_batch_size or config.train.batch_size) * samples
+    rows = (config.train.micro_batch_size or config.train.batch_size) * _completions(config)
     # Per token and layer: the inputs of norms, attention and projections, and the products inside the MLP.
     inside = (16 * text.hidden_size + 6 * text.intermediate_size) * width
     layers = text.num_hidden_layers
     kept = layers * text.hidden_size * width + inside if config.model.gradient_checkpointing else layers * inside
     head = min(CHUNK_SIZE, rows * config.generation.max_new_tokens) * text.vocab_size * (width + 3 * FLOAT32)
     return int(rows * tokens * kept + head)
+
+
+def _completions(config: Config) -> int:
+    """Completions of one prompt that are scored together."""
+    if issubclass(discover()[config.algo.name], PairsAlgorithm | FeedbackAlgorithm):
+        return 2
+    return int(getattr(config.algo, "samples_per_prompt", 1))
 
 
 def describe(plan: MemoryPlan, config: Config) -> str:

@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,20 +21,11 @@ import pytest
 import torch
 
 from alignrun import cli
-from alignrun.compose import compose, dump, load
 from alignrun.errors import InputError, RunError
-from alignrun.preferences import judge
-from alignrun.preferences.judge import (
-    Answer,
-    AnswersConfig,
-    JudgeConfig,
-    JudgePreference,
-    build,
-    fill,
-    read,
-    retry_after,
-)
-from alignrun.preferences.judge_cache import AnswerCache
+from alignrun.preferences import judge_client
+from alignrun.preferences.judge import JudgePreference, build, fill
+from alignrun.preferences.judge_client import retry_after
+from alignrun.preferences.judge_config import JudgeConfig
 from alignrun.trainer import stop_requested
 
 KEY = "sk-secret-0123456789"
@@ -275,58 +264,6 @@ def test_without_logprobs_the_text_decides(serve: Serve) -> None:
     assert ask(make(server), *((name, "x") for name in replies)) == [1.0] * 5
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1", 1.0),
-        (" 2\n", 0.0),
-        ("0", 0.5),
-        ("**1**.", 1.0),
-        ("[[2]]", 0.0),
-        ("Answer: 2", 0.0),
-        ("The better answer is 1.", 1.0),
-        ("1, because it is shorter", 1.0),
-        ("<think>1 or 2? 2.</think>\n1", 1.0),
-        ("2 seems right</think>1", 1.0),
-        ("<think>Answer 1", None),
-        ("", None),
-        ("10", None),
-        ("1.5", None),
-        ("0.8", None),
-        ("2/10", None),
-        ("12", None),
-        ("1 and 2 are alike", None),
-        ("Answer 1 is wrong", None),
-        ("neither", None),
-        ("一", None),
-    ],
-)
-def test_verdicts_in_words(text: str, expected: float | None) -> None:
-    assert read(Answer(text, False, []), AnswersConfig()) == expected
-
-
-def test_verdicts_of_ones_own_and_answers_that_were_cut() -> None:
-    words = AnswersConfig("[[A]]", "[[B]]", None)
-    assert read(Answer("A is fine, and 0 faults, but B wins: [[B]]", False, []), words) == 0.0
-    assert read(Answer("A", False, []), words) is None
-    assert read(Answer("0", False, []), words) is None
-    assert read(Answer("I think that answer 1", False, []), AnswersConfig()) == 1.0
-    assert read(Answer("I think that answer 1", True, []), AnswersConfig()) is None
-    assert read(Answer("1", True, []), AnswersConfig()) == 1.0
-
-
-def test_probabilities_of_the_first_token() -> None:
-    def of(**shares: float) -> float | None:
-        return read(Answer("2", False, [(token, math.log(share)) for token, share in shares.items()]), AnswersConfig())
-
-    assert of(**{"1": 0.5, "2": 0.25, " 1": 0.25}) == pytest.approx(0.75)
-    assert of(**{"1": 0.3, "2": 0.1, "0": 0.6}) == pytest.approx(0.6)  # a tie's share is split
-    assert of(**{"1": 0.3, "x": 0.7}) == 0.0  # most of the mass elsewhere: the text
-    assert read(Answer("2", False, [("1", math.nan)]), AnswersConfig()) == 0.0
-    assert read(Answer("2", False, [("1", 1e9)]), AnswersConfig()) == 0.0
-    assert read(Answer("2", False, [("1", -math.inf), ("2", 0.0)]), AnswersConfig()) == 0.0
-
-
 def test_placeholders_and_braces_in_the_texts_stay_what_they_are(serve: Serve) -> None:
     texts = ("{first} {second} {prompt} {0} {} {{x}} %s \\1", "{second}{first}", "{prompt} ünï ☃ 🦊 \u0000")
     assert fill("<{prompt}|{first}|{second}> {other} {{}}", texts) == f"<{'|'.join(texts)}> {{other}} {{{{}}}}"
@@ -446,7 +383,7 @@ def waited(serve: Serve, retry_after: str, **changes: Any) -> float:
 
 def test_retry_after_is_honoured_and_capped(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     assert waited(serve, "0.3") >= 0.3
-    monkeypatch.setattr(judge, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(judge_client, "LONGEST_WAIT", 0.02)
     assert waited(serve, "99999") < 5
     assert waited(serve, "soon", backoff=99.0) < 5
 
@@ -469,7 +406,7 @@ def test_the_waits_double_and_differ(serve: Serve, monkeypatch: pytest.MonkeyPat
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(judge.asyncio, "sleep", sleep)
+    monkeypatch.setattr(judge_client.asyncio, "sleep", sleep)
     server = serve(lambda *_: (503, {}, b""))
     state = __import__("random").getstate()
     refused(make(server, retries=5, backoff=2.0, concurrency=1))
@@ -640,31 +577,6 @@ def test_a_cache_that_fails_during_a_run_is_told_and_a_garbled_row_asked_again(s
     assert "preference.cache" in refused(preference)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from alignrun.preferences.judge_cache import AnswerCache
-cache = AnswerCache(Path(sys.argv[1]))
-for number in range(200):
-    cache.put(f"{sys.argv[2]} {number}", "x")
-    assert cache.get(f"{sys.argv[2]} {number}") == "x"
-"""
-
-
-def test_several_processes_share_a_cache(tmp_path: Path) -> None:
-    file = tmp_path / "answers.sqlite"
-    # Loaded by its path, without the package around it, which would take its time to import torch.
-    source = WRITER.replace(
-        "from alignrun.preferences.judge_cache import AnswerCache",
-        f"import importlib.util as u; s = u.spec_from_file_location('c', {judge.__file__[:-3] + '_cache.py'!r})\n"
-        "m = u.module_from_spec(s); s.loader.exec_module(m); AnswerCache = m.AnswerCache",
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", source, str(file), str(n)]) for n in range(4)]
-    assert [writer.wait() for writer in writers] == [0] * 4
-    cache = AnswerCache(file)
-    assert all(cache.get(f"{n} {number}") == "x" for n in range(4) for number in range(200))
-
-
 # The key
 
 
@@ -723,67 +635,6 @@ def test_a_redirect_is_not_followed(serve: Serve, monkeypatch: pytest.MonkeyPatc
         message = refused(make(serve(lambda *_, s=status, to=location: (s, {"Location": to}, b""))))
         assert f"set preference.url to where it leads, {location}" in message
         assert other.bodies == []
-
-
-# The configuration
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["preference.url=???", "preference.model=???"], "preference.model, preference.url must be given"),
-        (["preference.url=localhost:8000/v1"], "preference.url must be http(s)://HOST"),
-        (["preference.url=ftp://h"], "preference.url must be"),
-        (["preference.url=http:///v1"], "preference.url must be"),
-        (["preference.url=http://h:99999999/v1"], "preference.url must be"),
-        (["preference.url='http://h/v1?key=x'"], "preference.url must be"),
-        ([f"preference.url='http://user:{KEY}@h/v1'"], "belongs into $OPENAI_API_KEY"),
-        (["preference.model=''"], "preference.model is missing"),
-        (["preference.template='{first} {second}'"], "preference.template must hold {prompt} once, not 0 times"),
-        (["preference.template='{prompt} {first} {first} {second}'"], "must hold {first} once, not 2 times"),
-        (["preference.answers.second=1"], "preference.answers must be different words"),
-        (["preference.answers.first=' '"], "preference.answers must be different words"),
-        (["preference.max_tokens=0"], "preference.max_tokens must be at least 1"),
-        (["preference.timeout_seconds=0"], "preference.timeout_seconds must be positive"),
-        (["preference.timeout_seconds=.nan"], "preference.timeout_seconds"),
-        (["preference.retries=-1"], "preference.retries must not be negative"),
-        (["preference.backoff=-1"], "preference.backoff must not be negative"),
-        (["preference.concurrency=0"], "preference.concurrency must be at least 1"),
-        (["preference.max_unclear=1.5"], "preference.max_unclear must lie in [0, 1], not 1.5"),
-        (["preference.key_variable=''"], "preference.key_variable"),
-    ],
-)
-def test_settings_are_checked_before_anything_is_loaded(overrides: list[str], expected: str) -> None:
-    given = ["preference.url=http://h/v1", "preference.model=m"]
-    with pytest.raises(InputError) as error:
-        compose(["experiment=smoke", "preference=judge", *given, *overrides])
-    assert expected in str(error.value)
-    assert KEY not in str(error.value)
-
-
-def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
-    for cache in ("true", "false", "answers.sqlite"):
-        config = compose(
-            [
-                "experiment=smoke",
-                "preference=judge",
-                "preference.url=https://api.example.com/v1/",
-                "preference.model=m",
-                "preference.answers.first=A",
-                "preference.answers.second=B",
-                "preference.answers.tie=null",
-                "+preference.extra.chat_template_kwargs.enable_thinking=false",
-                f"preference.cache={cache}",
-                "preference.template='{prompt}\n{first}: {second}'",
-            ]
-        )
-        assert isinstance(config.preference, JudgeConfig)
-        assert config.preference.answers == AnswersConfig("A", "B", None)
-        assert config.preference.extra == {"chat_template_kwargs": {"enable_thinking": False}}
-        assert config.preference.cache == json.loads(cache if cache in ("true", "false") else f'"{cache}"')
-        file = tmp_path / "config.yaml"
-        file.write_text(dump(config))
-        assert load(file) == config
 
 
 # A whole run

@@ -1,0 +1,136 @@
+"""Asking the judge's server: requests, retries, what a refusal means, and the key, which is shown nowhere."""
+
+import asyncio
+import json
+import os
+import random
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+
+from alignrun.errors import InputError, RunError, one_line
+from alignrun.preferences.judge_config import JudgeConfig
+from alignrun.preferences.judge_verdict import Answer, dig, parse_answer
+
+LONGEST_WAIT = 60.0
+"""Seconds between two attempts, whatever the backoff or the server says."""
+_jitter = random.Random()  # of its own: the numbers that a seed fixes elsewhere are not drawn from here
+
+
+class JudgeClient:
+    """Asks for chat completions, again where that may help; where it does not, says what to mend."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        """Raises InputError where the environment holds a key that cannot be sent."""
+        self._config = config
+        self.url = f"{config.url.rstrip('/')}/chat/completions"
+        self._key = api_key(config.key_variable)
+
+    def connect(self) -> httpx2.AsyncClient:
+        """For one batch of questions. Raises RunError where the environment's proxy or certificates are of no use."""
+        config = self._config
+        try:
+            return httpx2.AsyncClient(
+                headers={"Content-Type": "application/json"}
+                | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+                timeout=config.timeout_seconds,
+                limits=httpx2.Limits(max_connections=config.concurrency),
+                follow_redirects=False,  # to wherever it leads, the key would go too
+            )
+        except (OSError, ValueError, ImportError) as error:  # proxies and certificates come from the environment
+            raise RunError(
+                f"preference=judge: no connection can be made ({one_line(error, 160)}): check the proxy and "
+                "certificate variables of the environment, then `alignrun resume RUN`"
+            ) from error
+
+    async def ask(self, connection: httpx2.AsyncClient, request: dict[str, Any]) -> Answer:
+        """The judge's answer, after as many attempts as it takes.
+
+        Raises:
+            RunError: it refuses the request, or does not answer.
+        """
+        config = self._config
+        # Half a surrogate pair, which JSON input can bring in, is no text that a server would take.
+        content = json.dumps(request, ensure_ascii=False).encode(errors="replace")
+        for attempt in range(config.retries + 1):
+            wait = config.backoff * 2.0 ** min(attempt, 32) * _jitter.uniform(0.5, 1)
+            try:
+                response = await connection.post(self.url, content=content)
+            except httpx2.TimeoutException:
+                problem = f"no answer within {config.timeout_seconds:g} seconds"
+            except httpx2.RequestError as error:
+                problem = one_line(error, 200)
+            else:
+                if response.is_success:
+                    return self._answer(response)
+                problem = f"{response.status_code}: {self._complaint(response)}"
+                if response.status_code < 500 and response.status_code not in (408, 409, 429):
+                    raise RunError(f"preference=judge: {self.url} answered {problem}: {self._advice(response)}")
+                wait = max(wait, retry_after(response))
+            if attempt < config.retries:
+                await asyncio.sleep(min(wait, LONGEST_WAIT))
+        raise RunError(
+            f"preference=judge: {self.url} failed {config.retries + 1} times ({problem}): start it again or wait, "
+            "then `alignrun resume RUN`; what it has answered is kept"
+        )
+
+    def _answer(self, response: httpx2.Response) -> Answer:
+        """What the response says, without the key."""
+        answer = parse_answer(decode(response))
+        tokens = [(self._without_key(token), logprob) for token, logprob in answer.first_token]
+        return Answer(self._without_key(answer.text), answer.cut, tokens)
+
+    def _complaint(self, response: httpx2.Response) -> str:
+        """What the server says is wrong, in one line."""
+        message = dig(decode(response), "error", "message")
+        text = message if isinstance(message, str) else response.text
+        return one_line(Exception(self._without_key(text) or response.reason_phrase), 200)
+
+    def _advice(self, response: httpx2.Response) -> str:
+        """What to do about a refusal."""
+        if response.has_redirect_location:
+            return f"set preference.url to where it leads, {self._without_key(response.headers['location'])}"
+        variable = self._config.key_variable
+        return {
+            401: f"set {variable} to a key that it takes",
+            403: f"check what the key in {variable} is allowed",
+            404: f"check preference.model={self._config.model} and preference.url",
+        }.get(
+            response.status_code,
+            "check preference.model and preference.extra; set preference.use_logprobs=false if it offers no logprobs",
+        )
+
+    def _without_key(self, text: str) -> str:
+        """What a server says, even where it quotes the key."""
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def api_key(variable: str) -> str:
+    """The key in an environment variable, or nothing. Raises InputError where no header could carry it."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"preference.key_variable: {variable} holds characters that no key has: set it again")
+    return key
+
+
+def retry_after(response: httpx2.Response) -> float:
+    """The seconds that a server asks to wait, given as such or as a date; 0 where it does not."""
+    value = response.headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def decode(response: httpx2.Response) -> Any:
+    """The JSON of a response; None where it is none."""
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return None

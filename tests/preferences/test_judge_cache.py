@@ -1,0 +1,31 @@
+"""The cache by itself; test_judge.py has what the judge makes of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from alignrun.preferences import judge_cache
+
+WRITER = """
+import sys
+from pathlib import Path
+from alignrun.preferences.judge_cache import AnswerCache
+cache = AnswerCache(Path(sys.argv[1]))
+for number in range(200):
+    cache.put(f"{sys.argv[2]} {number}", "x")
+    assert cache.get(f"{sys.argv[2]} {number}") == "x"
+"""
+
+
+def test_several_processes_share_a_cache(tmp_path: Path) -> None:
+    file = tmp_path / "answers.sqlite"
+    # Loaded by its path, without the package around it, which would take its time to import torch.
+    source = WRITER.replace(
+        "from alignrun.preferences.judge_cache import AnswerCache",
+        f"import importlib.util as u; s = u.spec_from_file_location('c', {judge_cache.__file__!r})\n"
+        "m = u.module_from_spec(s); s.loader.exec_module(m); AnswerCache = m.AnswerCache",
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", source, str(file), str(n)]) for n in range(4)]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    cache = judge_cache.AnswerCache(file)
+    assert all(cache.get(f"{n} {number}") == "x" for n in range(4) for number in range(200))
