@@ -207,6 +207,10 @@ class TestWrongPaths:
         (copy / "head.safetensors").write_bytes(b"")
         assert "head.safetensors" in self.refused(capsys, tmp_path, f"preference={name}", f"preference.path={copy}")
 
+    def test_as_a_reference(self, trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        error = self.refused(capsys, tmp_path, "reference=adapter", f"reference.path={trained}")
+        assert "model and not a policy" in error
+
     def test_online_without_a_preference(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "algo=nash_md needs a preference" in self.refused(capsys, tmp_path, "preference=none")
 

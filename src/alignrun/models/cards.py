@@ -47,13 +47,15 @@ def read_card(folder: Path, key: str) -> AdapterCard | None:
         raise InputError(f"{key}: {path} is damaged ({one_line(error, 120)}): export the run again") from None
 
 
-def check_base(backbone: Backbone, folder: Path, key: str) -> None:
-    """Refuse an adapter that says it was trained on other weights than these; they would fit in shape only.
+def check_card(backbone: Backbone, folder: Path, kind: str, key: str) -> None:
+    """Refuse an adapter that says it is something else, or was trained on other weights; it would fit in shape only.
 
     Raises:
-        InputError: the fingerprints differ.
+        InputError: the kinds or the fingerprints differ.
     """
     card = read_card(folder, key)
+    if card and card.kind != kind:
+        raise InputError(f"{key}: {folder} holds a {card.kind} model and not a {kind}: name another run")
     if card and card.base and backbone.fingerprint and card.base != backbone.fingerprint:
         raise InputError(
             f"{key}: {folder} was trained on another base than model={backbone.config.name} "

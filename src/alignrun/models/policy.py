@@ -17,7 +17,7 @@ from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, ReferenceCo
 from alignrun.errors import InputError
 from alignrun.models import adapters
 from alignrun.models.backbone import Backbone
-from alignrun.models.cards import AdapterCard, adapter_folder, check_base, write_card
+from alignrun.models.cards import AdapterCard, adapter_folder, check_card, write_card
 from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.hidden import hidden_states, packed_hidden_states
@@ -68,7 +68,7 @@ class Policy:
             if adapter.name is AdapterKind.none:
                 raise InputError("reference=adapter needs adapter=lora or qlora: all weights are trained here")
             folder = adapter_folder(str(reference.path))
-            check_base(backbone, folder, "reference.path")
+            check_card(backbone, folder, "policy", "reference.path")
             backbone.read(adapters.REFERENCE, folder, trainable=False, key="reference.path")
             backbone.read(adapters.POLICY, folder, trainable=True, key="reference.path")
         elif adapter.name is not AdapterKind.none:

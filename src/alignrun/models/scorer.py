@@ -15,7 +15,7 @@ from alignrun.config import AdapterConfig
 from alignrun.errors import InputError, one_line
 from alignrun.models import adapters
 from alignrun.models.backbone import Backbone
-from alignrun.models.cards import AdapterCard, check_base, write_card
+from alignrun.models.cards import AdapterCard, check_card, write_card
 from alignrun.models.hidden import hidden_states
 from alignrun.types import Completions, PromptBatch
 
@@ -51,7 +51,7 @@ class Scorer:
         Raises:
             InputError: the folder is damaged, or belongs to another base.
         """
-        check_base(backbone, folder, key)
+        check_card(backbone, folder, card.kind, key)
         try:
             weight = load_file(folder / HEAD_FILE)[HEAD]
         except (OSError, KeyError, SafetensorError) as error:
