@@ -1,5 +1,6 @@
 """The only place where a configuration meets a class: from a typed Config to something that can run."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from alignrun.algorithms.base import (
 )
 from alignrun.algorithms.feedback import FeedbackAlgorithm
 from alignrun.config import AdapterConfig, AdapterKind, Config, ModelSource, ReferenceKind, TooLong
-from alignrun.data import PairSet, check_labels, load_examples
+from alignrun.data import PairSet, check_labels, end_of_turn, load_examples
 from alignrun.errors import InputError
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.feedback import FeedbackEvaluator
@@ -32,6 +33,7 @@ from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import load_architecture, load_tokenizer
 from alignrun.preferences import PREFERENCES, Preference
+from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
 from alignrun.types import Evaluator, Example
 
@@ -60,6 +62,7 @@ def check(config: Config) -> None:
     if not isinstance(config.algo, ALGORITHMS[name].config_class):
         raise InputError(f"config: algo.name cannot be changed by itself: write algo={name}")
     preference: str = config.preference.name
+    path = str(getattr(config.preference, "path", ""))
     entry = PREFERENCES.get(preference)
     if entry is None or not isinstance(config.preference, entry.config_class):
         raise InputError(
@@ -67,6 +70,8 @@ def check(config: Config) -> None:
             + ", ".join(sorted(PREFERENCES))
         )
     _check_algorithm(config, name, ALGORITHMS[name])
+    if entry.feedback:
+        find_card(path, entry.feedback)
     if config.optim.warmup_steps > config.train.steps:
         raise InputError(
             f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
@@ -92,6 +97,8 @@ def _check_algorithm(config: Config, name: str, kind: type[Algorithm]) -> None:
     """What an algorithm that learns from data, or that trains no policy, cannot go with."""
     if kind.online and config.preference.name == "none":
         raise InputError(f"config: algo={name} needs a preference to judge what it samples: choose preference=NAME")
+    if name == "sft" and config.model.source is ModelSource.game:
+        raise InputError("config: algo=sft learns texts, and model=game has none: choose another model")
     if issubclass(kind, FeedbackAlgorithm):
         if config.adapter.name is AdapterKind.none:
             raise InputError(f"config: algo={name} trains an adapter: use adapter=lora or adapter=qlora")
@@ -112,7 +119,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         InputError: any part is not to be had.
     """
     check(config)
-    kind, needs_base = ALGORITHMS[config.algo.name], PREFERENCES[config.preference.name].needs_base
+    kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
     trains_policy = not issubclass(kind, FeedbackAlgorithm)
     preference = build_preference(config) if trains_policy and not needs_base else None
     report(f"data: {config.data.name}")
@@ -131,12 +138,14 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     trained = load_trained(config)
     if isinstance(trained, Scorer):
         algorithm = kind(config.algo, FeedbackTools(trained, config))
-        encode = partial(kind.dataset, config.algo, encoding=encoding)
+        encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))
         return Assembly(trained, algorithm, data, FeedbackEvaluator(algorithm, heldout, encode, trained.device, config))
     policy = trained
     if preference is None:
         preference = build_preference(config, policy.backbone)
     algorithm = kind(config.algo, Tools(policy, preference, config))
+    if getattr(config.algo, "precompute_reference", False):
+        report(f"reference: log-probabilities of {len(data) + len(heldout)} pairs")
     data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)
     questions = distinct_prompts(loaded.heldout)
     evaluate = build_evaluator(config, policy, preference, algorithm, heldout, questions, encoding)
@@ -153,7 +162,10 @@ def load_trained(config: Config) -> Policy | Scorer:
     if issubclass(kind, FeedbackAlgorithm):
         backbone = Backbone.load(config.model, config.adapter, tokenizer, config.seed)
         return Scorer.create(backbone, config.adapter, kind.card(config))
-    return Policy.load(config.model, config.adapter, config.reference, tokenizer, config.seed)
+    ends = []
+    with contextlib.suppress(InputError):  # without a mark of its own, sampling stops where the tokenizer says
+        ends = [end_of_turn(tokenizer)]
+    return Policy.load(config.model, config.adapter, config.reference, tokenizer, config.seed, ends)
 
 
 def make_encoding(config: Config) -> Encoding:
@@ -175,10 +187,15 @@ def make_encoding(config: Config) -> Encoding:
     )
 
 
+def skipping(encoding: Encoding) -> Encoding:
+    """The same, leaving out what is too long."""
+    return replace(encoding, data=replace(encoding.data, too_long=TooLong.skip))
+
+
 def build_preference(config: Config, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration names; a learned one stands on the backbone where it can."""
     kind = PREFERENCES[config.preference.name]
-    made: Preference = kind.build(config.preference, backbone) if kind.needs_base else kind.build(config.preference)
+    made: Preference = kind.build(config.preference, backbone) if kind.feedback else kind.build(config.preference)
     return made
 
 
@@ -200,14 +217,15 @@ def build_evaluator(
     settings = config.evaluation
     sampled: Evaluator
     if config.model.source is ModelSource.game and isinstance(preference, MatrixPreference):
-        kl_tau = getattr(config.algo, "kl_tau", 0.0)
         prompts = prompt_set(questions, encoding)
-        sampled = GameEvaluator(policy, preference.game, prompts, kl_tau, config.generation.temperature)
+        # The equilibrium is what online algorithms look for; offline ones answer their data, at temperature 1.
+        kl_tau = getattr(config.algo, "kl_tau", 0.0) if algorithm.online else 0.0
+        temperature = config.generation.temperature if algorithm.online else 1.0
+        sampled = GameEvaluator(policy, preference.game, prompts, kl_tau, temperature)
     else:
         judge = None if config.preference.name == "none" else preference
         # Data that fit may leave no room for sampling after the longest of their prompts.
-        skipping = replace(encoding, data=replace(encoding.data, too_long=TooLong.skip))
-        prompts = prompt_set(questions, encoding if algorithm.online else skipping)
+        prompts = prompt_set(questions, encoding if algorithm.online else skipping(encoding))
         sampled = WinRateEvaluator(policy, judge, prompts, settings, config.generation.max_new_tokens, config.seed)
     if algorithm.online:
         return sampled

@@ -8,7 +8,9 @@ import torch
 from alignrun.errors import InputError, one_line
 from alignrun.games import GAMES, Game
 
-RESERVED = ("play", "<eos>", "<pad>")
+PROMPT = "play"
+"""The one prompt of a game."""
+RESERVED = (PROMPT, "<eos>", "<pad>")
 """Words of the model that plays a game which are no actions."""
 
 

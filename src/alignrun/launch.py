@@ -20,6 +20,7 @@ from alignrun.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints,
 from alignrun.config import AdapterKind, Config
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.policy import Policy
+from alignrun.models.scorer import Scorer
 from alignrun.progress import Progress, summary_panel
 from alignrun.run_directory import RunDirectory, environment, write_text_atomic, writing
 from alignrun.tracking import start_tracking
@@ -82,7 +83,8 @@ def _resume(config: Config, step: int | None, overrides: Sequence[str], run: Run
 
 
 def export(path: str, step: int | None, merge: bool, target: str | None, console: Console) -> int:
-    """Write the policy of a run as a PEFT adapter, or merged into its base, for transformers and vLLM.
+    """Write what a run has learned: a policy as a PEFT adapter or merged into its base, for transformers and vLLM, or
+    a feedback model as an adapter and a head.
 
     Raises:
         AlignrunError: the run has no checkpoint, or the target is taken.
@@ -109,6 +111,11 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
         else:
             trained.save_adapter(folder)
     whole = merge or config.adapter.name is AdapterKind.none
+    if isinstance(trained, Scorer):
+        use = {"reward": "bradley_terry", "preference": "learned"}[trained.card.kind]
+        console.print(f"feedback model of step {checkpoint.step} written to {folder}", highlight=False)
+        console.print(f"use it with preference={use} preference.path={folder}", highlight=False)
+        return 0
     console.print(
         f"{'model' if whole else 'adapter'} of step {checkpoint.step} written to {folder}\n"
         + (
@@ -150,7 +157,8 @@ def memory_errors(config: Config) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory ({one_line(error, 120)}): lower train.micro_batch_size (now "
-            f"{config.train.micro_batch_size or config.train.batch_size}) or generation.batch_size, or use "
+            f"{config.train.micro_batch_size or config.train.batch_size}), evaluation.batch_size (now "
+            f"{config.evaluation.batch_size}) or generation.batch_size, or use "
             "model.gradient_checkpointing=true or adapter=qlora"
         ) from error
 

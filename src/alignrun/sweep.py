@@ -23,7 +23,19 @@ from alignrun.build import check
 from alignrun.errors import InputError
 from alignrun.run_directory import RunDirectory, write_text_atomic
 
-COLUMNS = ("win_rate", "win_rate_low", "win_rate_high", "kl", "exploitability", "duality_gap")
+COLUMNS = (
+    "win_rate",
+    "win_rate_low",
+    "win_rate_high",
+    "kl",
+    "exploitability",
+    "duality_gap",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "log_loss",
+    "loss",
+)
 
 
 def sweep(arguments: Sequence[str], console: Console) -> int:
@@ -68,7 +80,8 @@ def run_job(_config: DictConfig) -> float:
     """One run of the sweep, in a new process: no state is shared, and a crash ends this run alone.
 
     Returns:
-        The final win rate, for sweepers that optimise; not a number where the run failed.
+        What is better the larger it is, for sweepers that optimise: the final win rate, or the accuracy where nothing
+        judges; not a number where the run failed.
     """
     settings = HydraConfig.get()
     directory = Path(settings.sweep.dir).absolute() / str(settings.sweep.subdir)
@@ -81,7 +94,7 @@ def run_job(_config: DictConfig) -> float:
     if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise KeyboardInterrupt
     outcome = _read_summary(directory)
-    return float(outcome.get("win_rate", float("nan")))
+    return float(outcome.get("win_rate", outcome.get("accuracy", float("nan"))))
 
 
 def run_to_its_end(command: Sequence[str]) -> int:

@@ -6,18 +6,13 @@ import pytest
 from alignrun.compose import compose
 from alignrun.config import DataConfig, DataSource
 from alignrun.data import load_examples
-from alignrun.data.game_pairs import PROMPT
 from alignrun.errors import InputError
+from alignrun.game_files import PROMPT
 from alignrun.games import CYC
-from alignrun.models import game_lm
 
 
 def config(game: str | None, eval_size: int | None = None) -> DataConfig:
     return DataConfig(name="game_pairs", source=DataSource.game, game=game, eval_size=eval_size)
-
-
-def test_the_prompt_is_the_one_that_the_game_model_knows() -> None:
-    assert PROMPT == game_lm.PROMPT
 
 
 def test_every_pair_once_with_the_probability_of_the_game() -> None:

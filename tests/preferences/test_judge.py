@@ -320,7 +320,7 @@ def test_too_much_nonsense_ends_the_run_in_one_line(serve: Serve) -> None:
     server = serve(lambda first, second: "no\n\nidea " * 100 if "odd" in first else longer(first, second))
     pairs = [("odd", "a"), ("bb", "c"), ("dd", "e"), ("ff", "g"), ("hh", "i")]
     assert ask(make(server, max_unclear=0.1), *pairs)[1:] == [1.0] * 4
-    message = refused(make(server, max_unclear=0.09), *pairs)
+    message = refused(make(server, max_unclear=0.04), *pairs)
     assert "1 of 10 answers of m are no verdict, as 'no idea no idea" in message
     assert "preference.template" in message
     assert "'" in message.partition("as '")[2][:110], "the answer is truncated"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, FeedbackTools, Loss
-from alignrun.algorithms.pairs import correct, flat
+from alignrun.algorithms.pairs import correct
 from alignrun.config import Config
 from alignrun.models.cards import AdapterCard
 from alignrun.types import PairBatch
@@ -28,7 +28,12 @@ class FeedbackAlgorithm(Algorithm):
     def card(cls, config: Config) -> AdapterCard:
         """What will be written beside the adapter, but for the fingerprint of its base."""
         return AdapterCard(
-            kind=cls.kind, base="", template=config.algo.template, model=asdict(config.model), seed=config.seed
+            kind=cls.kind,
+            base="",
+            template=config.algo.template,
+            model=asdict(config.model),
+            seed=config.seed,
+            adapter=config.adapter.name.value,
         )
 
     @abstractmethod
@@ -45,7 +50,7 @@ class FeedbackAlgorithm(Algorithm):
 
     def scores(self, batch: PairBatch) -> Tensor:
         """[B, K] the scores of the K completions that belong to each pair."""
-        return self.tools.scorer.scores(batch.prompts, flat(batch.completions)).reshape(len(batch.prompts), -1)
+        return self.tools.scorer.scores(batch.prompts, batch.completions.flat()).reshape(len(batch.prompts), -1)
 
     def loss(self, batch: PairBatch) -> Loss:
         """The cross-entropy of the labels, summed over pairs."""

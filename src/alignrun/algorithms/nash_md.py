@@ -71,7 +71,7 @@ class NashMD(Algorithm):
     def loss(self, batch: Judged) -> Loss:
         """The surrogate −Σ log π(y_n) · score_n, summed over the sequences of the micro-batch."""
         policy, temperature = self.tools.policy, self.tools.config.generation.temperature
-        completions = Completions(batch.completions.tokens.flatten(0, 1), batch.completions.mask.flatten(0, 1))
+        completions = batch.completions.flat()
         mask, preference = completions.mask, batch.preference.flatten()
         reference = policy.log_probs(Role.reference, batch.prompts, completions, temperature)
         log_probs = policy.log_probs(Role.policy, batch.prompts, completions, temperature)

@@ -13,7 +13,7 @@ from alignrun.config import require, schema
 from alignrun.data import PairSet, encode_policy_pair
 from alignrun.models.policy import Role
 from alignrun.objectives.preference import margins, sequence_log_probs, smooth
-from alignrun.types import Completions, Example, PairBatch
+from alignrun.types import Example, PairBatch
 
 
 @schema
@@ -96,7 +96,7 @@ class PairsAlgorithm(Algorithm):
 
     def _log_probs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """[B, 2] log π and log μ of both completions."""
-        completions = flat(batch.completions)
+        completions = batch.completions.flat()
         mask, normed = completions.mask, self.config.length_norm
 
         def score(role: Role) -> Tensor:
@@ -114,11 +114,6 @@ class PairsAlgorithm(Algorithm):
 def correct(margin: Tensor, labels: Tensor) -> Tensor:
     """[B] 1 where the margin [B] sides with the label, ½ where either is undecided, else 0."""
     return 0.5 + 0.5 * margin.sign() * (labels - 0.5).sign()
-
-
-def flat(completions: Completions) -> Completions:
-    """[B, K, T] as [B·K, T]."""
-    return Completions(completions.tokens.flatten(0, 1), completions.mask.flatten(0, 1))
 
 
 def pair_set(examples: Sequence[Example], encoding: Encoding, encode: Any) -> PairSet:

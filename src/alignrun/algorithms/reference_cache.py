@@ -15,7 +15,6 @@ from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import cache_folder
 from alignrun.run_directory import writing
-from alignrun.types import Completions
 
 NAME = "log_probs"
 
@@ -24,11 +23,14 @@ def reference_log_probs(policy: Policy, pairs: PairSet, batch_size: int) -> Tens
     """[N, 2] float32, log μ of both completions of every pair as sums over tokens, on the CPU.
 
     Read from the user's cache where the same tokens have been scored under the same weights before; the name of the
-    file is a digest of both, so that no other run's values can be taken for these.
+    file is a digest of both, so that no other run's values can be taken for these. Weights without a fingerprint
+    (quantised ones) are scored anew by every run.
 
     Raises:
         RunError: the cache cannot be written.
     """
+    if not policy.backbone.fingerprint:
+        return _compute(policy, pairs, batch_size)
     path = cache_folder() / "reference" / f"{_digest(policy, pairs)}.safetensors"
     try:
         cached = load_file(path)[NAME]
@@ -54,8 +56,7 @@ def _compute(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
     values = torch.zeros(len(pairs), 2)
     for rows, batch in zip(pairs.all_rows(batch_size), pairs.all_batches(batch_size), strict=True):
         moved = batch_to(batch, policy.device)
-        flat = Completions(moved.completions.tokens.flatten(0, 1), moved.completions.mask.flatten(0, 1))
-        log_probs = policy.log_probs(Role.reference, moved.prompts, flat)
+        log_probs = policy.log_probs(Role.reference, moved.prompts, moved.completions.flat())
         values[rows] = log_probs.sum(1).reshape(-1, 2).float().cpu()
     return values
 

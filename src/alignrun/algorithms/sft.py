@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from alignrun.algorithms.base import Algorithm, Encoding, Loss, algorithm
+from alignrun.algorithms.base import Algorithm, Encoding, Loss, Tools, algorithm
 from alignrun.config import require, schema
 from alignrun.data import DemonstrationSet
+from alignrun.models.hidden import check_packing
 from alignrun.types import Example, PackedBatch
 
 
@@ -31,6 +32,10 @@ class SFT(Algorithm):
 
     online = False
     config: SFTConfig
+
+    def __init__(self, config: SFTConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        check_packing(tools.policy.model)
 
     @classmethod
     def dataset(cls, config: SFTConfig, examples: Sequence[Example], encoding: Encoding) -> DemonstrationSet:

@@ -85,7 +85,7 @@ class DataConfig:
     eval_fraction: float = 0.1
     """Share of rows held out, chosen by a hash of the prompt, where no held-out file or split is named."""
     eval_size: int | None = None
-    """Evaluate on at most this many held-out prompts."""
+    """Evaluate on at most this many held-out rows."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     game: str | None = None
     """The matrix game whose actions are compared (source=game)."""

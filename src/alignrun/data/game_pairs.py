@@ -4,11 +4,8 @@ from itertools import combinations
 
 from alignrun.config import DataConfig
 from alignrun.errors import InputError
-from alignrun.game_files import load_game
+from alignrun.game_files import PROMPT, load_game
 from alignrun.types import Example
-
-PROMPT = "play"
-"""The one prompt of the model that plays games."""
 
 
 def game_pairs(config: DataConfig) -> list[Example]:

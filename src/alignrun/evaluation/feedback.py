@@ -8,6 +8,7 @@ import torch
 from alignrun.algorithms.base import Algorithm, Dataset
 from alignrun.config import Config
 from alignrun.data import PairSet
+from alignrun.errors import InputError
 from alignrun.evaluation.calibration import accuracy, brier, label_entropy, log_loss, reliability
 from alignrun.evaluation.disagreement import (
     Intransitivity,
@@ -31,7 +32,7 @@ class FeedbackEvaluator:
     Args:
         algorithm: what is trained.
         data: the held-out pairs, a PairSet.
-        encode: turns further examples into such a set, for pairs that nobody has labelled.
+        encode: turns further examples into such a set, without those that are too long.
         device: where the model is.
         config: of the run.
     """
@@ -54,7 +55,8 @@ class FeedbackEvaluator:
         predicted, examples = measured.probabilities, self._data.examples
         labels = np.array([example.label for example in examples])
         diagram = reliability(predicted, labels)
-        metrics = measured.metrics | accuracy_on(predicted, self._data, self._confidence, self._seed)
+        metrics = {name: value for name, value in measured.metrics.items() if name != "accuracy"}
+        metrics |= accuracy_on(predicted, self._data, self._confidence, self._seed)
         metrics |= {
             "ece": diagram.ece,
             "brier": brier(predicted, labels),
@@ -62,7 +64,7 @@ class FeedbackEvaluator:
             "label_entropy": label_entropy(labels),
         }
         lines = [
-            accuracy_line(metrics, self._confidence, len(examples)),
+            accuracy_line(metrics, self._confidence),
             (
                 "calibration",
                 f"expected error {diagram.ece:.3f}, log loss {metrics['log_loss']:.3f} nats "
@@ -117,8 +119,11 @@ class FeedbackEvaluator:
             Example(prompts[texts[prompt]].prompt, prompts[texts[prompt]].origin, chosen=first, rejected=second)
             for prompt, first, second in asked.pairs
         ]
-        # A pair of the two longest completions may be too long where each was in a pair that was not.
-        fitting = self._encode(questions)
+        try:
+            # A pair of the two longest completions may be too long where each was in a pair that was not.
+            fitting = self._encode(questions)
+        except InputError:  # not one of them fits
+            return None
         assert isinstance(fitting, PairSet)
         size = self._config.evaluation.batch_size
         answers = measure(self._algorithm, fitting, size, self._device).probabilities

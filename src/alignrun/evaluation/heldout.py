@@ -79,11 +79,9 @@ class PairsEvaluator:
         """The algorithm's own metrics, and how often the implicit reward sides with people."""
         measured = measure(self._algorithm, self._data, self._batch_size, self._device)
         scored = accuracy_on(measured.probabilities, self._data, self._confidence, self._seed)
-        metrics = measured.metrics | scored
-        lines = [accuracy_line(metrics, self._confidence, len(self._data))]
-        if "rewards/margin" in metrics:
-            lines.append(("held-out loss", f"{metrics['loss']:.4f}, reward margin {metrics['rewards/margin']:.3f}"))
-        return Evaluation(metrics, lines)
+        metrics = {name: value for name, value in measured.metrics.items() if name != "accuracy"} | scored
+        shown = f"{metrics['loss']:.4f}, reward margin {metrics['rewards/margin']:.3f}"
+        return Evaluation(metrics, [accuracy_line(metrics, self._confidence), ("held-out loss", shown)])
 
 
 def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: float, seed: int) -> dict[str, float]:
@@ -102,16 +100,17 @@ def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: f
         kept = [cluster for cluster, known in zip(clusters, decided, strict=True) if known]
         low, high = clustered_mean_interval(scores, kept, confidence, seed)
         result |= {name: float(scores.mean()), f"{name}_low": low, f"{name}_high": high}
-    return result
+    return result | {"decided_pairs": len(kept), "decided_prompts": len(set(kept))}
 
 
-def accuracy_line(metrics: dict[str, float], confidence: float, pairs: int) -> tuple[str, str]:
+def accuracy_line(metrics: dict[str, float], confidence: float) -> tuple[str, str]:
     """The accuracy for a person to read."""
     if "accuracy_low" not in metrics:
         return "held-out accuracy", "none: every held-out pair is a tie"
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
     return (
         "held-out accuracy",
-        f"{metrics['accuracy']:.3f}  ({confidence:.0%} interval {low:.3f} to {high:.3f}, {pairs} pairs; the longer "
+        f"{metrics['accuracy']:.3f}  ({confidence:.0%} interval {low:.3f} to {high:.3f}, "
+        f"{metrics['decided_pairs']} pairs of {metrics['decided_prompts']} prompts that are no ties; the longer "
         f"completion {metrics['length_accuracy']:.3f})",
     )

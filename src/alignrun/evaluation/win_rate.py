@@ -84,6 +84,7 @@ class WinRateEvaluator:
             rate = sum(per_prompt) / len(per_prompt)
             low, high = mean_interval(per_prompt, self._config.confidence, self._seed)
             metrics = {"win_rate": rate, "win_rate_low": low, "win_rate_high": high} | metrics
+            metrics |= self._preference.counts()
             shown = (
                 f"{rate:.3f}  ({self._config.confidence:.0%} interval {low:.3f} to {high:.3f}, "
                 f"{len(per_prompt)} held-out prompts)"

@@ -78,12 +78,16 @@ def read_adapter(
         stored = PeftConfig.from_pretrained(str(folder))
         # The roles' rows go through the low-rank product alone, so an adapter must consist of nothing else.
         plain = stored.peft_type == "LORA" and not (
-            stored.use_dora or stored.lora_bias or stored.modules_to_save or stored.bias != "none"
+            stored.use_dora
+            or stored.lora_bias
+            or stored.modules_to_save
+            or stored.trainable_token_indices
+            or stored.bias != "none"
         )
         if not plain:
             raise InputError(
-                f"{key}: {folder} is not a plain LoRA adapter (DoRA, biases and modules_to_save are not "
-                "supported): merge it into its base and use model=path"
+                f"{key}: {folder} is not a plain LoRA adapter (DoRA, biases, tokens and modules_to_save are "
+                "not supported): merge it into its base and use model=path"
             )
         active = model.active_adapter if isinstance(model, PeftModel) else name
         trained = isinstance(model, PeftModel) and any(weight.requires_grad for weight in model.parameters())
@@ -97,6 +101,8 @@ def read_adapter(
             f"{key}: {folder} does not fit this base model ({one_line(error, 160)}): "
             "use the base that the adapter was trained on"
         ) from None
+    if any(name in layer.lora_embedding_A for layer in lora_layers(model)):
+        raise InputError(f"{key}: {folder} adapts embeddings, not linear layers alone: merge it and use model=path")
     # Also where nothing changes: layers that only the new adapter has must learn that another one is active.
     peft.set_adapter(name if trainable else active, inference_mode=not (trainable or trained))
     return peft

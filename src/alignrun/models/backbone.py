@@ -70,11 +70,12 @@ class Backbone:
 
     def settle(self) -> None:
         """Dropout off, in adapters that have just come too, and every weight where the base is."""
-        for module in self.model.modules():
+        for module in self.model.modules():  # the sampled and the scored policy must be the same
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # the sampled and the scored policy must be the same
-        if hasattr(self.model.config, "attention_dropout"):
-            self.model.config.attention_dropout = 0.0
+                module.p = 0.0
+            for name, value in list(vars(module).items()):
+                if name.endswith("dropout") and isinstance(value, float):
+                    setattr(module, name, 0.0)
         self.layers = adapters.lora_layers(self.model)
         for layer in self.layers:
             for factors in (layer.lora_A, layer.lora_B):
@@ -108,9 +109,9 @@ class Backbone:
         """A digest of the base's weights, adapters left out, that is equal in float32 and bfloat16.
 
         Adapters belong to the weights that they were trained on; names and paths say less than the content. Empty
-        for a quantised base, whose bits are not those of the model that it stands for.
+        where a base's bits are not those of the model that it stands for: quantised, or rounded to float16.
         """
-        if getattr(self.model, "is_quantized", False):
+        if getattr(self.model, "is_quantized", False) or self.model.dtype is torch.float16:
             return ""
         digest = hashlib.sha256()
         for name, weight in self.model.named_parameters():

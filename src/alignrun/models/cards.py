@@ -25,6 +25,8 @@ class AdapterCard:
     """The model section of a feedback model's configuration, from which its base can be loaded again."""
     seed: int = 0
     """The seed of the run; random bases depend on it."""
+    adapter: str = "lora"
+    """`lora`, or `qlora` where the base was quantised."""
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:

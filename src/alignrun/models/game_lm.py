@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from alignrun.game_files import PROMPT
 from alignrun.games import Game
 
-PROMPT = "play"
 IMPOSSIBLE = -30.0
 """The logit of every token that is not an action, beside log μ for the actions: below float32's resolution."""
 

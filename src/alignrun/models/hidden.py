@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from alignrun.errors import InputError
 from alignrun.types import PackedBatch, PromptBatch
 
 
@@ -37,11 +38,33 @@ def packed_hidden_states(module: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """[R, S, D] the hidden state at every token; attention stays inside each demonstration.
 
     transformers finds the boundaries where `position_ids` start again, if no mask is given: a block-diagonal mask for
-    sdpa and eager attention, cumulative lengths for flash attention.
+    sdpa and eager attention, cumulative lengths for flash attention, and there in a single row only.
     """
-    output = module.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    ids, positions = batch.input_ids, batch.position_ids
+    if "flash" in str(module.config._attn_implementation):
+        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
+    output = module.base_model(input_ids=ids, position_ids=positions, use_cache=False)
     hidden: Tensor = output.last_hidden_state
-    return hidden
+    return hidden.reshape(*batch.input_ids.shape, -1)
+
+
+@torch.no_grad()
+def check_packing(module: PreTrainedModel) -> None:
+    """Compare packed texts with each by itself, so that no model lets one demonstration see another.
+
+    Raises:
+        InputError: they differ, as in models with recurrent layers.
+    """
+    ids = torch.tensor([[0, 1, 2, 1, 0], [2, 1, 0, 0, 1]], device=module.device)
+    positions = torch.tensor([[0, 1, 2, 0, 1]] * 2, device=module.device)
+    packed = packed_hidden_states(module, PackedBatch(ids, positions, torch.ones_like(ids, dtype=torch.bool)))
+    alone = module.base_model(input_ids=ids[:, 3:], use_cache=False).last_hidden_state
+    # Half precision sums in another order; a text that sees another one is off by as much as it is large.
+    if (packed[:, 3:] - alone).abs().max() > 0.1 * alone.abs().max():
+        raise InputError(
+            f"algo=sft packs texts, and {module.config.model_type} does not keep them apart with "
+            f"model.attention={module.config._attn_implementation}: choose another attention or model"
+        )
 
 
 def _in_rows(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask: Tensor) -> Tensor:

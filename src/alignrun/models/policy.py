@@ -39,8 +39,9 @@ class Policy:
     adapter all weights are trained, and μ is a frozen copy of what they were.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, ends: Sequence[int] = ()) -> None:
         self.backbone = backbone
+        self._ends = ends
         self.model = backbone.model
         self.tokenizer = backbone.tokenizer
         self.head = vocabulary_head(self.model)
@@ -57,8 +58,11 @@ class Policy:
         reference: ReferenceConfig,
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
+        ends: Sequence[int] = (),
     ) -> "Policy":
         """Load the base, put the adapters on it and move it to its device.
+
+        `ends` are tokens that end a completion beside the tokenizer's and the model's own.
 
         Raises:
             InputError: the model, the adapter or the device is not to be had.
@@ -73,7 +77,7 @@ class Policy:
             backbone.read(adapters.POLICY, folder, trainable=True, key="reference.path")
         elif adapter.name is not AdapterKind.none:
             backbone.add(adapters.POLICY, adapter)
-        return cls(backbone)
+        return cls(backbone, ends)
 
     @property
     def device(self) -> torch.device:
@@ -82,10 +86,10 @@ class Policy:
 
     @property
     def stop_ids(self) -> list[int]:
-        """The tokens that end a completion: the tokenizer's and the model's own."""
+        """The tokens that end a completion: the tokenizer's and the model's own, and what the chat template writes."""
         own = self.model.generation_config.eos_token_id
         listed = own if isinstance(own, list) else [own]
-        return sorted({token for token in [*listed, self.tokenizer.eos_token_id] if token is not None})
+        return sorted({token for token in [*listed, self.tokenizer.eos_token_id, *self._ends] if token is not None})
 
     def ends(self, completions: Completions) -> Tensor:
         """[B] bool: whether the completion reached a stop token rather than the length limit."""
@@ -139,6 +143,7 @@ class Policy:
     def save_adapter(self, folder: Path) -> None:
         """Write what was trained as a PEFT adapter, or the whole model where there is no adapter (safetensors)."""
         if self.backbone.peft is None:
+            self.model.generation_config.eos_token_id = self.stop_ids
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         else:
@@ -149,6 +154,7 @@ class Policy:
         """Write base and adapter as one model (safetensors); the policy cannot be used afterwards."""
         peft = self.backbone.peft
         merged = self.model if peft is None else peft.merge_and_unload(adapter_names=[adapters.POLICY])
+        merged.generation_config.eos_token_id = self.stop_ids
         merged.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

@@ -18,6 +18,10 @@ class Preference(ABC):
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] probabilities that `first` is preferred to `second`, one for each prompt, on the CPU."""
 
+    def counts(self) -> dict[str, float]:
+        """What a preference has counted so far and a user should see, for the metrics of an evaluation."""
+        return {}
+
 
 class Reward(Preference):
     """A scalar reward as a preference: P(y ≻ y' | x) = σ((r(x, y) − r(x, y')) / temperature).
@@ -50,19 +54,19 @@ class Kind:
     config_class: type
     """The dataclass that types its YAML."""
     build: Callable[..., Preference]
-    """From its configuration; where it needs a base, also from the run's backbone."""
-    needs_base: bool
-    """Whether it may stand as an adapter on the base of the policy."""
+    """From its configuration; where it is a feedback model, also from the run's backbone."""
+    feedback: str
+    """The kind of feedback model that its `path` names, which may stand on the base of the policy; else empty."""
 
 
 PREFERENCES: dict[str, Kind] = {}
 
 
-def preference(name: str, config_class: type, *, needs_base: bool = False) -> Callable[[Build], Build]:
+def preference(name: str, config_class: type, *, feedback: str = "") -> Callable[[Build], Build]:
     """Register how a preference is made, under the name that its YAML gives."""
 
     def register(build: Build) -> Build:
-        PREFERENCES[name] = Kind(config_class, build, needs_base)
+        PREFERENCES[name] = Kind(config_class, build, feedback)
         return build
 
     return register

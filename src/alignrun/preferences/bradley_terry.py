@@ -40,7 +40,7 @@ class BradleyTerry(Reward):
         return self._scorer(prompts, [(text,) for text in completions])
 
 
-@preference("bradley_terry", BradleyTerryConfig, needs_base=True)
+@preference("bradley_terry", BradleyTerryConfig, feedback="reward")
 def build(config: BradleyTerryConfig, backbone: Backbone) -> Preference:
     """The preference that the configuration asks for."""
     return BradleyTerry(

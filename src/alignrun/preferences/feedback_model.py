@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from alignrun.config import AdapterConfig, ModelConfig
+from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
 from alignrun.data import PreferenceEncoder, RewardEncoder, collate, padding_id
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.backbone import Backbone
@@ -19,7 +19,6 @@ from alignrun.models.cards import AdapterCard, adapter_folder, read_card
 from alignrun.models.device import batch_to
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import load_tokenizer
-from alignrun.types import Completions
 
 KEY = "preference.path"
 Question = tuple[tuple[int, ...], tuple[int, ...]]
@@ -53,7 +52,7 @@ class TextScorer:
         known: dict[Question, float] = {}
         for heads, tails in self._batches(questions):
             prompts, batch = collate(heads, tails, [""] * len(heads), self._pad_id)
-            flat = Completions(batch.tokens.flatten(0, 1), batch.mask.flatten(0, 1))
+            flat = batch.flat()
             device = self._scorer.device
             scores = self._scorer.frozen_scores(batch_to(prompts, device), batch_to(flat, device)).tolist()
             asked = [(head, tail) for head, group in zip(heads, tails, strict=True) for tail in group]
@@ -89,20 +88,25 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
     """
     folder, card = find_card(path, kind)
     config = _model_config(card, path)
-    shared = backbone.peft is not None and (
-        card.base == backbone.fingerprint
-        if card.base or backbone.fingerprint
-        else (config.source, config.path, config.revision)
-        == (backbone.config.source, backbone.config.path, backbone.config.revision)
-    )
+    # The folder may come from anyone: running a repository's code is for the user of this run to allow.
+    config = replace(config, trust_remote_code=config.trust_remote_code and backbone.config.trust_remote_code)
+    same = card.base == backbone.fingerprint
+    if not (card.base and backbone.fingerprint):
+        same = _origin(config) == _origin(backbone.config)
+    shared = same and backbone.peft is not None
     # Its own prompt format, even where the policy's was changed by configuration.
     tokenizer = load_tokenizer(config)
     if not shared:
         config = replace(config, device=backbone.config.device, gradient_checkpointing=False)
-        backbone = Backbone.load(config, AdapterConfig(), tokenizer, card.seed)
+        backbone = Backbone.load(config, AdapterConfig(name=AdapterKind(card.adapter)), tokenizer, card.seed)
     scorer = Scorer.read(backbone, folder, card, KEY)
     encoder = (RewardEncoder if kind == "reward" else PreferenceEncoder)(tokenizer, card.template)
     return TextScorer(scorer, encoder, batch_size)
+
+
+def _origin(config: ModelConfig) -> tuple[object, ...]:
+    """Where weights come from, for those that have no fingerprint."""
+    return (config.source, config.path, config.revision, config.package, config.package_file, config.fallback)
 
 
 def find_card(path: str, kind: str) -> tuple[Path, AdapterCard]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ class Stats:
     """Answers that were no verdict."""
 
 
+FEW = 20
+"""A call of fewer questions is judged as one of so many: one strange answer of four must not end a run."""
+
+
 class JudgePreference(Preference):
     """P(y ≻ y' | x) = ½ (p(y, y') + 1 − p(y', y)): both orders are asked, whatever the judge thinks of the order."""
 
@@ -44,6 +48,10 @@ class JudgePreference(Preference):
         self._config, self._cache = config, cache
         self._client = JudgeClient(config)
         self.stats = Stats()
+
+    def counts(self) -> dict[str, float]:
+        """What was asked, found in the cache, and answered without a verdict, since the start."""
+        return {f"judge/{name}": float(value) for name, value in asdict(self.stats).items()}
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] the average of both orders; equal completions tie without being judged."""
@@ -67,7 +75,7 @@ class JudgePreference(Preference):
             except ExceptionGroup as errors:  # the others were cancelled; what they had answered is in the cache
                 raise errors.exceptions[0] from errors
         self.stats.unclear += len(unclear)
-        if len(unclear) > self._config.max_unclear * len(tasks):
+        if len(unclear) > self._config.max_unclear * max(FEW, len(tasks)):
             raise RunError(
                 f"preference=judge: {len(unclear)} of {len(tasks)} answers of {self._config.model} are no verdict, as "
                 f"{' '.join(unclear[0].split())[:100]!r}: mend preference.template, preference.answers or "

@@ -40,7 +40,7 @@ class LearnedPreference(Preference):
         return torch.sigmoid(antisymmetric_logits(scores.reshape(2, -1).T))
 
 
-@preference("learned", LearnedConfig, needs_base=True)
+@preference("learned", LearnedConfig, feedback="preference")
 def build(config: LearnedConfig, backbone: Backbone) -> Preference:
     """The preference that the configuration asks for."""
     return LearnedPreference(load_feedback_model(str(config.path), "preference", config.batch_size, backbone))
