@@ -85,22 +85,21 @@ class PairsEvaluator:
 
 
 def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: float, seed: int) -> dict[str, float]:
-    """`accuracy` with its interval over prompts, and `length_accuracy`: what the longer completion would have got.
-
-    Pairs that are ties have no right answer and are left out.
+    """`accuracy`, `length_accuracy`, which is what the longer completion would have got, and `over_length`, their
+    difference, each with its interval over prompts; empty where all pairs are ties, which have no right answer.
     """
     labels = np.array([example.label for example in data.examples])
-    clusters = [example.text for example in data.examples]
     lengths = np.array([len(str(example.chosen)) - len(str(example.rejected)) for example in data.examples])
-    result: dict[str, float] = {}
-    for name, predicted in (("accuracy", probabilities), ("length_accuracy", 0.5 + 0.5 * np.sign(lengths))):
-        scores, decided = accuracy(predicted, labels)
-        if not decided.any():
-            return {}
-        kept = [cluster for cluster, known in zip(clusters, decided, strict=True) if known]
-        low, high = clustered_mean_interval(scores, kept, confidence, seed)
-        result |= {name: float(scores.mean()), f"{name}_low": low, f"{name}_high": high}
-    return result | {"decided_pairs": len(kept), "decided_prompts": len(set(kept))}
+    scores, decided = accuracy(probabilities, labels)
+    by_length, _ = accuracy(0.5 + 0.5 * np.sign(lengths), labels)
+    if not decided.any():
+        return {}
+    clusters = [example.text for example, known in zip(data.examples, decided, strict=True) if known]
+    result: dict[str, float] = {"decided_pairs": len(clusters), "decided_prompts": len(set(clusters))}
+    for name, values in (("accuracy", scores), ("length_accuracy", by_length), ("over_length", scores - by_length)):
+        low, high = clustered_mean_interval(values, clusters, confidence, seed)
+        result |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+    return result
 
 
 def accuracy_line(metrics: dict[str, float], confidence: float) -> tuple[str, str]:
