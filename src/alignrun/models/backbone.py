@@ -120,8 +120,10 @@ class Backbone:
             value = weight.detach()
             if value.is_floating_point():
                 value = value.bfloat16().view(torch.int16)
-            # On the device, and row by row, since the hash of a row does not depend on the order of its elements.
+            # Row by row, since the hash of a row does not depend on the order of its elements; on the CPU, to be the
+            # same wherever the base is.
+            value = value.cpu()
             rows = torch.hash_tensor(value, dim=1) if value.dim() == 2 else value
             digest.update(f"{name.replace('.base_layer.', '.')} {tuple(value.shape)}".encode())
-            digest.update(rows.cpu().contiguous().numpy().tobytes())
+            digest.update(rows.contiguous().numpy().tobytes())
         return digest.hexdigest()
