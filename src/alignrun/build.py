@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from transformers import PreTrainedTokenizerBase
+
 from alignrun.algorithms.base import (
     ALGORITHMS,
     Algorithm,
@@ -31,7 +33,7 @@ from alignrun.models.backbone import Backbone
 from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
-from alignrun.models.sources import load_architecture, load_tokenizer
+from alignrun.models.sources import context_length, load_architecture, load_tokenizer
 from alignrun.preferences import PREFERENCES, Preference
 from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
@@ -135,7 +137,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         report(f"data: {data.skipped + heldout.skipped} examples that are too long skipped")
     if isinstance(data, PairSet):
         check_labels(data.examples)
-    trained = load_trained(config)
+    trained = load_trained(config, encoding.tokenizer)
     if isinstance(trained, Scorer):
         algorithm = kind(config.algo, FeedbackTools(trained, config))
         encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))
@@ -152,13 +154,13 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     return Assembly(trained, algorithm, data, evaluate)
 
 
-def load_trained(config: Config) -> Policy | Scorer:
+def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy | Scorer:
     """What the algorithm trains, as it is before the first step.
 
     Raises:
         InputError: the model, the adapter or the device is not to be had.
     """
-    kind, tokenizer = ALGORITHMS[config.algo.name], load_tokenizer(config.model)
+    kind = ALGORITHMS[config.algo.name]
     if issubclass(kind, FeedbackAlgorithm):
         backbone = Backbone.load(config.model, config.adapter, tokenizer, config.seed)
         return Scorer.create(backbone, config.adapter, kind.card(config))
@@ -175,12 +177,11 @@ def make_encoding(config: Config) -> Encoding:
         InputError: the model is not to be had.
     """
     tokenizer = load_tokenizer(config.model)
-    architecture = load_architecture(config.model).get_text_config()
     return Encoding(
         tokenizer=tokenizer,
         data=config.data,
         system_prompt=config.model.system_prompt,
-        context=int(getattr(architecture, "max_position_embeddings", 1 << 20)),
+        context=context_length(load_architecture(config.model)),
         max_new_tokens=config.generation.max_new_tokens,
         seed=config.seed,
         closed=config.model.source is not ModelSource.game,

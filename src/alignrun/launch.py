@@ -21,6 +21,8 @@ from alignrun.config import AdapterKind, Config
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
+from alignrun.models.sources import load_tokenizer
+from alignrun.preferences.base import preference_using
 from alignrun.progress import Progress, summary_panel
 from alignrun.run_directory import RunDirectory, environment, write_text_atomic, writing
 from alignrun.tracking import start_tracking
@@ -101,7 +103,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
     if adapter.name is AdapterKind.qlora:
         # The adapter is the same on the full-precision base, which is what it is merged into; no GPU is needed.
         adapter = replace(adapter, name=AdapterKind.lora)
-    trained = load_trained(replace(config, adapter=adapter))
+    trained = load_trained(replace(config, adapter=adapter), load_tokenizer(config.model))
     if merge and not isinstance(trained, Policy):
         raise InputError(f"{run.path} is a feedback model, whose head no merged model has: export it without --merge")
     restore_weights(trained.trainable(), checkpoint)
@@ -112,7 +114,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
             trained.save_adapter(folder)
     whole = merge or config.adapter.name is AdapterKind.none
     if isinstance(trained, Scorer):
-        use = {"reward": "bradley_terry", "preference": "learned"}[trained.card.kind]
+        use = preference_using(trained.card.kind)
         console.print(f"feedback model of step {checkpoint.step} written to {folder}", highlight=False)
         console.print(f"use it with preference={use} preference.path={folder}", highlight=False)
         return 0

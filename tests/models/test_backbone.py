@@ -92,7 +92,7 @@ def test_sampling_stops_at_what_the_chat_template_writes(tmp_path: Path) -> None
 
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_start|>{% endfor %}"
     config = compose(["experiment=smoke", f'model.chat_template="{template}"'])
-    policy = load_trained(config)
+    policy = load_trained(config, load_tokenizer(config.model))
     assert isinstance(policy, Policy)
     mark = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert policy.stop_ids == sorted([mark, policy.tokenizer.eos_token_id])

@@ -66,7 +66,7 @@ class Dataset(Protocol):
         """The batch of a step: a pure function of the seed and its arguments."""
 
     def all_batches(self, size: int) -> Iterator[Any]:
-        """Every example once, in order."""
+        """Every example once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,16 @@ class Algorithm(ABC):
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
         """The loss of one micro-batch of `collect`."""
+
+
+class OfflineAlgorithm(Algorithm):
+    """An algorithm that learns from the data alone: nothing is sampled or judged while it trains."""
+
+    online = False
+
+    def collect(self, batch: Any, step: int) -> Iterator[Any]:
+        """The batch of the data as it is."""
+        yield batch
 
 
 def prompt_set(examples: Sequence[Example], encoding: Encoding) -> PromptSet:

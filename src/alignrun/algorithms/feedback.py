@@ -1,24 +1,22 @@
 """What the two feedback models share: a scorer trained on pairs, by the likelihood of their labels."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Algorithm, FeedbackTools, Loss
+from alignrun.algorithms.base import FeedbackTools, Loss, OfflineAlgorithm
 from alignrun.algorithms.pairs import correct
 from alignrun.config import Config
 from alignrun.models.cards import AdapterCard
 from alignrun.types import PairBatch
 
 
-class FeedbackAlgorithm(Algorithm):
+class FeedbackAlgorithm(OfflineAlgorithm):
     """Trains a LoRA adapter and a scalar head on the base, not a policy."""
 
-    online = False
     kind: ClassVar[str]
     """`reward` or `preference`, as the adapter's card says it."""
     tools: FeedbackTools
@@ -43,10 +41,6 @@ class FeedbackAlgorithm(Algorithm):
     @abstractmethod
     def objective(self, scores: Tensor, labels: Tensor) -> Tensor:
         """[B] the loss of each pair."""
-
-    def collect(self, batch: PairBatch, step: int) -> Iterator[PairBatch]:
-        """The pairs as they are."""
-        yield batch
 
     def scores(self, batch: PairBatch) -> Tensor:
         """[B, K] the scores of the K completions that belong to each pair."""

@@ -1,13 +1,13 @@
 """What the offline algorithms on preference pairs share: DPO, IPO and GPO differ in one function of one margin."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Algorithm, Encoding, Loss, Tools
+from alignrun.algorithms.base import Encoding, Loss, OfflineAlgorithm, Tools
 from alignrun.algorithms.reference_cache import reference_log_probs
 from alignrun.config import require, schema
 from alignrun.data import PairSet, encode_policy_pair
@@ -31,14 +31,13 @@ class PairsConfig:
         require(0 <= self.label_smoothing < 0.5, "algo.label_smoothing", "must lie in [0, 0.5)")
 
 
-class PairsAlgorithm(Algorithm):
+class PairsAlgorithm(OfflineAlgorithm):
     """Minimises E[f(h)] over preference pairs, h = log π(y_w)/μ(y_w) − log π(y_l)/μ(y_l).
 
     Nothing is sampled, and so log-probabilities are those of temperature 1, whatever `generation.temperature` is. Both
     completions of a pair continue one reading of their prompt, and losses are averaged over pairs.
     """
 
-    online = False
     config: Any
 
     @abstractmethod
@@ -67,10 +66,6 @@ class PairsAlgorithm(Algorithm):
             return pairs
         size = self.tools.config.train.micro_batch_size or self.tools.config.train.batch_size
         return pairs.with_reference(reference_log_probs(self._policy, pairs, size))
-
-    def collect(self, batch: PairBatch, step: int) -> Iterator[PairBatch]:
-        """The pairs as they are."""
-        yield batch
 
     def loss(self, batch: PairBatch) -> Loss:
         """The objective summed over pairs, with the metrics by which such runs are commonly followed."""

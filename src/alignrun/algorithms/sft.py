@@ -1,8 +1,8 @@
 """SFT: maximum likelihood of demonstrations, and with it the reference of every later run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from alignrun.algorithms.base import Algorithm, Encoding, Loss, Tools, algorithm
+from alignrun.algorithms.base import Encoding, Loss, OfflineAlgorithm, Tools, algorithm
 from alignrun.config import require, schema
 from alignrun.data import DemonstrationSet
 from alignrun.models.hidden import check_packing
@@ -23,14 +23,13 @@ class SFTConfig:
 
 
 @algorithm("sft", SFTConfig)
-class SFT(Algorithm):
+class SFT(OfflineAlgorithm):
     """−Σ_n log π(y_n | x, y_<n) over the tokens of the completions, averaged over all tokens of the step.
 
     The completion is `completion`, the last turn of `messages`, or `chosen`. Attention never crosses from one
     demonstration to the next. With `reference=adapter` training goes on from that adapter.
     """
 
-    online = False
     config: SFTConfig
 
     def __init__(self, config: SFTConfig, tools: Tools) -> None:
@@ -52,10 +51,6 @@ class SFT(Algorithm):
             too_long=data.too_long,
             seed=encoding.seed,
         )
-
-    def collect(self, batch: PackedBatch, step: int) -> Iterator[PackedBatch]:
-        """The demonstrations as they are."""
-        yield batch
 
     def loss(self, batch: PackedBatch) -> Loss:
         """The negative log-likelihood summed over target tokens."""

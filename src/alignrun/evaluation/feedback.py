@@ -17,7 +17,7 @@ from alignrun.evaluation.disagreement import (
     intransitive_share,
     triples,
 )
-from alignrun.evaluation.heldout import accuracy_line, accuracy_on, measure
+from alignrun.evaluation.heldout import accuracy_line, measure, with_accuracy
 from alignrun.evaluation.plots import as_svg, reliability_plot
 from alignrun.types import Evaluation, Example
 
@@ -55,8 +55,7 @@ class FeedbackEvaluator:
         predicted, examples = measured.probabilities, self._data.examples
         labels = np.array([example.label for example in examples])
         diagram = reliability(predicted, labels)
-        metrics = {name: value for name, value in measured.metrics.items() if name != "accuracy"}
-        metrics |= accuracy_on(predicted, self._data, self._confidence, self._seed)
+        metrics = with_accuracy(measured, self._data, self._confidence, self._seed)
         metrics |= {
             "ece": diagram.ece,
             "brier": brier(predicted, labels),

@@ -78,10 +78,15 @@ class PairsEvaluator:
     def __call__(self) -> Evaluation:
         """The algorithm's own metrics, and how often the implicit reward sides with people."""
         measured = measure(self._algorithm, self._data, self._batch_size, self._device)
-        scored = accuracy_on(measured.probabilities, self._data, self._confidence, self._seed)
-        metrics = {name: value for name, value in measured.metrics.items() if name != "accuracy"} | scored
+        metrics = with_accuracy(measured, self._data, self._confidence, self._seed)
         shown = f"{metrics['loss']:.4f}, reward margin {metrics['rewards/margin']:.3f}"
         return Evaluation(metrics, [accuracy_line(metrics, self._confidence), ("held-out loss", shown)])
+
+
+def with_accuracy(measured: Measured, data: PairSet, confidence: float, seed: int) -> dict[str, float]:
+    """The metrics, their accuracy, in which a tie is half right, replaced by that of `accuracy_on`."""
+    own = {name: value for name, value in measured.metrics.items() if name != "accuracy"}
+    return own | accuracy_on(measured.probabilities, data, confidence, seed)
 
 
 def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: float, seed: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ class AdapterCard:
     kind: str
     """`policy`, `reward` or `preference`."""
     base: str
-    """The fingerprint of the base's weights; empty where it was quantised."""
+    """The fingerprint of the base's weights; empty where they have none."""
     template: str = ""
     """How a feedback model's prompt and completions are put before it."""
     model: dict[str, Any] = field(default_factory=dict)

@@ -120,6 +120,11 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(locate(config), **_hub_options(config))
 
 
+def context_length(architecture: PreTrainedConfig) -> int:
+    """The most tokens that a model reads at once; as good as unlimited where its configuration does not say."""
+    return int(getattr(architecture.get_text_config(), "max_position_embeddings", 1 << 20))
+
+
 def planned_architecture(config: ModelConfig) -> PreTrainedConfig:
     """The same without asking a hub, where the YAML writes the architecture out.
 

@@ -62,6 +62,11 @@ class Kind:
 PREFERENCES: dict[str, Kind] = {}
 
 
+def preference_using(feedback: str) -> str:
+    """The name of the preference that a kind of feedback model is for."""
+    return next(name for name, kind in PREFERENCES.items() if kind.feedback == feedback)
+
+
 def preference(name: str, config_class: type, *, feedback: str = "") -> Callable[[Build], Build]:
     """Register how a preference is made, under the name that its YAML gives."""
 

@@ -18,7 +18,8 @@ from alignrun.models.backbone import Backbone
 from alignrun.models.cards import AdapterCard, adapter_folder, read_card
 from alignrun.models.device import batch_to
 from alignrun.models.scorer import Scorer
-from alignrun.models.sources import load_tokenizer
+from alignrun.models.sources import context_length, load_tokenizer
+from alignrun.preferences.base import preference_using
 
 KEY = "preference.path"
 Question = tuple[tuple[int, ...], tuple[int, ...]]
@@ -31,8 +32,7 @@ class TextScorer:
     def __init__(self, scorer: Scorer, encoder: RewardEncoder | PreferenceEncoder, batch_size: int) -> None:
         self._scorer, self._encoder, self._batch_size = scorer, encoder, batch_size
         self._pad_id = padding_id(scorer.backbone.tokenizer)
-        text = scorer.backbone.model.config.get_text_config()
-        self._context = int(getattr(text, "max_position_embeddings", 1 << 20))
+        self._context = context_length(scorer.backbone.model.config)
 
     def __call__(self, texts: Sequence[str], completions: Sequence[tuple[str, ...]]) -> Tensor:
         """[N] scores, float32 on the CPU, of N prompts with what the encoder puts after each.
@@ -118,12 +118,13 @@ def find_card(path: str, kind: str) -> tuple[Path, AdapterCard]:
     folder = adapter_folder(path)
     card = read_card(folder, KEY)
     wanted = {"reward": "algo=reward_model", "preference": "algo=preference_model"}
-    used = {"reward": "preference=bradley_terry", "preference": "preference=learned"}
     if card is None or card.kind not in wanted:
         what = "does not exist" if not folder.exists() else f"holds no {kind} model"
         raise InputError(f"{KEY}: {folder} {what}: name a finished run of {wanted[kind]}")
     if card.kind != kind:
-        raise InputError(f"{KEY}: {folder} holds a {card.kind} model: use {used[card.kind]} with it")
+        raise InputError(
+            f"{KEY}: {folder} holds a {card.kind} model: use preference={preference_using(card.kind)} with it"
+        )
     return folder, card
 
 
