@@ -1,93 +1,34 @@
 """Nash-MD-PG: the policy preferred to any other, by mirror descent (Munos et al., arXiv 2312.00886)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.rollout import Rollouts, stack
+from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
 from alignrun.config import require, schema
-from alignrun.models.policy import Role
-from alignrun.objectives.divergence import kl_k1, kl_k3
-from alignrun.objectives.nash import nash_md_advantages, policy_gradient_loss
 from alignrun.types import Completions, PromptBatch
 
 
 @schema
-class NashMDConfig:
+class NashMDConfig(GameGradientConfig):
     """The two knobs of Nash-MD: how strongly μ pulls, and how far the opponent is from the policy."""
 
     name: str = "nash_md"
-    kl_tau: float = 0.02
-    """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
     mix_beta: float = 0.125
     """β, the share of μ in the opponent: 0 is self-play, 1 a best response to μ."""
-    samples_per_prompt: int = 8
-    """Completions drawn from each side for every prompt; each is judged against all of the opponent's."""
 
     def __post_init__(self) -> None:
-        require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
+        super().__post_init__()
         require(0 <= self.mix_beta <= 1, "algo.mix_beta", f"must lie in [0, 1], not {self.mix_beta}")
-        require(self.samples_per_prompt >= 1, "algo.samples_per_prompt", "must be at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """K completions of the policy for each of B prompts, and how often each is preferred to its opponent's."""
-
-    prompts: PromptBatch
-    completions: Completions
-    """[B, K, T]"""
-    preference: Tensor
-    """[B, K] P(y ≻ y' | x), averaged over the opponent's completions of the same prompt."""
 
 
 @algorithm("nash_md", NashMDConfig)
-class NashMD(Algorithm):
-    """Policy gradient of P(π ≻ π̃^β) − τ KL(π‖μ) with the opponent π̃^β held fixed (eqs. 13-14).
-
-    y ~ π,  y' ~ π̃^β = Π_n softmax((1−β) log π + β log μ)
-    ∇ = E[Σ_n ∇log π(y_n) · (P(y ≻ y' | x) − ½ − τ Σ_{m≥n} log π(y_m)/μ(y_m))]
-
-    The gradient goes through y alone. The loss is averaged over sequences, not over tokens. With several samples of
-    each side, P(y ≻ y') is averaged over all y' of the prompt: the same expectation with less variance, and the
-    prompt is read once for all of them.
-    """
+class NashMD(GameGradient):
+    """The opponent is the policy's token-wise geometric mixture with μ, π̃^β = Π_n softmax((1−β) log π + β log μ)."""
 
     config: NashMDConfig
 
-    def __init__(self, config: NashMDConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
-        self._rollouts = Rollouts(tools)
-
-    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
-        """One batch: y from the policy, y' from the mixture, drawn together and judged."""
+    def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
+        """y ~ π and y' ~ π̃^β in one decoding loop."""
         samples = self.config.samples_per_prompt
-        drawn = self._rollouts.sample(prompts, [0.0] * samples + [self.config.mix_beta] * samples, step)
-        ours, opponents = drawn[:samples], drawn[samples:]
-        yield Judged(prompts, stack(ours), self._rollouts.preference(prompts, ours, opponents))
-
-    def loss(self, batch: Judged) -> Loss:
-        """The surrogate −Σ log π(y_n) · score_n, summed over the sequences of the micro-batch."""
-        policy, temperature = self.tools.policy, self.tools.config.generation.temperature
-        completions = batch.completions.flat()
-        mask, preference = completions.mask, batch.preference.flatten()
-        reference = policy.log_probs(Role.reference, batch.prompts, completions, temperature)
-        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, temperature)
-        log_ratio = log_probs.detach() - reference
-        advantages = nash_md_advantages(preference, log_ratio, mask, self.config.kl_tau)
-        lengths = mask.sum(1)
-        return Loss(
-            total=policy_gradient_loss(log_probs, advantages, mask),
-            targets=len(mask),
-            metrics={
-                "win_rate": preference.sum(),
-                "kl": kl_k1(log_ratio).sum(),
-                "kl_k3": kl_k3(log_ratio).sum(),
-                "entropy": -(log_probs.detach().sum(1) / lengths).sum(),
-                "length": lengths.sum(),
-                "eos_rate": policy.ends(completions).sum(),
-            },
-            tokens=lengths.sum(),
-        )
+        drawn = self.rollouts.sample(prompts, [0.0] * samples + [self.config.mix_beta] * samples, step)
+        return drawn[:samples], drawn[samples:]

@@ -63,7 +63,7 @@ def _compute(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
 
 def _digest(policy: Policy, pairs: PairSet) -> str:
     digest = hashlib.sha256()
-    digest.update(f"{policy.reference_fingerprint} {policy.model.dtype} {policy.device.type}".encode())
+    digest.update(f"{policy.fingerprint(Role.reference)} {policy.model.dtype} {policy.device.type}".encode())
     for pair in pairs.pairs:
         digest.update(f"{pair.prompt}{pair.first}{pair.second}".encode())
     return digest.hexdigest()

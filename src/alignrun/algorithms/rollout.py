@@ -18,12 +18,17 @@ def step_generator(device: torch.device, seed: int, step: int, purpose: int = 0)
 
 
 def sample_streams(
-    policy: Policy, prompts: PromptBatch, mix_betas: Sequence[float], sampling: Sampling, generator: torch.Generator
+    policy: Policy,
+    prompts: PromptBatch,
+    mix_betas: Sequence[float],
+    sampling: Sampling,
+    generator: torch.Generator,
+    other: Role = Role.reference,
 ) -> list[Completions]:
-    """Draw one completion of every prompt for each β: the policy is 0, the reference 1."""
+    """Draw one completion of every prompt for each β: the policy is 0, the other role 1."""
     roles = [
         role
-        for role, needed in ((Role.policy, needs_policy), (Role.reference, needs_reference))
+        for role, needed in ((Role.policy, needs_policy), (other, needs_reference))
         if any(needed(beta) for beta in mix_betas)
     ]
     return sample_completions(policy.decoder(prompts, roles), len(prompts), mix_betas, sampling, generator)
@@ -50,7 +55,9 @@ class Rollouts:
             temperature=generation.temperature,
         )
 
-    def sample(self, prompts: PromptBatch, mix_betas: Sequence[float], step: int) -> list[Completions]:
+    def sample(
+        self, prompts: PromptBatch, mix_betas: Sequence[float], step: int, other: Role = Role.reference
+    ) -> list[Completions]:
         """Draw one completion of every prompt for each β, `generation.batch_size` prompts at a time.
 
         All streams are padded to one length.
@@ -59,7 +66,9 @@ class Rollouts:
         generator = step_generator(policy.device, self._tools.config.seed, step)
         size = self._chunk or len(prompts)
         chunks = [
-            sample_streams(policy, rows(prompts, slice(start, start + size)), mix_betas, self._sampling, generator)
+            sample_streams(
+                policy, rows(prompts, slice(start, start + size)), mix_betas, self._sampling, generator, other
+            )
             for start in range(0, len(prompts), size)
         ]
         pad_id = self._sampling.pad_id

@@ -52,6 +52,10 @@ class GameEvaluator:
         metrics |= {f"policy/{name}": float(p) for name, p in zip(self._game.actions, policy, strict=True)}
         mixed = ", ".join(f"{name} {float(p):.3f}" for name, p in zip(self._game.actions, policy, strict=True))
         lines = [("policy", mixed)]
+        if self._policy.has_opponent:
+            gains, said = self._against(policy, self.probabilities(Role.opponent))
+            metrics |= gains
+            lines += said
         if self._equilibrium is not None:
             target = zip(self._game.actions, self._equilibrium, strict=True)
             lines += [
@@ -65,3 +69,16 @@ class GameEvaluator:
             ("KL(policy ‖ reference)", f"{metrics['kl']:.4f} nats"),
         ]
         return Evaluation(metrics, lines)
+
+    def _against(self, policy: torch.Tensor, opponent: torch.Tensor) -> tuple[dict[str, float], list[tuple[str, str]]]:
+        """What the policy gains against a frozen opponent, beside the most that any could."""
+        win = float(games.win_rate(self._game, policy, opponent))
+        exploitability = float(games.exploitability(self._game, opponent))
+        metrics = {"opponent/win_rate": win, "opponent/gain": win - 0.5, "opponent/exploitability": exploitability}
+        lines = [("gain against the opponent", f"{win - 0.5:.4f} of at most {exploitability:.4f}")]
+        if self._kl_tau > 0:
+            gain = float(games.regularised_win_rate(self._game, policy, opponent, self._kl_tau)) - 0.5
+            gap = float(games.duality_gap(self._game, opponent, self._kl_tau))
+            metrics |= {"opponent/regularised_gain": gain, "opponent/duality_gap": gap}
+            lines.append(("regularised gain", f"{gain:.5f} of at most {gap / 2:.5f}, half the opponent's duality gap"))
+        return metrics, lines

@@ -21,6 +21,8 @@ POLICY = "policy"
 """The adapter that is trained."""
 REFERENCE = "reference"
 """A frozen adapter, where the reference is not the bare base."""
+OPPONENT = "opponent"
+"""The adapter of a frozen policy that a best response is trained against."""
 FEEDBACK = "feedback"
 """The adapter of a reward or preference model."""
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -68,6 +69,11 @@ class Backbone:
         self.peft = adapters.read_adapter(self.peft or self.model, name, folder, trainable=trainable, key=key)
         self.settle()
 
+    def free_name(self, name: str) -> str:
+        """The name, numbered where an adapter has it already."""
+        taken = () if self.peft is None else self.peft.peft_config
+        return next(free for free in chain([name], (f"{name}_{number}" for number in count(2))) if free not in taken)
+
     def settle(self) -> None:
         """Dropout off, in adapters that have just come too, and every weight where the base is."""
         for module in self.model.modules():  # the sampled and the scored policy must be the same
@@ -106,24 +112,30 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the base's weights, adapters left out, that is equal in float32 and bfloat16.
+        """The digest of the base's weights, as `weights_digest`, taken once: with adapters on it, it never changes."""
+        return weights_digest(self.model)
 
-        Adapters belong to the weights that they were trained on; names and paths say less than the content. Empty
-        where a base's bits are not those of the model that it stands for: quantised, or rounded to float16.
-        """
-        if getattr(self.model, "is_quantized", False) or self.model.dtype is torch.float16:
-            return ""
-        digest = hashlib.sha256()
-        for name, weight in self.model.named_parameters():
-            if ".lora_" in name:
-                continue
-            value = weight.detach()
-            if value.is_floating_point():
-                value = value.bfloat16().view(torch.int16)
-            # Row by row, since the hash of a row does not depend on the order of its elements; on the CPU, to be the
-            # same wherever the base is.
-            value = value.cpu()
-            rows = torch.hash_tensor(value, dim=1) if value.dim() == 2 else value
-            digest.update(f"{name.replace('.base_layer.', '.')} {tuple(value.shape)}".encode())
-            digest.update(rows.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+
+def weights_digest(model: PreTrainedModel, *, rounded: bool = True) -> str:
+    """A digest of a model's weights, adapters left out; names and paths say less than the content.
+
+    Rounded to bfloat16 first, it is the same whether a base is held in float32 or bfloat16, and adapters belong to
+    both; weights that have been trained differ by less than that. Empty where a model's bits are not those of the
+    model that it stands for: quantised, or rounded to float16.
+    """
+    if getattr(model, "is_quantized", False) or model.dtype is torch.float16:
+        return ""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        value = weight.detach()
+        if value.is_floating_point():
+            value = value.bfloat16().view(torch.int16) if rounded else value.float().view(torch.int32)
+        # Row by row, since the hash of a row does not depend on the order of its elements; on the CPU, to be the
+        # same wherever the base is.
+        value = value.cpu()
+        rows = torch.hash_tensor(value, dim=1) if value.dim() == 2 else value
+        digest.update(f"{name.replace('.base_layer.', '.')} {tuple(value.shape)}".encode())
+        digest.update(rows.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""One frozen base, two roles: the policy that is trained and the reference it is compared with.
+"""One frozen base, its roles: the policy that is trained, the reference, and an opponent where there is one.
 
 Shape legend: B prompts, P prompt tokens, T completion tokens.
 """
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError
 from alignrun.models import adapters
-from alignrun.models.backbone import Backbone
+from alignrun.models.backbone import Backbone, weights_digest
 from alignrun.models.cards import AdapterCard, adapter_folder, check_card, write_card
 from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder
 from alignrun.models.head import check_head, vocabulary_head
@@ -30,6 +30,8 @@ class Role(str, Enum):
 
     policy = "policy"
     reference = "reference"
+    opponent = "opponent"
+    """A frozen policy to be beaten."""
 
 
 class Policy:
@@ -47,8 +49,10 @@ class Policy:
         self.head = vocabulary_head(self.model)
         check_head(self.model, self.head)
         self._reference_model = copy.deepcopy(self.model).requires_grad_(False) if backbone.peft is None else None
-        has_reference = backbone.peft is not None and adapters.REFERENCE in backbone.peft.peft_config
-        self._reference_adapter = adapters.REFERENCE if has_reference else None
+        present = () if backbone.peft is None else backbone.peft.peft_config
+        self._reference_adapter = adapters.REFERENCE if adapters.REFERENCE in present else None
+        self.has_opponent = adapters.OPPONENT in present
+        """Whether there is a frozen policy to be beaten."""
 
     @classmethod
     def load(
@@ -59,22 +63,31 @@ class Policy:
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
         ends: Sequence[int] = (),
+        opponent: str | None = None,
     ) -> "Policy":
         """Load the base, put the adapters on it and move it to its device.
 
-        `ends` are tokens that end a completion beside the tokenizer's and the model's own.
+        `ends` are tokens that end a completion beside the tokenizer's and the model's own. `opponent` is a run or an
+        adapter folder: it gets a role of its own, and the policy starts as its copy.
 
         Raises:
             InputError: the model, the adapter or the device is not to be had.
         """
         backbone = Backbone.load(config, adapter, tokenizer, seed)
-        if reference.name is ReferenceKind.adapter:
+        start: tuple[Path, str] | None = None
+        for role, path, key in (
+            (adapters.REFERENCE, reference.path if reference.name is ReferenceKind.adapter else None, "reference.path"),
+            (adapters.OPPONENT, opponent, "algo.opponent"),
+        ):
+            if path is None:
+                continue
             if adapter.name is AdapterKind.none:
-                raise InputError("reference=adapter needs adapter=lora or qlora: all weights are trained here")
-            folder = adapter_folder(str(reference.path))
-            check_card(backbone, folder, "policy", "reference.path")
-            backbone.read(adapters.REFERENCE, folder, trainable=False, key="reference.path")
-            backbone.read(adapters.POLICY, folder, trainable=True, key="reference.path")
+                raise InputError(f"{key}={path} needs adapter=lora or qlora: all weights are trained here")
+            start = adapter_folder(path), key
+            check_card(backbone, start[0], "policy", key)
+            backbone.read(role, start[0], trainable=False, key=key)
+        if start is not None:
+            backbone.read(adapters.POLICY, start[0], trainable=True, key=start[1])
         elif adapter.name is not AdapterKind.none:
             backbone.add(adapters.POLICY, adapter)
         return cls(backbone, ends)
@@ -96,12 +109,14 @@ class Policy:
         stop = torch.tensor(self.stop_ids, device=completions.tokens.device)
         return (torch.isin(completions.tokens, stop) & completions.mask).any(1)
 
-    @property
-    def reference_fingerprint(self) -> str:
-        """A digest of the weights of μ: the base's, and those of its adapter where it has one."""
-        if self.backbone.peft is None or self._reference_adapter is None:
+    def fingerprint(self, role: Role) -> str:
+        """A digest of the weights of a role, its adapter's and the base's; empty where the base's have none."""
+        if self.backbone.peft is None:
+            return weights_digest(self._module(role), rounded=False)
+        adapter = self._adapter(role)
+        if adapter is None or not self.backbone.fingerprint:
             return self.backbone.fingerprint
-        return self.backbone.fingerprint + adapters.fingerprint(self.backbone.layers, self._reference_adapter)
+        return self.backbone.fingerprint + adapters.fingerprint(self.backbone.layers, adapter)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, in a fixed order."""
@@ -161,7 +176,12 @@ class Policy:
     def _adapter(self, role: Role) -> str | None:
         if self.backbone.peft is None:
             return None
-        return adapters.POLICY if role is Role.policy else self._reference_adapter
+        named = {
+            Role.policy: adapters.POLICY,
+            Role.opponent: adapters.OPPONENT,
+            Role.reference: self._reference_adapter,
+        }
+        return named[role]
 
     def _module(self, role: Role) -> PreTrainedModel:
         if role is Role.reference and self._reference_model is not None:

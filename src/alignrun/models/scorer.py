@@ -26,7 +26,10 @@ HEAD = "head.weight"
 class Scorer:
     """s(x, y) = wᵀh, where h is the base's hidden state at the last token of y, seen through the feedback adapter."""
 
-    def __init__(self, backbone: Backbone, card: AdapterCard, weight: nn.Parameter) -> None:
+    def __init__(
+        self, backbone: Backbone, card: AdapterCard, weight: nn.Parameter, adapter: str = adapters.FEEDBACK
+    ) -> None:
+        self._adapter = adapter
         self.backbone = backbone
         self.card = card
         self.weight = weight
@@ -56,8 +59,9 @@ class Scorer:
             weight = load_file(folder / HEAD_FILE)[HEAD]
         except (OSError, KeyError, SafetensorError) as error:
             raise InputError(f"{key}: {folder / HEAD_FILE} cannot be read ({one_line(error, 120)})") from None
-        backbone.read(adapters.FEEDBACK, folder, trainable=False, key=key)
-        return cls(backbone, card, nn.Parameter(weight.to(backbone.device), requires_grad=False))
+        adapter = backbone.free_name(adapters.FEEDBACK)  # several judges may stand on one base
+        backbone.read(adapter, folder, trainable=False, key=key)
+        return cls(backbone, card, nn.Parameter(weight.to(backbone.device), requires_grad=False), adapter)
 
     @property
     def device(self) -> torch.device:
@@ -84,12 +88,12 @@ class Scorer:
     @torch.no_grad()
     def frozen_scores(self, prompts: PromptBatch, completions: Completions) -> Tensor:
         """[N] the same without a gradient, whichever adapter the base is trained with."""
-        with self.backbone.frozen(adapters.FEEDBACK):
+        with self.backbone.frozen(self._adapter):
             return self.scores(prompts, completions)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, the head, and what they are."""
-        self.backbone.save_adapter(adapters.FEEDBACK, folder)
+        self.backbone.save_adapter(self._adapter, folder)
         save_file({HEAD: self.weight.detach().cpu().contiguous()}, folder / HEAD_FILE)
         (folder / HEAD_FILE).chmod((folder / "adapter_config.json").stat().st_mode)
         write_card(folder, self.card)
