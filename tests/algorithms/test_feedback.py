@@ -53,7 +53,7 @@ def kind_of(run: Path) -> str:
 
 def preference_on(policy: Policy, run: Path) -> Preference:
     config = compose(["experiment=smoke", f"preference={KINDS[kind_of(run)]}", f"preference.path={run}"])
-    return build_preference(config, policy.backbone)
+    return build_preference(config.preference, policy.backbone)
 
 
 def test_it_learns_and_reports(trained: Path) -> None:
@@ -109,13 +109,13 @@ def test_as_a_preference_it_says_what_it_was_trained_to_say(trained: Path) -> No
 def test_it_stands_on_the_policys_base_without_touching_the_policy(trained: Path) -> None:
     policy, _ = load_policy()
     prompts, completions = random_batch(policy)
-    before = {role: policy.log_probs(role, prompts, completions) for role in Role}
+    before = {role: policy.log_probs(role, prompts, completions) for role in (Role.policy, Role.reference)}
     names = list(policy.trainable())
     preference = preference_on(policy, trained)
     texts = [x for x, _, _ in PAIRS], [y for _, y, _ in PAIRS], [z for _, _, z in PAIRS]
     shared = preference(*texts)
     assert "feedback" in policy.backbone.peft.peft_config  # an adapter, not a second copy of the base
-    for role in Role:
+    for role in before:
         assert torch.equal(policy.log_probs(role, prompts, completions), before[role])
     assert list(policy.trainable()) == names
     # On a base of its own, since the policy's is another one, it says the same.
@@ -123,6 +123,20 @@ def test_it_stands_on_the_policys_base_without_touching_the_policy(trained: Path
     apart = preference_on(other, trained)
     assert "feedback" not in other.backbone.peft.peft_config
     torch.testing.assert_close(apart(*texts), shared, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_two_of_them_on_one_base_keep_apart(trained: Path) -> None:
+    texts = [x for x, _, _ in PAIRS], [y for _, y, _ in PAIRS], [z for _, _, z in PAIRS]
+    policy, _ = load_policy()
+    first = preference_on(policy, trained)
+    alone = first(*texts)
+    second = preference_on(policy, trained)
+    assert {"feedback", "feedback_2"} <= policy.backbone.peft.peft_config.keys()
+    for layer in policy.backbone.layers:
+        layer.lora_B["feedback"].weight.zero_()
+    assert torch.equal(second(*texts), alone)
+    assert not torch.allclose(first(*texts), alone, atol=1e-3)
 
 
 @torch.no_grad()
