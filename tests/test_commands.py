@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import random_batch
+from rich.console import Console
 
 from alignrun import cli, compose
 from alignrun.build import check
+from alignrun.evaluation.results import RunResult
 from alignrun.memory_plan import make_plan
+from alignrun.sweep import read_run, summarise
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,26 +171,70 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_sweep_gives_each_run_its_directory_and_ends_in_a_table(
+def test_a_sweep_gives_each_run_its_directory_and_ends_in_a_ranking(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "sweep"
-    code = cli.main(
-        ["-m", "experiment=smoke", "algo.kl_tau=0.01,0.1", "seed=1,2", "train.steps=1", f"hydra.sweep.dir={sweep}"]
-    )
-    assert code == 0
+    arguments = ["-m", "experiment=smoke", "algo.kl_tau=0.01,10", "seed=1,2", "train.steps=2"]
+    arguments += ["optim.learning_rate=0.01", "evaluation.confidence=0.9", f"hydra.sweep.dir={sweep}"]
+    assert cli.main(arguments) == 0
     rows = json.loads((sweep / "sweep.json").read_text())
     assert len(rows) == 4
     assert {tuple(row["overrides"].split()[1:3]) for row in rows} == {
-        (f"algo.kl_tau={tau}", f"seed={seed}") for tau in ("0.01", "0.1") for seed in (1, 2)
+        (f"algo.kl_tau={tau}", f"seed={seed}") for tau in ("0.01", "10") for seed in (1, 2)
     }
     for row in rows:
         assert (sweep / row["run"] / "summary.json").is_file()
         config = compose.load(sweep / row["run"] / "config.yaml")
         assert f"seed={config.seed}" in row["overrides"]
-    out = capfd.readouterr().out
-    assert "4 runs in" in out
-    assert "win_rate" in out
+    ranking = json.loads((sweep / "ranking.json").read_text())
+    assert (ranking["command"], ranking["confidence"]) == (shlex.join(["alignrun", *arguments]), 0.9)
+    settings = {setting["runs"][0]: setting for setting in ranking["settings"]}
+    for setting, pair in zip((settings["0"], settings["2"]), (rows[:2], rows[2:]), strict=True):
+        assert setting["runs"] == [row["run"] for row in pair]
+        assert setting["setting"] == pair[0]["overrides"].replace(" seed=1", "")
+        assert setting["metrics"]["win_rate"]["value"] == pytest.approx(sum(row["win_rate"] for row in pair) / 2)
+    reached = {run["name"]: [point["kl"] for point in run["trajectory"]] for run in ranking["runs"]}
+    assert reached == {row["run"]: [row["kl"]] for row in rows}
+    assert ranking["matched_kl"] == min(row["kl"] for row in rows)
+    assert ranking["settings"][0]["matched"]["value"] > ranking["settings"][1]["matched"]["value"]
+    assert "algo.kl_tau=0.01" in (sweep / "report.html").read_text()
+    out = " ".join(capfd.readouterr().out.split())
+    assert f"4 runs in {sweep}, ranked by win rate at KL {ranking['matched_kl']:.3g} nats, interpolated" in out
+    assert "all with experiment=smoke train.steps=2 optim.learning_rate=0.01 evaluation.confidence=0.9 ┏" in out
+    first, second = (out.index(f"│ {setting['setting'].split()[1]} │") for setting in ranking["settings"])
+    assert first < second
+    assert f"│ {ranking['settings'][0]['metrics']['win_rate']['value']:.4g} [" in out[first:second]
+
+
+def test_a_page_that_cannot_be_drawn_loses_no_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_result: object) -> str:
+        raise ValueError("no [bold]ink[/bold]\nleft")
+
+    monkeypatch.setattr("alignrun.reports.sweep.sweep_page", fail)
+    for name, exit_code in (("0", 0), ("1", 130)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.json").write_text(json.dumps({"exit_code": exit_code}))
+        (tmp_path / name / "overrides.yaml").write_text(f"- data.path='a [b] c'\n- +seed={name}\n- run.dir=x\n")
+        (tmp_path / name / "summary.json").write_text('{"step": 3, "accuracy": 0.75, "loss": NaN}')
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 2, "eval/kl": null, "eval/win_rate": 0.5}\n{"st')
+    console = Console(width=160)
+    assert summarise(tmp_path, "alignrun -m", 0.95, console) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "report.html could not be drawn: no [bold]ink[/bold] left" in out
+    assert "│ data.path='a [b] c' │ 0, 1 │ 0.75 │" in out
+    assert "1 failed (exit code 130)" in out
+    finished, failed = (read_run(tmp_path / name, name) for name in ("0", "1"))
+    assert finished == RunResult("0", "data.path='a [b] c'", 0, 0, {"accuracy": 0.75}, ())
+    assert failed == RunResult("1", "data.path='a [b] c'", 1, 130, {}, ())
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "sweep.json", "ranking.json"}
+
+
+def test_a_sweep_without_runs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert summarise(tmp_path, "alignrun -m", 0.95, Console(width=160)) == 1
+    assert "0 runs in" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -197,6 +245,7 @@ def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: 
     assert code == 1
     rows = json.loads((sweep / "sweep.json").read_text())
     assert [row["exit_code"] for row in rows] == [2, 0]
+    assert rows[0]["overrides"] == "experiment=smoke train.steps=1 preference.function=absent:f"
     assert "failed (exit code 2)" in " ".join(capfd.readouterr().out.split())
 
 
@@ -262,9 +311,11 @@ def test_the_algorithm_of_contributing_runs_as_written(tmp_path: Path) -> None:
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"launch", "sweep", "listing"},
+    {"tournament"},
+    {"launch", "sweep", "listing", "top"},
     {"build"},
     {"memory_plan", "compose"},
+    {"reports"},
     {"evaluation"},
     {"trainer"},
     {"algorithms"},

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +26,7 @@ from alignrun.errors import InputError
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.feedback import FeedbackEvaluator
 from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
+from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.together import Together
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.memory_plan import describe, make_plan
@@ -84,8 +86,9 @@ def check(config: Config) -> None:
         if config.generation.max_new_tokens != 1:
             raise InputError("config: model=game plays one action, of one token: set generation.max_new_tokens=1")
     plain = AdapterConfig(name=config.adapter.name)
-    if config.reference.name is ReferenceKind.adapter and config.adapter != plain:
-        raise InputError("config: adapter.* cannot be set with reference=adapter: the policy is a copy of that adapter")
+    copied = "reference=adapter" if config.reference.name is ReferenceKind.adapter else "algo.opponent"
+    if (copied == "reference=adapter" or opponent_of(config)) and config.adapter != plain:
+        raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
     device = resolve_device(config.model.device)
     if config.adapter.name is AdapterKind.qlora:
         if config.model.source in (ModelSource.random, ModelSource.game):
@@ -123,7 +126,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     check(config)
     kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
     trains_policy = not issubclass(kind, FeedbackAlgorithm)
-    preference = build_preference(config) if trains_policy and not needs_base else None
+    preference = build_preference(config.preference) if trains_policy and not needs_base else None
     report(f"data: {config.data.name}")
     loaded = load_examples(config.data)
     if loaded.skipped:
@@ -144,7 +147,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         return Assembly(trained, algorithm, data, FeedbackEvaluator(algorithm, heldout, encode, trained.device, config))
     policy = trained
     if preference is None:
-        preference = build_preference(config, policy.backbone)
+        preference = build_preference(config.preference, policy.backbone)
     algorithm = kind(config.algo, Tools(policy, preference, config))
     if getattr(config.algo, "precompute_reference", False):
         report(f"reference: log-probabilities of {len(data) + len(heldout)} pairs")
@@ -167,7 +170,15 @@ def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy |
     ends = []
     with contextlib.suppress(InputError):  # without a mark of its own, sampling stops where the tokenizer says
         ends = [end_of_turn(tokenizer)]
-    return Policy.load(config.model, config.adapter, config.reference, tokenizer, config.seed, ends)
+    return Policy.load(
+        config.model, config.adapter, config.reference, tokenizer, config.seed, ends, opponent_of(config)
+    )
+
+
+def opponent_of(config: Config) -> str | None:
+    """The frozen policy that the algorithm trains against, where it has one beside the reference."""
+    path: str | None = getattr(config.algo, "opponent", None)
+    return path
 
 
 def make_encoding(config: Config) -> Encoding:
@@ -193,10 +204,10 @@ def skipping(encoding: Encoding) -> Encoding:
     return replace(encoding, data=replace(encoding.data, too_long=TooLong.skip))
 
 
-def build_preference(config: Config, backbone: Backbone | None = None) -> Preference:
-    """The preference that the configuration names; a learned one stands on the backbone where it can."""
-    kind = PREFERENCES[config.preference.name]
-    made: Preference = kind.build(config.preference, backbone) if kind.feedback else kind.build(config.preference)
+def build_preference(section: Any, backbone: Backbone | None = None) -> Preference:
+    """The preference that a section names; a learned one stands on the backbone where it can."""
+    kind = PREFERENCES[section.name]
+    made: Preference = kind.build(section, backbone) if kind.feedback else kind.build(section)
     return made
 
 
@@ -227,7 +238,12 @@ def build_evaluator(
         judge = None if config.preference.name == "none" else preference
         # Data that fit may leave no room for sampling after the longest of their prompts.
         prompts = prompt_set(questions, encoding if algorithm.online else skipping(encoding))
-        sampled = WinRateEvaluator(policy, judge, prompts, settings, config.generation.max_new_tokens, config.seed)
+        length = config.generation.max_new_tokens
+        sampled = WinRateEvaluator(policy, judge, prompts, settings, length, config.seed)
+        if policy.has_opponent:
+            kl_tau = config.algo.kl_tau
+            against = OpponentEvaluator(policy, preference, prompts, settings, length, kl_tau, config.seed)
+            sampled = Together([against, sampled])
     if algorithm.online:
         return sampled
     if isinstance(heldout, PairSet):

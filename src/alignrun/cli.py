@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -15,12 +16,24 @@ from alignrun.errors import AlignrunError, InputError, one_line
 USAGE = """\
 alignrun [key=value …]                train: algo=nash_md model=smollm2-135m unless overridden
 alignrun -m key=a,b [key=value …]     sweep: one run for each combination, and a table
+alignrun eval runs='[A,B]' [key=value …]  a tournament: who is preferred, what is the equilibrium, who is exploitable
+alignrun exploit RUN [key=value …]    train a best response to a run's policy: how exploitable is it at least
 alignrun resume RUN [--step N] [key=value …]  go on where a run stopped, bit for bit unless a value is changed
+alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
 alignrun plan [key=value …]           parameters and predicted memory; nothing is loaded
 alignrun export RUN [--merge]         a PEFT adapter, or a merged model, for transformers and vLLM
 alignrun ls [GROUP]                   what can be picked: algorithms, models, data, preferences, …
 alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
 """
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--step": {"type": int},
+    "--merge": {"action": "store_true"},
+    "--to": {},
+    "--once": {"action": "store_true"},
+    "--interval": {"type": float, "default": 2.0},
+}
+"""How argparse reads the options of all commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,12 +85,26 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
 
         console.print(dump(compose(rest)), end="", highlight=False, markup=False, soft_wrap=True)
         return 0
+    if verb == "eval":
+        from alignrun.tournament.command import play
+
+        return play(rest, console)
+    if verb == "exploit":
+        from alignrun.launch import exploit
+
+        overrides, others = _split(rest)
+        return exploit(_parse(verb, others, ("run",)).run, overrides, console)
     if verb == "resume":
         from alignrun.launch import resume
 
-        overrides = [argument for argument in rest if "=" in argument and not argument.startswith(("-", "/", "."))]
-        given = _parse(verb, [argument for argument in rest if argument not in overrides], ("run",), ("--step",))
+        overrides, others = _split(rest)
+        given = _parse(verb, others, ("run",), ("--step",))
         return resume(given.run, given.step, overrides, console)
+    if verb == "top":
+        from alignrun.top import top
+
+        given = _parse(verb, rest, ("run",), ("--once", "--interval"))
+        return top(given.run, given.once, given.interval, console)
     if verb == "export":
         from alignrun.launch import export
 
@@ -99,18 +126,20 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     return train(compose(arguments), arguments, console)
 
 
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides, and the other arguments, among which paths may hold an equals sign."""
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith(("-", "/", "."))]
+    return overrides, [argument for argument in arguments if argument not in overrides]
+
+
 def _parse(
     verb: str, arguments: Sequence[str], names: Sequence[str], options: Sequence[str] = ()
 ) -> argparse.Namespace:
     parser = _Parser(prog=f"alignrun {verb}", add_help=False)
     for name in names:
         parser.add_argument(name, nargs="?" if verb == "ls" else None)
-    if "--step" in options:
-        parser.add_argument("--step", type=int)
-    if "--merge" in options:
-        parser.add_argument("--merge", action="store_true")
-    if "--to" in options:
-        parser.add_argument("--to")
+    for option in options:
+        parser.add_argument(option, **OPTIONS[option])
     return parser.parse_args(arguments)
 
 

@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -20,11 +21,13 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from alignrun.algorithms.base import discover
-from alignrun.config import Config
+from alignrun.config import Config, TournamentConfig
 from alignrun.errors import InputError, one_line
 from alignrun.preferences import PREFERENCES
 
 VERSION_BASE = "1.3"
+
+Root = TypeVar("Root", Config, TournamentConfig)
 
 
 def config_folder() -> Path:
@@ -38,6 +41,7 @@ def register_schemas() -> None:
     """Put the typed dataclasses beneath the YAML files: `defaults: [schema/NAME@_here_]`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(name="tournament", node=TournamentConfig)
     for name, algorithm in discover().items():
         store.store(group="algo/schema", name=name, node=algorithm.config_class)
     for name, kind in PREFERENCES.items():
@@ -45,21 +49,34 @@ def register_schemas() -> None:
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """The configuration that the overrides select.
+    """The configuration of a run that the overrides select.
 
     Raises:
         InputError: an unknown key or choice, a wrong type, or values that a section refuses.
     """
+    return _composed("config", Config, overrides)
+
+
+def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
+    """The configuration of a tournament that the overrides select. Raises as `compose`."""
+    for group in ("data", "preference"):
+        given = [override for override in overrides if override.startswith(f"{group}.")]
+        if given and not any(override.startswith(f"{group}=") for override in overrides):
+            raise InputError(f"config: {given[0]} needs {group}=NAME beside it: without, the runs' own is taken")
+    return _composed("eval", TournamentConfig, overrides)
+
+
+def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
     register_schemas()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
-            return typed(hydra_compose("config", overrides=list(overrides)))
+            return typed(hydra_compose(name, overrides=list(overrides)), kind)
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(explain(error)) from error
+        raise InputError(explain(error, kind)) from error
 
 
-def typed(composed: DictConfig) -> Config:
+def typed(composed: DictConfig, kind: type[Root]) -> Root:
     """A composed configuration as frozen dataclasses.
 
     Raises:
@@ -72,20 +89,20 @@ def typed(composed: DictConfig) -> Config:
         OmegaConf.resolve(composed)
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise InputError(explain(error)) from error
+        raise InputError(explain(error, kind)) from error
     except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
-    assert isinstance(config, Config)
+    assert isinstance(config, kind)
     return config
 
 
-def plain(config: Config) -> dict[str, Any]:
+def plain(config: Config | TournamentConfig) -> dict[str, Any]:
     """The whole configuration as dictionaries of plain values."""
     container: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     return dict(container)
 
 
-def dump(config: Config) -> str:
+def dump(config: Config | TournamentConfig) -> str:
     """The whole configuration as YAML, every default written out."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
@@ -105,11 +122,30 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         base.preference = PREFERENCES[stored.preference.name].config_class
         merged = OmegaConf.merge(base, stored, OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(merged, DictConfig)
-        return typed(merged)
+        return typed(merged, Config)
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {explain(error)}") from error
     except (OSError, UnicodeDecodeError, YAMLError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
+
+
+def changed(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with values changed by `key=value`, and whole sections by `group=choice`.
+
+    Raises:
+        InputError: an unknown key or choice, a wrong type, or values that a section refuses.
+    """
+    chosen = [override.partition("=")[0] for override in overrides if override.partition("=")[0] in groups()]
+    for group in chosen:
+        section = compose([override for override in overrides if override.startswith((f"{group}=", f"{group}."))])
+        config = replace(config, **{group: getattr(section, group)})
+    rest = [override for override in overrides if override.partition("=")[0].partition(".")[0] not in chosen]
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist(list(rest)))
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+    assert isinstance(merged, DictConfig)
+    return typed(merged, Config)
 
 
 def choices(group: str) -> list[str]:
@@ -122,7 +158,7 @@ def groups() -> list[str]:
     return sorted(path.name for path in config_folder().iterdir() if path.is_dir())
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, kind: type = Config) -> str:
     """One line for an error of Hydra or OmegaConf: what is wrong, and the nearest name that would be right."""
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     if isinstance(error, OverrideParseException):
@@ -135,7 +171,7 @@ def explain(error: Exception) -> str:
         owners = _owners(key)
         if owners:
             return f"config: {key} is of no use here: it belongs to {', '.join(owners)}"
-        return f"config: unknown key {key}{_nearest(key, known_keys())}"
+        return f"config: unknown key {key}{_nearest(key, known_keys(kind))}"
     lines = str(cause).splitlines() or [type(cause).__name__]
     # Hydra names the file in a first line of its own, and the problem in the next.
     first = " ".join(lines[:2]) if lines[0].endswith("raised while composing config:") else lines[0]
@@ -143,20 +179,30 @@ def explain(error: Exception) -> str:
     where = f"{full_key}: " if full_key and str(full_key) not in first else ""
     if "Could not override" in first and "No match in the defaults list" in str(cause):
         name = first.split("'")[1]
-        return f"config: unknown group {name}{_nearest(name, groups())}"
+        return f"config: unknown group {name}{_nearest(name, _groups_of(kind))}"
     return f"config: {where}{one_line(Exception(first))}"
 
 
-def known_keys() -> list[str]:
-    """Every key that can be set, over all algorithms and preferences."""
-    keys = _flatten(OmegaConf.structured(Config), "")
-    for name in ("model", "adapter", "reference", "data", "generation", "optim", "tracker"):
-        keys += _flatten(OmegaConf.structured(Config.__dataclass_fields__[name].type), f"{name}.")
-    for algorithm in discover().values():
-        keys += _flatten(OmegaConf.structured(algorithm.config_class), "algo.")
-    for kind in PREFERENCES.values():
-        keys += _schema_keys(kind.config_class, "preference.")
-    return sorted({*keys, *groups()})
+def known_keys(kind: type = Config) -> list[str]:
+    """Every key that a run, or a tournament, can be told, over all algorithms and preferences."""
+    keys = _flatten(OmegaConf.structured(kind), "")
+    sections = {name: part.type for name, part in Config.__dataclass_fields__.items() if name in _fields(kind)}
+    for name, section in sections.items():
+        if is_dataclass(section):
+            keys += _flatten(OmegaConf.structured(section), f"{name}.")
+    classes = {
+        "algo": [algorithm.config_class for algorithm in discover().values()],
+        "preference": [entry.config_class for entry in PREFERENCES.values()],
+    }
+    keys += [
+        f"{name}.{field}" for name in classes if name in sections for own in classes[name] for field in _fields(own)
+    ]
+    return sorted({*keys, *_groups_of(kind)})
+
+
+def _groups_of(kind: type) -> list[str]:
+    """The groups that a run, or a tournament, is composed of."""
+    return groups() if kind is Config else [name for name in groups() if name in _fields(kind)]
 
 
 def _owners(key: str) -> list[str]:
@@ -171,10 +217,6 @@ def _owners(key: str) -> list[str]:
 
 def _fields(config_class: type) -> list[str]:
     return list(config_class.__dataclass_fields__)  # type: ignore[attr-defined]
-
-
-def _schema_keys(config_class: type, prefix: str) -> list[str]:
-    return [f"{prefix}{name}" for name in _fields(config_class)]
 
 
 def _flatten(node: Any, prefix: str) -> list[str]:

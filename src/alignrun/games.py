@@ -6,7 +6,9 @@ temperature. P[i, j] = P(i ≻ j): the row beats the column. Results have the dt
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linprog
 from torch import Tensor
 
@@ -174,25 +176,34 @@ def equilibrium(game: Game, kl_tau: float, *, max_steps: int = 100_000) -> Tenso
     raise RunError(f"game: no equilibrium after {max_steps} steps (residual {residual:.1e}): use a larger kl_tau")
 
 
-def nash_equilibrium(game: Game) -> Tensor:
-    """A Nash equilibrium without regularisation, argmin_π max_y P(y ≻ π), by linear programming. -> [n].
+def largest_equilibrium(preferences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A Nash equilibrium π of largest support, max_y (Pπ)[y] = ½, by linear programming. [n, n] -> [n].
 
-    There may be others; every one has max_y P(y ≻ π) = ½. Raises RunError if the solver fails.
+    Equilibria are the directions of the cone q ≥ 0, (P − ½)q ≤ 0. One that maximises Σ_y min(q[y], 1) has every
+    action that any equilibrium has, at q[y] ≥ 1. Raises RunError if the solver fails.
     """
-    n = len(game.actions)
-    bound = torch.cat([game.preferences.double().cpu(), -torch.ones(n, 1)], dim=1)  # (Pπ)[y] − v ≤ 0 for (π, v)
+    n = len(preferences)
+    edges = (preferences - preferences.T) / 2  # P − ½, exactly antisymmetric
+    identity = np.eye(n)
     result = linprog(
-        c=[0.0] * n + [1.0],
-        A_ub=bound.numpy(),
-        b_ub=[0.0] * n,
-        A_eq=[[1.0] * n + [0.0]],
-        b_eq=[1.0],
-        bounds=[(0, 1)] * (n + 1),
+        c=[0.0] * n + [-1.0] * n,  # (q, t), t = min(q, 1)
+        A_ub=np.block([[edges, np.zeros((n, n))], [-identity, identity]]),
+        b_ub=[0.0] * (2 * n),
+        bounds=[(0, None)] * n + [(0, 1)] * n,
     )
     if not result.success:
         raise RunError(f"game: the linear program has no solution: {result.message}")
-    policy = torch.as_tensor(result.x[:n]).clamp(min=0)
-    return (policy / policy.sum()).to(game.reference)
+    direction = np.where(result.x[n:] > 0.5, result.x[:n], 0)
+    policy: NDArray[np.float64] = direction / direction.sum()
+    return policy
+
+
+def nash_equilibrium(game: Game) -> Tensor:
+    """A Nash equilibrium without regularisation, argmin_π max_y P(y ≻ π), as `largest_equilibrium` finds it. -> [n].
+
+    There may be others; every one has max_y P(y ≻ π) = ½. Raises RunError if the solver fails.
+    """
+    return torch.as_tensor(largest_equilibrium(game.preferences.double().cpu().numpy())).to(game.reference)
 
 
 def mixture_equilibrium(game: Game, kl_tau: float, mix_beta: float) -> Tensor:

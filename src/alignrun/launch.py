@@ -5,7 +5,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from alignrun import compose
+from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.build import Assembly, assemble, check, load_trained
 from alignrun.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, load_checkpoint
-from alignrun.config import AdapterKind, Config
+from alignrun.config import AdapterConfig, AdapterKind, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
@@ -51,6 +52,32 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
         raise
     write_text_atomic(run.config_file, compose.dump(config))
     return _fit(config, assembly, run, console)
+
+
+def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
+    """Train a best response to the policy of a finished run, on that run's model, data and preference; the exit code.
+
+    What it gains on held-out prompts is a lower bound on how exploitable the run's policy is.
+
+    Raises:
+        AlignrunError: bad input, or a run that could not go on.
+    """
+    run = RunDirectory.open(path)
+    config = compose.load(run.config_file)
+    if not run.adapter.is_dir():
+        raise InputError(f"{run.path} has not finished: go on with `alignrun resume {run.path}` first")
+    kept = {
+        field.name: getattr(config.algo, field.name)
+        for field in fields(BestResponseConfig)
+        if field.name not in ("name", "opponent") and hasattr(config.algo, field.name)
+    }
+    config = replace(
+        config,
+        algo=BestResponseConfig(opponent=str(run.path), **kept),
+        adapter=AdapterConfig(name=config.adapter.name),
+        run=RunConfig(),
+    )
+    return train(compose.changed(config, overrides), overrides, console)
 
 
 def resume(path: str, step: int | None, overrides: Sequence[str], console: Console) -> int:
@@ -213,6 +240,7 @@ def _fit(
     write_text_atomic(run.summary_file, json.dumps({"step": outcome.step, **outcome.evaluation.metrics}, indent=2))
     location = tracking.location
     tracking.finish(outcome.evaluation.metrics, 0)
+    reported = write_report(run, console)
     summary_panel(
         f"{config.algo.name} on {config.model.name}: {outcome.step} steps",
         [
@@ -222,6 +250,7 @@ def _fit(
             *([("completions", "samples.jsonl")] if outcome.evaluation.samples else []),
             *[("figure", name) for name in outcome.evaluation.files],
             ("adapter", "adapter/"),
+            *([("report", run.report_file.name)] if reported else []),
             *([("wandb", location)] if location else []),
         ],
         console,
@@ -229,7 +258,20 @@ def _fit(
     return 0
 
 
+def write_report(run: RunDirectory, console: Console) -> bool:
+    """Write report.html; a page that cannot be drawn is told in a line, and no reason for a run to fail."""
+    from alignrun.reports.run import run_page  # draws, and what draws is slow to import
+
+    try:
+        write_text_atomic(run.report_file, run_page(run))
+    except Exception as error:
+        console.print(f"{run.report_file} could not be written: {one_line(error)}", markup=False, soft_wrap=True)
+        return False
+    return True
+
+
 def _interrupted(outcome: Outcome, run: RunDirectory, console: Console) -> int:
     name = signal.Signals(outcome.stopped_by).name if outcome.stopped_by else ""
+    write_report(run, console)
     console.print(f"stopped by {name} after step {outcome.step}: go on with `alignrun resume {run.path}`")
     return 128 + int(outcome.stopped_by or 0)

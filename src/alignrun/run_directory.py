@@ -54,6 +54,7 @@ class RunDirectory:
         self.samples_file = self.path / "samples.jsonl"
         self.summary_file = self.path / "summary.json"
         self.environment_file = self.path / "environment.json"
+        self.report_file = self.path / "report.html"
         self.wandb_run_file = self.path / "wandb_run.json"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"

@@ -1,11 +1,14 @@
 """`alignrun -m`: Hydra's multirun, each run in a process and a directory of its own, and a table at the end."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +20,18 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from alignrun import compose
 from alignrun.build import check
-from alignrun.errors import InputError
+from alignrun.errors import InputError, one_line
+from alignrun.evaluation.ranking import rank
+from alignrun.evaluation.results import Estimate, Point, RunResult, SweepResult
+from alignrun.reports.record import read
 from alignrun.run_directory import RunDirectory, write_text_atomic
 
-COLUMNS = (
-    "win_rate",
-    "win_rate_low",
-    "win_rate_high",
-    "kl",
-    "exploitability",
-    "duality_gap",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "log_loss",
-    "loss",
-)
+COLUMNS = ("win_rate", "kl", "exploitability", "duality_gap", "accuracy", "log_loss", "loss")
+"""The final metrics in the table, where there are any."""
 
 
 def sweep(arguments: Sequence[str], console: Console) -> int:
@@ -53,8 +49,10 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         raise InputError("config: hydra.sweep.dir must be a plain path, without interpolations")
     if any(override.get_key_element() == "run.dir" for override in parsed):
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
-    for combination in combinations(parsed):
-        check(compose.compose(combination))
+    configs = [compose.compose(combination) for combination in combinations(parsed)]
+    for config in configs:
+        check(config)
+    command, confidence = shlex.join(["alignrun", *arguments]), configs[0].evaluation.confidence
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,11 +67,11 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     try:
         entry()
     except KeyboardInterrupt:
-        summarise(directory, console)
+        summarise(directory, command, confidence, console)
         return 130
     finally:
         sys.argv = previous
-    return summarise(directory, console)
+    return summarise(directory, command, confidence, console)
 
 
 def run_job(_config: DictConfig) -> float:
@@ -90,7 +88,8 @@ def run_job(_config: DictConfig) -> float:
     overrides = [*settings.overrides.task, f"run.dir='{quoted}'"]
     exit_code = run_to_its_end([sys.executable, "-m", "alignrun", *overrides])
     directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
-    write_text_atomic(directory / "job.json", json.dumps({"exit_code": exit_code}))
+    job = {"exit_code": exit_code, "overrides": list(settings.overrides.task)}
+    write_text_atomic(directory / "job.json", json.dumps(job))
     if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise KeyboardInterrupt
     outcome = _read_summary(directory)
@@ -146,27 +145,91 @@ def combinations(overrides: Sequence[Override]) -> list[list[str]]:
     return rows
 
 
-def summarise(directory: Path, console: Console) -> int:
-    """Print one line for each run below `directory` and write sweep.json beside them."""
+def summarise(directory: Path, command: str, confidence: float, console: Console) -> int:
+    """Print the settings of a sweep from best to worst, and keep them; 0 if all of its runs finished, 1 otherwise.
+
+    sweep.json has a row for each run, ranking.json is what is printed, and report.html draws it.
+    """
     rows: list[dict[str, Any]] = []
+    runs: list[RunResult] = []
     for job in sorted(directory.rglob("job.json"), key=lambda path: (len(str(path)), str(path))):
-        overrides_file = job.parent / "overrides.yaml"
-        stored: Any = OmegaConf.load(overrides_file) if overrides_file.is_file() else []
-        swept = [override for override in map(str, stored) if not override.startswith("run.dir=")]
-        ended = json.loads(job.read_text())
-        measured = {} if ended["exit_code"] else _read_summary(job.parent)
-        rows.append({"run": str(job.parent.relative_to(directory)), "overrides": " ".join(swept), **ended, **measured})
-    columns = [name for name in COLUMNS if any(name in row for row in rows)]
-    table = Table(title=f"{len(rows)} runs in {directory}", title_justify="left")
-    for name in ("run", "overrides", *columns):
-        table.add_column(name)
-    for row in rows:
-        failed = f"failed (exit code {row['exit_code']})" if row["exit_code"] else ""
-        values = [f"{row[name]:.4f}" if name in row else failed for name in columns] or [failed]
-        table.add_row(row["run"], row["overrides"], *values)
-    console.print(table, highlight=False)
+        run = read_run(job.parent, str(job.parent.relative_to(directory)))
+        measured = {} if run.exit_code else _read_summary(job.parent)
+        overrides = " ".join(_read_overrides(job.parent))
+        rows.append({"run": run.name, "overrides": overrides, "exit_code": run.exit_code, **measured})
+        runs.append(run)
     write_text_atomic(directory / "sweep.json", json.dumps(rows, indent=2))
-    return int(any(row["exit_code"] for row in rows) or not rows)
+    result = rank(str(directory), runs, command, confidence)
+    write_text_atomic(directory / "ranking.json", json.dumps(asdict(result), indent=2))
+    print_ranking(result, console)
+    try:
+        from alignrun.reports.sweep import sweep_page
+
+        write_text_atomic(directory / "report.html", sweep_page(result))
+    except Exception as error:  # whatever it is, what the sweep has measured is worth more than its page
+        console.print(Text(f"report.html could not be drawn: {one_line(error)}"))
+    return int(any(run.exit_code for run in runs) or not runs)
+
+
+def read_run(directory: Path, name: str) -> RunResult:
+    """What a run of a sweep has left; a failed one has no final metrics, but its evaluations as far as it came."""
+    record, overrides = read(RunDirectory(directory)), _read_overrides(directory)
+    exit_code = int(json.loads((directory / "job.json").read_text())["exit_code"])
+    summary = {} if exit_code else record.summary or {}
+    seeds = [override.partition("=")[2] for override in overrides if _is_seed(override)]
+    points = [
+        Point(row.step, *(row.values.get(f"eval/{key}", nan) for key in ("kl", "win_rate"))) for row in record.rows
+    ]
+    return RunResult(
+        name=name,
+        setting=" ".join(override for override in overrides if not _is_seed(override)),
+        seed=int(seeds[-1]) if seeds and seeds[-1].removeprefix("-").isdecimal() else None,
+        exit_code=exit_code,
+        summary={key: value for key, value in summary.items() if isfinite(value)},
+        trajectory=tuple(point for point in points if isfinite(point.kl) and isfinite(point.win_rate)),
+    )
+
+
+def print_ranking(result: SweepResult, console: Console) -> None:
+    """A row for each setting, the best first, with what distinguishes it from the others."""
+    console.print(Text(f"{len(result.runs)} runs in {result.directory}, ranked by {result.ranked_by}", "bold"))
+    words = [setting.setting.split(" ") for setting in result.settings]
+    shared = [word for word in words[0] if all(word in others for others in words)] if len(words) > 1 else []
+    if shared:
+        console.print(Text(f"all with {' '.join(shared)}"))
+    names = [name for name in COLUMNS if any(name in setting.metrics for setting in result.settings)]
+    matched = [f"win rate at KL {result.matched_kl:.3g}"] if any(s.matched for s in result.settings) else []
+    table = Table("setting", "runs", *matched, *names)
+    exit_codes = {run.name: run.exit_code for run in result.runs}
+    for setting, own in zip(result.settings, words, strict=True):
+        runs = ", ".join(setting.runs)
+        if setting.failed:
+            codes = sorted({exit_codes[name] for name in setting.runs} - {0})
+            runs += f"\n{setting.failed} failed (exit code {', '.join(map(str, codes))})"
+        values = [setting.matched] * len(matched) + [setting.metrics.get(name) for name in names]
+        cells = [" ".join(word for word in own if word not in shared), runs, *map(_shown, values)]
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def _shown(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    interval = f" [{estimate.low:.3g}, {estimate.high:.3g}]" if estimate.low < estimate.high else ""
+    return f"{estimate.value:.4g}{interval}"
+
+
+def _read_overrides(directory: Path) -> list[str]:
+    """Those of the run, or those it was to have where it could not start."""
+    file = RunDirectory(directory).overrides_file
+    stored: Any = (
+        OmegaConf.load(file) if file.is_file() else json.loads((directory / "job.json").read_text())["overrides"]
+    )
+    return [override for override in map(str, stored) if not override.startswith("run.dir=")]
+
+
+def _is_seed(override: str) -> bool:
+    return override.lstrip("+").startswith("seed=")
 
 
 def _read_summary(directory: Path) -> dict[str, Any]:

@@ -89,6 +89,10 @@ class Tracking:
             self.jsonl.log_samples(step, shown)
             self._try(lambda wandb: wandb.log_samples(step, shown))
 
+    def log_panels(self, draw: Callable[[Any], None]) -> None:
+        """Let `draw` put charts and tables on the open wandb run, where there is one."""
+        self._try(lambda wandb: draw(wandb.run))
+
     def finish(self, summary: Mapping[str, float | str], exit_code: int = 0) -> None:
         """End the wandb run with final values for its overview; `exit_code` other than 0 marks it as failed."""
         self._try(lambda wandb: wandb.finish(summary, exit_code))

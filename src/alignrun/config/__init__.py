@@ -21,6 +21,7 @@ from alignrun.config.model import (
     ReferenceKind,
 )
 from alignrun.config.schema import require, schema
+from alignrun.config.tournament import Pairing, TournamentConfig
 from alignrun.config.training import (
     EvaluationConfig,
     GenerationConfig,
@@ -46,12 +47,14 @@ __all__ = [
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
+    "Pairing",
     "Precision",
     "ReferenceConfig",
     "ReferenceKind",
     "RunConfig",
     "Schedule",
     "TooLong",
+    "TournamentConfig",
     "TrackerConfig",
     "TrainConfig",
     "WandbMode",

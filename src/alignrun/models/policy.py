@@ -178,7 +178,11 @@ class Policy:
             raise ValueError("this policy was loaded without an opponent")
         if self.backbone.peft is None:
             return None
-        named = {Role.policy: adapters.POLICY, Role.opponent: adapters.OPPONENT, Role.reference: self._reference_adapter}
+        named = {
+            Role.policy: adapters.POLICY,
+            Role.opponent: adapters.OPPONENT,
+            Role.reference: self._reference_adapter,
+        }
         return named[role]
 
     def _module(self, role: Role) -> PreTrainedModel:

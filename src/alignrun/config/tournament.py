@@ -1,0 +1,83 @@
+"""What `alignrun eval` can be told. What is null is taken from the runs, which must then agree on it."""
+
+from dataclasses import field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from alignrun.config.data import DataConfig
+from alignrun.config.model import Precision
+from alignrun.config.schema import require, schema
+from alignrun.config.training import RunConfig, TrackerConfig
+
+
+class Pairing(str, Enum):
+    """Which completions of two policies are compared."""
+
+    all = "all"
+    """Each with each: K² comparisons of two policies on a prompt, the least variance, and exploitability."""
+    matched = "matched"
+    """The k-th with the k-th: K comparisons, for judges that cost something for each."""
+
+
+@schema
+class TournamentConfig:
+    """Every policy against every other on held-out prompts."""
+
+    runs: list[str] = field(default_factory=list)
+    """Run directories, their checkpoints (RUN/checkpoints/step-N), names of `alignrun ls model`, model folders or hub
+    ids. The reference takes part by itself."""
+    names: list[str] = field(default_factory=list)
+    """What to call them, in the same order; by default their folders' names."""
+    reference_policy: str | None = None
+    """The policy that KL, win rates and ratings relate to, in the same forms; by default the runs' own reference."""
+    data: DataConfig | None = None
+    preference: Any = None
+    """Who judges. Where the runs were trained with another preference, that one is asked too: the hacking gap."""
+    tracker: TrackerConfig = MISSING
+    prompts: int | None = None
+    """At most so many held-out prompts."""
+    samples_per_prompt: int = 4
+    """Completions of every policy for each prompt."""
+    pairing: Pairing = Pairing.all
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Sample among the most likely tokens that hold this probability together."""
+    kl_tau: float | None = None
+    """τ of the regularised game."""
+    hacking_gap: bool = True
+    """Ask the training preference too, where it is not the judge."""
+    exact: bool = True
+    """On games, use the policies' probabilities rather than samples."""
+    batch_size: int = 32
+    """Prompts decoded at once."""
+    confidence: float = 0.95
+    cache: bool = True
+    """Keep completions, by content of weights, prompts and settings, in the user's cache."""
+    device: str | None = None
+    """Instead of the runs' model.device."""
+    dtype: Precision | None = None
+    """Instead of the runs' model.dtype."""
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(len(self.runs) > 0, "runs", "is empty: name policies, as in runs='[runs/a,runs/b]'")
+        require(not self.names or len(self.names) == len(self.runs), "names", "must be as many as runs, or none")
+        require(len(set(self.names)) == len(self.names), "names", "must differ from each other")
+        require(self.prompts is None or self.prompts >= 1, "prompts", f"must be at least 1, not {self.prompts}")
+        require(
+            self.samples_per_prompt >= 1, "samples_per_prompt", f"must be at least 1, not {self.samples_per_prompt}"
+        )
+        require(self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
+        require(self.temperature is None or self.temperature > 0, "temperature", "must be positive")
+        require(self.top_k >= 0, "top_k", f"must not be negative, not {self.top_k}")
+        require(0 < self.top_p <= 1, "top_p", f"must lie in (0, 1], not {self.top_p}")
+        require(self.kl_tau is None or self.kl_tau > 0, "kl_tau", "must be positive")
+        require(self.batch_size >= 1, "batch_size", f"must be at least 1, not {self.batch_size}")
+        require(0 < self.confidence < 1, "confidence", f"must lie in (0, 1), not {self.confidence}")
+        require(0 <= self.seed < 1 << 63, "seed", f"must lie in [0, 2**63), not {self.seed}")

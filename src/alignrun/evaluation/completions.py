@@ -1,0 +1,158 @@
+"""What each policy of a tournament says: sampled once, scored under its own weights, kept by content."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alignrun.algorithms.rollout import decode_texts, sample_streams
+from alignrun.data import PromptSet
+from alignrun.generation.decode import Sampling
+from alignrun.models.device import batch_to
+from alignrun.models.policy import Policy, Role
+from alignrun.run_directory import write_text_atomic
+from alignrun.types import Completions, PromptBatch
+
+FORMAT = 1
+"""Raised whenever the same inputs would give other completions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """K completions of one policy for each of X prompts."""
+
+    texts: list[list[str]]
+    tokens: list[list[list[int]]]
+    """Their token ids, the end of the turn included."""
+    log_probs: list[list[float]]
+    """[X, K] log π(y | x) at the sampling temperature, truncation left out."""
+    ends: list[list[bool]]
+    """[X, K] whether the completion ended by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How completions are drawn."""
+
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    batch_size: int
+    seed: int
+
+
+def content_key(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing) -> str | None:
+    """A digest of all that the completions depend on; None where the weights have no fingerprint."""
+    fingerprint = policy.fingerprint(role)
+    if not fingerprint:
+        return None
+    where = [str(policy.model.dtype), policy.device.type, policy.stop_ids]
+    parts = [FORMAT, fingerprint, where, list(prompts.token_ids), asdict(drawing)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def draw(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing, stream: str) -> Drawn:
+    """Sample K completions of every prompt, the prompt read once for all of them.
+
+    `stream` picks the random numbers: two policies must not share them, since P(y ≻ y') is averaged over independent
+    y and y'.
+    """
+    seed = int(hashlib.sha256(f"{drawing.seed} {stream}".encode()).hexdigest()[:15], 16)
+    generator = torch.Generator(device=policy.device).manual_seed(seed)
+    sampling = Sampling(
+        max_new_tokens=drawing.max_new_tokens,
+        stop_ids=policy.stop_ids,
+        pad_id=policy.tokenizer.pad_token_id,
+        temperature=drawing.temperature,
+        top_k=drawing.top_k,
+        top_p=drawing.top_p,
+    )
+    mix_beta = 0.0 if role is Role.policy else 1.0
+    drawn = Drawn([], [], [], [])
+    for batch in prompts.all_batches(drawing.batch_size):
+        moved = batch_to(batch, policy.device)
+        streams = sample_streams(policy, moved, [mix_beta] * drawing.samples, sampling, generator)
+        texts = [decode_texts(policy, stream) for stream in streams]
+        ends = [policy.ends(stream).tolist() for stream in streams]
+        ids = [[row[mask].tolist() for row, mask in zip(one.tokens, one.mask, strict=True)] for one in streams]
+        for field, columns in ((drawn.texts, texts), (drawn.tokens, ids), (drawn.ends, ends)):
+            field.extend(map(list, zip(*columns, strict=True)))
+    drawn.log_probs.extend(score(policy, role, prompts, drawn.tokens, drawing).tolist())
+    return drawn
+
+
+@torch.no_grad()
+def score(
+    policy: Policy, role: Role, prompts: PromptSet, tokens: Sequence[Sequence[Sequence[int]]], drawing: Drawing
+) -> NDArray[np.float64]:
+    """[X, K] log π(y | x) of completions given as token ids of the policy's own vocabulary."""
+    pad_id = policy.tokenizer.pad_token_id
+    rows = []
+    for batch, group in _grouped(prompts, tokens, drawing.batch_size):
+        flat = [torch.tensor(ids) for completions in group for ids in completions]
+        lengths = torch.tensor([len(ids) for ids in flat])
+        padded = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad_id)
+        mask = torch.arange(padded.shape[1]) < lengths[:, None]
+        moved = batch_to((Completions(padded, mask)), policy.device)
+        log_probs = policy.log_probs(role, batch_to(batch, policy.device), moved, drawing.temperature)
+        rows.append(log_probs.double().sum(1).reshape(len(group), -1).cpu())
+    scores: NDArray[np.float64] = torch.cat(rows).numpy()
+    return scores
+
+
+def _grouped(
+    prompts: PromptSet, tokens: Sequence[Sequence[Sequence[int]]], size: int
+) -> Iterator[tuple[PromptBatch, Sequence[Sequence[Sequence[int]]]]]:
+    start = 0
+    for batch in prompts.all_batches(size):
+        yield batch, tokens[start : start + len(batch)]
+        start += len(batch)
+
+
+class CompletionCache:
+    """A folder of JSON files named by content; without a folder nothing is kept. A damaged file is made again."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self.found = 0
+        """How often it had what was asked for."""
+
+    def drawn(self, key: str | None, make: Callable[[], Drawn]) -> Drawn:
+        """The completions under a key, made where there are none."""
+        path = self._path(key)
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                stored = Drawn(**json.loads(path.read_text(encoding="utf-8")))
+                self.found += 1
+                return stored
+        made = make()
+        if path is not None:
+            self._write(path, json.dumps(asdict(made), ensure_ascii=False))
+        return made
+
+    def scores(self, key: str | None, make: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """The scores under a key, made where there are none."""
+        path = self._path(key)
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                return np.asarray(json.loads(path.read_text(encoding="utf-8")), dtype=np.float64)
+        made = make()
+        if path is not None:
+            self._write(path, json.dumps(made.tolist()))
+        return made
+
+    def _path(self, key: str | None) -> Path | None:
+        return None if self._folder is None or key is None else self._folder / f"{key}.json"
+
+    def _write(self, path: Path, text: str) -> None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(path, text)

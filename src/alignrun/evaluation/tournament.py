@@ -1,0 +1,213 @@
+"""Policies against each other: from completions and comparisons, or from a game's probabilities, to the results.
+
+Shape legend: X prompts, n players, K completions of each for a prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alignrun import games
+from alignrun.evaluation import standings
+from alignrun.evaluation.best_of_n import best_response_bound, regularised_bound
+from alignrun.evaluation.bootstrap import bootstrap_estimates
+from alignrun.evaluation.completions import Drawn
+from alignrun.evaluation.diversity import distinct
+from alignrun.evaluation.results import Bound, Comparison, Estimate, PlayerResult
+
+Array = NDArray[np.float64]
+MANY = 1_000_000
+"""Games a pair has played where its win rate is exact: the drawn one that ratings add plays no part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A policy that takes part."""
+
+    name: str
+    source: str
+    step: int | None
+    training_preference: str | None = None
+    training_rates: Array | None = None
+    """[X] P(policy ≻ reference | x) as the preference that it was trained with has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What it said."""
+
+    drawn: Drawn
+    log_ratio: Array | None
+    """[X, K] log π(y|x)/μ(y|x) of its completions; None where μ has another vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the results are computed."""
+
+    reference: int
+    """The place of μ among the players."""
+    kl_tau: float | None
+    confidence: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where everyone stands."""
+
+    players: tuple[PlayerResult, ...]
+    matrix: tuple[tuple[Estimate, ...], ...]
+    value: float
+    misfit: float
+    cycles: tuple[tuple[str, str, str], ...]
+
+
+def sampled_standing(
+    entries: Sequence[Entry], sampled: Sequence[Sampled], table: Array, settings: Settings
+) -> Standing:
+    """Win matrix, equilibrium, ratings and exploitability from comparisons [X, n, K, n, K], intervals over prompts.
+
+    Raises:
+        InputError: two of the players were not compared for some prompt.
+    """
+    confidence, seed, reference = settings.confidence, settings.seed, settings.reference
+    rates = standings.prompt_win_rates(table)
+    means = rates.mean(0)
+    matrix = standings.win_matrix(rates, confidence, seed)
+    if len(rates) == 1:
+        matrix = _unsettled(matrix)
+    averages = standings.averages(rates, confidence, seed)
+    shares = standings.shares(rates, confidence, seed)
+    ratings = standings.ratings(rates, reference, confidence, seed)
+    value = standings.equilibrium(means)[1]
+    # Exploitability needs each completion judged against several of the policy in question.
+    complete = table.shape[2] > 1 and not np.isnan(table).any()
+    players = []
+    for place, (entry, one) in enumerate(zip(entries, sampled, strict=True)):
+        regularised = None
+        if complete and settings.kl_tau is not None and one.log_ratio is not None:
+            regularised = regularised_bound(table, place, reference, one.log_ratio, settings.kl_tau, confidence, seed)
+        gap = training = None
+        if entry.training_rates is not None and place != reference:
+            training = _mean(entry.training_rates, settings)
+            gap = _mean(entry.training_rates - rates[:, place, reference], settings)
+        players.append(
+            PlayerResult(
+                name=entry.name,
+                source=entry.source,
+                step=entry.step,
+                win_rate=None if place == reference else matrix[place][reference],
+                training_preference=entry.training_preference,
+                training_win_rate=training,
+                hacking_gap=gap,
+                average=averages[place],
+                share=shares[place],
+                rating=ratings[place],
+                exploitability=best_response_bound(table, place, proposers=None, confidence=confidence, seed=seed)
+                if complete
+                else None,
+                regularised=regularised,
+                **_texts(one, settings),
+            )
+        )
+    misfit = standings.misfit(means, np.array([rating.value for rating in ratings]))
+    names = [entry.name for entry in entries]
+    return Standing(tuple(players), matrix, value, misfit, standings.cycles(matrix, names))
+
+
+def _unsettled(matrix: tuple[tuple[Estimate, ...], ...]) -> tuple[tuple[Estimate, ...], ...]:
+    """A single prompt says nothing of others: no win rate is settled by it."""
+    return tuple(
+        tuple(cell if row == column else Estimate(cell.value, 0.0, 1.0) for column, cell in enumerate(cells))
+        for row, cells in enumerate(matrix)
+    )
+
+
+def _mean(values: Array, settings: Settings) -> Estimate:
+    (estimate,) = bootstrap_estimates(values[:, None], settings.confidence, settings.seed)
+    return estimate
+
+
+def _texts(one: Sampled, settings: Settings) -> dict[str, Any]:
+    """What can be read off the completions alone."""
+    drawn = one.drawn
+    lengths = np.array([[len(ids) for ids in row] for row in drawn.tokens], dtype=np.float64)
+    words = np.array([[len(text.split()) for text in row] for row in drawn.texts], dtype=np.float64)
+    everything = [text for row in drawn.texts for text in row]
+    return {
+        "kl": None if one.log_ratio is None else _mean(one.log_ratio.mean(1), settings),
+        "length": _mean(lengths.mean(1), settings),
+        "words": _mean(words.mean(1), settings),
+        "eos_rate": _mean(np.array(drawn.ends, dtype=np.float64).mean(1), settings),
+        "distinct": tuple(distinct(everything, n) for n in (1, 2, 3)),
+    }
+
+
+def exact_standing(
+    entries: Sequence[Entry], policies: Sequence[torch.Tensor], game: games.Game, settings: Settings
+) -> Standing:
+    """The same from the policies' probabilities of a game's actions, without samples or intervals.
+
+    KL is to the policy of the reference player; the regularised game has the game's own μ.
+    """
+    n, reference = len(policies), settings.reference
+    rates = np.array([[float(games.win_rate(game, a, b)) for b in policies] for a in policies])
+    np.fill_diagonal(rates, 0.5)
+    shares, value = standings.equilibrium(rates)
+    ratings = standings.elo(rates, reference, MANY)
+    matrix = tuple(tuple(map(_exact, row)) for row in rates.tolist())
+    players = []
+    for place, (entry, policy) in enumerate(zip(entries, policies, strict=True)):
+        tau = settings.kl_tau
+        half_gap = None if tau is None else Bound(_exact(float(games.duality_gap(game, policy, tau)) / 2), 0)
+        players.append(
+            PlayerResult(
+                name=entry.name,
+                source=entry.source,
+                step=entry.step,
+                win_rate=None if place == reference else matrix[place][reference],
+                training_preference=entry.training_preference,
+                training_win_rate=None,
+                hacking_gap=None,
+                average=_exact((rates[place].sum() - 0.5) / (n - 1)),
+                share=_exact(shares[place]),
+                rating=_exact(ratings[place]),
+                exploitability=Bound(_exact(float(games.exploitability(game, policy))), 0),
+                regularised=half_gap,
+                kl=_exact(float(games.kl(policy, policies[reference]))),
+                length=None,
+                words=None,
+                eos_rate=None,
+                distinct=(),
+            )
+        )
+    names = [entry.name for entry in entries]
+    return Standing(tuple(players), matrix, value, standings.misfit(rates, ratings), standings.cycles(matrix, names))
+
+
+def _exact(value: float) -> Estimate:
+    return Estimate(float(value), float(value), float(value))
+
+
+def examples(
+    names: Sequence[str], prompts: Sequence[str], drawn: Sequence[Drawn], table: Array, best: int, count: int
+) -> tuple[Comparison, ...]:
+    """Some prompts, spread over all, with a completion of the best player and of one of the others in turn."""
+    others = [place for place in range(len(names)) if place != best]
+    chosen = np.unique(np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int))
+    return tuple(
+        Comparison(
+            prompt=prompts[x],
+            first_player=names[best],
+            second_player=names[other],
+            first=drawn[best].texts[x][0],
+            second=drawn[other].texts[x][0],
+            preference=float(table[x, best, 0, other, 0]),
+        )
+        for x, other in zip(chosen.tolist(), (others * len(chosen))[: len(chosen)], strict=True)
+    )

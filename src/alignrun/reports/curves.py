@@ -1,0 +1,105 @@
+"""Which curves a run has: from the rows of metrics.jsonl to panels, without drawing anything."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alignrun.evaluation.results import Estimate
+from alignrun.reports.quantities import POLICY, Quantity, in_order, quantity, with_intervals
+from alignrun.reports.record import Row
+
+POINTS = 400
+"""A line of more steps than this is drawn as means of neighbours: no screen shows more."""
+EVAL, ACTIONS = "eval/", "actions"
+HIDDEN = {"epoch", "seconds", "decided_pairs", "decided_prompts", "reference_length", "kl_k3"}
+"""Metrics whose curve tells nothing that another does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Values by step, in order; NaN where there was none."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    mean_of: int = 1
+    """How many neighbours each point is the mean of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One small plot: training as a line, evaluations as points with whiskers."""
+
+    name: str
+    quantity: Quantity
+    training: Line | None
+    evaluations: tuple[tuple[int, Estimate], ...]
+    actions: tuple[Line, ...] = ()
+    """Probabilities of a game's actions, in the panel of the policy."""
+
+    def in_words(self) -> str:
+        """The plot for those who do not see it."""
+        values = [*self.training.points] if self.training else []
+        values += [(step, estimate.value) for step, estimate in self.evaluations]
+        values += [point for line in self.actions for point in line.points]
+        known = sorted(point for point in values if math.isfinite(point[1]))
+        (start, first), (end, last) = known[0], known[-1]
+        form = self.quantity.form
+        return f"{self.quantity.title} by step: {form(first)} at step {start:g}, {form(last)} at step {end:g}"
+
+
+def evaluations(rows: Sequence[Row]) -> list[tuple[int, dict[str, Estimate]]]:
+    """What each evaluation measured, by step."""
+    found = []
+    for row in rows:
+        values = {name.removeprefix(EVAL): value for name, value in row.values.items() if name.startswith(EVAL)}
+        if values:
+            found.append((row.step, with_intervals(values)))
+    return found
+
+
+def panels(rows: Sequence[Row]) -> list[Panel]:
+    """A panel for every metric that has two values or more, the important ones first."""
+    evaluated = evaluations(rows)
+    names = [name for _, values in evaluated for name in values if not name.startswith(POLICY)]
+    names += [name for row in rows for name in row.values if not name.startswith(EVAL)]
+    wanted = dict.fromkeys(name for name in names if name not in HIDDEN)
+    found = [_panel(name, rows, evaluated) for name in in_order(wanted)]
+    return [panel for panel in [_actions(evaluated), *found] if panel is not None]
+
+
+def _panel(name: str, rows: Sequence[Row], evaluated: list[tuple[int, dict[str, Estimate]]]) -> Panel | None:
+    training = [(float(row.step), row.values[name]) for row in rows if name in row.values]
+    points = [(step, values[name]) for step, values in evaluated if name in values]
+    points = [(step, estimate) for step, estimate in points if math.isfinite(estimate.value)]
+    if len(points) + sum(math.isfinite(value) for _, value in training) < 2:
+        return None
+    return Panel(name, quantity(name), thin(Line("training", tuple(training))) if training else None, tuple(points))
+
+
+def _actions(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Panel | None:
+    """The mixed policy of a matrix game over its evaluations."""
+    names = dict.fromkeys(name for _, values in evaluated for name in values if name.startswith(POLICY))
+    lines = [
+        Line(
+            name.removeprefix(POLICY),
+            tuple((float(step), values[name].value) for step, values in evaluated if name in values),
+        )
+        for name in names
+    ]
+    if sum(math.isfinite(value) for line in lines[:1] for _, value in line.points) < 2:
+        return None
+    label = Quantity("probability of each action", quantity("win_rate").form)
+    return Panel(ACTIONS, label, None, (), tuple(lines))
+
+
+def thin(line: Line, limit: int = POINTS) -> Line:
+    """Means of equally many neighbours where there are more points than `limit`."""
+    size = math.ceil(len(line.points) / limit)
+    if size <= 1:
+        return line
+    means = []
+    for start in range(0, len(line.points), size):
+        steps, values = zip(*line.points[start : start + size], strict=True)
+        finite = [value for value in values if math.isfinite(value)]
+        means.append((sum(steps) / len(steps), sum(finite) / len(finite) if finite else math.nan))
+    return Line(line.name, tuple(means), size)

@@ -1,0 +1,230 @@
+"""The figures of the pages. Series differ in marker, dashes and name, never in colour alone."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from alignrun.evaluation.results import Estimate
+from alignrun.reports.curves import Line, Panel
+from alignrun.reports.placement import Box, place_labels, spread
+from alignrun.reports.svg import INK, MUTED, PAPER, SERIES, inline
+from alignrun.reports.text import clip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SMALL, LARGE = (3.9, 2.4), (4.4, 3.9)
+"""Inches: at the width of a phone the text of both has the size of the page's small print."""
+MARKERS = "osD^vPX<>*hd"
+DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
+FEW = 30
+"""A line of so few points shows each."""
+NAMED = 6
+"""More policies than this go by their numbers alone, since their names would lie on each other."""
+WIN_RATE, KL = "win rate against the reference", "KL(policy ‖ reference), nats"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A policy in the plane of KL and win rate."""
+
+    label: str
+    kl: Estimate
+    win_rate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """The way of one run through that plane; trails of one group look alike."""
+
+    group: int
+    marks: tuple[Mark, ...]
+
+
+def curve(panel: Panel, key: str) -> Markup:
+    """A metric over the steps."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        if panel.training:
+            dots = "." if len(panel.training.points) <= FEW else None
+            axes.plot(*_columns(panel.training.points), color=MUTED, alpha=0.65, linewidth=1, marker=dots)
+        for index, line in enumerate(panel.actions):
+            axes.plot(*_columns(line.points), label=clip(line.name, 16), markevery=0.1, **_style(index))
+        if panel.evaluations:
+            steps, estimates = [step for step, _ in panel.evaluations], [value for _, value in panel.evaluations]
+            _whiskers(axes, steps, estimates, color=SERIES[0], marker="o", linestyle="--", linewidth=0.9)
+        if panel.actions:
+            figure.legend(loc="outside lower center", ncols=3)
+        axes.locator_params(axis="y", nbins=5)
+        axes.locator_params(axis="x", nbins=6, integer=True)
+        axes.set_xlabel("step")
+
+    return inline(draw, SMALL, key, panel.in_words())
+
+
+def path(marks: Sequence[Mark], key: str) -> Markup:
+    """Where the evaluations of one run stand, in the order of their steps."""
+
+    def draw(figure: "Figure") -> None:
+        axes = _plane(figure)
+        _trail(axes, marks, _style(0))
+        ends = (marks[0], marks[-1])
+        way = [box for start, end in pairwise(_positions(marks)) for box in _along(start, end)]
+        place_labels(figure, axes, _obstacles(marks) + way, _positions(ends), [mark.label for mark in ends])
+
+    return inline(draw, LARGE, key, _plane_in_words(marks))
+
+
+def frontier(marks: Sequence[Mark], key: str) -> Markup:
+    """Policies by what they gain and how far they have gone from the reference."""
+
+    def draw(figure: "Figure") -> None:
+        axes = _plane(figure)
+        for index, mark in enumerate(marks):
+            _cross(axes, mark, _style(index))
+        names = [clip(mark.label, 18) if len(marks) <= NAMED else _key(mark.label) for mark in marks]
+        place_labels(figure, axes, _obstacles(marks), _positions(marks), names)
+
+    return inline(draw, LARGE, key, _plane_in_words(marks))
+
+
+def bounds(lines: Sequence[Line], key: str) -> Markup:
+    """How much stronger a response is found among more proposals."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        axes.set_xscale("log", base=2)
+        for index, line in enumerate(lines):
+            axes.plot(*_columns(line.points), label=clip(line.name, 48), **_style(index))
+        counts = sorted({count for line in lines for count, _ in line.points})
+        axes.set_xticks(counts, [f"{count:g}" for count in counts])
+        axes.minorticks_off()
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel("proposals among which the response is chosen")
+        axes.set_ylabel("P(response ≻ policy) − ½")
+        figure.legend(loc="outside lower left")
+        spread(figure, axes, [line.points[-1] for line in lines], [_key(line.name) for line in lines])
+
+    ends = [f"{line.name} {line.points[-1][1]:.3f} at {line.points[-1][0]:g}" for line in lines]
+    return inline(draw, (LARGE[0], LARGE[1] + 0.2 * len(lines)), key, "Gain by number of proposals: " + "; ".join(ends))
+
+
+def trails(found: Sequence[Trail], groups: Sequence[str], matched_kl: float | None, key: str) -> Markup:
+    """The runs of a sweep, from evaluation to evaluation."""
+
+    def draw(figure: "Figure") -> None:
+        axes = _plane(figure)
+        for trail in found:
+            axes.plot(*_columns(_positions(trail.marks)), **_style(trail.group))
+        for group in sorted({trail.group for trail in found}):
+            axes.plot([], [], label=clip(groups[group], 52), **_style(group))
+        if matched_kl is not None:
+            axes.axvline(matched_kl, color=INK, linestyle=(0, (2, 2)), linewidth=1.1, label="matched KL")
+        figure.legend(loc="outside lower left")
+        drawn = [(x, y, x, y) for trail in found for x, y in _positions(trail.marks)]
+        place_labels(figure, axes, drawn, _positions(ends), [str(trail.group + 1) for trail in found])
+
+    ends = [trail.marks[-1] for trail in found]
+    return inline(draw, (LARGE[0], LARGE[1] + 0.2 * len(groups)), key, _plane_in_words(ends))
+
+
+def _plane(figure: "Figure") -> "Axes":
+    axes = figure.subplots()
+    axes.axhline(0.5, color=INK, linewidth=0.8)
+    axes.set_xlabel(KL)
+    axes.set_ylabel(WIN_RATE)
+    axes.margins(0.12)
+    return axes
+
+
+def _plane_in_words(marks: Sequence[Mark]) -> str:
+    places = [f"{mark.label}: {mark.win_rate.value:.3f} at {mark.kl.value:.3g} nats" for mark in marks]
+    return "Win rate against the reference by KL. " + "; ".join(places)
+
+
+def _trail(axes: "Axes", marks: Sequence[Mark], style: dict[str, Any]) -> None:
+    for mark in marks:
+        _cross(axes, mark, style | {"linestyle": "none"})
+    for start, end in pairwise(_positions(marks)):
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": MUTED, "linewidth": 1})
+
+
+def _cross(axes: "Axes", mark: Mark, style: dict[str, Any]) -> None:
+    _whiskers(axes, [mark.kl.value], [mark.win_rate], [mark.kl], **style)
+
+
+def _whiskers(
+    axes: "Axes", x: Sequence[float], y: Sequence[Estimate], wide: Sequence[Estimate] | None = None, **style: Any
+) -> None:
+    axes.errorbar(
+        x,
+        [estimate.value for estimate in y],
+        yerr=_distances(y),
+        xerr=_distances(wide) if wide else None,
+        elinewidth=0.9,
+        **style,
+    )
+
+
+def _distances(estimates: Sequence[Estimate]) -> list[list[float]]:
+    """From the values down and up to the ends of their intervals, as errorbar takes them."""
+    ends = [_ends(estimate) for estimate in estimates]
+    return [
+        [estimate.value - low for estimate, (low, _) in zip(estimates, ends, strict=True)],
+        [high - estimate.value for estimate, (_, high) in zip(estimates, ends, strict=True)],
+    ]
+
+
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """The interval as it can be drawn: an end that is not a number, or rounded past the value, is the value."""
+    low = estimate.low if math.isfinite(estimate.low) else estimate.value
+    high = estimate.high if math.isfinite(estimate.high) else estimate.value
+    return min(low, estimate.value), max(high, estimate.value)
+
+
+def _positions(marks: Iterable[Mark]) -> list[tuple[float, float]]:
+    return [(mark.kl.value, mark.win_rate.value) for mark in marks]
+
+
+def _obstacles(marks: Sequence[Mark]) -> list[Box]:
+    """What no name should lie on: the line of one half, and the whiskers with the points in their middle."""
+    nearest, farthest = (end(mark.kl.value for mark in marks) for end in (min, max))
+    boxes: list[Box] = [(2 * nearest - farthest, 0.5, 2 * farthest - nearest, 0.5)]
+    for mark in marks:
+        (left, right), (down, up) = _ends(mark.kl), _ends(mark.win_rate)
+        boxes += [(mark.kl.value, down, mark.kl.value, up), (left, mark.win_rate.value, right, mark.win_rate.value)]
+    return boxes
+
+
+def _along(start: tuple[float, float], end: tuple[float, float], pieces: int = 12) -> list[Box]:
+    """A slanted line as points, since the box around it would hold much more than the line."""
+    shares = [piece / pieces for piece in range(pieces + 1)]
+    points = [tuple((1 - share) * a + share * b for a, b in zip(start, end, strict=True)) for share in shares]
+    return [(x, y, x, y) for x, y in points]
+
+
+def _key(name: str) -> str:
+    """The number that a name begins with, by which tables know it."""
+    return name.split()[0]
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Full and hollow markers by turns, so that two dozen series stay apart in black and white."""
+    colour = SERIES[index % len(SERIES)]
+    return {
+        "color": colour,
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index % len(DASHES)],
+        "markerfacecolor": PAPER if index % 2 else colour,
+        "markeredgecolor": colour,
+    }

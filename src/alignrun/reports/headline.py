@@ -1,0 +1,101 @@
+"""What a tournament has found, in sentences."""
+
+from collections.abc import Iterator
+
+from alignrun.evaluation.results import Estimate, PlayerResult, TournamentResult
+from alignrun.reports.text import EXACT, clip, in_words, percent, rate
+
+NAME = 32
+"""Characters of a name in a sentence."""
+NEGLIGIBLE = 0.005
+"""Shares of the equilibrium below this are not named."""
+
+
+def headline(result: TournamentResult) -> Iterator[str]:
+    """Who is preferred, whether to everyone, what the equilibrium plays, and how exploitable the favourite is."""
+    best = favourite(result)
+    if len(result.players) > 1:
+        yield f"{_name(best)} is the most preferred: it beats the others {_share(best.average)} of the time."
+        yield _against_everyone(result, best)
+    yield _equilibrium(result)
+    if best.exploitability is not None:
+        yield _exploitable(best)
+
+
+def favourite(result: TournamentResult) -> PlayerResult:
+    """The player that beats the others most often."""
+    return max(result.players, key=lambda player: player.average.value)
+
+
+def certainty(result: TournamentResult) -> str:
+    """How sure the page's statements about pairs are."""
+    return "exactly" if result.samples_per_prompt == 0 else f"at {result.confidence:.0%} confidence"
+
+
+def _against_everyone(result: TournamentResult, best: PlayerResult) -> str:
+    """Whether a policy is preferred to all others: a Condorcet winner."""
+    names = [_name(player) for player in result.players]
+    for row, name in enumerate(names):
+        if all(result.matrix[row][column].low > 0.5 + EXACT for column in range(len(names)) if column != row):
+            subject = "It" if result.players[row] is best else name
+            return f"{subject} is preferred to every other policy, {certainty(result)}."
+    row = result.players.index(best)
+    others = [column for column in range(len(names)) if column != row]
+    open_against = [names[column] for column in others if not result.matrix[row][column].low > 0.5 + EXACT]
+    beaten = f"{len(others) - len(open_against)} of {len(others)}"
+    return (
+        f"No policy is preferred to every other {certainty(result)}: "
+        f"{_name(best)} is to {beaten}, and not to {_few(open_against)}."
+    )
+
+
+def _equilibrium(result: TournamentResult) -> str:
+    played = sorted(
+        (player for player in result.players if player.share.value >= NEGLIGIBLE),
+        key=lambda player: -player.share.value,
+    )
+    if not played:
+        return "The equilibrium of the win matrix is not known."
+    if len(played) == 1:
+        return f"The equilibrium of the win matrix plays {_name(played[0])} alone."
+    return f"The equilibrium of the win matrix mixes {_few([f'{_name(p)} {percent(p.share.value)}' for p in played])}."
+
+
+def _exploitable(best: PlayerResult) -> str:
+    bound = best.exploitability
+    assert bound is not None
+    wins = _share(Estimate(*(0.5 + gain for gain in (bound.gain.value, bound.gain.low, bound.gain.high))))
+    if bound.proposals == 0:
+        return f"A best response to {_name(best)} beats it {wins} of the time."
+    return (
+        f"The best of {bound.proposals} responses to {_name(best)} beats it {wins} of the time: "
+        "it is at least that exploitable."
+    )
+
+
+def ratings_in_words(result: TournamentResult) -> str:
+    """What a rating cannot say: the misfit and the cycles."""
+    misfit = (
+        f"The largest difference between a probability in the matrix and what the Elo ratings say is "
+        f"{rate(result.misfit)}."
+    )
+    if not result.cycles:
+        return f"{misfit} No three policies beat each other in a circle {certainty(result)}."
+    circles = [" ≻ ".join(clip(name, NAME) for name in (*cycle, cycle[0])) for cycle in result.cycles]
+    return f"{misfit} In a circle {certainty(result)}, which no rating can express: {_few(circles)}."
+
+
+def _name(player: PlayerResult) -> str:
+    return clip(player.name, NAME)
+
+
+def _share(measured: Estimate) -> str:
+    """A probability in a sentence, with its interval where it has one."""
+    exact = not measured.high - measured.low > EXACT
+    interval = "" if exact else f" ({percent(measured.low)} to {percent(measured.high)})"
+    return f"{percent(measured.value)}{interval}"
+
+
+def _few(items: list[str], limit: int = 3) -> str:
+    rest = len(items) - limit
+    return in_words(items) if rest <= 0 else in_words([*items[:limit], f"{rest} more"])

@@ -1,0 +1,44 @@
+"""Templates filled in: the one place where text becomes HTML."""
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from alignrun.reports.text import ABSENT, clip, number, rate, visible
+
+PROMPT_LIMIT, COMPLETION_LIMIT = 1000, 3000
+"""Characters of a sample that are shown: a page with a hundred kilobytes of one letter is no use."""
+
+
+def render(template: str, **values: Any) -> str:
+    """The page that a template makes of the values."""
+    return _environment().get_template(template).render(values) + "\n"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("alignrun.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["clip"] = clip
+    environment.globals |= {
+        "rate": rate,
+        "number": number,
+        "PROMPT_LIMIT": PROMPT_LIMIT,
+        "COMPLETION_LIMIT": COMPLETION_LIMIT,
+    }
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Every string that a template writes is made visible, so that no template can forget it."""
+    if value is None:
+        return ABSENT
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,0 +1,94 @@
+"""What metrics are called on a page, how their values are written, and in which order they stand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alignrun.evaluation.results import Estimate
+from alignrun.reports.text import Form, number, rate
+
+POLICY = "policy/"
+"""What the probabilities of a game's actions are logged under."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A metric as a reader knows it."""
+
+    label: str
+    form: Form = number
+    curve: str = ""
+    """The title of its curve, where training measures something else than evaluations do."""
+    note: str = ""
+    """What that is."""
+
+    @property
+    def title(self) -> str:
+        """The title of its curve."""
+        return self.curve or self.label
+
+
+QUANTITIES = {
+    "win_rate": Quantity(
+        "win rate against the reference",
+        rate,
+        "win rate",
+        "Training: against the algorithm's opponent. Evaluations: against the reference.",
+    ),
+    "accuracy": Quantity("held-out accuracy", rate, "accuracy"),
+    "length_accuracy": Quantity("accuracy of choosing the longer", rate),
+    "over_length": Quantity("accuracy above the longer", rate),
+    "loss": Quantity("loss"),
+    "kl": Quantity("KL(policy ‖ reference), nats"),
+    "exploitability": Quantity("exploitability", rate),
+    "duality_gap": Quantity("duality gap"),
+    "kl_equilibrium": Quantity("KL(equilibrium ‖ policy), nats"),
+    "opponent/gain": Quantity("gain against the opponent", rate),
+    "opponent/win_rate": Quantity("win rate against the opponent", rate),
+    "perplexity": Quantity("perplexity"),
+    "rewards/margin": Quantity("reward margin"),
+    "margin": Quantity("reward margin"),
+    "entropy": Quantity("entropy, nats a token"),
+    "length": Quantity("length, tokens a completion"),
+    "reference_length": Quantity("length of the reference, tokens"),
+    "eos_rate": Quantity("completions that end by themselves", rate),
+    "grad_norm": Quantity("gradient norm"),
+    "learning_rate": Quantity("learning rate"),
+    "ece": Quantity("expected calibration error", rate),
+    "brier": Quantity("Brier score", rate),
+    "log_loss": Quantity("log loss, nats"),
+    "label_entropy": Quantity("entropy of the labels, nats"),
+    "human_agreement": Quantity("agreement of an annotator with the others", rate),
+    "agreement_with_majority": Quantity("agreement with the majority", rate),
+    "intransitive": Quantity("intransitive triples", rate),
+    "intransitive_high": Quantity("intransitive triples, upper end", rate),
+}
+ORDER = {name: place for place, name in enumerate(QUANTITIES)}
+
+
+def quantity(name: str) -> Quantity:
+    """The quantity of a metric; one that is not known goes by its own name."""
+    if name.startswith(POLICY):
+        return Quantity(f"probability of {name.removeprefix(POLICY)}", rate)
+    return QUANTITIES.get(name) or Quantity(name.replace("_", " "))
+
+
+def in_order(names: Mapping[str, object]) -> list[str]:
+    """The known metrics first, in their order, then the others in their own."""
+    return sorted(names, key=lambda name: ORDER.get(name, len(ORDER)))
+
+
+def with_intervals(metrics: Mapping[str, float]) -> dict[str, Estimate]:
+    """`name`, `name_low` and `name_high` as one estimate; a number without them as one without an interval."""
+    return {
+        name: Estimate(value, metrics.get(f"{name}_low", value), metrics.get(f"{name}_high", value))
+        if f"{name}_low" in metrics
+        else Estimate(value, value, value)
+        for name, value in metrics.items()
+        if not _is_end(name, metrics)
+    }
+
+
+def _is_end(name: str, metrics: Mapping[str, float]) -> bool:
+    """Whether a metric is an end of another's interval."""
+    base = name.removesuffix("_low").removesuffix("_high")
+    return base != name and f"{base}_low" in metrics and base in metrics

@@ -1,0 +1,153 @@
+"""What stands in the folder of a run, read without failing: a run may be young, killed or half copied."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from alignrun.run_directory import RunDirectory
+from alignrun.types import Sample
+
+FIGURE_LIMIT = 2_000_000
+"""Bytes of a figure beyond which it is named but not shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of metrics.jsonl; a value that was not finite is NaN."""
+
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as its folder tells it."""
+
+    path: Path
+    config: Mapping[str, Any]
+    config_text: str
+    overrides: tuple[str, ...]
+    environment: Mapping[str, Any]
+    summary: dict[str, float] | None
+    """Final metrics; None while the run has not finished."""
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+    """Of the last evaluation."""
+    samples_step: int | None
+    figures: dict[str, bytes | None]
+    """SVG by file name; None for one too large to show."""
+    unreadable: tuple[str, ...]
+    """Files that are broken, or have broken lines, in words."""
+
+    def setting(self, key: str) -> Any:
+        """A value of the configuration by its dotted key; None where it has none."""
+        node: Any = self.config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many steps the run is to have."""
+        steps = self.setting("train.steps")
+        return steps if isinstance(steps, int) else None
+
+
+def read(run: RunDirectory) -> RunRecord:
+    """Read the folder; what is missing is empty, what is broken is named in `unreadable`."""
+    problems: list[str] = []
+    summary = _object(run.summary_file, problems)
+    metrics = [row for row in _lines(run.metrics_file, problems) if isinstance(row.get("step"), int)]
+    sampled = [row for row in _lines(run.samples_file, problems) if isinstance(row.get("step"), int)]
+    last = max((row["step"] for row in sampled), default=None)
+    return RunRecord(
+        path=run.path,
+        config=_yaml(run.config_file, {}, problems),
+        config_text=_text(run.config_file),
+        overrides=tuple(map(str, _yaml(run.overrides_file, [], problems))),
+        environment=_object(run.environment_file, problems),
+        summary=_numbers(summary) or None,
+        rows=tuple(sorted((Row(row["step"], _numbers(row)) for row in metrics), key=lambda row: row.step)),
+        samples=tuple(_sample(row) for row in sampled if row["step"] == last),
+        samples_step=last,
+        figures={file.name: _figure(file) for file in sorted(run.path.glob("*.svg"))},
+        unreadable=tuple(problems),
+    )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _object(file: Path, problems: list[str]) -> dict[str, Any]:
+    text = _text(file)
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    problems.append(f"{file.name} cannot be read")
+    return {}
+
+
+def _lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file."""
+    lines = _text(file).split("\n")
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line) if line.strip() else None)
+        except ValueError:
+            problems.append(f"a line of {file.name} is torn and left out")
+    return [row for row in found if isinstance(row, dict)]
+
+
+def _yaml(file: Path, missing: Any, problems: list[str]) -> Any:
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else missing
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        found = None
+    if isinstance(found, type(missing)):
+        return found
+    problems.append(f"{file.name} cannot be read")
+    return missing
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in _floats(row) if name != "step"}
+
+
+def _floats(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in row.items():
+        if value is None:
+            yield name, math.nan
+        elif isinstance(value, int | float):
+            yield name, float(value)
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    prompt, first, second = (str(row.get(name, "")) for name in ("prompt", "first", "second"))
+    preference = row.get("preference")
+    judged = isinstance(preference, int | float) and math.isfinite(preference)
+    return Sample(prompt, first, second, preference if judged else None)
+
+
+def _figure(file: Path) -> bytes | None:
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    return content if len(content) <= FIGURE_LIMIT else None

@@ -1,0 +1,169 @@
+"""The page of one run: what it is, how it went, what it writes, and how to repeat it."""
+
+import base64
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from alignrun.evaluation.results import Estimate
+from alignrun.reports import curves, figures
+from alignrun.reports.page import render
+from alignrun.reports.quantities import POLICY, QUANTITIES, in_order, quantity, with_intervals
+from alignrun.reports.record import RunRecord, read
+from alignrun.reports.text import EXACT, Shown, percent, shown
+from alignrun.run_directory import RunDirectory
+
+
+class Plot(NamedTuple):
+    """A figure with its title."""
+
+    title: str
+    svg: Markup
+    note: str = ""
+
+
+def run_page(run: RunDirectory) -> str:
+    """The HTML of a run's report, from whatever its folder holds by now."""
+    record = read(run)
+    evaluated = curves.evaluations(record.rows)
+    summary = with_intervals(record.summary) if record.summary else None
+    final = summary or (evaluated[-1][1] if evaluated else {})
+    drawn = [(panel, _plot(panel, index)) for index, panel in enumerate(curves.panels(record.rows))]
+    return render(
+        "run.html",
+        title=record.path.name,
+        headline=_headline(record, final),
+        status=_status(record),
+        unreadable=record.unreadable,
+        facts=_facts(record),
+        final=[_figure(name, final[name]) for name in in_order(final) if _is_main(name)],
+        more_final=[_figure(name, final[name]) for name in in_order(final) if not _is_main(name)],
+        final_step=None if summary else evaluated[-1][0] if evaluated else None,
+        confidence=_confidence(record),
+        intervals=any(found.high - found.low > EXACT for found in final.values()),
+        curves=[plot for panel, plot in drawn if _is_main(panel.name)],
+        more_curves=[plot for panel, plot in drawn if not _is_main(panel.name)],
+        path=_path(evaluated),
+        samples=record.samples,
+        samples_step=record.samples_step,
+        figures=[(name, _data_uri(content)) for name, content in record.figures.items()],
+        rerun=_rerun(record),
+        resume=_resume(record),
+        finished=record.summary is not None,
+        config=record.config_text,
+        environment=_environment(record.environment),
+    )
+
+
+def _is_main(name: str) -> bool:
+    """Whether a metric is shown at once rather than on demand."""
+    return name in QUANTITIES or name.startswith(POLICY) or name == curves.ACTIONS
+
+
+def _figure(name: str, measured: Estimate) -> tuple[str, Shown]:
+    return quantity(name).label, shown(measured, quantity(name).form)
+
+
+def _plot(panel: curves.Panel, index: int) -> Plot:
+    notes = [panel.quantity.note] if panel.training and panel.evaluations else []
+    if panel.training and panel.training.mean_of > 1:
+        notes.append(f"Each point of training is the mean of {panel.training.mean_of}.")
+    return Plot(panel.quantity.title, figures.curve(panel, f"curve{index}"), " ".join(notes))
+
+
+def _confidence(record: RunRecord) -> str:
+    """The confidence of the run's intervals."""
+    confidence = record.setting("evaluation.confidence")
+    return f"{confidence:.0%}" if isinstance(confidence, float) else "confidence"
+
+
+def _headline(record: RunRecord, final: Mapping[str, Estimate]) -> str:
+    """The one result that the run is about, as a sentence."""
+    algorithm = record.setting("algo.name") or "the run"
+    if "win_rate" in final:
+        found = final["win_rate"]
+        where = "" if record.setting("preference.name") == "matrix" else " on held-out prompts"
+        said = f"is preferred to its reference {percent(found.value)} of the time{where}"
+    elif "accuracy" in final:
+        found = final["accuracy"]
+        said = f"sides with people on {percent(found.value)} of held-out pairs"
+    else:
+        return ""
+    sentence = f"What {algorithm} {'has trained' if record.summary else 'has trained so far'} {said}"
+    if not found.high - found.low > EXACT:
+        return f"{sentence}."
+    interval = f"{_confidence(record)} interval {percent(found.low)} to {percent(found.high)}"
+    verdict = ", which includes one half" if found.low <= 0.5 <= found.high else ""
+    return f"{sentence} ({interval}{verdict})."
+
+
+def _status(record: RunRecord) -> str:
+    done = max((row.step for row in record.rows), default=0)
+    total = record.total_steps
+    if record.summary is not None:
+        return f"Finished after {done} steps." if done else "Finished."
+    known = f"{done} of {total} steps" if total else f"{done} steps"
+    stopped = (record.path / "failed_batch.json").is_file()
+    reason = " The loss or the gradient was not finite: failed_batch.json holds the batch." if stopped else ""
+    return f"Unfinished: {known} recorded.{reason}"
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    """What the run is, one line for each part of its configuration; parts that are unknown are left out."""
+    own = record.setting("algo")
+    knobs = [f"algo.{name}" for name in own if name != "name"] if isinstance(own, Mapping) else []
+    facts = [
+        ("algorithm", _values(record, "algo.name", *knobs)),
+        ("model", _values(record, "model.name", "model.path", "adapter.name", "adapter.rank")),
+        ("reference", _values(record, "reference.name", "reference.path")),
+        ("data", _values(record, "data.name", "data.path")),
+        (
+            "preference",
+            _values(record, "preference.name", "preference.path", "preference.model", "preference.function"),
+        ),
+        ("training", _values(record, "train.steps", "train.batch_size", "optim.learning_rate", "seed")),
+        ("sampling", _values(record, "generation.max_new_tokens", "generation.temperature")),
+    ]
+    return [(part, text) for part, text in facts if text]
+
+
+def _values(record: RunRecord, *keys: str) -> str:
+    """Settings by their own names, but for those of the choices; what is off or not set is left out."""
+    found = [(key.rpartition(".")[2], record.setting(key)) for key in keys]
+    known = [(name, value) for name, value in found if value is not None and value is not False and value != ""]
+    return ", ".join(str(value) if name == "name" else f"{name} {value}" for name, value in known)
+
+
+def _path(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Markup | None:
+    """The figure of KL and win rate along the run; None where fewer than two evaluations have both."""
+    marks = [
+        figures.Mark(f"step {step}", values["kl"], values["win_rate"])
+        for step, values in evaluated
+        if {"kl", "win_rate"} <= values.keys() and math.isfinite(values["kl"].value + values["win_rate"].value)
+    ]
+    return figures.path(marks, "path") if len(marks) > 1 else None
+
+
+def _data_uri(content: bytes | None) -> str | None:
+    """A figure as an image, in which a browser runs nothing and loads nothing."""
+    return None if content is None else f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+
+
+def _rerun(record: RunRecord) -> str:
+    """The command line of the run, but for its folder, which is taken."""
+    return shlex.join(["alignrun", *(one for one in record.overrides if not one.lstrip("+").startswith("run.dir="))])
+
+
+def _resume(record: RunRecord) -> str:
+    """The command line that goes on with the run; a finished one has to be given more steps."""
+    more = [f"train.steps={2 * record.total_steps}"] if record.summary and record.total_steps else []
+    return shlex.join(["alignrun", "resume", str(record.path), *more])
+
+
+def _environment(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    rows = [(name, found.get(name)) for name in ("device", "platform", "cpu_count", "git_commit", "started", "command")]
+    versions = found.get("versions")
+    return rows + (list(versions.items()) if isinstance(versions, Mapping) else [])

@@ -1,0 +1,85 @@
+"""The page of a sweep: which setting came out best, and the way of every run."""
+
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from alignrun.evaluation.results import Estimate, RunResult, SettingResult, SweepResult
+from alignrun.reports import figures
+from alignrun.reports.page import render
+from alignrun.reports.quantities import in_order, quantity
+from alignrun.reports.text import Shown, number, percent, rate, shown
+
+
+def sweep_page(result: SweepResult) -> str:
+    """The HTML of a sweep's report, for a file in the sweep's folder: it links to each run's own `report.html`."""
+    names = in_order({name: None for setting in result.settings for name in setting.metrics})
+    names = [name for name in names if not name.endswith(("_low", "_high"))]
+    seeds = {run.name: run.seed for run in result.runs}
+    return render(
+        "sweep.html",
+        title="Sweep",
+        result=result,
+        headline=_headline(result),
+        confidence=f"{result.confidence:.0%}",
+        matched_kl=None if result.matched_kl is None else number(result.matched_kl),
+        has_matched=any(setting.matched is not None for setting in result.settings),
+        titles=[quantity(name).label for name in names],
+        rows=[
+            (setting, _seeds(setting, seeds), shown(setting.matched, rate),
+             [shown(setting.metrics.get(name), quantity(name).form) for name in names])
+            for setting in result.settings
+        ],
+        runs=[(run, _link(run), [_final(run, name) for name in names]) for run in result.runs],
+        failed=[f"{run.name} ({run.setting}, exit code {run.exit_code})" for run in result.runs if run.exit_code],
+        frontier=_frontier(result),
+    )  # fmt: skip
+
+
+def _headline(result: SweepResult) -> str:
+    """The best setting, as a sentence."""
+    finished = sum(run.exit_code == 0 for run in result.runs)
+    if not finished:
+        return f"None of the {len(result.runs)} runs has finished."
+    best = result.settings[0]
+    rates = (("at the matched KL", best.matched), ("at the end", best.metrics.get("win_rate")))
+    found = [f", with a win rate of {percent(value.value)} {when}" for when, value in rates if value is not None]
+    name, count = best.setting or "the default", len(result.settings)
+    place = f"Of {count} settings, {name} comes first" if count > 1 else f"The only setting is {name}"
+    return f"{place}{''.join(found[:1])}."
+
+
+def _seeds(setting: SettingResult, seeds: dict[str, int | None]) -> str:
+    known = [str(seeds[name]) for name in setting.runs if seeds.get(name) is not None]
+    failed = f"{setting.failed} failed" if setting.failed else ""
+    return "; ".join(part for part in (", ".join(known), failed) if part)
+
+
+def _link(run: RunResult) -> str | None:
+    """Where a run's own report is from here; None where it has not come far enough to have one."""
+    if run.exit_code and not run.trajectory:
+        return None
+    return f"{quote(run.name.strip('/'), errors='replace')}/report.html"
+
+
+def _final(run: RunResult, name: str) -> Shown:
+    return shown(run.summary.get(name), quantity(name).form)
+
+
+def _frontier(result: SweepResult) -> Markup | None:
+    groups = [setting.setting for setting in result.settings]
+    group_of = {name: group for group, setting in enumerate(result.settings) for name in setting.runs}
+    trails = [
+        figures.Trail(group_of[run.name], _marks(run, group_of[run.name]))
+        for run in result.runs
+        if run.trajectory and run.name in group_of
+    ]
+    return figures.trails(trails, groups, result.matched_kl, "frontier") if trails else None
+
+
+def _marks(run: RunResult, group: int) -> tuple[figures.Mark, ...]:
+    def exact(value: float) -> Estimate:
+        return Estimate(value, value, value)
+
+    name = f"{run.name} (setting {group + 1})"
+    return tuple(figures.Mark(name, exact(point.kl), exact(point.win_rate)) for point in run.trajectory)

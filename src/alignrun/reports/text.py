@@ -1,0 +1,91 @@
+"""Numbers and strings as pages, figures and tables show them."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from alignrun.evaluation.results import Estimate
+
+ABSENT = "–"
+EXACT = 1e-9
+"""Ends of an interval that are nearer than this to each other are one number."""
+REPLACEMENT = "\ufffd"
+BIDI_CONTROLS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+UNPRINTABLE: dict[int, str] = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    **dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), REPLACEMENT),
+    **{code: f"[U+{code:X}]" for code in BIDI_CONTROLS},
+    0x7F: "\u2421",
+}
+
+Form = Callable[[float], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A number as text, and its interval where it has one."""
+
+    value: str
+    interval: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.interval}".rstrip()
+
+
+def shown(measured: Estimate | float | None, form: Form) -> Shown:
+    """A number for a table: a dash where there is none, and no interval where it is exact."""
+    if measured is None:
+        return Shown(ABSENT)
+    if not isinstance(measured, Estimate):
+        return Shown(form(measured))
+    if not measured.high - measured.low > EXACT:  # also where an end is not a number
+        return Shown(form(measured.value))
+    return Shown(form(measured.value), f"[{form(measured.low)}, {form(measured.high)}]")
+
+
+def rate(value: float) -> str:
+    """A probability, or a difference of two."""
+    return _minus(f"{value:.3f}") if math.isfinite(value) else ABSENT
+
+
+def percent(value: float) -> str:
+    """A probability in a sentence."""
+    return f"{value:.1%}" if math.isfinite(value) else ABSENT
+
+
+def number(value: float) -> str:
+    """Any other quantity, to three significant digits or, from a thousand on, to the unit."""
+    if not math.isfinite(value):
+        return ABSENT
+    whole = value == round(value) or abs(value) >= 999.5
+    return _minus(f"{value:,.0f}" if whole and abs(value) < 1e15 else f"{value:#.3g}".rstrip("."))
+
+
+def signed(value: float) -> str:
+    """A quantity whose zero has a meaning, to the unit."""
+    return _minus(f"{value:+.0f}") if math.isfinite(value) else ABSENT
+
+
+def _minus(digits: str) -> str:
+    return "0" if re.fullmatch(r"[-+]0", digits) else re.sub(r"(?<!e)-", "\u2212", digits)
+
+
+def visible(text: str) -> str:
+    """Any string as one that is valid UTF-8 and XML and reads in the order in which it stands.
+
+    Models write anything: control characters become their pictures, direction overrides their code points.
+    """
+    return text.replace("\r\n", "\n").translate(UNPRINTABLE)
+
+
+def clip(text: str, limit: int) -> str:
+    """A name in one line, without its middle where it is too long for its place: long names differ at their ends."""
+    text = " ".join(visible(text).split())
+    tail = limit // 2
+    return text if len(text) <= limit else f"{text[: limit - tail - 1]}…{text[-tail:]}"
+
+
+def in_words(items: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)

@@ -1,0 +1,197 @@
+"""A run as it stands on the disk, read again and again at the cost of what is new."""
+
+import fcntl
+import json
+import math
+import os
+from array import array
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignrun.errors import InputError, one_line
+from alignrun.run_directory import RunDirectory
+
+EVALUATION = "eval/"
+JUDGED = ("win_rate", "accuracy")
+"""The evaluation metrics that come with an interval; a run's first of these is shown step by step."""
+RECENT_STEPS = 20
+"""The time left is estimated from this many."""
+
+
+class State(Enum):
+    """What a run is doing."""
+
+    running = "running"
+    finished = "finished"
+    stopped = "not running"
+    unknown = "running or not: this file system has no locks"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A win rate or an accuracy, with its interval where there is one."""
+
+    step: int
+    value: float
+    low: float
+    high: float
+
+
+class Tail:
+    """A JSON Lines file that another process appends to, and replaces when it resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode: int | None = None
+        self._offset = 0
+        self._last = b""
+        """The last line read: where it does not stand before the offset any more, the file is another one."""
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """The rows since the last call, and whether the file has begun anew, which makes all earlier rows void.
+
+        A line that is still being written is left for the next call, one that is no JSON object is skipped.
+        """
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            gone = self._inode is not None
+            self._rewind()
+            return [], gone
+        with file:
+            inode = os.fstat(file.fileno()).st_ino
+            file.seek(self._offset - len(self._last))
+            anew = inode != self._inode or file.read(len(self._last)) != self._last
+            if anew:
+                self._rewind()
+                file.seek(0)
+            self._inode = inode
+            lines = file.read().split(b"\n")[:-1]
+        if lines:
+            self._offset += sum(len(line) + 1 for line in lines)
+            self._last = lines[-1] + b"\n"
+        return [row for line in lines if (row := _parsed(line)) is not None], anew
+
+    def _rewind(self) -> None:
+        self._inode, self._offset, self._last = None, 0, b""
+
+
+class Followed:
+    """A run directory and what it has recorded so far. Raises InputError where it is no run.
+
+    Attributes:
+        training: every value of each metric of the training steps, in order; not a number where it was not finite.
+        evaluation: the same for evaluations, without `eval/`.
+        judged: the win rates, or else the accuracies, with their steps and intervals.
+        judged_name: which of the two, None while there is neither.
+        sample: the last row of samples.jsonl.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._directory = RunDirectory.open(path)
+        self.name = self._directory.path.name
+        self._metrics, self._samples = Tail(self._directory.metrics_file), Tail(self._directory.samples_file)
+        self._forget()
+        self.sample: dict[str, Any] | None = None
+        self.update()
+
+    def update(self) -> None:
+        """Read what is new. Raises InputError where the run has gone."""
+        self._directory = RunDirectory.open(self.path)
+        self._configure()
+        held = is_held(self._directory.path / ".lock")  # before the summary, which is written under the lock
+        rows, anew = self._metrics.read()
+        if anew:
+            self._forget()
+        for row in rows:
+            self._record(row)
+        samples, anew = self._samples.read()
+        if samples or anew:
+            self.sample = samples[-1] if samples else None
+        finished = self._finished_step() >= self.steps
+        self.state = State.running if held else State.finished if finished else State.stopped
+        if held is None and not finished:
+            self.state = State.unknown
+
+    @property
+    def seconds_left(self) -> float | None:
+        """For the training steps that are left, as the last ones went; None where there is nothing to go by."""
+        recent = [value for value in self.training.get("seconds", [])[-RECENT_STEPS:] if math.isfinite(value)]
+        if not recent or self.state in (State.finished, State.stopped):
+            return None
+        return sum(recent) / len(recent) * max(self.steps - self.step, 0)
+
+    def _forget(self) -> None:
+        self.step = 0
+        self.training: dict[str, array[float]] = {}
+        self.evaluation: dict[str, array[float]] = {}
+        self.judged_name: str | None = None
+        self.judged: list[Judged] = []
+
+    def _configure(self) -> None:
+        file = self._directory.config_file
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            self.title = f"{config['algo']['name']} on {config['model']['name']}"
+            self.steps = int(config["train"]["steps"])
+            self.confidence = float(config["evaluation"]["confidence"])
+        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+            raise InputError(f"{file} cannot be read as a run's configuration ({one_line(error, 160)})") from error
+
+    def _finished_step(self) -> float:
+        try:
+            return float(json.loads(self._directory.summary_file.read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return -math.inf
+
+    def _record(self, row: dict[str, Any]) -> None:
+        values = {name: _number(value) for name, value in row.items() if name != "step"}
+        step = int(row["step"]) if isinstance(row.get("step"), int) else self.step
+        self.step = step
+        for name, value in values.items():
+            kind = self.evaluation if name.startswith(EVALUATION) else self.training
+            kind.setdefault(name.removeprefix(EVALUATION), array("d")).append(value)
+        if self.judged_name is None:
+            self.judged_name = next((name for name in JUDGED if EVALUATION + name in values), None)
+        judged = f"{EVALUATION}{self.judged_name}"
+        if math.isfinite(value := values.get(judged, math.nan)):
+            low, high = (values.get(f"{judged}_{end}", math.nan) for end in ("low", "high"))
+            known = math.isfinite(low) and math.isfinite(high)
+            self.judged.append(Judged(step, value, low if known else value, high if known else value))
+
+
+def is_held(lock: Path) -> bool | None:
+    """Whether a process holds the lock of a run; None where the file system cannot say.
+
+    A shared lock is refused while somebody writes. It is let go at once, so that a resume is not in its way.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan

@@ -1,0 +1,1 @@
+"""`alignrun eval`: policies against each other on held-out prompts."""

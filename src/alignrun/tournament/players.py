@@ -1,0 +1,213 @@
+"""Whom a name stands for in a tournament: a run, one of its checkpoints, or a model that was not trained here."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from alignrun import compose
+from alignrun.algorithms.base import ALGORITHMS
+from alignrun.algorithms.feedback import FeedbackAlgorithm
+from alignrun.build import load_trained, opponent_of
+from alignrun.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from alignrun.config import AdapterKind, Config, Precision, TournamentConfig
+from alignrun.errors import InputError, one_line
+from alignrun.models.backbone import Backbone
+from alignrun.models.policy import Policy, Role
+from alignrun.models.sources import load_tokenizer
+from alignrun.run_directory import RunDirectory
+from alignrun.trainer import restore_weights
+
+CHECKPOINT = re.compile(r"step-\d+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """A policy that takes part, before anything of it is loaded."""
+
+    name: str
+    source: str
+    """What the user called it."""
+    config: Config
+    """From which it is loaded; a run's own configuration."""
+    checkpoint: Path | None
+    """The weights of a run's policy; None where the role is the reference, whose weights the configuration names."""
+
+    @property
+    def role(self) -> Role:
+        """Which role of the loaded policy plays."""
+        return Role.reference if self.checkpoint is None else Role.policy
+
+    @property
+    def step(self) -> int | None:
+        """The optimiser step of the checkpoint."""
+        return None if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step-").partition(".")[0])
+
+
+def find_player(source: str, name: str | None = None) -> Player:
+    """The player that a path, a name of `alignrun ls model` or a hub id stands for.
+
+    Raises:
+        InputError: there is no such run, checkpoint or model.
+    """
+    path = Path(source).expanduser()
+    if CHECKPOINT.fullmatch(path.name) and path.parent.name == "checkpoints":
+        run = RunDirectory.open(path.parents[1])
+        if not path.is_dir():
+            raise InputError(f"runs: {path} does not exist: see {run.checkpoints}")
+        return _of_run(run, path, source, name or f"{run.path.name}@{path.name.removeprefix('step-')}")
+    if (path / "config.yaml").is_file():
+        run = RunDirectory.open(path)
+        newest = latest_checkpoint(run.checkpoints)
+        if newest is None:
+            raise InputError(f"runs: {run.path} has no checkpoint yet: let the run reach one first")
+        return _of_run(run, newest, source, name or run.path.name)
+    return Player(name or path.name, source, _model_config(source, path), None)
+
+
+def reference_of(player: Player, name: str = "reference") -> Player:
+    """The policy μ that a run was trained from."""
+    return Player(name, f"the reference of {player.source}", player.config, None)
+
+
+def _of_run(run: RunDirectory, checkpoint: Path, source: str, name: str) -> Player:
+    config = compose.load(run.config_file)
+    if issubclass(ALGORITHMS[config.algo.name], FeedbackAlgorithm):
+        raise InputError(f"runs: {run.path} is a feedback model and no policy: it can judge, with preference=NAME")
+    return Player(name, source, config, checkpoint)
+
+
+def _model_config(source: str, path: Path) -> Config:
+    """A configuration whose reference is the model."""
+    if (path / "adapter_config.json").is_file():
+        return _adapter_config(path)
+    if (path / "config.json").is_file():
+        return compose.compose(["model=path", f"model.path={_quoted(path)}"])
+    if source in compose.choices("model") and source not in ("path", "game"):
+        return compose.compose([f"model={source}"])
+    local = source.startswith(("/", ".", "~")) or path.exists() or path.parent.is_dir()
+    if HUB_ID.fullmatch(source) and (not local or path.parent == Path()):
+        return compose.compose(["model=path", f"model.path={source}"])
+    try:
+        RunDirectory.open(path)
+    except InputError as error:
+        raise InputError(f"runs: {error}, or a model of `alignrun ls model`, or a hub id ORG/NAME") from None
+    raise InputError(f"runs: {source} is neither a run nor a model")
+
+
+def _adapter_config(folder: Path) -> Config:
+    """A PEFT adapter folder, on the base that it names."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"runs: {folder}/adapter_config.json cannot be read ({one_line(error, 100)})") from None
+    if not base:
+        raise InputError(f"runs: {folder} does not say which base it is for: name its run, or a merged model")
+    return compose.compose(
+        ["model=path", f"model.path={_quoted(base)}", "reference=adapter", f"reference.path={_quoted(folder)}"]
+    )
+
+
+def _quoted(value: object) -> str:
+    """A value that Hydra's grammar leaves as it is."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def line_up(config: TournamentConfig) -> tuple[list[Player], int]:
+    """The players, the reference among them, and its place.
+
+    Raises:
+        InputError: there is no such run or model, or two have one name.
+    """
+    names: Sequence[str | None] = list(config.names) or [None] * len(config.runs)
+    players = [find_player(source, name) for source, name in zip(config.runs, names, strict=True)]
+    if not config.names:  # two folders may have one name
+        short = [player.name for player in players]
+        players = [
+            replace(player, name=player.source) if short.count(player.name) > 1 else player for player in players
+        ]
+    taken = [player.name for player in players]
+    for name in taken:
+        if taken.count(name) > 1:
+            raise InputError(f"config: runs names {name} twice: leave one out, or tell them apart with names='[…]'")
+    trained = next((player for player in players if player.checkpoint is not None), None)
+    if config.reference_policy is not None:
+        sources = [player.source for player in players]
+        for known in (taken, sources):
+            if config.reference_policy in known:
+                return players, known.index(config.reference_policy)
+        reference = find_player(config.reference_policy, _free("reference", taken))
+    elif trained is not None:
+        reference = reference_of(trained, _free("reference", taken))
+        for place, player in enumerate(players):
+            if player.role is Role.reference and _share(player.config, reference.config):
+                return players, place
+    elif len(players) > 1:
+        return players, 0
+    else:
+        raise InputError("config: runs holds one model and no run: name a second policy, or a reference_policy=MODEL")
+    return [*players, reference], len(players)
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    return name if name not in taken else f"{name} policy"
+
+
+class Loader:
+    """Loads players one after another; those on the same base, with adapters of the same kind, share it."""
+
+    def __init__(self, device: str | None = None, dtype: Precision | None = None) -> None:
+        self._device, self._dtype = device, dtype
+        self._loaded: tuple[Config, Policy] | None = None
+
+    def load(self, player: Player) -> Policy:
+        """The policy with the player's weights in its role; the one loaded before must no longer be used.
+
+        Raises:
+            InputError: the model or the checkpoint is not to be had.
+        """
+        checkpoint: Checkpoint | None = None
+        if player.checkpoint is not None:  # before a model is loaded, so that a damaged one is told at once
+            checkpoint = load_checkpoint(player.checkpoint)
+        config = self._adjusted(player.config)
+        if self._loaded is None or not _share(self._loaded[0], config):
+            self._loaded = None  # two bases may not fit
+            policy = load_trained(config, load_tokenizer(config.model))
+            assert isinstance(policy, Policy)
+            self._loaded = config, policy
+        policy = self._loaded[1]
+        if checkpoint is not None:
+            restore_weights(policy.trainable(), checkpoint)
+        return policy
+
+    @property
+    def backbone(self) -> Backbone | None:
+        """The base of the player loaded last, for judges that can stand on it."""
+        return None if self._loaded is None else self._loaded[1].backbone
+
+    def _adjusted(self, config: Config) -> Config:
+        model, adapter = config.model, config.adapter
+        if self._device is not None:
+            model = replace(model, device=self._device)
+        if self._dtype is not None:
+            model = replace(model, dtype=self._dtype)
+        if adapter.name is AdapterKind.qlora and not torch.cuda.is_available():
+            # The adapter is the same on the full-precision base, and no GPU is needed.
+            adapter = replace(adapter, name=AdapterKind.lora)
+        return replace(config, model=model, adapter=adapter)
+
+
+def _share(one: Config, other: Config) -> bool:
+    """Whether two configurations differ in the trained weights alone."""
+    return (one.model, one.adapter, one.reference, one.seed, opponent_of(one)) == (
+        other.model,
+        other.adapter,
+        other.reference,
+        other.seed,
+        opponent_of(other),
+    )

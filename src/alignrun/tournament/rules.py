@@ -1,0 +1,101 @@
+"""What a tournament is played by: its own configuration, and where that is silent, what the runs agree on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from alignrun.config import Config, DataConfig, ModelSource, TournamentConfig
+from alignrun.errors import InputError
+from alignrun.evaluation.completions import Drawing
+from alignrun.preferences.matrix import MatrixConfig
+from alignrun.tournament.players import Player
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The same for everyone."""
+
+    data: DataConfig
+    preference: Any
+    """The section of the judge."""
+    drawing: Drawing
+    kl_tau: float | None
+    exact: bool
+    """Whether all play one matrix game and nothing needs to be sampled."""
+    notes: tuple[str, ...]
+
+
+def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
+    """The rules, from the configuration and the runs among the players.
+
+    Raises:
+        InputError: something is neither given nor agreed on.
+    """
+    runs = [player for player in players if player.checkpoint is not None]
+    notes = []
+
+    def shared(key: str, given: T | None, read: Callable[[Config], T | None], choose: str) -> T:
+        found = [(player.name, read(player.config)) for player in runs]
+        known = [(name, value) for name, value in found if value is not None]
+        if given is not None:
+            return given
+        if not known:
+            raise InputError(f"config: {key} must be given, since no run says it: {choose}")
+        (first, value), *others = known
+        for name, other in others:
+            if other != value:
+                raise InputError(f"config: the runs {first} and {name} differ in {key}: choose with {choose}")
+        return value
+
+    data = shared("data", config.data, lambda run: run.data, "data=NAME")
+    preference = shared("preference", config.preference, _judging, "preference=NAME")
+    if preference.name == "none":
+        raise InputError("config: a tournament needs a judge: choose preference=NAME")
+    kl_tau = config.kl_tau
+    if kl_tau is None:
+        values = sorted({float(getattr(player.config.algo, "kl_tau", 0.0)) for player in runs} - {0.0})
+        if len(values) == 1:
+            kl_tau = values[0]
+        else:
+            why = f"the runs have different τ, {', '.join(map(str, values))}" if values else "no run has a τ"
+            notes.append(f"No regularised game: {why}; choose one with kl_tau=.")
+    games = [player.config.model.source is ModelSource.game for player in players]
+    exact = config.exact and all(games) and isinstance(preference, MatrixConfig)
+    drawing = Drawing(
+        samples=config.samples_per_prompt,
+        max_new_tokens=shared(
+            "max_new_tokens", config.max_new_tokens, lambda run: run.generation.max_new_tokens, "max_new_tokens=N"
+        ),
+        temperature=shared("temperature", config.temperature, lambda run: run.evaluation.temperature, "temperature=T"),
+        top_k=config.top_k,
+        top_p=config.top_p,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    return Rules(data, preference, drawing, kl_tau, exact, tuple(notes))
+
+
+def _judging(run: Config) -> Any:
+    return None if run.preference.name == "none" else run.preference
+
+
+def training_preference(player: Player) -> Any:
+    """The section of the preference that a run was trained with; None where nothing judged, or nothing was trained."""
+    return None if player.checkpoint is None else _judging(player.config)
+
+
+def played_on(config: Config, rules: Rules) -> Config:
+    """A player's configuration with the prompts and the length of the tournament."""
+    return replace(
+        config,
+        data=rules.data,
+        generation=replace(config.generation, max_new_tokens=rules.drawing.max_new_tokens),
+    )
+
+
+def describe(section: Any) -> str:
+    """A preference in a few words: its name and what it was told that tells it from others."""
+    telling = [str(value) for key in ("model", "path", "function", "game") if (value := getattr(section, key, None))]
+    return f"{section.name} ({', '.join(telling)})" if telling else str(section.name)

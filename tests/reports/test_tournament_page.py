@@ -1,0 +1,164 @@
+"""The page of a tournament: its numbers, its words, and in which direction it reads."""
+
+import dataclasses
+import math
+
+import pytest
+from reports.checks import Page, check
+from reports.examples import bound, crowd, exactly, near, player, rock_paper_scissors, tournament
+
+from alignrun.evaluation.results import Bound, Estimate, TournamentResult
+from alignrun.reports.headline import headline
+from alignrun.reports.tournament import tournament_page
+
+
+def page_of(result: TournamentResult) -> Page:
+    return check(tournament_page(result))
+
+
+def test_the_matrix_holds_every_probability_where_it_belongs() -> None:
+    header, *rows = page_of(tournament()).rows("matrix")
+    assert header[0] == "row beats ↓ column →"
+    assert header[1:] == ["1 nash_md", "2 ipo", "3 dpo", "4 reference"]
+    assert rows[0] == ["1 nash_md", "½", "▲ 0.570 [0.510, 0.630]", "▲ 0.620 [0.560, 0.680]", "▲ 0.680 [0.620, 0.740]"]
+    assert rows[1] == ["2 ipo", "▼ 0.430 [0.370, 0.490]", "½", "0.530 [0.470, 0.590]", "▲ 0.610 [0.550, 0.670]"]
+    assert rows[3][1:] == ["▼ 0.320 [0.260, 0.380]", "▼ 0.390 [0.330, 0.450]", "▼ 0.420 [0.360, 0.480]", "½"]
+
+
+def test_the_reading_direction_stands_on_the_table_itself() -> None:
+    page = page_of(tournament())
+    table = page.html[page.html.index('<table class="matrix">') : page.html.index("</table>")]
+    assert "<caption>P(row ≻ column): <b>row beats column</b></caption>" in table
+    assert "(arXiv 2312.00886) prints the transpose" in page.text
+
+
+def test_shades_grow_with_the_probability() -> None:
+    page = page_of(tournament())
+    shades = [
+        float(style.removeprefix("--shade:")) for style in page.attributes("style") if style.startswith("--shade")
+    ]
+    values = [0.57, 0.62, 0.68, 0.43, 0.53, 0.61, 0.38, 0.47, 0.58, 0.32, 0.39, 0.42]
+    assert [shade for _, shade in sorted(zip(values, shades, strict=True))] == sorted(shades)
+    assert len(set(shades)) == len(values)
+    assert "none at 0.300, full at 0.700" in page.text
+
+
+def test_the_headline_names_the_winner() -> None:
+    assert list(headline(tournament())) == [
+        "nash_md is the most preferred: it beats the others 63.0% (57.0% to 69.0%) of the time.",
+        "It is preferred to every other policy, at 95% confidence.",
+        "The equilibrium of the win matrix mixes nash_md 91.0% and ipo 9.0%.",
+        "The best of 16 responses to nash_md beats it 55.6% (53.6% to 57.6%) of the time: "
+        "it is at least that exploitable.",
+    ]
+    assert " ".join(headline(tournament())) in page_of(tournament()).text
+
+
+def test_the_headline_says_where_there_is_no_winner() -> None:
+    result = tournament()
+    (half, _, *rest), *others = result.matrix
+    unsure = dataclasses.replace(
+        result, matrix=((half, near(0.52), *rest), *others), cycles=(("nash_md", "ipo", "dpo"),)
+    )
+    assert "No policy is preferred to every other at 95% confidence: nash_md is to 2 of 3, and not to ipo." in headline(
+        unsure
+    )
+    assert (
+        "In a circle at 95% confidence, which no rating can express: nash_md ≻ ipo ≻ dpo ≻ nash_md."
+        in page_of(unsure).text
+    )
+
+
+def test_a_winner_need_not_be_the_favourite() -> None:
+    """Beating everyone by a little is not winning the most on average."""
+    result = tournament()
+    first, second, *rest = result.players
+    swapped = dataclasses.replace(result, players=(first, dataclasses.replace(second, average=near(0.9)), *rest))
+    assert list(headline(swapped))[:2] == [
+        "ipo is the most preferred: it beats the others 90.0% (84.0% to 96.0%) of the time.",
+        "nash_md is preferred to every other policy, at 95% confidence.",
+    ]
+
+
+def test_an_exact_result_has_no_intervals() -> None:
+    page = page_of(rock_paper_scissors())
+    assert "Every probability is exact. The reference is rock." in page.text
+    assert "interval" not in page.text
+    assert not [cell for row in page.rows("matrix") for cell in row if "[" in cell]
+    assert page.rows("matrix")[1] == ["1 rock", "½", "▼ 0.000", "▲ 1.000"]
+    assert "mixes rock 33.3%, paper 33.3% and scissors 33.3%" in page.text
+    assert "A best response to rock beats it 100.0% of the time." in page.text
+    assert "In a circle exactly, which no rating can express: rock ≻ scissors ≻ paper ≻ rock." in page.text
+
+
+def test_players_have_dashes_where_nothing_was_measured_and_no_row_where_nobody_has_it() -> None:
+    rows = {row[0]: row[1:] for row in page_of(tournament()).rows("properties")}
+    assert rows["win rate against the reference"] == [
+        "0.680 [0.620, 0.740]", "0.610 [0.550, 0.670]", "0.580 [0.520, 0.640]", "–",
+    ]  # fmt: skip
+    assert rows["hacking gap"] == ["0.080 [0.050, 0.110]", "0.080 [0.050, 0.110]", "–", "–"]
+    assert rows["Elo"] == ["+126 [+81, +171]", "+77 [+32, +122]", "+56 [+11, +101]", "0"]
+    assert "regularised exploitability, at least, τ = 0.02" in rows
+    exact = {row[0] for row in page_of(rock_paper_scissors()).rows("properties")}
+    assert exact == {
+        "", "win rate against the reference", "average over the others", "share in the equilibrium", "Elo",
+        "exploitability", "source",
+    }  # fmt: skip
+
+
+def test_the_figures_are_of_the_players_that_have_them() -> None:
+    labels = page_of(tournament()).attributes("aria-label")
+    (frontier,) = [label for label in labels if label.startswith("Win rate against the reference by KL")]
+    assert "1 nash_md: 0.680 at 5.8 nats" in frontier
+    assert "4 reference: 0.500 at 0 nats" in frontier
+    (curves,) = [label for label in labels if label.startswith("Gain by number of proposals")]
+    assert "1 nash_md 0.047 at 16" in curves
+    assert not [label for label in page_of(rock_paper_scissors()).attributes("aria-label") if "KL" in label]
+    players = tournament().players
+    foreign = tournament(players=(dataclasses.replace(players[0], kl=None), *players[1:]))
+    assert "Not placed, for want of a KL or a win rate: nash_md" in page_of(foreign).text
+
+
+def test_comparisons_notes_command_and_versions_are_there() -> None:
+    page = page_of(tournament())
+    assert "P(nash_md ≻ dpo) = 0.871" in page.text
+    assert page.text.index("The hall is calm and bright") < page.text.index("It is empty.")
+    assert "2 of 98 prompts are longer" in page.text
+    assert "alignrun tournament runs/nash_md runs/ipo runs/dpo prompts.path='my prompts.jsonl'" in page.text
+    assert "path: my prompts.jsonl" in page.text
+    assert "torch 2.13.0" in page.text
+    assert "bitsandbytes" not in page.text
+
+
+def test_a_pair_a_single_player_and_numbers_that_are_none() -> None:
+    pair = (player("a", 0.6), player("b", None))
+    page = page_of(
+        tournament(players=pair, matrix=((exactly(0.5), near(0.6)), (near(0.4), exactly(0.5))), reference="b")
+    )
+    assert page.rows("matrix")[1] == ["1 a", "½", "▲ 0.600 [0.540, 0.660]"]
+    alone = page_of(tournament(players=pair[1:], matrix=((exactly(0.5),),), reference="b", comparisons=()))
+    assert "most preferred" not in alone.text
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    broken = (dataclasses.replace(pair[0], rating=nothing, exploitability=Bound(nothing, 4)), pair[1])
+    page = page_of(tournament(players=broken, matrix=((exactly(0.5), nothing), (nothing, exactly(0.5))), reference="b"))
+    assert page.rows("matrix")[1] == ["1 a", "½", "–"]
+    assert "nan" not in page.text
+
+
+def test_twelve_players_with_long_names_can_be_told_apart() -> None:
+    page = page_of(crowd())
+    header, *rows = page.rows("matrix")
+    assert len(rows) == 12
+    assert len(set(header)) == 13
+    assert len({row[0] for row in rows}) == 12
+    assert rows[11][0].endswith("_$x_11$"), "no mathematics in names"
+
+
+@pytest.mark.parametrize("proposals", [0, 8])
+def test_only_a_bound_is_called_one(proposals: int) -> None:
+    players = tuple(
+        dataclasses.replace(each, exploitability=bound(0.1, proposals), regularised=None)
+        for each in tournament().players
+    )
+    rows = {row[0] for row in page_of(tournament(players=players)).rows("properties")}
+    assert ("exploitability" in rows, "exploitability, at least" in rows) == (proposals == 0, proposals > 0)

@@ -1,0 +1,301 @@
+"""`alignrun eval` on real runs of tiny models."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alignrun import cli, games
+from alignrun.tournament import sampling
+
+
+def play(target: Path, runs: Sequence[object], *overrides: str) -> dict[str, Any]:
+    listed = ",".join(map(str, runs))
+    assert cli.main(["eval", f"runs=[{listed}]", "tracker=none", f"run.dir={target}", *overrides]) == 0
+    results: dict[str, Any] = json.loads((target / "results.json").read_text())
+    return results
+
+
+def values(results: dict[str, Any]) -> np.ndarray:
+    return np.array([[cell["value"] for cell in row] for row in results["matrix"]])
+
+
+def one(results: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(player for player in results["players"] if player["name"] == name)
+
+
+def judge_none(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    return [0.5] * len(prompts)
+
+
+def judge_length(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    """Partial to what it is shown first: only the average of both orders is a preference."""
+    return [min(1.0, max(0.0, 0.6 + (len(a) - len(b)) / 40)) for a, b in zip(first, second, strict=True)]
+
+
+def test_it_leaves_everything_in_its_place(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = play(tmp_path / "t", [runs / "a", runs / "b"])
+    out = capsys.readouterr().out
+    assert "P(row ≻ column): the row beats the column" in out
+    assert "The equilibrium of the win matrix" in out
+    assert {path.name for path in (tmp_path / "t").iterdir()} >= {
+        "config.yaml", "results.json", "report.html", "completions.jsonl", "environment.json",
+    }  # fmt: skip
+    assert [player["name"] for player in results["players"]] == ["a", "b", "reference"]
+    assert results["reference"] == "reference"
+    rows = [json.loads(line) for line in (tmp_path / "t" / "completions.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * results["prompts"] * results["samples_per_prompt"] == 3 * 8 * 4
+    matrix = values(results)
+    assert np.allclose(matrix + matrix.T, 1)
+    assert one(results, "a")["win_rate"]["value"] == matrix[0, 2]
+    assert one(results, "reference")["kl"]["value"] == 0
+    assert one(results, "reference")["rating"]["value"] == 0
+    assert results["command"].startswith("alignrun eval 'runs=[")
+    for player in results["players"]:
+        assert player["exploitability"]["proposals"] == 12
+        assert player["regularised"]["proposals"] == 4
+        assert player["hacking_gap"] is None, "the judge is the preference that they were trained with"
+
+
+def test_win_rates_are_those_of_the_completions_kept(runs: Path, tmp_path: Path) -> None:
+    results = play(tmp_path / "t", [runs / "a"], "preference=function", f"preference.function={__name__}:judge_length")
+    rows = [json.loads(line) for line in (tmp_path / "t" / "completions.jsonl").read_text().splitlines()]
+    said = {name: {} for name in ("a", "reference")}
+    for row in rows:
+        said[row["player"]].setdefault(row["prompt"], []).append(row["completion"])
+    rates = []
+    for prompt, ours in said["a"].items():
+        pairs = [(mine, other) for mine in ours for other in said["reference"][prompt]]
+        forward = judge_length([prompt] * len(pairs), *map(list, zip(*pairs, strict=True)))
+        backward = judge_length([prompt] * len(pairs), *reversed(list(map(list, zip(*pairs, strict=True)))))
+        rates.append(np.mean([(p + 1 - q) / 2 for p, q in zip(forward, backward, strict=True)]))
+    assert one(results, "a")["win_rate"]["value"] == pytest.approx(np.mean(rates), abs=1e-6)
+
+
+def test_the_order_of_the_runs_plays_no_part(runs: Path, tmp_path: Path) -> None:
+    forward = play(tmp_path / "t", [runs / "a", runs / "b"])
+    backward = play(tmp_path / "u", [runs / "b", runs / "a"])
+    assert values(forward)[0, 1] == pytest.approx(values(backward)[1, 0])
+    for name in ("a", "b", "reference"):
+        for figure in ("average", "rating", "kl", "win_rate"):
+            mine, other = one(forward, name)[figure], one(backward, name)[figure]
+            assert (mine is other is None) or mine["value"] == pytest.approx(other["value"], abs=1e-6)
+
+
+def test_a_second_judge_samples_nothing_again(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = play(tmp_path / "t", [runs / "a"])
+
+    def fail(*_: object) -> None:
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(sampling, "draw", fail)
+    monkeypatch.setattr(sampling, "score", fail)
+    second = play(tmp_path / "u", [runs / "a"], "preference=sentiment")
+    kept, again = ((tmp_path / name / "completions.jsonl").read_text() for name in "tu")
+    assert kept == again
+    assert one(first, "a")["kl"] == one(second, "a")["kl"]
+    monkeypatch.undo()
+    monkeypatch.setenv("ALIGNRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sampling, "draw", fail)
+    with pytest.raises(AssertionError, match="sampled again"):
+        play(tmp_path / "v", [runs / "a"], "cache=false")
+    assert not (tmp_path / "v").exists(), "nothing is left of a tournament that failed"
+
+
+def test_the_hacking_gap_is_what_the_training_preference_likes_more(runs: Path, tmp_path: Path) -> None:
+    results = play(tmp_path / "t", [runs / "a"], "preference=sentiment")
+    own = play(tmp_path / "u", [runs / "a"])
+    player = one(results, "a")
+    assert player["training_win_rate"]["value"] == pytest.approx(one(own, "a")["win_rate"]["value"], abs=1e-6)
+    gap = player["training_win_rate"]["value"] - player["win_rate"]["value"]
+    assert player["hacking_gap"]["value"] == pytest.approx(gap)
+    assert player["hacking_gap"]["low"] <= gap <= player["hacking_gap"]["high"]
+    assert one(results, "reference")["hacking_gap"] is None
+    without = play(tmp_path / "v", [runs / "a"], "preference=sentiment", "hacking_gap=false")
+    assert one(without, "a")["hacking_gap"] is None
+
+
+def test_a_judge_without_an_opinion(runs: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    function = f"preference.function={__name__}:judge_none"
+    results = play(tmp_path / "t", [runs / "a", runs / "b"], "preference=function", function)
+    assert (values(results) == 0.5).all()
+    for player in results["players"]:
+        assert player["share"]["value"] == pytest.approx(1 / 3)
+        assert player["rating"]["value"] == pytest.approx(0)
+        assert player["exploitability"]["gain"] == {"value": 0, "low": 0, "high": 0}
+    assert results["cycles"] == []
+    assert results["misfit"] == pytest.approx(0)
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_a_single_prompt_supports_no_claim(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = play(tmp_path / "t", [runs / "a", runs / "b"], "prompts=1")
+    assert results["prompts"] == 1
+    cell = results["matrix"][0][1]
+    assert (cell["low"], cell["high"]) == (0, 1)
+    out = capsys.readouterr().out
+    assert "No policy is preferred to every other" in out
+    assert "One prompt" in out
+    assert "1 prompts" not in out
+    assert results["cycles"] == []
+    assert "One prompt" in " ".join(results["notes"])
+
+
+def test_matched_pairs_ask_less_and_leave_exploitability_out(runs: Path, tmp_path: Path) -> None:
+    results = play(tmp_path / "t", [runs / "a", runs / "b"], "pairing=matched")
+    assert all(player["exploitability"] is None for player in results["players"])
+    assert "No exploitability" in " ".join(results["notes"])
+    again = play(tmp_path / "u", [runs / "a", runs / "b"])
+    assert np.abs(values(results) - values(again)).max() < 0.2
+
+
+def test_policies_with_different_tokenizers_meet_on_texts(runs: Path, tmp_path: Path) -> None:
+    assert cli.main(["export", str(runs / "a"), "--merge", "--to", str(tmp_path / "other")]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
+    tokenizer.add_tokens(["<new>"])
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    results = play(tmp_path / "t", [runs / "a", runs / "b", tmp_path / "other"])
+    other = one(results, "other")
+    assert other["kl"] is None
+    assert other["regularised"] is None
+    assert other["exploitability"] is not None
+    assert other["step"] is None
+    assert other["training_preference"] is None
+    assert one(results, "a")["kl"] is not None
+    assert "vocabularies" in " ".join(results["notes"])
+
+
+def test_checkpoints_exports_and_models_take_part(runs: Path, tmp_path: Path) -> None:
+    assert cli.main(["export", str(runs / "a"), "--merge", "--to", str(tmp_path / "merged")]) == 0
+    early = runs / "a" / "checkpoints" / "step-2"
+    results = play(tmp_path / "t", [early, runs / "a", tmp_path / "merged"], "names=[early,late,merged]")
+    assert [player["name"] for player in results["players"]] == ["early", "late", "merged", "reference"]
+    assert [player["step"] for player in results["players"]] == [2, 3, None, None]
+    # The merged model is the policy: its KL is the same up to sampling, and it is even with it.
+    late, merged = one(results, "late")["kl"], one(results, "merged")["kl"]
+    assert merged["low"] <= late["high"]
+    assert late["low"] <= merged["high"]
+
+
+def test_the_reference_may_be_named(runs: Path, tmp_path: Path) -> None:
+    results = play(tmp_path / "t", [runs / "a", runs / "b"], "reference_policy=b")
+    assert [player["name"] for player in results["players"]] == ["a", "b"]
+    assert results["reference"] == "b"
+    assert one(results, "b")["win_rate"] is None
+    assert one(results, "b")["kl"]["value"] == 0
+    model = play(tmp_path / "u", ["tiny", runs / "a"])
+    assert [player["name"] for player in model["players"]] == ["tiny", "a"], "it is the reference of the run"
+    assert model["reference"] == "tiny"
+
+
+def test_on_games_everything_is_exact(runs: Path, tmp_path: Path) -> None:
+    results = play(tmp_path / "t", [runs / "nash", runs / "greedy"])
+    assert results["samples_per_prompt"] == 0
+    policies = []
+    for name in ("nash", "greedy"):
+        summary = json.loads((runs / name / "summary.json").read_text())
+        policy = torch.tensor([summary[f"policy/{action}"] for action in "abc"], dtype=torch.float64)
+        policies.append(policy)
+        player = one(results, name)
+        assert player["exploitability"]["gain"]["value"] == pytest.approx(summary["exploitability"], abs=1e-6)
+        assert 2 * player["regularised"]["gain"]["value"] == pytest.approx(summary["duality_gap"], abs=1e-6)
+        assert player["kl"]["value"] == pytest.approx(summary["kl"], abs=1e-6)
+        assert player["win_rate"]["value"] == pytest.approx(summary["win_rate"], abs=1e-6)
+    win = games.win_rate(games.CYC, *policies).item()
+    assert values(results)[0, 1] == pytest.approx(win, abs=1e-6)
+    assert one(results, "reference")["exploitability"]["gain"]["value"] == pytest.approx(0.08, abs=1e-6)
+    assert 2 * one(results, "reference")["regularised"]["gain"]["value"] == pytest.approx(0.06840333, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_sampled_bounds_approach_the_exact_values_of_the_game_from_below(runs: Path, tmp_path: Path) -> None:
+    names = ("nash", "greedy", "reference")
+    players = [runs / name for name in names[:2]]
+    exact = play(tmp_path / "exact", players)
+    few, many = (
+        [
+            play(
+                tmp_path / f"{samples}-{seed}", players, "exact=false", f"samples_per_prompt={samples}", f"seed={seed}"
+            )
+            for seed in range(12)
+        ]
+        for samples in (4, 60)
+    )
+    for figure in ("exploitability", "regularised"):
+        for name in names:
+            true = one(exact, name)[figure]["gain"]["value"]
+            mean, error, small = (
+                f([one(result, name)[figure]["gain"]["value"] for result in group])
+                for f, group in ((np.mean, many), (lambda x: np.std(x, ddof=1) / np.sqrt(len(x)), many), (np.mean, few))
+            )
+            assert mean < true + 2.5 * error, (figure, name)
+            assert mean > true - 0.03 - 2.5 * error, (figure, name)
+            assert small < true + 0.08, (figure, name)
+
+
+def test_wandb_gets_the_panels(runs: Path, tmp_path: Path) -> None:
+    target = tmp_path / "t"
+    assert cli.main(["eval", f"runs=[{runs / 'a'}]", "tracker.mode=offline", f"run.dir={target}", "prompts=2"]) == 0
+    assert list((target / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "runs is empty"),
+        (["runs=[RUNS/a,RUNS/none]"], "none does not exist"),
+        (["runs=[RUNS/a,RUNS/checkpoints/step-3]"], "is not a run"),
+        (["runs=[RUNS/a/checkpoints/step-77]"], "step-77 does not exist"),
+        (["runs=[RUNS/a,RUNS/a]"], "twice"),
+        (["runs=[RUNS/a,RUNS/a/checkpoints/step-3]"], "the same policy, weight for weight"),
+        (["runs=[RUNS/a,RUNS/nash]"], "differ in data: choose with data=NAME"),
+        (["runs=[RUNS/a,RUNS/judged_otherwise]"], "differ in preference: choose with preference=NAME"),
+        (["runs=[tiny,smolm]", "data=bundled", "preference=letters"], "smolm does not exist"),
+        (["runs=[tiny]"], "one model and no run"),
+        (["runs=[tiny,RUNS/a]", "reference_policy=RUNS/nowhere"], "nowhere does not exist"),
+        (["runs=[RUNS/a]", "names=[x,y]"], "names must be as many as runs"),
+        (["runs=[RUNS/a,RUNS/b]", "names=[x,x]"], "names must differ"),
+        (["runs=[RUNS/a]", "sample_per_prompt=3"], "did you mean samples_per_prompt"),
+        (["runs=[RUNS/a]", "samples_per_prompt=0"], "samples_per_prompt must be at least 1"),
+        (["runs=[RUNS/a]", "preference=none"], "needs a judge"),
+        (["runs=[RUNS/a]", "preference.temperature=2"], "needs preference=NAME beside it"),
+        (["runs=[RUNS/a]", "data.eval_size=2"], "needs data=NAME beside it"),
+        (["runs=[RUNS/a]", "algo=dpo"], "unknown group algo: choose from data, preference, tracker"),
+        (["runs=[RUNS/a]", "pairing=some"], "pairing"),
+        (["runs=[RUNS/a]", "kl_tau=-1"], "kl_tau must be positive"),
+        (["runs=[RUNS/a]", "run.dir=RUNS/a"], "already holds a run"),
+        (["runs=[RUNS/a]", "max_new_tokens=100000"], "leaves no room for a prompt"),
+        (["runs=RUNS/a"], "runs"),
+        (["RUNS/a"], "override"),
+    ],
+)
+def test_wrong_ways(runs: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path for path in runs.rglob("*"))
+    filled = [argument.replace("RUNS", str(runs)) for argument in arguments]
+    assert cli.main(["eval", *filled, *([] if any("run.dir" in a for a in filled) else ["run.dir=out"])]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert not Path("out").exists()
+    assert sorted(path for path in runs.rglob("*")) == before
+
+
+def test_a_feedback_model_is_no_player(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "rm"
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "".join(json.dumps({"prompt": f"p{i}", "chosen": "good", "rejected": "x"}) + "\n" for i in range(20))
+    )
+    train = ["experiment=smoke", "algo=reward_model", "data=jsonl", f"data.path={pairs}", f"run.dir={run}"]
+    assert cli.main(train) == 0
+    assert cli.main(["eval", f"runs=[{run}]"]) == 2
+    assert "is a feedback model and no policy" in capsys.readouterr().err
