@@ -245,7 +245,7 @@ def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: 
     assert code == 1
     rows = json.loads((sweep / "sweep.json").read_text())
     assert [row["exit_code"] for row in rows] == [2, 0]
-    assert rows[0]["overrides"] == "experiment=smoke train.steps=1 preference.function=absent:f"
+    assert rows[0]["overrides"] == "experiment=smoke train.steps=1 preference.function=absent\\:f"
     assert "failed (exit code 2)" in " ".join(capfd.readouterr().out.split())
 
 

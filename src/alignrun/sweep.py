@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from alignrun import compose
@@ -199,7 +199,7 @@ def print_ranking(result: SweepResult, console: Console) -> None:
         console.print(Text(f"all with {' '.join(shared)}"))
     names = [name for name in COLUMNS if any(name in setting.metrics for setting in result.settings)]
     matched = [f"win rate at KL {result.matched_kl:.3g}"] if any(s.matched for s in result.settings) else []
-    table = Table("setting", "runs", *matched, *names)
+    table = Table(Column("setting", overflow="fold"), "runs", *matched, *names)
     exit_codes = {run.name: run.exit_code for run in result.runs}
     for setting, own in zip(result.settings, words, strict=True):
         runs = ", ".join(setting.runs)
