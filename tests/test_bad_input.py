@@ -30,7 +30,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         (["algo.kl_tauu=1"], "unknown key algo.kl_tauu: did you mean algo.kl_tau?"),
         (
             ["algo=gpo", "algo.kl_tau=1"],
-            "algo.kl_tau is of no use here: it belongs to algo=dpo, algo=ipo, algo=nash_md",
+            "algo.kl_tau is of no use here: it belongs to algo=best_response, algo=dpo, algo=ipo, algo=nash_md",
         ),
         (["preference.path=x"], "belongs to preference=bradley_terry, preference=learned"),
         (["train.step=3"], "unknown key train.step: did you mean train.steps?"),

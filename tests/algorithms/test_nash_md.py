@@ -7,7 +7,8 @@ import torch
 from helpers import load_policy, random_batch
 
 from alignrun.algorithms.base import Tools, count, rows
-from alignrun.algorithms.nash_md import Judged, NashMD
+from alignrun.algorithms.game_gradient import Judged
+from alignrun.algorithms.nash_md import NashMD
 from alignrun.algorithms.rollout import decode_texts
 from alignrun.compose import compose
 from alignrun.evaluation.exact import GameEvaluator
@@ -106,7 +107,7 @@ def test_completions_come_from_the_policy_and_opponents_from_the_mixture() -> No
     prompts, _ = random_batch(policy, prompts=24)
     (batch,) = list(algorithm.collect(prompts, step=0))
     assert torch.equal(batch.preference, torch.full((24, 1), 0.25))
-    ours, theirs = algorithm._rollouts.sample(prompts, [0.0, 1.0], 0)
+    ours, theirs = algorithm.rollouts.sample(prompts, [0.0, 1.0], 0)
     assert torch.equal(ours.tokens, batch.completions.tokens[:, 0])
 
     @torch.no_grad()
