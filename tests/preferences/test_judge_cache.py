@@ -1,7 +1,9 @@
 """The cache by itself; test_judge.py has what the judge makes of it."""
 
+import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from alignrun.preferences import judge_cache
@@ -29,3 +31,14 @@ def test_several_processes_share_a_cache(tmp_path: Path) -> None:
     assert [writer.wait() for writer in writers] == [0] * 4
     cache = judge_cache.AnswerCache(file)
     assert all(cache.get(f"{n} {number}") == "x" for n in range(4) for number in range(200))
+
+
+def test_opening_waits_for_another_process_that_is_making_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "answers.sqlite"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE made (by TEXT)")
+    other.execute("BEGIN IMMEDIATE")  # what SQLite answers "locked" to at once, however long it may wait
+    threading.Timer(0.2, other.execute, ["COMMIT"]).start()
+    cache = judge_cache.AnswerCache(file)
+    cache.put("question", "answer")
+    assert cache.get("question") == "answer"

@@ -1,6 +1,7 @@
 """What a judge has answered, on the disk, so that no question is ever paid for twice."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,9 @@ class AnswerCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
-            # With a log beside the file readers never wait, nor does a writer for the disk. The last line is a test.
+            self._keep_a_log()
+            # The last line is a test.
             for statement in (
-                "PRAGMA journal_mode = WAL",
                 "PRAGMA synchronous = NORMAL",
                 "CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID",
                 "SELECT answer FROM answers WHERE question = ''",
@@ -33,6 +34,22 @@ class AnswerCache:
                 f"preference.cache: {path} cannot be used ({one_line(error, 160)}): delete it if it is damaged, or set "
                 "preference.cache to another file or to false"
             ) from error
+
+    def _keep_a_log(self) -> None:
+        """With a log beside the file readers never wait, nor does a writer for the disk.
+
+        Where several processes open a new file at once, SQLite refuses all but one of them without any patience.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def get(self, question: str) -> str | None:
         """The answer, where there is one. Raises RunError where the file cannot be read."""
