@@ -102,6 +102,8 @@ def _check_algorithm(config: Config, name: str, kind: type[Algorithm]) -> None:
     """What an algorithm that learns from data, or that trains no policy, cannot go with."""
     if kind.online and config.preference.name == "none":
         raise InputError(f"config: algo={name} needs a preference to judge what it samples: choose preference=NAME")
+    if config.train.max_kl is not None and not kind.online:
+        raise InputError(f"config: train.max_kl needs samples of the policy, and algo={name} draws none: leave it out")
     if name == "sft" and config.model.source is ModelSource.game:
         raise InputError("config: algo=sft learns texts, and model=game has none: choose another model")
     if issubclass(kind, FeedbackAlgorithm):
@@ -149,6 +151,8 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     if preference is None:
         preference = build_preference(config.preference, policy.backbone)
     algorithm = kind(config.algo, Tools(policy, preference, config))
+    for note in algorithm.notes():
+        report(note)
     if getattr(config.algo, "precompute_reference", False):
         report(f"reference: log-probabilities of {len(data) + len(heldout)} pairs")
     data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)

@@ -250,6 +250,7 @@ def _fit(
             *([("completions", "samples.jsonl")] if outcome.evaluation.samples else []),
             *[("figure", name) for name in outcome.evaluation.files],
             ("adapter", "adapter/"),
+            *[(name, f"{name}/") for name in assembly.algorithm.exports()],
             *([("report", run.report_file.name)] if reported else []),
             *([("wandb", location)] if location else []),
         ],

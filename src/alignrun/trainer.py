@@ -5,14 +5,16 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from alignrun.algorithms.base import Algorithm, Dataset, Trained, count, rows
+from alignrun.algorithms.base import Algorithm, Dataset, Trained
+from alignrun.algorithms.batches import Trial, count, rows
 from alignrun.checkpoint import Checkpoint, save_checkpoint
 from alignrun.config import Config
 from alignrun.data.trimming import trim
@@ -59,7 +61,8 @@ class Trainer:
         self._config, self._trained, self._algorithm = config, trained, algorithm
         self._data, self._evaluate = data, evaluate
         self._run = run
-        self._trainable = trained.trainable()
+        self._weights, self._beside = trained.trainable(), algorithm.trainable()
+        self._trainable = {**self._weights, **self._beside}
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
 
     def restore(self, saved: Checkpoint) -> Progressed:
@@ -68,7 +71,8 @@ class Trainer:
         Raises:
             InputError: the checkpoint belongs to another configuration.
         """
-        restore_weights(self._trainable, saved)
+        restore_weights(self._weights, saved)
+        restore_tensors(self._algorithm_state(), saved.tensors.get("algorithm", {}), saved)
         configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         restore_optimizer(self._optimizer, list(self._trainable), saved.tensors["optimizer"], saved.state["optimizer"])
         for group, settings in zip(self._optimizer.param_groups, configured, strict=True):
@@ -113,12 +117,17 @@ class Trainer:
         return every > 0 and step % every == 0
 
     def _write_adapter(self) -> None:
-        final, partial = self._run.adapter, self._run.path / "adapter.partial"
-        with writing(final):
-            shutil.rmtree(partial, ignore_errors=True)
-            self._trained.save_adapter(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
+        with writing(self._run.adapter):
+            self._write(self._trained.save_adapter, self._run.adapter)
+            for name, save in self._algorithm.exports().items():
+                self._write(save, self._run.path / name)
+
+    def _write(self, save: Callable[[Path], None], final: Path) -> None:
+        partial = final.with_name(f"{final.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
 
     def _step(self, step: int) -> None:
         started = time.perf_counter()
@@ -128,18 +137,29 @@ class Trainer:
         given = self._data.batch_at(step, self._config.train.batch_size)
         if self._algorithm.online:
             given = batch_to(given, self._trained.device)
-        metrics: dict[str, float] = {}
+        updates: list[dict[str, float]] = []
         tokens = 0.0
-        updated = False
+        before: _Moment | None = None
         try:
             for batch in self._algorithm.collect(given, step):
-                metrics, tokens = self._update(batch, step, given)
-                updated = True
+                if before is not None:
+                    self._return_to(before)
+                    before = None
+                trial = isinstance(batch, Trial)
+                if trial:
+                    before = self._moment()
+                measured, read = self._update(batch.batch if trial else batch, step, given)
+                tokens += read
+                if not trial:
+                    updates.append(measured)
         except RunError:
-            if not updated:  # the state is still that of the step before, and worth keeping
+            if before is not None:
+                self._return_to(before)
+            if not updates:  # the state is still that of the step before, and worth keeping
                 self._save(Progressed(step, evaluated=True))
             raise
         seconds = time.perf_counter() - started
+        metrics = {name: math.fsum(update[name] for update in updates) / len(updates) for name in updates[-1]}
         metrics |= {
             "learning_rate": rate,
             "epoch": (step + 1) * self._config.train.batch_size / len(self._data),
@@ -149,6 +169,31 @@ class Trainer:
         if (step + 1) % self._config.train.log_every == 0:
             self._tracking.log(step + 1, metrics)
         self._progress.update(step + 1, metrics)
+        self._check_drift(step + 1, metrics)
+
+    def _check_drift(self, done: int, metrics: dict[str, float]) -> None:
+        limit = self._config.train.max_kl
+        if limit is not None and metrics["kl"] > limit:
+            self._save(Progressed(done, evaluated=not self._due(done)))
+            raise RunError(
+                f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: the "
+                f"state is saved; go on with `alignrun resume {self._run.path} train.max_kl=…`, or from an earlier "
+                "step with a lower optim.learning_rate or a larger algo.kl_tau"
+            )
+
+    def _moment(self) -> "_Moment":
+        optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
+        weights = {name: weight.detach().clone() for name, weight in self._trainable.items()}
+        return _Moment(weights, {name: value.clone() for name, value in optimizer.items()}, state)
+
+    @torch.no_grad()
+    def _return_to(self, moment: "_Moment") -> None:
+        for name, weight in self._trainable.items():
+            weight.copy_(moment.weights[name])
+        restore_optimizer(self._optimizer, list(self._trainable), moment.optimizer, moment.state)
+
+    def _algorithm_state(self) -> dict[str, torch.Tensor]:
+        return {**self._beside, **self._algorithm.state()}
 
     def _update(self, batch: Any, step: int, given: Any) -> tuple[dict[str, float], float]:
         self._optimizer.zero_grad(set_to_none=True)
@@ -197,34 +242,51 @@ class Trainer:
 
     def _save(self, progressed: Progressed) -> None:
         optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
-        weights = {name: weight.detach() for name, weight in self._trainable.items()}
+        groups: dict[str, Mapping[str, torch.Tensor]] = {"weights": self._weights, "optimizer": optimizer}
+        if state_beside := self._algorithm_state():
+            groups["algorithm"] = state_beside
         save_checkpoint(
             self._run.checkpoints,
             progressed.step,
-            {"weights": weights, "optimizer": optimizer},
+            groups,
             {"optimizer": state, "evaluated": progressed.evaluated},
             self._config.train.keep_checkpoints,
         )
 
 
-def restore_weights(trainable: dict[str, torch.nn.Parameter], checkpoint: Checkpoint) -> None:
-    """Copy saved tensors into the trained parameters, all or none.
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """Weights and optimiser state as they were."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def restore_weights(trainable: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
+    """Copy the saved weights into the trained parameters. Raises as `restore_tensors`."""
+    restore_tensors(trainable, checkpoint.tensors["weights"], checkpoint)
+
+
+def restore_tensors(
+    live: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], checkpoint: Checkpoint
+) -> None:
+    """Copy saved tensors into live ones of the same names, all or none.
 
     Raises:
         InputError: names or shapes differ.
     """
-    saved = checkpoint.tensors["weights"]
-    wrong = sorted(set(trainable) ^ set(saved)) or [
-        name for name, weight in trainable.items() if weight.shape != saved[name].shape
+    wrong = sorted(set(live) ^ set(saved)) or [
+        name for name, tensor in live.items() if tensor.shape != saved[name].shape
     ]
     if wrong:
         raise InputError(
             f"{checkpoint.path} does not fit this model ({len(wrong)} tensors differ, as {wrong[0]}): "
-            "resume with the model and adapter of the run's own config.yaml"
+            "resume with the model, adapter and algorithm of the run's own config.yaml"
         )
     with torch.no_grad():
-        for name, weight in trainable.items():
-            weight.copy_(saved[name])
+        for name, tensor in live.items():
+            tensor.copy_(saved[name])
 
 
 def split(batch: Any, size: int) -> Iterator[Any]:

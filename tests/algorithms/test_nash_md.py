@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import load_policy, random_batch
 
-from alignrun.algorithms.base import Tools, count, rows
+from alignrun.algorithms.base import Tools
+from alignrun.algorithms.batches import count, rows
 from alignrun.algorithms.game_gradient import Judged
 from alignrun.algorithms.nash_md import NashMD
 from alignrun.algorithms.rollout import decode_texts

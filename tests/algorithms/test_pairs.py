@@ -10,7 +10,8 @@ import torch
 from helpers import load_policy, random_batch
 
 from alignrun.algorithms import reference_cache
-from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover, rows
+from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
+from alignrun.algorithms.batches import rows
 from alignrun.build import assemble
 from alignrun.compose import compose
 from alignrun.data.trimming import trim

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignrun import cli
-from alignrun.algorithms.base import rows
+from alignrun.algorithms.batches import rows
 from alignrun.build import assemble
 from alignrun.compose import compose
 from alignrun.evaluation.heldout import measure

@@ -3,10 +3,10 @@
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,6 @@ from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.preferences.base import Preference
 from alignrun.types import Example
-
-Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +133,29 @@ class Algorithm(ABC):
         """Called once for each of the data sets, before the first step, for what is worth computing ahead."""
         return data
 
+    def notes(self) -> Sequence[str]:
+        """What a user should be told once, before the first step."""
+        return ()
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """What is trained beside the policy, by name, in a fixed order: a value function."""
+        return {}
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What a checkpoint must hold beside what is trained: live tensors by name, which resuming overwrites."""
+        return {}
+
+    def exports(self) -> Mapping[str, Callable[[Path], None]]:
+        """What a finished run writes beside `adapter/`: how to write it, by the name of its folder."""
+        return {}
+
     @abstractmethod
     def collect(self, batch: Any, step: int) -> Iterator[Any]:
-        """Batches for the optimiser steps that follow from a batch of the data: frozen dataclasses of rows."""
+        """Batches for the optimiser steps that follow from a batch of the data: frozen dataclasses of rows.
+
+        A generator goes on after the step of what it has yielded, and so may sample from the policy as it is then.
+        What it wraps in `Trial` is a step that is undone before the next.
+        """
 
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
@@ -192,19 +210,3 @@ def discover() -> dict[str, type[Algorithm]]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"alignrun.algorithms.{module.name}")
     return ALGORITHMS
-
-
-def count(batch: Any) -> int:
-    """The number of rows of such a batch."""
-    while is_dataclass(batch):
-        batch = getattr(batch, fields(batch)[0].name)
-    return len(batch)
-
-
-def rows(batch: Batch, span: slice) -> Batch:
-    """The given rows of a frozen dataclass of tensors, tuples and such dataclasses, along their first dimension."""
-    if batch is None:
-        return batch
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{field.name: rows(getattr(batch, field.name), span) for field in fields(batch)})
-    return batch[span]  # type: ignore[index, no-any-return]

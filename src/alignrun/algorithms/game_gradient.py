@@ -8,9 +8,9 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools
 from alignrun.algorithms.rollout import Rollouts, stack
+from alignrun.algorithms.signs import signs
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
-from alignrun.objectives.divergence import kl_k1, kl_k3
 from alignrun.objectives.nash import nash_md_advantages, policy_gradient_loss
 from alignrun.types import Completions, PromptBatch
 
@@ -52,6 +52,7 @@ class GameGradient(Algorithm):
     """
 
     config: GameGradientConfig
+    tools: Tools
 
     def __init__(self, config: GameGradientConfig, tools: Tools) -> None:
         super().__init__(config, tools)
@@ -74,18 +75,15 @@ class GameGradient(Algorithm):
         reference = policy.log_probs(Role.reference, batch.prompts, completions, temperature)
         log_probs = policy.log_probs(Role.policy, batch.prompts, completions, temperature)
         log_ratio = log_probs.detach() - reference
-        advantages = nash_md_advantages(preference, log_ratio, mask, self.config.kl_tau)
-        lengths = mask.sum(1)
+        penalty = self.penalty(batch.prompts, completions, log_probs.detach(), log_ratio)
+        advantages = nash_md_advantages(preference, penalty, mask, 1.0)
         return Loss(
             total=policy_gradient_loss(log_probs, advantages, mask),
             targets=len(mask),
-            metrics={
-                "win_rate": preference.sum(),
-                "kl": kl_k1(log_ratio).sum(),
-                "kl_k3": kl_k3(log_ratio).sum(),
-                "entropy": -(log_probs.detach().sum(1) / lengths).sum(),
-                "length": lengths.sum(),
-                "eos_rate": policy.ends(completions).sum(),
-            },
-            tokens=lengths.sum(),
+            metrics={"win_rate": preference.sum(), **signs(policy, completions, log_probs, log_ratio)},
+            tokens=mask.sum(),
         )
+
+    def penalty(self, prompts: PromptBatch, completions: Completions, log_probs: Tensor, log_ratio: Tensor) -> Tensor:
+        """[N, T] what each token costs: τ log π/μ, from log π and log π/μ [N, T]."""
+        return self.config.kl_tau * log_ratio

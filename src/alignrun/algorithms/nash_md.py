@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
-from alignrun.config import require, schema
+from alignrun.algorithms.schedules import check_mixture, mix_beta_at
+from alignrun.config import schema
 from alignrun.types import Completions, PromptBatch
 
 
@@ -15,20 +16,27 @@ class NashMDConfig(GameGradientConfig):
     name: str = "nash_md"
     mix_beta: float = 0.125
     """β, the share of μ in the opponent: 0 is self-play, 1 a best response to μ."""
+    mix_beta_end: float | None = None
+    """β at the last step, reached in a straight line; by default β stays. At 0 the run ends on π*_τ itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.mix_beta <= 1, "algo.mix_beta", f"must lie in [0, 1], not {self.mix_beta}")
+        check_mixture(self.mix_beta, self.mix_beta_end)
 
 
 @algorithm("nash_md", NashMDConfig)
 class NashMD(GameGradient):
-    """The opponent is the policy's token-wise geometric mixture with μ, π̃^β = Π_n softmax((1−β) log π + β log μ)."""
+    """The opponent is the policy's token-wise geometric mixture with μ, π̃^β = Π_n softmax((1−β) log π + β log μ).
+
+    At a constant β the stationary point is BR_τ of its own mixture, which differs from the equilibrium π*_τ for β > 0
+    (arXiv 2403.08635 Prop. 5.2); a β that falls to 0 ends there.
+    """
 
     config: NashMDConfig
 
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
         """y ~ π and y' ~ π̃^β in one decoding loop."""
         samples = self.config.samples_per_prompt
-        drawn = self.rollouts.sample(prompts, [0.0] * samples + [self.config.mix_beta] * samples, step)
+        mix_beta = mix_beta_at(step, self.tools.config.train.steps, self.config.mix_beta, self.config.mix_beta_end)
+        drawn = self.rollouts.sample(prompts, [0.0] * samples + [mix_beta] * samples, step)
         return drawn[:samples], drawn[samples:]

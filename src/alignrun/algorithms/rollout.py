@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Tools, rows
+from alignrun.algorithms.base import Tools
+from alignrun.algorithms.batches import rows
 from alignrun.generation.decode import Sampling, needs_policy, needs_reference, sample_completions
 from alignrun.models.policy import Policy, Role
 from alignrun.types import Completions, PromptBatch
@@ -24,6 +25,7 @@ def sample_streams(
     sampling: Sampling,
     generator: torch.Generator,
     other: Role = Role.reference,
+    temperatures: Sequence[float] | None = None,
 ) -> list[Completions]:
     """Draw one completion of every prompt for each β: the policy is 0, the other role 1."""
     roles = [
@@ -31,7 +33,8 @@ def sample_streams(
         for role, needed in ((Role.policy, needs_policy), (other, needs_reference))
         if any(needed(beta) for beta in mix_betas)
     ]
-    return sample_completions(policy.decoder(prompts, roles), len(prompts), mix_betas, sampling, generator)
+    decoder = policy.decoder(prompts, roles)
+    return sample_completions(decoder, len(prompts), mix_betas, sampling, generator, temperatures)
 
 
 def decode_texts(policy: Policy, completions: Completions) -> list[str]:
@@ -56,18 +59,39 @@ class Rollouts:
         )
 
     def sample(
-        self, prompts: PromptBatch, mix_betas: Sequence[float], step: int, other: Role = Role.reference
+        self,
+        prompts: PromptBatch,
+        mix_betas: Sequence[float],
+        step: int,
+        other: Role = Role.reference,
+        *,
+        temperatures: Sequence[float] | None = None,
+        purpose: int = 0,
     ) -> list[Completions]:
         """Draw one completion of every prompt for each β, `generation.batch_size` prompts at a time.
 
         All streams are padded to one length.
+
+        Args:
+            prompts: B prompts.
+            mix_betas: one for each stream, the weight of the other role in its mixture with the policy.
+            step: with the seed and the purpose, what the random numbers depend on.
+            other: whose distribution β = 1 is.
+            temperatures: one for each stream, where they are not all `generation.temperature`.
+            purpose: tells several draws of one step apart.
         """
         policy = self._tools.policy
-        generator = step_generator(policy.device, self._tools.config.seed, step)
+        generator = step_generator(policy.device, self._tools.config.seed, step, purpose)
         size = self._chunk or len(prompts)
         chunks = [
             sample_streams(
-                policy, rows(prompts, slice(start, start + size)), mix_betas, self._sampling, generator, other
+                policy,
+                rows(prompts, slice(start, start + size)),
+                mix_betas,
+                self._sampling,
+                generator,
+                other,
+                temperatures,
             )
             for start in range(0, len(prompts), size)
         ]
@@ -81,15 +105,27 @@ class Rollouts:
 
     def preference(self, prompts: PromptBatch, ours: Sequence[Completions], theirs: Sequence[Completions]) -> Tensor:
         """[B, K] P(y ≻ y' | x) of each of our K streams, averaged over all of theirs for the same prompt."""
-        policy = self._tools.policy
-        first, second = ([decode_texts(policy, stream) for stream in side] for side in (ours, theirs))
+        first, second = ([decode_texts(self._tools.policy, stream) for stream in side] for side in (ours, theirs))
         pairs = [(mine, other) for mine in first for other in second]
+        return self._judge(prompts, pairs).reshape(len(prompts), len(ours), len(theirs)).mean(2)
+
+    def table(self, prompts: PromptBatch, streams: Sequence[Completions]) -> Tensor:
+        """[B, K, K] P(y_i ≻ y_j | x) between the K streams; every pair is asked about once, since P + Pᵀ = 1."""
+        texts = [decode_texts(self._tools.policy, stream) for stream in streams]
+        first, second = torch.triu_indices(len(texts), len(texts), 1)
+        judged = self._judge(prompts, [(texts[i], texts[j]) for i, j in zip(first, second, strict=True)])
+        table = judged.new_full((len(prompts), len(texts), len(texts)), 0.5)
+        table[:, first, second], table[:, second, first] = judged, 1 - judged
+        return table
+
+    def _judge(self, prompts: PromptBatch, pairs: Sequence[tuple[list[str], list[str]]]) -> Tensor:
+        """[B, M] P(first ≻ second | x) of M pairs of streams, as texts."""
         judged = self._tools.preference(
             prompts.texts * len(pairs),
-            [text for mine, _ in pairs for text in mine],
-            [text for _, other in pairs for text in other],
+            [text for first, _ in pairs for text in first],
+            [text for _, second in pairs for text in second],
         )
-        return judged.reshape(len(ours), len(theirs), len(prompts)).mean(1).T.to(policy.device)
+        return judged.reshape(len(pairs), len(prompts)).T.to(self._tools.policy.device)
 
 
 def stack(streams: Sequence[Completions]) -> Completions:

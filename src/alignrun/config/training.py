@@ -1,9 +1,21 @@
 """Sampling, optimising, evaluating and recording."""
 
+import math
 from dataclasses import field
 from enum import Enum
 
+import httpx2
+
 from alignrun.config.schema import require, schema
+
+
+class Engine(str, Enum):
+    """What draws completions of the policy alone."""
+
+    native = "native"
+    """This process."""
+    server = "server"
+    """A server that holds the same base and is given the adapter, with vLLM's protocol."""
 
 
 @schema
@@ -15,11 +27,54 @@ class GenerationConfig:
     """Both policies are divided by it, in sampling and in every log-probability."""
     batch_size: int | None = None
     """Prompts decoded at once; by default the whole batch."""
+    engine: Engine = Engine.native
+    server_url: str | None = None
+    """The server, as http://localhost:8000; its key, where it asks for one, is in $ALIGNRUN_ROLLOUT_API_KEY."""
+    server_model: str | None = None
+    """The base by the server's name for it; by default the one that it has."""
+    server_timeout_seconds: float = 600.0
+    """How long all completions of one prompt may take."""
+    server_retries: int = 6
+    """Attempts after the first one, while the server is down, slow or busy."""
+    server_parallel: int = 64
+    """Prompts in flight at once."""
+    server_adapter_folder: str | None = None
+    """Where adapters are written for the server to read, on a disk that both see; by default in the run."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "generation.max_new_tokens", f"must be at least 1, not {self.max_new_tokens}")
         require(self.temperature > 0, "generation.temperature", f"must be positive, not {self.temperature}")
         require(self.batch_size is None or self.batch_size >= 1, "generation.batch_size", "must be at least 1")
+        require(
+            self.server_url is None or _is_base(self.server_url),
+            "generation.server_url",
+            "must be http(s)://HOST[:PORT] with no query; a password or key belongs into $ALIGNRUN_ROLLOUT_API_KEY",
+        )
+        require(0 < self.server_timeout_seconds < math.inf, "generation.server_timeout_seconds", "must be positive")
+        require(self.server_retries >= 0, "generation.server_retries", "must not be negative")
+        require(self.server_parallel >= 1, "generation.server_parallel", "must be at least 1")
+        if self.engine is Engine.server:
+            require(
+                self.server_url is not None,
+                "generation.server_url",
+                "is missing: name the server, as http://localhost:8000, or use generation.engine=native",
+            )
+            # vLLM raises a lower temperature to this one without a word.
+            require(
+                self.temperature >= 0.01,
+                "generation.temperature",
+                f"must be at least 0.01 with generation.engine=server, not {self.temperature}",
+            )
+
+
+def _is_base(url: str) -> bool:
+    """Whether it is an http(s) URL to which a path can be appended, without a password."""
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, TypeError):
+        return False
+    there = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 80) < 1 << 16
+    return there and not (parsed.userinfo or {"?", "#"} & set(url))
 
 
 class Schedule(str, Enum):
@@ -67,10 +122,13 @@ class TrainConfig:
     checkpoint_every: int = 50
     """Steps between checkpoints; 0 saves only at the end and when interrupted."""
     keep_checkpoints: int = 2
+    max_kl: float | None = None
+    """Nats of KL(π‖μ), as the samples of a step estimate it, above which the run stops with a checkpoint."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", f"must be at least 1, not {getattr(self, name)}")
+        require(self.max_kl is None or self.max_kl > 0, "train.max_kl", f"must be positive, not {self.max_kl}")
         require(self.checkpoint_every >= 0, "train.checkpoint_every", "must not be negative")
         require(
             self.micro_batch_size is None or self.micro_batch_size >= 1, "train.micro_batch_size", "must be at least 1"

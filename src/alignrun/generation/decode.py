@@ -56,7 +56,12 @@ def needs_reference(mix_beta: float) -> bool:
 
 
 def sample_completions(
-    decoder: Decoder, prompts: int, mix_betas: Sequence[float], sampling: Sampling, generator: torch.Generator
+    decoder: Decoder,
+    prompts: int,
+    mix_betas: Sequence[float],
+    sampling: Sampling,
+    generator: torch.Generator,
+    temperatures: Sequence[float] | None = None,
 ) -> list[Completions]:
     """Draw one completion of every prompt for each stream, y ~ Π_n softmax((1−β) log π + β log μ).
 
@@ -69,6 +74,7 @@ def sample_completions(
         mix_betas: one β for each stream.
         sampling: lengths, stop tokens, temperature and truncation.
         generator: on the decoder's device.
+        temperatures: one for each stream, where they are not all that of `sampling`.
 
     Returns:
         For each stream, completions of the B prompts, [B, T] with T the longest that was drawn.
@@ -82,6 +88,7 @@ def sample_completions(
     mask = torch.zeros(sequences, length, dtype=torch.bool, device=device)
     stop = torch.tensor(list(sampling.stop_ids), device=device)
 
+    heat = None if temperatures is None else torch.tensor(temperatures, device=device).repeat_interleave(prompts)
     live = list(range(sequences))  # sequence b of stream k is k * B + b
     layout = _Layout(mix_betas, prompts, live, device)
     expanded = layout.rows_in_prefill()
@@ -94,7 +101,10 @@ def sample_completions(
 
     for position in range(length):
         log_probs = truncate(
-            layout.mix(logits), temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+            layout.mix(logits),
+            temperature=sampling.temperature if heat is None else heat[index, None],
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
         )
         drawn = sample(log_probs, uniforms[position, index])
         tokens[index, position] = torch.where(done, sampling.pad_id, drawn)

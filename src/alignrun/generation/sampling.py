@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 
-def truncate(log_probs: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def truncate(log_probs: Tensor, *, temperature: float | Tensor = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Sharpen by the temperature, keep the top_k tokens, of these the fewest that hold top_p, and renormalise.
 
     Nucleus sampling is arXiv 1904.09751. `top_k=0`, `top_p=1` and `temperature=1` change nothing. Of equally likely
     tokens the one with the lower id comes first, and the most likely token always stays.
 
-    Shapes: log_probs and the result [..., V].
+    Shapes: log_probs and the result [..., V]; a temperature for each row is [..., 1].
     """
-    if temperature != 1:
+    if isinstance(temperature, Tensor) or temperature != 1:
         log_probs = torch.log_softmax(log_probs / temperature, dim=-1)
     if top_k == 0 and top_p == 1:
         return log_probs

@@ -25,6 +25,12 @@ OPPONENT = "opponent"
 """The adapter of a frozen policy that a best response is trained against."""
 FEEDBACK = "feedback"
 """The adapter of a reward or preference model."""
+ANCHOR = "anchor"
+"""A frozen copy of the policy as it was some steps ago."""
+AVERAGE = "average"
+"""The moving average of the policy."""
+VALUE = "value"
+"""The adapter of the value function, trained beside the policy's."""
 
 Span = tuple[str, slice]
 """An adapter's name and the rows of the batch that go through it."""
@@ -56,6 +62,19 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, config: AdapterCo
         raise InputError("adapter.target_modules: only linear layers can be adapted, not embeddings")
     peft.set_adapter(name)
     return peft
+
+
+@torch.no_grad()
+def copy_adapter(peft: PeftModel, source: str, name: str) -> None:
+    """A frozen copy of an adapter under another name; which one is active does not change."""
+    active = peft.active_adapter
+    peft.add_adapter(name, peft.peft_config[source])
+    for layer in lora_layers(peft):
+        for factors in (layer.lora_A, layer.lora_B):
+            if source in factors:
+                factors[name].weight.copy_(factors[source].weight)
+                factors[name].requires_grad_(False)
+    peft.set_adapter(active)
 
 
 def read_adapter(
@@ -153,7 +172,7 @@ def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: i
 
     The base product is taken once for all rows; only the low-rank products differ. PEFT offers the same by row
     names (`adapter_names`), by installing hooks on every layer at every forward pass and gathering rows by index;
-    contiguous spans need neither. No gradient flows: sampling and frozen roles only.
+    contiguous spans need neither.
 
     Args:
         layers: from `lora_layers`.

@@ -69,6 +69,12 @@ class Backbone:
         self.peft = adapters.read_adapter(self.peft or self.model, name, folder, trainable=trainable, key=key)
         self.settle()
 
+    def copy(self, source: str, name: str) -> None:
+        """Put a frozen copy of an adapter on the base."""
+        assert self.peft is not None
+        adapters.copy_adapter(self.peft, source, name)
+        self.settle()
+
     def free_name(self, name: str) -> str:
         """The name, numbered where an adapter has it already."""
         taken = () if self.peft is None else self.peft.peft_config
@@ -89,15 +95,27 @@ class Backbone:
         # Dropout is off, so train mode changes one thing only: transformers checkpoints activations there alone.
         self.model.train(self.config.gradient_checkpointing)
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The trained parameters by name, in a fixed order."""
-        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+    def trainable(self, adapter: str) -> dict[str, nn.Parameter]:
+        """The weights of that adapter by name, in a fixed order; all of the model's where it has no adapters."""
+        weights = dict(self.model.named_parameters())
+        if self.peft is None:
+            return weights
+        return {name: weight for name, weight in weights.items() if f".{adapter}." in name}
 
     @contextmanager
     def frozen(self, adapter: str | None) -> Iterator[None]:
         """Within the context, the model is the base with that adapter, or the bare base, and has no gradient."""
         spans: list[adapters.Span] = [(adapter, slice(None))] if adapter else []
         with torch.no_grad(), adapters.adapters_on_rows(self.layers, spans):
+            yield
+
+    @contextmanager
+    def using(self, adapter: str) -> Iterator[None]:
+        """Within the context, the model is the base with that adapter, with its gradient.
+
+        A backward pass belongs inside: layers that compute their activations again must find the same adapter.
+        """
+        with adapters.adapters_on_rows(self.layers, [(adapter, slice(None))]):
             yield
 
     def save_adapter(self, name: str, folder: Path) -> None:

@@ -32,6 +32,19 @@ class Role(str, Enum):
     reference = "reference"
     opponent = "opponent"
     """A frozen policy to be beaten."""
+    anchor = "anchor"
+    """The policy as it was some steps ago."""
+    average = "average"
+    """The moving average of the policy's weights."""
+
+
+_ADAPTERS = {
+    Role.policy: adapters.POLICY,
+    Role.reference: adapters.REFERENCE,
+    Role.opponent: adapters.OPPONENT,
+    Role.anchor: adapters.ANCHOR,
+    Role.average: adapters.AVERAGE,
+}
 
 
 class Policy:
@@ -48,7 +61,10 @@ class Policy:
         self.tokenizer = backbone.tokenizer
         self.head = vocabulary_head(self.model)
         check_head(self.model, self.head)
-        self._reference_model = copy.deepcopy(self.model).requires_grad_(False) if backbone.peft is None else None
+        self._whole: dict[Role, PreTrainedModel] = {}
+        """Without adapters, a model of its own for each role but the policy."""
+        if backbone.peft is None:
+            self.keep(Role.reference)
         present = () if backbone.peft is None else backbone.peft.peft_config
         self._reference_adapter = adapters.REFERENCE if adapters.REFERENCE in present else None
         self.has_opponent = adapters.OPPONENT in present
@@ -120,12 +136,33 @@ class Policy:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, in a fixed order."""
-        return self.backbone.trainable()
+        return self.backbone.trainable(adapters.POLICY)
+
+    def keep(self, role: Role) -> None:
+        """Hold a frozen copy of the policy, as it is now, under a role of its own."""
+        if self.backbone.peft is None:
+            self._whole[role] = copy.deepcopy(self.model).requires_grad_(False)
+        else:
+            self.backbone.copy(adapters.POLICY, _ADAPTERS[role])
+
+    @torch.no_grad()
+    def move(self, role: Role, rate: float) -> None:
+        """Move a kept copy towards the policy, θ̄ ← θ̄ + rate·(θ − θ̄): 1 makes it the policy as it is now.
+
+        With LoRA, θ are its factors, and so the average of a product is not exactly the product of averages.
+        """
+        torch._foreach_lerp_(list(self.kept(role).values()), list(self.trainable().values()), rate)
+
+    def kept(self, role: Role) -> dict[str, Tensor]:
+        """The weights of a kept copy, in the order of `trainable`."""
+        if self.backbone.peft is None:
+            return dict(self._whole[role].named_parameters())
+        return {name: weight.detach() for name, weight in self.backbone.trainable(_ADAPTERS[role]).items()}
 
     def decoder(self, prompts: PromptBatch, roles: Sequence[Role]) -> RowDecoder:
         """Rows for decoding: every prompt once for each role, the policy's block first."""
         names = [self._adapter(role) for role in roles]
-        if self._reference_model is None:
+        if self.backbone.peft is not None:
             return CachedDecoder(self.model, prompts, names)
         parts = [CachedDecoder(self._module(role), prompts, [None]) for role in roles]
         return parts[0] if len(parts) == 1 else PairedDecoder(parts[0], parts[1], len(prompts))
@@ -155,14 +192,15 @@ class Policy:
         targets = batch.targets[:, 1:]
         return token_log_probs(hidden[targets], self.head, batch.input_ids[:, 1:][targets])
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write what was trained as a PEFT adapter, or the whole model where there is no adapter (safetensors)."""
+    def save_adapter(self, folder: Path, role: Role = Role.policy) -> None:
+        """Write a role's PEFT adapter, or the whole model where there is no adapter (safetensors)."""
         if self.backbone.peft is None:
-            self.model.generation_config.eos_token_id = self.stop_ids
-            self.model.save_pretrained(folder)
+            model = self._module(role)
+            model.generation_config.eos_token_id = self.stop_ids
+            model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         else:
-            self.backbone.save_adapter(adapters.POLICY, folder)
+            self.backbone.save_adapter(_ADAPTERS[role], folder)
             write_card(folder, AdapterCard("policy", self.backbone.fingerprint))
 
     def save_merged(self, folder: Path) -> None:
@@ -178,17 +216,10 @@ class Policy:
             raise ValueError("this policy was loaded without an opponent")
         if self.backbone.peft is None:
             return None
-        named = {
-            Role.policy: adapters.POLICY,
-            Role.opponent: adapters.OPPONENT,
-            Role.reference: self._reference_adapter,
-        }
-        return named[role]
+        return self._reference_adapter if role is Role.reference else _ADAPTERS[role]
 
     def _module(self, role: Role) -> PreTrainedModel:
-        if role is Role.reference and self._reference_model is not None:
-            return self._reference_model
-        return self.model
+        return self._whole.get(role, self.model)
 
     def _head(self, module: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         return self.head if module is self.model else vocabulary_head(module)

@@ -70,7 +70,7 @@ class Scorer:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, in a fixed order."""
-        return self.backbone.trainable() | {HEAD: self.weight}
+        return self.backbone.trainable(self._adapter) | {HEAD: self.weight}
 
     def scores(self, prompts: PromptBatch, completions: Completions) -> Tensor:
         """[N] s(x, y), float32; with a gradient while it is trained. Each prompt is read once for all that follow it.

@@ -1,0 +1,45 @@
+"""Batches are frozen dataclasses of rows: tensors, tuples and further such dataclasses, along their first dimension."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A batch whose optimiser step is undone before the next one, weights and optimiser state alike.
+
+    What is sampled in between comes from where that step has led: the half-step of an extragradient method.
+    """
+
+    batch: Any
+
+
+def count(batch: Any) -> int:
+    """The number of rows of such a batch."""
+    while is_dataclass(batch):
+        batch = getattr(batch, fields(batch)[0].name)
+    return len(batch)
+
+
+def rows(batch: Batch, span: slice) -> Batch:
+    """The rows of a span."""
+    return _map(batch, lambda part: part[span])
+
+
+def select(batch: Batch, index: Tensor) -> Batch:
+    """The rows that an index tensor names, in its order."""
+    places = index.tolist()
+    return _map(batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places))
+
+
+def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    if batch is None:
+        return batch
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{field.name: _map(getattr(batch, field.name), function) for field in fields(batch)})
+    return function(batch)  # type: ignore[no-any-return]

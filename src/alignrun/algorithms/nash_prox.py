@@ -1,0 +1,63 @@
+"""Nash-Prox: the equilibrium by proximal points, a sequence of easier games (arXiv 2505.19731 v2)."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from alignrun.algorithms.base import Tools, algorithm
+from alignrun.algorithms.game_gradient import Judged
+from alignrun.algorithms.self_play import SelfPlay, SelfPlayConfig
+from alignrun.config import require, schema
+from alignrun.models.policy import Role
+from alignrun.types import Completions, PromptBatch
+
+
+@schema
+class NashProxConfig(SelfPlayConfig):
+    """How strongly the last proximal point pulls, and how long it is kept."""
+
+    name: str = "nash_prox"
+    anchor_tau: float = 0.02
+    """τ/η, the weight of KL(π‖π_k), beside `kl_tau` for KL(π‖μ): the larger, the easier each game and the more there
+    are."""
+    refresh_every: int = 8
+    """Optimiser steps in one game, after which the policy becomes the next π_k."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.anchor_tau > 0, "algo.anchor_tau", f"must be positive, not {self.anchor_tau}")
+        require(self.refresh_every >= 1, "algo.refresh_every", f"must be at least 1, not {self.refresh_every}")
+
+
+@algorithm("nash_prox", NashProxConfig)
+class NashProx(SelfPlay):
+    """π_{k+1} is the equilibrium of the game with the further penalty (τ/η) KL(π‖π_k); the fixed point is π*_τ.
+
+    y ~ π,  y' ~ π
+    ∇ = E[Σ_n ∇log π(y_n) · (P(y ≻ y' | x) − ½ − Σ_{m≥n} (τ log π/μ + (τ/η) log π/π_k)_m)]
+
+    Where every game is solved, KL(π*_τ‖π_k) falls by at least 1/(1+η) each time, for any η. Here a game gets
+    `refresh_every` steps. The estimator is ours: the paper's own was not available.
+    """
+
+    config: NashProxConfig
+
+    def __init__(self, config: NashProxConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        tools.policy.keep(Role.anchor)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The weights of π_k."""
+        return self.tools.policy.kept(Role.anchor)
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
+        """One batch of self-play; the first of every game makes the policy its anchor."""
+        if step % self.config.refresh_every == 0:
+            self.tools.policy.move(Role.anchor, 1.0)
+        yield from super().collect(prompts, step)
+
+    def penalty(self, prompts: PromptBatch, completions: Completions, log_probs: Tensor, log_ratio: Tensor) -> Tensor:
+        """[N, T] τ log π/μ + (τ/η) log π/π_k."""
+        temperature = self.tools.config.generation.temperature
+        anchor = self.tools.policy.log_probs(Role.anchor, prompts, completions, temperature)
+        return self.config.kl_tau * log_ratio + self.config.anchor_tau * (log_probs - anchor)

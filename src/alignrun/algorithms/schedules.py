@@ -1,0 +1,19 @@
+"""What changes along a run beside the learning rate."""
+
+from alignrun.config import require
+
+
+def mix_beta_at(step: int, steps: int, start: float, end: float | None) -> float:
+    """The mixture's β at step 0 ≤ `step` < `steps`: constant, or linear from `start` to `end` at the last step.
+
+    A function of the step alone, so that a resumed run continues the same schedule.
+    """
+    if end is None:
+        return start
+    return start + (end - start) * step / max(1, steps - 1)
+
+
+def check_mixture(start: float, end: float | None) -> None:
+    """Refuse a β outside [0, 1]. Raises InputError."""
+    for name, value in (("mix_beta", start), ("mix_beta_end", end)):
+        require(value is None or 0 <= value <= 1, f"algo.{name}", f"must lie in [0, 1], not {value}")
