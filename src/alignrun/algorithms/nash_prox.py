@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from alignrun.algorithms.anchor import Anchor, check_refresh
 from alignrun.algorithms.base import Tools, algorithm
 from alignrun.algorithms.game_gradient import Judged
 from alignrun.algorithms.self_play import SelfPlay, SelfPlayConfig
@@ -26,7 +27,7 @@ class NashProxConfig(SelfPlayConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.anchor_tau > 0, "algo.anchor_tau", f"must be positive, not {self.anchor_tau}")
-        require(self.refresh_every >= 1, "algo.refresh_every", f"must be at least 1, not {self.refresh_every}")
+        check_refresh(self.refresh_every)
 
 
 @algorithm("nash_prox", NashProxConfig)
@@ -44,16 +45,15 @@ class NashProx(SelfPlay):
 
     def __init__(self, config: NashProxConfig, tools: Tools) -> None:
         super().__init__(config, tools)
-        tools.policy.keep(Role.anchor)
+        self.anchor = Anchor(tools.policy, config.refresh_every)
 
     def state(self) -> Mapping[str, Tensor]:
         """The weights of π_k."""
-        return self.tools.policy.kept(Role.anchor)
+        return self.anchor.state()
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
         """One batch of self-play; the first of every game makes the policy its anchor."""
-        if step % self.config.refresh_every == 0:
-            self.tools.policy.move(Role.anchor, 1.0)
+        self.anchor.refresh(step)
         yield from super().collect(prompts, step)
 
     def penalty(self, prompts: PromptBatch, completions: Completions, log_probs: Tensor, log_ratio: Tensor) -> Tensor:

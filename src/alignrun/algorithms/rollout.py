@@ -105,9 +105,13 @@ class Rollouts:
 
     def preference(self, prompts: PromptBatch, ours: Sequence[Completions], theirs: Sequence[Completions]) -> Tensor:
         """[B, K] P(y ≻ y' | x) of each of our K streams, averaged over all of theirs for the same prompt."""
+        return self.pairwise(prompts, ours, theirs).mean(2)
+
+    def pairwise(self, prompts: PromptBatch, ours: Sequence[Completions], theirs: Sequence[Completions]) -> Tensor:
+        """[B, K, L] P(y ≻ y' | x) of each of our K streams against each of their L for the same prompt."""
         first, second = ([decode_texts(self._tools.policy, stream) for stream in side] for side in (ours, theirs))
         pairs = [(mine, other) for mine in first for other in second]
-        return self._judge(prompts, pairs).reshape(len(prompts), len(ours), len(theirs)).mean(2)
+        return self._judge(prompts, pairs).reshape(len(prompts), len(ours), len(theirs))
 
     def table(self, prompts: PromptBatch, streams: Sequence[Completions]) -> Tensor:
         """[B, K, K] P(y_i ≻ y_j | x) between the K streams; every pair is asked about once, since P + Pᵀ = 1."""

@@ -1,7 +1,7 @@
-"""The policy gradient of Nash-MD-PG and its relatives (self-play, Nash-EMA, best response).
+"""Losses whose stationary points are equilibria: policy gradients of preference games, and regressions.
 
-Legend: B sequences, T completion tokens. Masks are bool, true on the tokens of the completion, its end-of-sequence
-token included.
+Legend: B sequences or pairs, T completion tokens; h is a margin of log ratios. Masks are bool, true on the tokens of
+the completion, its end-of-sequence token included.
 """
 
 import torch
@@ -31,3 +31,30 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor) ->
     Shapes: log_probs, advantages and mask [B, T]; the result is a scalar.
     """
     return -torch.where(mask, log_probs * advantages.detach(), 0.0).sum()
+
+
+def online_ipo_loss(h: Tensor, labels: Tensor, kl_tau: float) -> Tensor:
+    """Online IPO and IPO-MD: τh² − (2p−1)h for p = P(y ≻ y'). arXiv 2403.08635. [B], [B] -> [B].
+
+    τ times the IPO loss p(h − 1/(2τ))² + (1−p)(h + 1/(2τ))², but for a constant. For y, y' ~ π held fixed, its expected
+    gradient is −4 times that of P(π ≻ sg π) − τKL(π‖μ).
+    """
+    return kl_tau * h.square() - (2 * labels - 1) * h
+
+
+def extragradient_loss(h: Tensor, edges: Tensor, kl_tau: float) -> Tensor:
+    """EGPO: τ(h − d/τ)² for the edge d = P(y ≻ π) − P(y' ≻ π) over a fixed π. arXiv 2503.08942. [B], [B] -> [B].
+
+    τ times the paper's loss. Whatever distribution (y, y') come from, as long as nothing is left out, it is zero at
+    BR_τ(π) alone.
+    """
+    return kl_tau * (h - edges / kl_tau).square()
+
+
+def self_play_regression_loss(log_ratio: Tensor, win_rates: Tensor, step_eta: float) -> Tensor:
+    """SPPO: (log π(y)/π_t(y) − η(P(y ≻ π_t) − ½))²/η. arXiv 2405.00675. [B], [B] -> [B].
+
+    1/η times the paper's loss, whose 1/β is η. Its solution is the step of multiplicative weights,
+    π ∝ π_t exp(ηP(y ≻ π_t)), but for the normaliser, which is taken to be exp(η/2).
+    """
+    return (log_ratio - step_eta * (win_rates - 0.5)).square() / step_eta

@@ -1,0 +1,75 @@
+"""INPO: iterative mirror descent by regression on pairs of the last iterate (Zhang et al., arXiv 2407.00617)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from alignrun.algorithms.anchor import Anchor, check_refresh
+from alignrun.algorithms.base import Tools, algorithm
+from alignrun.algorithms.online_pairs import JudgedPairs, OnlinePairs, OnlinePairsConfig
+from alignrun.config import require, schema
+from alignrun.models.policy import Role
+from alignrun.objectives.nash import online_ipo_loss
+from alignrun.types import Completions, PromptBatch
+
+
+@schema
+class INPOConfig(OnlinePairsConfig):
+    """The step of mirror descent, and how long one iterate is fitted."""
+
+    name: str = "inpo"
+    step_eta: float = 3.0
+    """The step of mirror descent, 1/η in the paper, which has 133 beside τ = 0.0025; τ·step_eta must be below 1."""
+    refresh_every: int = 8
+    """Optimiser steps in one iteration, all on samples of the policy with which it began."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.step_eta > 0, "algo.step_eta", f"must be positive, not {self.step_eta}")
+        require(
+            self.kl_tau * self.step_eta < 1,
+            "algo.step_eta",
+            f"times algo.kl_tau={self.kl_tau} must be below 1, and {self.step_eta} is too large: lower one of them",
+        )
+        check_refresh(self.refresh_every)
+
+
+@algorithm("inpo", INPOConfig)
+class INPO(OnlinePairs):
+    """h²/s − (2p−1)h,  y, y' ~ π_t, with the step s and log ratios to μ^(sτ) π_t^(1−sτ):
+
+    h = log π(y)/π(y') − sτ log μ(y)/μ(y') − (1−sτ) log π_t(y)/π_t(y')
+
+    One iteration solved exactly is a step of mirror descent, π ∝ μ^(sτ) π_t^(1−sτ) exp(sP(y ≻ π_t)), whose fixed point
+    is π*_τ. The metrics of samples are those of π_t.
+    """
+
+    config: INPOConfig
+
+    def __init__(self, config: INPOConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self.anchor = Anchor(tools.policy, config.refresh_every)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The weights of π_t."""
+        return self.anchor.state()
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
+        """One batch of pairs; the first of an iteration makes the policy its anchor."""
+        self.anchor.refresh(step)
+        yield from super().collect(prompts, step)
+
+    def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
+        """K completions of every prompt from π_t."""
+        return self.rollouts.sample(prompts, [1.0] * self.config.samples_per_prompt, step, Role.anchor)
+
+    def log_ratios(self, batch: JudgedPairs, log_probs: Tensor, reference: Tensor) -> Tensor:
+        """[N, T] log π − sτ log μ − (1−sτ) log π_t."""
+        completions = batch.completions.flat()
+        anchor = self.tools.policy.log_probs(Role.anchor, batch.prompts, completions, self.temperature)
+        share = self.config.step_eta * self.config.kl_tau
+        return log_probs - share * reference - (1 - share) * anchor
+
+    def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
+        """1/s times the paper's (h − s/2)², with soft labels and without its constant."""
+        return online_ipo_loss(margins, labels, 1 / self.config.step_eta)

@@ -1,0 +1,40 @@
+"""IPO-MD: online IPO on samples of the mixture with μ, between online and offline IPO (arXiv 2403.08635)."""
+
+from collections.abc import Sequence
+
+from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.online_ipo import OnlineIPO, OnlineIPOConfig
+from alignrun.algorithms.schedules import check_mixture, mix_beta_at
+from alignrun.config import schema
+from alignrun.types import Completions, PromptBatch
+
+
+@schema
+class IPOMDConfig(OnlineIPOConfig):
+    """How far the samples are from the policy."""
+
+    name: str = "ipo_md"
+    mix_beta: float = 0.125
+    """β, the share of μ in the distribution that both completions come from: 0 is online IPO, 1 offline IPO on μ."""
+    mix_beta_end: float | None = None
+    """β at the last step, reached in a straight line; by default β stays."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_mixture(self.mix_beta, self.mix_beta_end)
+
+
+@algorithm("ipo_md", IPOMDConfig)
+class IPOMD(OnlineIPO):
+    """τh² − (2p−1)h,  y, y' ~ π̃^β = Π_n softmax((1−β) log π + β log μ), both.
+
+    It stops where Nash-MD does, at BR_τ of its own mixture, on another way: the update of π is off-policy. The
+    metrics kl and entropy are means over samples of the mixture, below KL(π‖μ); eval/kl is that of the policy.
+    """
+
+    config: IPOMDConfig
+
+    def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
+        """K completions of every prompt from the mixture."""
+        mix_beta = mix_beta_at(step, self.tools.config.train.steps, self.config.mix_beta, self.config.mix_beta_end)
+        return self.rollouts.sample(prompts, [mix_beta] * self.config.samples_per_prompt, step)

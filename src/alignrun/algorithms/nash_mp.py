@@ -1,0 +1,114 @@
+"""Nash-MP: mirror prox, the extragradient method of preference games (arXiv 2505.19731; EGPO, arXiv 2503.08942)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
+from alignrun.algorithms.batches import Trial
+from alignrun.algorithms.rollout import Rollouts, stack
+from alignrun.algorithms.signs import signs
+from alignrun.config import require, schema
+from alignrun.models.policy import Role
+from alignrun.objectives.nash import extragradient_loss
+from alignrun.types import Completions, PromptBatch
+
+
+@schema
+class NashMPConfig:
+    """How strongly μ pulls, and where the regression is carried out."""
+
+    name: str = "nash_mp"
+    kl_tau: float = 0.1
+    """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
+    samples_per_prompt: int = 4
+    """Completions that are fitted, and as many that they are judged against, for every prompt and half-step."""
+    explore_temperature: float = 2.0
+    """Times `generation.temperature`: how flat the distribution is that the fitted completions come from."""
+
+    def __post_init__(self) -> None:
+        require(self.kl_tau > 0, "algo.kl_tau", f"must be positive, not {self.kl_tau}")
+        require(self.samples_per_prompt >= 2, "algo.samples_per_prompt", "must be at least 2, to form pairs")
+        require(self.explore_temperature > 0, "algo.explore_temperature", "must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Opposed:
+    """K completions to be fitted for each of B prompts, and K of the policy that they are judged against."""
+
+    prompts: PromptBatch
+    completions: Completions
+    """[B, K, T]"""
+    win_rates: Tensor
+    """[B, K] P(y ≻ π | x)."""
+    opponents: Completions | None
+    """[B, K, T] what π was represented by, where its metrics are wanted."""
+
+
+@algorithm("nash_mp", NashMPConfig)
+class NashMP(Algorithm):
+    """Two half-steps from the same weights and optimiser state, each a regression at pairs y, y' of a flat policy:
+
+    τ(h − [P(y ≻ π'') − P(y' ≻ π'')]/τ)²,  π'' = π_t, then π'' = π_{t+½} where the first half-step has led.
+
+    Only the second is kept. On a table of logits with uniform pairs the two are the steps of mirror prox,
+    log π_{t+1} = (1−ητ) log π_t + ητ log μ + ηP(y ≻ π_{t+½}), and KL(π*_τ‖π_t) shrinks by a constant factor a step.
+    The regression has its zero at the fixed point π*_τ wherever y and y' come from. The metrics of samples are those
+    of π''. Costs twice the steps of online IPO.
+    """
+
+    config: NashMPConfig
+    tools: Tools
+
+    def __init__(self, config: NashMPConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self.rollouts = Rollouts(tools)
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Trial | Opposed]:
+        """The half-step, which is undone, and the step, on completions that the half-step's policy was asked for."""
+        count, temperature = self.config.samples_per_prompt, self.tools.config.generation.temperature
+        flat = temperature * self.config.explore_temperature
+        temperatures = [flat] * count + [temperature] * count
+        drawn = self.rollouts.sample(prompts, [0.0] * (2 * count), step, temperatures=temperatures)
+        fitted, opponents = drawn[:count], drawn[count:]
+        win_rates = self.rollouts.preference(prompts, fitted, opponents)
+        yield Trial(Opposed(prompts, stack(fitted), win_rates, None))
+        opponents = self.rollouts.sample(prompts, [0.0] * count, step, purpose=1)
+        win_rates = self.rollouts.preference(prompts, fitted, opponents)
+        yield Opposed(prompts, stack(fitted), win_rates, stack(opponents))
+
+    def loss(self, batch: Opposed) -> Loss:
+        """The regression summed over the pairs of the micro-batch."""
+        policy, temperature = self.tools.policy, self.tools.config.generation.temperature
+        completions, shape = batch.completions.flat(), batch.win_rates.shape
+        reference, log_probs = (
+            policy.log_probs(role, batch.prompts, completions, temperature) for role in (Role.reference, Role.policy)
+        )
+        ratios = (log_probs - reference).sum(1).reshape(shape)
+        first, second = torch.triu_indices(shape[1], shape[1], 1, device=ratios.device)
+        margins = ratios[:, first] - ratios[:, second]
+        edges = batch.win_rates[:, first] - batch.win_rates[:, second]
+        pairs_per_completion = len(first) / shape[1]
+        return Loss(
+            total=extragradient_loss(margins.flatten(), edges.flatten(), self.config.kl_tau).sum(),
+            targets=margins.numel(),
+            metrics={
+                "win_rate": batch.win_rates.sum() * pairs_per_completion,
+                **{name: value * pairs_per_completion for name, value in self._watch(batch).items()},
+            },
+            tokens=completions.mask.sum(),
+        )
+
+    @torch.no_grad()
+    def _watch(self, batch: Opposed) -> dict[str, Tensor]:
+        """The usual metrics, for which samples of the policy are needed and not those of a flatter one."""
+        if batch.opponents is None:
+            return {}
+        policy, temperature = self.tools.policy, self.tools.config.generation.temperature
+        opponents = batch.opponents.flat()
+        reference, log_probs = (
+            policy.log_probs(role, batch.prompts, opponents, temperature) for role in (Role.reference, Role.policy)
+        )
+        return signs(policy, opponents, log_probs, log_probs - reference)

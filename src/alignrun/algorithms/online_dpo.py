@@ -1,0 +1,30 @@
+"""Online DPO: the reward of a Bradley-Terry model, from the policy's own samples (Guo et al., arXiv 2402.04792)."""
+
+from torch import Tensor
+
+from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.online_pairs import OnlinePairs, OnlinePairsConfig
+from alignrun.config import schema
+from alignrun.objectives.preference import dpo_loss
+
+
+@schema
+class OnlineDPOConfig(OnlinePairsConfig):
+    """How strongly μ pulls (β in the paper), against a Bradley-Terry reward."""
+
+    name: str = "online_dpo"
+
+
+@algorithm("online_dpo", OnlineDPOConfig)
+class OnlineDPO(OnlinePairs):
+    """−p log σ(τh) − (1−p) log σ(−τh),  y, y' ~ π.
+
+    Where the preference is a Bradley-Terry model, the stationary point is RLHF's optimum and not the equilibrium
+    (arXiv 2403.08635).
+    """
+
+    config: OnlineDPOConfig
+
+    def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
+        """The soft-label DPO loss."""
+        return dpo_loss(margins, labels, self.config.kl_tau)

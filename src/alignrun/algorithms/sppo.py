@@ -1,0 +1,103 @@
+"""SPPO: multiplicative weights by regression on the last iterate's samples (Wu et al., arXiv 2405.00675)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from alignrun.algorithms.anchor import Anchor, check_refresh
+from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
+from alignrun.algorithms.online_pairs import Pairing
+from alignrun.algorithms.rollout import Rollouts, stack
+from alignrun.algorithms.signs import signs
+from alignrun.config import require, schema
+from alignrun.models.policy import Role
+from alignrun.objectives.nash import self_play_regression_loss
+from alignrun.types import Completions, PromptBatch
+
+
+@schema
+class SPPOConfig:
+    """The step, and what is learned from the samples."""
+
+    name: str = "sppo"
+    step_eta: float = 10.0
+    """η, 1/β in the paper, which has 1000 beside a learning rate of 5e-7."""
+    samples_per_prompt: int = 5
+    refresh_every: int = 8
+    """Optimiser steps in one iteration, all on samples of the policy with which it began."""
+    pairing: Pairing = Pairing.best_worst
+    """Whether all samples are learned from, or as in the paper the best and the worst."""
+
+    def __post_init__(self) -> None:
+        require(self.step_eta > 0, "algo.step_eta", f"must be positive, not {self.step_eta}")
+        require(self.samples_per_prompt >= 2, "algo.samples_per_prompt", "must be at least 2, to be compared")
+        check_refresh(self.refresh_every)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """K completions of π_t for each of B prompts, and how often each is preferred to π_t's."""
+
+    prompts: PromptBatch
+    completions: Completions
+    """[B, K, T]"""
+    win_rates: Tensor
+    """[B, K] P(y ≻ π_t | x), estimated by the other samples of the prompt."""
+
+
+@algorithm("sppo", SPPOConfig)
+class SPPO(Algorithm):
+    """(log π(y)/π_t(y) − η(P(y ≻ π_t) − ½))²/η,  y ~ π_t.
+
+    Without a fixed reference: an iteration is a step of multiplicative weights, π ∝ π_t exp(ηP(y ≻ π_t)), and on games
+    that cycle only the average of the iterates approaches the equilibrium; the last one moves away from it. INPO at
+    τ = 0 without the differences of pairs. KL(π‖μ) is measured and not penalised: `train.max_kl` bounds it.
+    """
+
+    config: SPPOConfig
+    tools: Tools
+
+    def __init__(self, config: SPPOConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self.rollouts = Rollouts(tools)
+        self.anchor = Anchor(tools.policy, config.refresh_every)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The weights of π_t."""
+        return self.anchor.state()
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Ranked]:
+        """Samples of π_t, each judged against the others; the first batch of an iteration renews π_t."""
+        self.anchor.refresh(step)
+        count = self.config.samples_per_prompt
+        streams = self.rollouts.sample(prompts, [1.0] * count, step, Role.anchor)
+        # Without the ½ of each against itself, an unbiased estimate.
+        win_rates = (self.rollouts.table(prompts, streams).sum(2) - 0.5) / (count - 1)
+        completions = stack(streams)
+        if self.config.pairing is Pairing.best_worst:
+            order = win_rates.argsort(dim=1, stable=True)
+            kept = order[:, [-1, 0]]
+            win_rates = win_rates.gather(1, kept)
+            places = kept[..., None].expand(-1, -1, completions.tokens.shape[2])
+            completions = Completions(completions.tokens.gather(1, places), completions.mask.gather(1, places))
+        yield Ranked(prompts, completions, win_rates)
+
+    def loss(self, batch: Ranked) -> Loss:
+        """The regression summed over the completions of the micro-batch."""
+        policy, temperature = self.tools.policy, self.tools.config.generation.temperature
+        completions, win_rates = batch.completions.flat(), batch.win_rates.flatten()
+        reference, anchor, log_probs = (
+            policy.log_probs(role, batch.prompts, completions, temperature)
+            for role in (Role.reference, Role.anchor, Role.policy)
+        )
+        moved = (log_probs - anchor).sum(1)
+        return Loss(
+            total=self_play_regression_loss(moved, win_rates, self.config.step_eta).sum(),
+            targets=len(win_rates),
+            metrics={
+                "log_ratio_anchor": moved.detach().sum(),
+                **signs(policy, completions, log_probs, log_probs - reference),
+            },
+            tokens=completions.mask.sum(),
+        )
