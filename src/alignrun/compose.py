@@ -113,6 +113,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: the file is missing, not YAML, or not a configuration of this version.
     """
+    for group, _, choice in (override.partition("=") for override in overrides):
+        if group in groups():
+            raise InputError(
+                f"config: {group}={choice}: a run that has begun keeps its {group}: change single values of it, "
+                f"{group}.KEY=…, or start another run"
+            )
     try:
         stored = OmegaConf.load(path)
         if not isinstance(stored, DictConfig):

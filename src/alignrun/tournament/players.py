@@ -13,7 +13,15 @@ from alignrun.algorithms.base import ALGORITHMS
 from alignrun.algorithms.feedback import FeedbackAlgorithm
 from alignrun.build import load_trained, opponent_of
 from alignrun.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
-from alignrun.config import AdapterKind, Config, Precision, TournamentConfig
+from alignrun.config import (
+    AdapterConfig,
+    AdapterKind,
+    Config,
+    Precision,
+    ReferenceConfig,
+    ReferenceKind,
+    TournamentConfig,
+)
 from alignrun.errors import InputError, one_line
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy, Role
@@ -66,6 +74,8 @@ def find_player(source: str, name: str | None = None) -> Player:
         if newest is None:
             raise InputError(f"runs: {run.path} has no checkpoint yet: let the run reach one first")
         return _of_run(run, newest, source, name or run.path.name)
+    if (path / "adapter_config.json").is_file() and (path.parent / "config.yaml").is_file():
+        return _beside_run(RunDirectory.open(path.parent), path, source, name or f"{path.parent.name}/{path.name}")
     return Player(name or path.name, source, _model_config(source, path), None)
 
 
@@ -79,6 +89,13 @@ def _of_run(run: RunDirectory, checkpoint: Path, source: str, name: str) -> Play
     if issubclass(ALGORITHMS[config.algo.name], FeedbackAlgorithm):
         raise InputError(f"runs: {run.path} is a feedback model and no policy: it can judge, with preference=NAME")
     return Player(name, source, config, checkpoint)
+
+
+def _beside_run(run: RunDirectory, folder: Path, source: str, name: str) -> Player:
+    """A further policy that a run has written, such as the average of its weights: an adapter on the run's base."""
+    config = compose.load(run.config_file)
+    reference = ReferenceConfig(name=ReferenceKind.adapter, path=str(folder))
+    return Player(name, source, replace(config, reference=reference, adapter=AdapterConfig()), None)
 
 
 def _model_config(source: str, path: Path) -> Config:

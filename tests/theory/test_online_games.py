@@ -1,0 +1,81 @@
+"""Every online algorithm through the real loop, on a language model that plays CYC, to its own stationary point.
+
+The distances that a wrong opponent, anchor or sign would leave are many times those that are allowed. Online DPO and
+XPO fit a Bradley-Terry reward; where they stop is solved for here, from the conditions of a Bradley-Terry fit.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import root
+
+from alignrun import cli
+from alignrun.games import CYC, equilibrium, mixture_equilibrium
+
+TAU = 0.1
+NASH = equilibrium(CYC, TAU).tolist()
+
+
+def bradley_terry_fixed_point(kl_tau: float, opponent: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+    """π ∝ μ exp(r/τ) with r the Bradley-Terry fit to pairs y ~ π, y' ~ opponent(π)."""
+    table, reference = CYC.preferences.numpy(), CYC.reference.numpy()
+
+    def policy_of(rewards: np.ndarray) -> np.ndarray:
+        weights = reference * np.exp(np.append(rewards, 0.0) / kl_tau)
+        return weights / weights.sum()
+
+    def misfit(rewards: np.ndarray) -> np.ndarray:
+        pi = policy_of(rewards)
+        r = np.append(rewards, 0.0)
+        weights = np.outer(pi, opponent(pi)) + np.outer(opponent(pi), pi)
+        return (weights * (table - 1 / (1 + np.exp(r[None, :] - r[:, None])))).sum(1)[:2]
+
+    found = root(misfit, np.zeros(2), tol=1e-12)
+    assert found.success
+    solved: list[float] = policy_of(found.x).tolist()
+    return solved
+
+
+CASES = {
+    "self_play": ((), NASH),
+    "nash_ema": (("algo.ema_decay=0.9",), NASH),
+    "nash_prox": (("algo.anchor_tau=0.1",), NASH),
+    "nash_md": (("algo.mix_beta=0.5", "algo.mix_beta_end=0"), NASH),
+    "online_ipo": ((), NASH),
+    "ipo_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5).tolist()),
+    "inpo": ((), NASH),
+    "nash_mp": (("train.steps=200",), NASH),
+    "online_dpo": (("algo.kl_tau=0.2",), bradley_terry_fixed_point(0.2, lambda pi: pi)),
+    "xpo": (
+        ("algo.kl_tau=0.5", "algo.samples_per_prompt=8"),
+        bradley_terry_fixed_point(0.5, lambda pi: CYC.reference.numpy()),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_it_reaches_its_stationary_point(tmp_path: Path, name: str) -> None:
+    overrides, target = CASES[name]
+    run = tmp_path / "run"
+    started = ["experiment=game", f"algo={name}", "evaluation.every=0", *overrides, f"run.dir={run}"]
+    assert cli.main(started) == 0
+    found = json.loads((run / "summary.json").read_text())
+    policy = [found[f"policy/{action}"] for action in "abc"]
+    distance = sum(abs(p - q) for p, q in zip(policy, target, strict=True)) / 2
+    moved = sum(abs(p - q) for p, q in zip(CYC.reference.tolist(), target, strict=True)) / 2
+    assert moved > 0.1, "the reference is not near the target"
+    assert distance < 0.045, policy
+
+
+def test_the_targets_differ() -> None:
+    """Of any two algorithms with different targets, each is further from the other's than it may be from its own."""
+    targets = {name: torch.tensor(target) for name, (_, target) in CASES.items()}
+    for one in ("self_play", "ipo_md", "online_dpo", "xpo"):
+        for other in ("self_play", "ipo_md", "online_dpo", "xpo"):
+            if one != other:
+                assert (targets[one] - targets[other]).abs().sum() / 2 > 0.06, (one, other)
