@@ -20,7 +20,7 @@ from alignrun.algorithms.base import (
     prompt_set,
 )
 from alignrun.algorithms.feedback import FeedbackAlgorithm
-from alignrun.config import AdapterConfig, AdapterKind, Config, ModelSource, ReferenceKind, TooLong
+from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSource, ReferenceKind, TooLong
 from alignrun.data import PairSet, check_labels, end_of_turn, load_examples
 from alignrun.errors import InputError
 from alignrun.evaluation.exact import GameEvaluator
@@ -104,6 +104,10 @@ def _check_algorithm(config: Config, name: str, kind: type[Algorithm]) -> None:
         raise InputError(f"config: algo={name} needs a preference to judge what it samples: choose preference=NAME")
     if config.train.max_kl is not None and not kind.online:
         raise InputError(f"config: train.max_kl needs samples of the policy, and algo={name} draws none: leave it out")
+    if config.generation.engine is Engine.server and config.adapter.name is AdapterKind.none:
+        raise InputError(
+            "config: generation.engine=server is given an adapter at every step: use adapter=lora or qlora"
+        )
     if name == "sft" and config.model.source is ModelSource.game:
         raise InputError("config: algo=sft learns texts, and model=game has none: choose another model")
     if issubclass(kind, FeedbackAlgorithm):

@@ -184,6 +184,7 @@ def largest_equilibrium(preferences: NDArray[np.float64]) -> NDArray[np.float64]
     """
     n = len(preferences)
     edges = (preferences - preferences.T) / 2  # P − ½, exactly antisymmetric
+    edges[np.abs(edges) < 1e-9] = 0  # below the solver's tolerance, where it may give up
     identity = np.eye(n)
     result = linprog(
         c=[0.0] * n + [-1.0] * n,  # (q, t), t = min(q, 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from alignrun.config import Config, DataConfig
+from alignrun.config import Config, DataConfig, Engine
 from alignrun.data import PromptSet, padding_id
 from alignrun.errors import InputError
 from alignrun.models.policy import Policy
@@ -115,6 +115,8 @@ class Algorithm(ABC):
     config_class: ClassVar[type]
     online: ClassVar[bool] = True
     """Whether completions are sampled and judged by the preference while training."""
+    policy_alone: ClassVar[bool] = False
+    """Whether all samples come from the policy as it is, so that a rollout server can draw them."""
 
     def __init__(self, config: Any, tools: Any) -> None:
         self.config = config
@@ -135,6 +137,10 @@ class Algorithm(ABC):
 
     def notes(self) -> Sequence[str]:
         """What a user should be told once, before the first step."""
+        if self.online and not self.policy_alone and self.tools.config.generation.engine is Engine.server:
+            return [
+                f"generation.engine=server: algo={self.name} also samples other policies, which the native engine does"
+            ]
         return ()
 
     def trainable(self) -> Mapping[str, nn.Parameter]:

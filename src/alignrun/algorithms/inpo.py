@@ -45,6 +45,7 @@ class INPO(OnlinePairs):
     """
 
     config: INPOConfig
+    policy_alone = False
 
     def __init__(self, config: INPOConfig, tools: Tools) -> None:
         super().__init__(config, tools)

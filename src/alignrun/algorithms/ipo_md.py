@@ -33,6 +33,7 @@ class IPOMD(OnlineIPO):
     """
 
     config: IPOMDConfig
+    policy_alone = False
 
     def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
         """K completions of every prompt from the mixture."""

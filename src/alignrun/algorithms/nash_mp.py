@@ -61,6 +61,7 @@ class NashMP(Algorithm):
 
     config: NashMPConfig
     tools: Tools
+    policy_alone = True
 
     def __init__(self, config: NashMPConfig, tools: Tools) -> None:
         super().__init__(config, tools)

@@ -66,6 +66,7 @@ class OnlinePairs(Algorithm):
 
     config: OnlinePairsConfig
     tools: Tools
+    policy_alone = True
 
     def __init__(self, config: OnlinePairsConfig, tools: Tools) -> None:
         super().__init__(config, tools)

@@ -7,15 +7,21 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.batches import rows
+from alignrun.algorithms.serving import ServedPolicy
+from alignrun.config import Engine
 from alignrun.generation.decode import Sampling, needs_policy, needs_reference, sample_completions
 from alignrun.models.policy import Policy, Role
 from alignrun.types import Completions, PromptBatch
 
 
+def step_seed(seed: int, step: int, purpose: int = 0) -> int:
+    """A number for every step and purpose of a run."""
+    return ((seed * 1_000_003 + step) * 101 + purpose) % (1 << 63)
+
+
 def step_generator(device: torch.device, seed: int, step: int, purpose: int = 0) -> torch.Generator:
     """Random numbers that depend on the seed and the step alone, so that resuming needs no saved state."""
-    mixed = (seed * 1_000_003 + step) * 101 + purpose
-    return torch.Generator(device=device).manual_seed(mixed % (1 << 63))
+    return torch.Generator(device=device).manual_seed(step_seed(seed, step, purpose))
 
 
 def sample_streams(
@@ -57,6 +63,7 @@ class Rollouts:
             pad_id=tools.policy.tokenizer.pad_token_id,
             temperature=generation.temperature,
         )
+        self._served = ServedPolicy(tools.policy, generation) if generation.engine is Engine.server else None
 
     def sample(
         self,
@@ -70,7 +77,8 @@ class Rollouts:
     ) -> list[Completions]:
         """Draw one completion of every prompt for each β, `generation.batch_size` prompts at a time.
 
-        All streams are padded to one length.
+        All streams are padded to one length. Where no stream but the policy's is wanted, a rollout server draws it if
+        there is one; a server knows no mixtures and no other role.
 
         Args:
             prompts: B prompts.
@@ -80,8 +88,13 @@ class Rollouts:
             temperatures: one for each stream, where they are not all `generation.temperature`.
             purpose: tells several draws of one step apart.
         """
-        policy = self._tools.policy
-        generator = step_generator(policy.device, self._tools.config.seed, step, purpose)
+        policy, seed = self._tools.policy, self._tools.config.seed
+        if self._served is not None and not any(mix_betas):
+            each = temperatures or [self._sampling.temperature] * len(mix_betas)
+            drawn = self._served.sample(prompts, each, self._sampling, step_seed(seed, step, purpose))
+            longest = max(completions.tokens.shape[1] for completions in drawn)
+            return [pad(completions, longest, self._sampling.pad_id) for completions in drawn]
+        generator = step_generator(policy.device, seed, step, purpose)
         size = self._chunk or len(prompts)
         chunks = [
             sample_streams(

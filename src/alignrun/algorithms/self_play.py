@@ -23,6 +23,7 @@ class SelfPlay(GameGradient):
     """
 
     config: SelfPlayConfig
+    policy_alone = True
 
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
         """y ~ π and y' ~ π in one decoding loop."""

@@ -36,6 +36,7 @@ class XPO(OnlineDPO):
     """
 
     config: XPOConfig
+    policy_alone = False
 
     def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
         """K completions of every prompt from the policy, then K from the reference, in one decoding loop."""

@@ -23,6 +23,7 @@ from alignrun.config.model import (
 from alignrun.config.schema import require, schema
 from alignrun.config.tournament import Pairing, TournamentConfig
 from alignrun.config.training import (
+    Engine,
     EvaluationConfig,
     GenerationConfig,
     OptimConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DataSource",
+    "Engine",
     "EvaluationConfig",
     "GenerationConfig",
     "ModelConfig",

@@ -1,6 +1,6 @@
 """Preferences over pairs of completions. Importing the package registers the ones that are built in."""
 
-from alignrun.preferences import bradley_terry, function, judge, learned, matrix, none, sentiment
+from alignrun.preferences import bradley_terry, function, judge, learned, matrix, none, panel, sentiment
 from alignrun.preferences.base import PREFERENCES, Preference, Reward
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "learned",
     "matrix",
     "none",
+    "panel",
     "sentiment",
 ]

@@ -1,0 +1,141 @@
+"""Published measures of a text, each a scalar s(x, y): the members that `preference=panel` may have.
+
+They are exact formulas over words and sentences, without a network, a model or a syllable dictionary (textstat fetches
+one from the internet for Flesch's measures), and finite for every text. A word is a run of letters, with the
+apostrophes and hyphens inside it; numbers and signs are none. A sentence ends at . ! ? : … before a space (closing
+quotes and brackets may stand between), at 。！？, or with its line.
+
+Adding one: a function of prompt and completion with its source in the docstring, under `@scorer(spread=...)`.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from alignrun.preferences.sentiment import Sentiment
+
+Score = Callable[[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A measure and the size of its differences."""
+
+    score: Score
+    """s(x, y) of a prompt and a completion: the larger, the better."""
+    spread: float
+    """A typical difference, in the units of the score: the median |s(x, y) − s(x, y')| between two completions."""
+
+
+SCORERS: dict[str, Scorer] = {}
+
+
+def scorer(*, spread: float) -> Callable[[Score], Score]:
+    """Register a measure under the name of its function.
+
+    The spreads below are rounded medians over the pairs of 8 completions of 48 tokens that SmolLM2-135M-Instruct gave,
+    at temperature 1, to each of 24 of the bundled training prompts.
+    """
+
+    def register(score: Score) -> Score:
+        SCORERS[score.__name__] = Scorer(score, spread)
+        return score
+
+    return register
+
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_SENTENCE_END = re.compile(r"[.!?:…]+[\"'”’)\]]*\s|[。！？]|\n")
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _letters(word: str) -> int:
+    return sum(map(str.isalpha, word))
+
+
+@cache
+def _vader() -> Sentiment:
+    return Sentiment(temperature=1.0)
+
+
+@scorer(spread=0.4)
+def sentiment(prompt: str, completion: str) -> float:
+    """VADER's compound score in [−1, 1] (Hutto and Gilbert, ICWSM 2014), as `preference=sentiment` has it."""
+    return float(_vader().rewards([prompt], [completion]))
+
+
+@scorer(spread=11.0)
+def readability(_prompt: str, completion: str) -> float:
+    """−LIX: words a sentence + 100 · the share of words of more than six letters (Björnsson, Läsbarhet, 1968).
+
+    Easy texts have a LIX below 30, hard ones above 50. Without a word there is nothing to be read easily: −100.
+    """
+    words = _words(completion)
+    if not words:
+        return -100.0
+    sentences = sum(bool(_WORD.search(part)) for part in _SENTENCE_END.split(completion))
+    long_words = sum(_letters(word) > 6 for word in words)
+    return -(len(words) / sentences + 100 * long_words / len(words))
+
+
+@scorer(spread=0.5)
+def diversity(_prompt: str, completion: str) -> float:
+    """Guiraud's R = V/√N, of N words V different (Guiraud, Les caractères statistiques du vocabulaire, 1954).
+
+    Unlike V/N it does not hand a one-word answer the highest score, and it needs no least length as MTLD and HD-D do.
+    """
+    words = _words(completion)
+    return len(set(words)) / math.sqrt(max(1, len(words)))
+
+
+@scorer(spread=0.12)
+def relevance(prompt: str, completion: str) -> float:
+    """ROUGE-1 recall (Lin, ACL 2004 workshop): the share of the prompt's words that the completion takes up."""
+    asked = Counter(_words(prompt))
+    return (asked & Counter(_words(completion))).total() / max(1, asked.total())
+
+
+@scorer(spread=0.5)
+def formality(_prompt: str, completion: str) -> float:
+    """Letters a word: the long words of informational prose (Biber, Variation across Speech and Writing, 1988)."""
+    words = _words(completion)
+    return sum(map(_letters, words)) / max(1, len(words))
+
+
+_CLOSED_CLASSES = """
+    a an the this that these those each every either neither some any no all both half such what which whose
+    i me my mine myself you your yours yourself yourselves he him his himself she her hers herself it its itself
+    we us our ours ourselves they them their theirs themselves who whom one
+    about above across after against along among around as at before behind below beneath beside between beyond by
+    despite down during except for from in inside into like near of off on onto out outside over past since than
+    through throughout till to toward towards under until up upon via with within without
+    and but or nor so yet if because although though unless while whereas whether when where why how
+    am is are was were be been being have has had having do does did doing will would shall should can could may
+    might must ought cannot not there here then too very just also only
+"""
+_FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+
+
+def _is_function_word(word: str) -> bool:
+    """Of a contraction the first part counts (it's, you'll), and an auxiliary with n't is still one."""
+    stem = re.split("['’]", word)[0]
+    return stem in _FUNCTION_WORDS or word.endswith(("n't", "n’t"))
+
+
+@scorer(spread=0.08)
+def spokenness(_prompt: str, completion: str) -> float:
+    """1 − lexical density: the share of English function words, over 60% in speech and under in writing (Ure, 1971)."""
+    words = _words(completion)
+    return sum(map(_is_function_word, words)) / max(1, len(words))
+
+
+@scorer(spread=6.0)
+def brevity(_prompt: str, completion: str) -> float:
+    """−the number of words: the counterweight to judges who favour length (arXiv 2404.04475). Silence is briefest."""
+    return -float(len(_words(completion)))

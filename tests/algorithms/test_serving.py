@@ -1,0 +1,93 @@
+"""Training with a rollout server: whole runs against a real local one, and the engine that each algorithm gets."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from generation.serving import VllmLike
+
+from alignrun import cli
+from alignrun.compose import compose
+from alignrun.models.sources import load_model, load_tokenizer
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmLike]:
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("ALIGNRUN_ROLLOUT_API_KEY", raising=False)
+    config = compose(["experiment=smoke"])
+    torch.manual_seed(config.seed)  # the base that the run itself makes
+    started = VllmLike(load_model(config.model, load_tokenizer(config.model), torch.float32))
+    yield started
+    started.stop()
+
+
+def train(run: Path, url: str, *overrides: str) -> int:
+    served = ["generation=server", f"generation.server_url={url}", "generation.max_new_tokens=8"]
+    return cli.main(["experiment=smoke", "optim.learning_rate=0.01", f"run.dir={run}", *served, *overrides])
+
+
+@pytest.mark.parametrize("name", ["self_play", "online_ipo", "nash_mp"])
+def test_a_run_samples_from_the_policy_of_every_step(name: str, server: VllmLike, tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    assert train(tmp_path / "run", server.url, f"algo={name}", f"generation.server_adapter_folder={folder}") == 0
+    draws = 6 if name == "nash_mp" else 3
+    loads = server.bodies("/v1/load_lora_adapter")
+    assert len(loads) == len({body["lora_name"] for body in loads}) == draws
+    assert all(Path(body["lora_path"]).is_relative_to(folder) for body in loads)
+    asked = server.bodies("/v1/completions")
+    assert len({body["model"] for body in asked}) == draws, "each draw from an adapter of its own"
+    assert len({body["seed"] for body in asked}) == len(asked)
+    temperatures = {body["temperature"] for body in asked}
+    assert len(temperatures) == (2 if name == "nash_mp" else 1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len({row["loss"] for row in rows if "loss" in row}) == 3
+
+
+def test_what_was_written_for_the_server_goes_with_the_run(server: VllmLike, tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    assert train(tmp_path / "run", server.url, "algo=self_play", f"generation.server_adapter_folder={folder}") == 0
+    assert not list(folder.iterdir())
+
+
+def test_mixtures_are_sampled_natively_and_the_run_says_so(
+    server: VllmLike, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "served", server.url, "algo=nash_md") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "algo=nash_md also samples other policies, which the native engine does" in said
+    assert not server.bodies("/v1/completions")
+    native = ["experiment=smoke", "optim.learning_rate=0.01", "generation.max_new_tokens=8", "algo=nash_md"]
+    assert cli.main([*native, "generation.temperature=1", f"run.dir={tmp_path / 'native'}"]) == 0
+    one, other = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("served", "native")
+    )
+    assert one == other
+
+
+def test_the_policy_alone_needs_no_such_note(
+    server: VllmLike, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", server.url, "algo=self_play") == 0
+    assert "native engine" not in capsys.readouterr().out
+
+
+def test_a_server_that_is_not_there_is_told_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    settings = ["algo=self_play", "generation.server_retries=0"]
+    assert train(run, "http://127.0.0.1:9", *settings) == 1
+    error = capsys.readouterr().err.strip()
+    assert "127.0.0.1:9" in error
+    assert len(error.splitlines()) == 1
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_without_an_adapter_there_is_nothing_to_send(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "http://127.0.0.1:9", "algo=self_play", "adapter=none") == 2
+    assert "use adapter=lora or qlora" in capsys.readouterr().err
