@@ -183,8 +183,8 @@ def largest_equilibrium(preferences: NDArray[np.float64]) -> NDArray[np.float64]
     action that any equilibrium has, at q[y] ≥ 1. Raises RunError if the solver fails.
     """
     n = len(preferences)
-    edges = (preferences - preferences.T) / 2  # P − ½, exactly antisymmetric
-    edges[np.abs(edges) < 1e-9] = 0  # below the solver's tolerance, where it may give up
+    # P − ½, exactly antisymmetric; digits below the solver's tolerance only make it give up.
+    edges = np.round((preferences - preferences.T) / 2, 9)
     identity = np.eye(n)
     result = linprog(
         c=[0.0] * n + [-1.0] * n,  # (q, t), t = min(q, 1)

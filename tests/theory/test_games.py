@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from alignrun.games import (
     extragradient_step,
     geometric_mixture,
     kl,
+    largest_equilibrium,
     mirror_descent_step,
     mixture_equilibrium,
     nash_equilibrium,
@@ -347,3 +349,43 @@ def test_parameters_out_of_range_are_refused() -> None:
     for step in (nash_md_step, mirror_descent_step, extragradient_step):
         with pytest.raises(InputError, match="kl_tau·step_eta"):
             step(CYC, MU, 0.1, 11.0)
+
+
+def test_an_equilibrium_is_found_where_edges_differ_in_digits_that_mean_nothing() -> None:
+    """Eight sampled answers as a majority of three judges had them; the solver gave up on edges of 1e-12."""
+    upper = [
+        0.4999999999703686,
+        0.49767243762943014,
+        0.05433750304901158,
+        2.669975351921039e-12,
+        -0.49767244362989166,
+        2.6340970657900975e-05,
+        0.4999999873012434,
+        -0.49999881743105057,
+        -0.4999999999703748,
+        -0.4999999999703757,
+        0.3368569331655391,
+        -0.4999999999703757,
+        -0.4887460570381197,
+        -0.4976724428976979,
+        -0.4976724436299043,
+        -0.499988413064676,
+        -0.497672443629588,
+        0.49987550140632164,
+        2.1898038937706588e-11,
+        -0.4976724436299043,
+        0.0002159525439813792,
+        0.4999999873018727,
+        -0.4976724436299043,
+        -5.060651334098942e-08,
+        0.49999998730196016,
+        0.4976724436299043,
+        -0.29004508118335187,
+        0.4999999873019601,
+    ]
+    edges = np.zeros((8, 8))
+    edges[np.triu_indices(8, 1)] = upper
+    edges -= edges.T
+    policy = largest_equilibrium(0.5 + edges)
+    assert policy.sum() == pytest.approx(1)
+    assert (edges @ policy).max() <= 1e-8

@@ -36,6 +36,10 @@ class Reward(Preference):
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """[B] rewards r(x, y)."""
 
+    def log_odds(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        """[B] r(x, y) / temperature: differences are the log-odds of the preference."""
+        return self.rewards(prompts, completions) / self._temperature
+
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] σ of the reward difference. A completion that stands in several pairs is scored once."""
         places: dict[tuple[str, str], int] = {}

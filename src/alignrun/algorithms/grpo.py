@@ -1,0 +1,132 @@
+"""GRPO: clipped steps with the group of a prompt as the baseline (Shao et al., arXiv 2402.03300)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
+from alignrun.algorithms.frozen import check_minibatches, minibatches
+from alignrun.algorithms.rewards import RewardConfig, Rewards
+from alignrun.algorithms.signs import signs
+from alignrun.config import require, schema
+from alignrun.models.policy import Role
+from alignrun.objectives.divergence import kl_k2, kl_k3
+from alignrun.objectives.ppo import clipped_policy_loss
+from alignrun.types import Completions, PromptBatch
+
+
+class KLEstimator(str, Enum):
+    """What is differentiated for the KL penalty."""
+
+    k3 = "k3"
+    """The paper's; at samples of π its gradient is that of KL(μ‖π), the other divergence."""
+    k2 = "k2"
+    """With the gradient of KL(π‖μ)."""
+
+
+@schema
+class GRPOConfig(RewardConfig):
+    """The group's normalisation, and the steps on one rollout."""
+
+    name: str = "grpo"
+    scale_by_std: bool = True
+    """Divide advantages by the standard deviation of their group, as the paper does; prompts then weigh alike."""
+    length_norm: bool = True
+    """Average over the tokens of each completion, as the paper does; false sums over them."""
+    kl_estimator: KLEstimator = KLEstimator.k3
+    clip: float = 0.2
+    epochs: int = 1
+    minibatches: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.samples_per_prompt >= 2, "algo.samples_per_prompt", "must be at least 2, to be a group")
+        require(self.clip > 0, "algo.clip", f"must be positive, not {self.clip}")
+        check_minibatches(self.epochs, self.minibatches)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A frozen rollout: K completions for each of B prompts."""
+
+    prompts: PromptBatch
+    completions: Completions
+    """[B, K, T]"""
+    rewards: Tensor
+    """[B, K]"""
+    advantages: Tensor
+    """[B, K]"""
+    log_probs: Tensor
+    """[B, K, T] log π_old"""
+    reference: Tensor
+    """[B, K, T] log μ"""
+
+
+@algorithm("grpo", GRPOConfig)
+class GRPO(Algorithm):
+    """−min(ρA, clip(ρ, 1−ε, 1+ε)A) + τ KL,  A = (r − mean r)/std r in the group of a prompt,  ρ = π/π_old by token.
+
+    The penalty is a loss and not in the reward. As in the paper it is k3 = e^(−Δ) − 1 + Δ of Δ = log π/μ by token,
+    whose gradient is not that of KL(π‖μ): `kl_estimator=k2` has it. With the division by the standard deviation or
+    the length the objective is no longer r − τKL, and its optimum not RLHF's.
+    """
+
+    config: GRPOConfig
+    tools: Tools
+
+    def __init__(self, config: GRPOConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self.rewards = Rewards(config, tools)
+        self._temperature = tools.config.generation.temperature
+
+    def notes(self) -> Sequence[str]:
+        """Where the reward comes from."""
+        return [*super().notes(), self.rewards.note]
+
+    @torch.no_grad()
+    def _frozen(self, prompts: PromptBatch, step: int) -> Group:
+        drawn = self.rewards.draw(prompts, step)
+        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
+        log_probs, reference = (
+            self.tools.policy.log_probs(role, prompts, completions, self._temperature).reshape(shape)
+            for role in (Role.policy, Role.reference)
+        )
+        advantages = drawn.rewards - drawn.rewards.mean(1, keepdim=True)
+        if self.config.scale_by_std:
+            advantages = advantages / (drawn.rewards.std(1, keepdim=True) + 1e-4)
+        return Group(prompts, drawn.completions, drawn.rewards, advantages, log_probs, reference)
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Group]:
+        """Minibatches of one rollout, several times over."""
+        config = self.config
+        yield from minibatches(
+            self._frozen(prompts, step), config.epochs, config.minibatches, self.tools.config.seed, step
+        )
+
+    def loss(self, batch: Group) -> Loss:
+        """The clipped surrogate and the penalty, summed over the sequences of the micro-batch."""
+        policy, completions = self.tools.policy, batch.completions.flat()
+        mask = completions.mask
+        old, reference = (part.flatten(0, 1) for part in (batch.log_probs, batch.reference))
+        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self._temperature)
+        log_ratio = log_probs - reference
+        moved = (log_probs - old) * mask
+        surrogate = clipped_policy_loss(moved, batch.advantages.flatten()[:, None], self.config.clip)
+        estimator = kl_k3 if self.config.kl_estimator is KLEstimator.k3 else kl_k2
+        per_token = torch.where(mask, surrogate + self.config.kl_tau * estimator(log_ratio), 0.0)
+        lengths = mask.sum(1)
+        per_sequence = per_token.sum(1) / lengths if self.config.length_norm else per_token.sum(1)
+        clipped = ((moved.detach().exp() - 1).abs() > self.config.clip) & mask
+        return Loss(
+            total=per_sequence.sum(),
+            targets=len(mask),
+            metrics={
+                "reward": batch.rewards.sum(),
+                "clip_fraction": (clipped.sum(1) / lengths).sum(),
+                **signs(policy, completions, old, old - reference),
+            },
+            tokens=lengths.sum(),
+        )

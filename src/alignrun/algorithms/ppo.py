@@ -1,0 +1,189 @@
+"""PPO: RLHF with a value function and clipped steps (arXiv 1707.06347; details of arXiv 1909.08593, 2403.17031)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from alignrun.algorithms.base import Algorithm, Dataset, Loss, Tools, algorithm
+from alignrun.algorithms.frozen import check_minibatches, minibatches
+from alignrun.algorithms.rewards import RewardConfig, Rewards
+from alignrun.algorithms.signs import signs
+from alignrun.config import AdapterKind, require, schema
+from alignrun.errors import InputError
+from alignrun.models.device import batch_to
+from alignrun.models.policy import Role
+from alignrun.models.value import Value
+from alignrun.objectives.ppo import clipped_policy_loss, clipped_value_loss, generalised_advantages, whiten
+from alignrun.types import Completions, PromptBatch
+
+REFERENCE_PROMPTS = 64
+"""Prompts on which the reward of the reference is measured."""
+
+
+@schema
+class PPOConfig(RewardConfig):
+    """The values are those of the summarisation work, but for the penalty on what does not end."""
+
+    name: str = "ppo"
+    discount: float = 1.0
+    """γ"""
+    trace: float = 0.95
+    """λ of the generalised advantages."""
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_weight: float = 0.1
+    epochs: int = 4
+    minibatches: int = 1
+    whiten_advantages: bool = True
+    normalize_reward: bool = True
+    """Shift and scale the reward to mean 0 and standard deviation 1 on completions of the reference."""
+    kl_target: float | None = None
+    """Nats of KL(π‖μ) a completion that the controller of arXiv 1909.08593 steers τ towards; by default τ stays."""
+    kl_horizon: int = 10_000
+    """Completions over which the controller acts: the larger, the slower."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("clip", "value_clip", "kl_horizon"):
+            require(getattr(self, name) > 0, f"algo.{name}", f"must be positive, not {getattr(self, name)}")
+        for name in ("discount", "trace"):
+            require(0 <= getattr(self, name) <= 1, f"algo.{name}", f"must lie in [0, 1], not {getattr(self, name)}")
+        require(self.value_weight >= 0, "algo.value_weight", f"must not be negative, not {self.value_weight}")
+        require(self.kl_target is None or self.kl_target > 0, "algo.kl_target", f"must be positive: {self.kl_target}")
+        check_minibatches(self.epochs, self.minibatches)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """K completions for each of B prompts, frozen with all that was known when they were drawn."""
+
+    prompts: PromptBatch
+    completions: Completions
+    """[B, K, T]"""
+    rewards: Tensor
+    """[B, K] as they are maximised."""
+    log_probs: Tensor
+    """[B, K, T] log π_old"""
+    reference: Tensor
+    """[B, K, T] log μ"""
+    values: Tensor
+    """[B, K, T] V_old"""
+    advantages: Tensor
+    """[B, K, T]"""
+    returns: Tensor
+    """[B, K, T] what the value function is to predict."""
+
+
+@algorithm("ppo", PPOConfig)
+class PPO(Algorithm):
+    """max E[r(x, y)] − τ KL(π‖μ), by tokens: r_n = −τ log π(y_n)/μ(y_n), and at the last token + r(x, y).
+
+    Â by GAE(γ, λ) of a value function V on the same base, whitened; then several steps on the frozen rollout of
+    −min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) + c·½max((V − R)², (V_clipped − R)²),  ρ = π/π_old, averaged over tokens.
+
+    The optimum is μ exp(r/τ), with one reward for each completion, whoever it is compared with: no equilibrium.
+    """
+
+    config: PPOConfig
+    tools: Tools
+
+    def __init__(self, config: PPOConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        if tools.config.adapter.name is AdapterKind.none:
+            raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
+        self.value = Value(tools.policy.backbone, tools.config.adapter)
+        self.rewards = Rewards(config, tools)
+        self._temperature = tools.config.generation.temperature
+        self._kl_tau = torch.tensor(config.kl_tau, dtype=torch.float64)
+        self._shift, self._scale = 0.0, 1.0
+
+    def notes(self) -> Sequence[str]:
+        """Where the reward comes from."""
+        return [*super().notes(), self.rewards.note]
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """The value function."""
+        return self.value.trainable()
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The controller's τ."""
+        return {"kl_tau": self._kl_tau}
+
+    def prepare(self, data: Dataset) -> Dataset:
+        """Measure the reward on completions of the reference: the same for a seed, and so also after resuming."""
+        if self.config.normalize_reward and (self._shift, self._scale) == (0.0, 1.0):
+            prompts = batch_to(data.batch_at(0, min(REFERENCE_PROMPTS, len(data))), self.tools.policy.device)
+            rewards = self.rewards.draw(prompts, 0, purpose=98, own=False).rewards.double()
+            spread = float(rewards.std())
+            self._shift, self._scale = float(rewards.mean()), spread if spread > 1e-6 else 1.0
+        return data
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Rollout]:
+        """Minibatches of one rollout, several times over; then the controller moves τ."""
+        config, rollout = self.config, self._frozen(prompts, step)
+        yield from minibatches(rollout, config.epochs, config.minibatches, self.tools.config.seed, step)
+        if config.kl_target is not None:
+            measured = (rollout.log_probs - rollout.reference).sum(2).mean().item()
+            error = min(0.2, max(-0.2, measured / config.kl_target - 1))
+            self._kl_tau *= 1 + error * rollout.rewards.numel() / config.kl_horizon
+
+    @torch.no_grad()
+    def _frozen(self, prompts: PromptBatch, step: int) -> Rollout:
+        drawn = self.rewards.draw(prompts, step)
+        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
+        log_probs, reference = (
+            self.tools.policy.log_probs(role, prompts, completions, self._temperature)
+            for role in (Role.policy, Role.reference)
+        )
+        with self.value.active():
+            values = self.value.values(prompts, completions)
+        scores = (drawn.rewards - self._shift) / self._scale
+        rewards = -self._kl_tau.to(log_probs) * (log_probs - reference)
+        last = completions.mask.sum(1, keepdim=True) - 1
+        rewards.scatter_add_(1, last, scores.flatten()[:, None].to(rewards))
+        mask, config = completions.mask, self.config
+        advantages = generalised_advantages(rewards, values, mask, config.discount, config.trace)
+        returns = advantages + values
+        if config.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        frozen = (part.reshape(shape) for part in (log_probs, reference, values, advantages, returns))
+        return Rollout(prompts, drawn.completions, drawn.rewards, *frozen)
+
+    def loss(self, batch: Rollout) -> Loss:
+        """Both clipped losses summed over the tokens of the micro-batch."""
+        policy, completions, config = self.tools.policy, batch.completions.flat(), self.config
+        mask = completions.mask
+        old, reference, old_values, advantages, returns = (
+            part.flatten(0, 1)
+            for part in (batch.log_probs, batch.reference, batch.values, batch.advantages, batch.returns)
+        )
+        with self.value.active():
+            values = self.value.values(batch.prompts, completions)
+            errors = clipped_value_loss(values, old_values, returns, config.value_clip)
+            value_loss = torch.where(mask, errors, 0.0).sum()
+            # Here and not with the rest: layers that compute their activations again in the backward pass must find
+            # the value's adapter in force. Gradients are sums, and the loop divides them by the tokens of the batch.
+            if torch.is_grad_enabled():
+                (config.value_weight * value_loss).backward()
+        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self._temperature)
+        moved = (log_probs - old) * mask
+        surrogate = torch.where(mask, clipped_policy_loss(moved, advantages, config.clip), 0.0).sum()
+        tokens = mask.sum()
+        clipped = ((moved.detach().exp() - 1).abs() > config.clip) & mask
+        # Metrics are divided by tokens, and these are means over completions, of the policy that drew them.
+        weight = tokens / len(mask)
+        return Loss(
+            total=surrogate + config.value_weight * value_loss.detach(),
+            targets=tokens,
+            metrics={
+                "reward": batch.rewards.sum() * weight,
+                "value_loss": value_loss.detach(),
+                "clip_fraction": clipped.sum(),
+                "moved": (torch.expm1(moved.detach()) - moved.detach()).sum(),
+                "kl_tau": self._kl_tau.to(tokens.device) * tokens,
+                **{name: value * weight for name, value in signs(policy, completions, old, old - reference).items()},
+            },
+            tokens=tokens,
+        )

@@ -1,0 +1,64 @@
+"""RLOO: REINFORCE with the other samples as the baseline (Ahmadian et al., arXiv 2402.14740)."""
+
+from collections.abc import Iterator, Sequence
+
+from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
+from alignrun.algorithms.rewards import RewardConfig, Rewarded, Rewards
+from alignrun.algorithms.signs import signs
+from alignrun.config import require, schema
+from alignrun.models.policy import Role
+from alignrun.objectives.nash import policy_gradient_loss
+from alignrun.types import PromptBatch
+
+
+@schema
+class RLOOConfig(RewardConfig):
+    """At least two samples, since each is the other's baseline."""
+
+    name: str = "rloo"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.samples_per_prompt >= 2, "algo.samples_per_prompt", "must be at least 2, for a baseline")
+
+
+@algorithm("rloo", RLOOConfig)
+class RLOO(Algorithm):
+    """R = r(x, y) − τ log π(y)/μ(y),  A_i = R_i − mean of the other R_j of the prompt,  ∇ = E[A ∇log π(y)].
+
+    Whole completions are actions: the log ratio is in the reward, as k1. The optimum is RLHF's, μ exp(r/τ); with the
+    win rate against μ as the reward it is the best response to μ, not the equilibrium.
+    """
+
+    config: RLOOConfig
+    tools: Tools
+
+    def __init__(self, config: RLOOConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self.rewards = Rewards(config, tools)
+
+    def notes(self) -> Sequence[str]:
+        """Where the reward comes from."""
+        return [*super().notes(), self.rewards.note]
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Rewarded]:
+        """One batch of completions with their rewards."""
+        yield self.rewards.draw(prompts, step)
+
+    def loss(self, batch: Rewarded) -> Loss:
+        """The surrogate −Σ A log π(y), summed over the sequences of the micro-batch."""
+        policy, temperature = self.tools.policy, self.tools.config.generation.temperature
+        completions, count = batch.completions.flat(), self.config.samples_per_prompt
+        reference, log_probs = (
+            policy.log_probs(role, batch.prompts, completions, temperature) for role in (Role.reference, Role.policy)
+        )
+        log_ratio = log_probs.detach() - reference
+        returns = batch.rewards - self.config.kl_tau * log_ratio.sum(1).reshape(batch.rewards.shape)
+        advantages = (returns - returns.mean(1, keepdim=True)) * count / (count - 1)
+        per_token = advantages.flatten()[:, None].expand_as(log_probs)
+        return Loss(
+            total=policy_gradient_loss(log_probs, per_token, completions.mask),
+            targets=len(log_probs),
+            metrics={"reward": batch.rewards.sum(), **signs(policy, completions, log_probs, log_ratio)},
+            tokens=completions.mask.sum(),
+        )
