@@ -50,7 +50,13 @@ def test_whitening_is_over_the_tokens_of_the_mask_alone() -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "expected", "slope"),
-    [(1.1, 2.0, -2.2, -2.2), (1.5, 2.0, -2.4, 0.0), (0.5, 2.0, -1.0, -1.0), (0.5, -2.0, 1.6, 0.0), (1.5, -2.0, 3.0, 3.0)],
+    [
+        (1.1, 2.0, -2.2, -2.2),
+        (1.5, 2.0, -2.4, 0.0),
+        (0.5, 2.0, -1.0, -1.0),
+        (0.5, -2.0, 1.6, 0.0),
+        (1.5, -2.0, 3.0, 3.0),
+    ],
 )
 def test_the_surrogate_is_flat_where_the_step_has_gone_far_enough(
     ratio: float, advantage: float, expected: float, slope: float

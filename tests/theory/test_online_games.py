@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import root
 
 from alignrun import cli
-from alignrun.games import CYC, equilibrium, mixture_equilibrium
+from alignrun.games import CYC, best_response, equilibrium, mixture_equilibrium
 
 TAU = 0.1
 NASH = equilibrium(CYC, TAU).tolist()
@@ -40,7 +40,23 @@ def bradley_terry_fixed_point(kl_tau: float, opponent: Callable[[np.ndarray], np
     return solved
 
 
+RESPONSE = best_response(CYC, CYC.reference, TAU).tolist()
+"""RLHF's optimum μ exp(r/τ) for the reward r(y) = P(y ≻ μ), which is all that a scalar can be told of CYC."""
+
 CASES = {
+    "rloo": (("algo.kl_tau=0.1",), RESPONSE),
+    "ppo": (
+        (
+            "algo.normalize_reward=false",
+            "algo.whiten_advantages=false",
+            "algo.trace=1",
+            "algo.epochs=2",
+            "algo.minibatches=2",
+            "train.steps=200",
+        ),
+        RESPONSE,
+    ),
+    "grpo": (("algo.scale_by_std=false", "algo.kl_estimator=k2"), RESPONSE),
     "self_play": ((), NASH),
     "nash_ema": (("algo.ema_decay=0.9",), NASH),
     "nash_prox": (("algo.anchor_tau=0.1",), NASH),
@@ -75,7 +91,8 @@ def test_it_reaches_its_stationary_point(tmp_path: Path, name: str) -> None:
 def test_the_targets_differ() -> None:
     """Of any two algorithms with different targets, each is further from the other's than it may be from its own."""
     targets = {name: torch.tensor(target) for name, (_, target) in CASES.items()}
-    for one in ("self_play", "ipo_md", "online_dpo", "xpo"):
-        for other in ("self_play", "ipo_md", "online_dpo", "xpo"):
+    names = ("self_play", "ipo_md", "online_dpo", "xpo", "ppo")
+    for one in names:
+        for other in names:
             if one != other:
                 assert (targets[one] - targets[other]).abs().sum() / 2 > 0.06, (one, other)
