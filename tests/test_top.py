@@ -328,7 +328,7 @@ def test_it_fits_any_terminal(smoke: Path, width: int, height: int) -> None:
         assert sum(line == "" for line in lines) >= 4, "room for gaps"
     if (width, height) == (80, 24):
         assert len(lines) == 24
-        assert any(line.endswith("6 of 12") for line in lines)
+        assert any(line.endswith("6 of 13") for line in lines)
 
 
 def test_a_long_history_and_long_texts_are_cut(run: Path) -> None:

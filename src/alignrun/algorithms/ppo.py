@@ -18,7 +18,7 @@ from alignrun.models.value import Value
 from alignrun.objectives.ppo import clipped_policy_loss, clipped_value_loss, generalised_advantages, whiten
 from alignrun.types import Completions, PromptBatch
 
-REFERENCE_PROMPTS = 64
+REFERENCE_PROMPTS = 32
 """Prompts on which the reward of the reference is measured."""
 
 
