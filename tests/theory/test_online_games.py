@@ -65,7 +65,7 @@ CASES = {
     "ipo_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5).tolist()),
     "inpo": ((), NASH),
     "nash_mp": (("train.steps=200",), NASH),
-    "online_dpo": (("algo.kl_tau=0.2",), bradley_terry_fixed_point(0.2, lambda pi: pi)),
+    "online_dpo": (("algo.kl_tau=1",), bradley_terry_fixed_point(1.0, lambda pi: pi)),
     "xpo": (
         ("algo.kl_tau=0.5", "algo.samples_per_prompt=8"),
         bradley_terry_fixed_point(0.5, lambda pi: CYC.reference.numpy()),
