@@ -290,6 +290,11 @@ def test_rewards_are_normalised_on_the_reference_and_stay_so() -> None:
     penalties = 0.05 * (rollout.log_probs - rollout.reference).sum(2)
     expected = (rollout.rewards - shift) / scale - penalties
     torch.testing.assert_close(rollout.returns[:, :, 0], expected, rtol=1e-4, atol=1e-5, check_dtype=False)
+    last = rollout.completions.mask.sum(2, keepdim=True) - 1
+    step = 0.05 * (rollout.log_probs - rollout.reference).gather(2, last)[:, :, 0]
+    found = rollout.returns.gather(2, last)[:, :, 0]  # the score comes with the last token
+    expected = (rollout.rewards - shift) / scale - step
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, check_dtype=False)
 
 
 def test_the_controller_steers_the_penalty_and_is_resumed(tmp_path: Path) -> None:
