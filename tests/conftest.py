@@ -1,4 +1,5 @@
 import os
+import signal
 
 # Set before anything imports torch, transformers or wandb: tests never reach for a network, and tiny tensors are
 # slower on several threads than on one.
@@ -6,6 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts background jobs with Ctrl-C ignored, and so would be the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

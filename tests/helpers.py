@@ -1,9 +1,20 @@
-"""Small policies and batches that several tests share."""
+"""What several tests share: small policies and batches, refused commands, solutions of games, answers of servers."""
 
+import json
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
+from scipy.optimize import root
 
+from alignrun import cli
 from alignrun.compose import compose
 from alignrun.config import Config
+from alignrun.games import Game
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.types import Completions, PromptBatch
@@ -33,3 +44,42 @@ def random_batch(policy: Policy, prompts: int = 3, tokens: int = 5, seed: int = 
         completion_mask[row, tokens - row % 2 :] = False
     batch = PromptBatch(tuple(f"prompt {row}" for row in range(prompts)), ids, mask)
     return batch, Completions(completion, completion_mask)
+
+
+def refused_smoke(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: str) -> str:
+    """The one line in which a run of the smoke preset is refused; it leaves nothing behind."""
+    assert cli.main(["experiment=smoke", f"run.dir={folder / 'refused'}", *overrides]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert not (folder / "refused").exists()
+    return error
+
+
+def bradley_terry_fixed_point(game: Game, kl_tau: float, opponent: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+    """π ∝ μ exp(r/τ) with r the Bradley-Terry fit to pairs y ~ π, y' ~ opponent(π): P(y ≻ ·) = P_BT(y ≻ ·) on them."""
+    table, reference = game.preferences.numpy(), game.reference.numpy()
+
+    def policy_of(rewards: np.ndarray) -> np.ndarray:
+        weights = reference * np.exp(np.append(rewards, 0.0) / kl_tau)
+        return weights / weights.sum()
+
+    def misfit(rewards: np.ndarray) -> np.ndarray:
+        pi = policy_of(rewards)
+        r = np.append(rewards, 0.0)
+        weights = np.outer(pi, opponent(pi)) + np.outer(opponent(pi), pi)
+        return (weights * (table - 1 / (1 + np.exp(r[None, :] - r[:, None])))).sum(1)[:-1]
+
+    found = root(misfit, np.zeros(len(reference) - 1), tol=1e-13)
+    assert found.success
+    solved: list[float] = policy_of(found.x).tolist()
+    return solved
+
+
+def answer(handler: BaseHTTPRequestHandler, status: int, headers: Mapping[str, str], content: Any) -> None:
+    """Send what a test's server says: bytes as they are, anything else as JSON."""
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    handler.send_response(status)
+    for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body)

@@ -326,6 +326,7 @@ LAYERS = [
     {"game_files"},
     {"games", "objectives"},
     {"config"},
+    {"web"},
     {"types", "errors"},
 ]
 

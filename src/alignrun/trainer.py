@@ -72,7 +72,7 @@ class Trainer:
             InputError: the checkpoint belongs to another configuration.
         """
         restore_weights(self._weights, saved)
-        restore_tensors(self._algorithm_state(), saved.tensors.get("algorithm", {}), saved)
+        restore_weights(self._algorithm_state(), saved, "algorithm")
         configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         restore_optimizer(self._optimizer, list(self._trainable), saved.tensors["optimizer"], saved.state["optimizer"])
         for group, settings in zip(self._optimizer.param_groups, configured, strict=True):
@@ -263,19 +263,13 @@ class _Moment:
     state: dict[str, Any]
 
 
-def restore_weights(trainable: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
-    """Copy the saved weights into the trained parameters. Raises as `restore_tensors`."""
-    restore_tensors(trainable, checkpoint.tensors["weights"], checkpoint)
-
-
-def restore_tensors(
-    live: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], checkpoint: Checkpoint
-) -> None:
-    """Copy saved tensors into live ones of the same names, all or none.
+def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, group: str = "weights") -> None:
+    """Copy the tensors of a saved group, which may be empty, into live ones of the same names, all or none.
 
     Raises:
         InputError: names or shapes differ.
     """
+    saved = checkpoint.tensors.get(group, {})
     wrong = sorted(set(live) ^ set(saved)) or [
         name for name, tensor in live.items() if tensor.shape != saved[name].shape
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import load_policy, random_batch
+from helpers import load_policy, random_batch, refused_smoke
 
 from alignrun import cli
 from alignrun.build import assemble, build_preference
@@ -183,26 +183,19 @@ def test_one_random_order_costs_half_and_learns_too(pairs_file: Path, tmp_path: 
 
 
 class TestWrongPaths:
-    def refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, *given: str) -> str:
-        assert cli.main(["experiment=smoke", *given, f"run.dir={tmp_path / 'x'}"]) == 2
-        error = capsys.readouterr().err
-        assert len(error.splitlines()) == 1
-        assert not (tmp_path / "x").exists()
-        return error
-
     def test_nothing_there(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        error = self.refused(capsys, tmp_path, "preference=learned", "preference.path=nowhere")
+        error = refused_smoke(capsys, tmp_path, "preference=learned", "preference.path=nowhere")
         assert "nowhere does not exist" in error
         assert "algo=preference_model" in error
 
     def test_the_other_kind(self, trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         wrong = {"reward_model": "learned", "preference_model": "bradley_terry"}[kind_of(trained)]
-        error = self.refused(capsys, tmp_path, f"preference={wrong}", f"preference.path={trained}")
+        error = refused_smoke(capsys, tmp_path, f"preference={wrong}", f"preference.path={trained}")
         assert f"use preference={KINDS[kind_of(trained)]}" in error
 
     def test_a_policy(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert cli.main(["experiment=smoke", f"run.dir={tmp_path / 'policy'}"]) == 0
-        error = self.refused(capsys, tmp_path, "preference=learned", f"preference.path={tmp_path / 'policy'}")
+        error = refused_smoke(capsys, tmp_path, "preference=learned", f"preference.path={tmp_path / 'policy'}")
         assert "holds no preference model" in error
 
     def test_a_card_that_names_another_base(
@@ -215,20 +208,20 @@ class TestWrongPaths:
         card = json.loads((copy / "alignrun.json").read_text())
         (copy / "alignrun.json").write_text(json.dumps(card | {"base": "0" * 64}))
         name = KINDS[kind_of(trained)]
-        error = self.refused(capsys, tmp_path, f"preference={name}", f"preference.path={copy}")
+        error = refused_smoke(capsys, tmp_path, f"preference={name}", f"preference.path={copy}")
         assert "trained on another base" in error
         (copy / "alignrun.json").write_text("{")
-        assert "is damaged" in self.refused(capsys, tmp_path, f"preference={name}", f"preference.path={copy}")
+        assert "is damaged" in refused_smoke(capsys, tmp_path, f"preference={name}", f"preference.path={copy}")
         (copy / "alignrun.json").write_text(json.dumps(card))
         (copy / "head.safetensors").write_bytes(b"")
-        assert "head.safetensors" in self.refused(capsys, tmp_path, f"preference={name}", f"preference.path={copy}")
+        assert "head.safetensors" in refused_smoke(capsys, tmp_path, f"preference={name}", f"preference.path={copy}")
 
     def test_as_a_reference(self, trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        error = self.refused(capsys, tmp_path, "reference=adapter", f"reference.path={trained}")
+        error = refused_smoke(capsys, tmp_path, "reference=adapter", f"reference.path={trained}")
         assert "model and not a policy" in error
 
     def test_online_without_a_preference(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert "algo=nash_md needs a preference" in self.refused(capsys, tmp_path, "preference=none")
+        assert "algo=nash_md needs a preference" in refused_smoke(capsys, tmp_path, "preference=none")
 
 
 def test_soft_labels_are_met(pairs_file: Path, tmp_path: Path) -> None:

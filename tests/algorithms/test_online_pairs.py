@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import load_policy, random_batch
+from helpers import load_policy, random_batch, refused_smoke
 
-from alignrun import cli
 from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
 from alignrun.algorithms.batches import Trial, count, rows
 from alignrun.algorithms.online_pairs import JudgedPairs, Pairing, judged_pairs
@@ -254,8 +253,4 @@ def parts(completions: Completions) -> tuple[torch.Tensor, torch.Tensor]:
 def test_wrong_settings_are_one_line(
     overrides: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["experiment=smoke", f"run.dir={tmp_path / 'run'}", *overrides]) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error
-    assert len(error.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
+    assert message in refused_smoke(capsys, tmp_path, *overrides)

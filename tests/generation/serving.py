@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import answer
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -200,12 +201,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = content if 300 <= status < 400 else {}
         if status == 200 and self.path == "/v1/completions":
             content = server.alter(content)
-        content = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+        answer(self, status, headers, content)
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""

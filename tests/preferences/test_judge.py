@@ -19,6 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 import torch
+from helpers import answer
 
 from alignrun import cli
 from alignrun.errors import InputError, RunError
@@ -89,12 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             status, headers, reply = reply
         if isinstance(reply, str):
             reply = completion(reply)
-        content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+        answer(self, status, headers, reply)
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""

@@ -5,39 +5,17 @@ XPO fit a Bradley-Terry reward; where they stop is solved for here, from the con
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import root
+from helpers import bradley_terry_fixed_point
 
 from alignrun import cli
 from alignrun.games import CYC, best_response, equilibrium, mixture_equilibrium
 
 TAU = 0.1
 NASH = equilibrium(CYC, TAU).tolist()
-
-
-def bradley_terry_fixed_point(kl_tau: float, opponent: Callable[[np.ndarray], np.ndarray]) -> list[float]:
-    """π ∝ μ exp(r/τ) with r the Bradley-Terry fit to pairs y ~ π, y' ~ opponent(π)."""
-    table, reference = CYC.preferences.numpy(), CYC.reference.numpy()
-
-    def policy_of(rewards: np.ndarray) -> np.ndarray:
-        weights = reference * np.exp(np.append(rewards, 0.0) / kl_tau)
-        return weights / weights.sum()
-
-    def misfit(rewards: np.ndarray) -> np.ndarray:
-        pi = policy_of(rewards)
-        r = np.append(rewards, 0.0)
-        weights = np.outer(pi, opponent(pi)) + np.outer(opponent(pi), pi)
-        return (weights * (table - 1 / (1 + np.exp(r[None, :] - r[:, None])))).sum(1)[:2]
-
-    found = root(misfit, np.zeros(2), tol=1e-12)
-    assert found.success
-    solved: list[float] = policy_of(found.x).tolist()
-    return solved
 
 
 RESPONSE = best_response(CYC, CYC.reference, TAU).tolist()
@@ -65,10 +43,10 @@ CASES = {
     "ipo_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5).tolist()),
     "inpo": ((), NASH),
     "nash_mp": (("train.steps=200",), NASH),
-    "online_dpo": (("algo.kl_tau=1",), bradley_terry_fixed_point(1.0, lambda pi: pi)),
+    "online_dpo": (("algo.kl_tau=1",), bradley_terry_fixed_point(CYC, 1.0, lambda pi: pi)),
     "xpo": (
         ("algo.kl_tau=0.5", "algo.samples_per_prompt=8"),
-        bradley_terry_fixed_point(0.5, lambda pi: CYC.reference.numpy()),
+        bradley_terry_fixed_point(CYC, 0.5, lambda pi: CYC.reference.numpy()),
     ),
 }
 

@@ -6,10 +6,9 @@ the papers' closed forms; equilibria and steps come from `games`, which other te
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import root
+from helpers import bradley_terry_fixed_point
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -121,29 +120,8 @@ def test_the_gradient_of_ipo_md_is_a_covariance_under_the_mixture() -> None:
 # Online DPO
 
 
-def bradley_terry_optimum(game: Game, kl_tau: float, first: Callable[[Tensor], Tensor]) -> Tensor:
-    """π ∝ μ exp(r/τ) with r the Bradley-Terry fit to y ~ first(π), y' ~ π: P(y ≻ π) = P_BT(y ≻ π) where they meet."""
-    table, reference = game.preferences.numpy(), game.reference.numpy()
-
-    def policy_of(free: np.ndarray) -> np.ndarray:
-        weights = reference * np.exp(np.append(free, 0.0))
-        return weights / weights.sum()
-
-    def slope(free: np.ndarray) -> np.ndarray:
-        pi = policy_of(free)
-        other = first(torch.tensor(pi)).numpy()
-        r = kl_tau * np.append(free, 0.0)
-        weights = np.outer(pi, other) + np.outer(other, pi)
-        gap = table - 1 / (1 + np.exp(r[None, :] - r[:, None]))
-        return (weights * gap).sum(1)[:2]
-
-    found = root(slope, np.zeros(2), tol=1e-13)
-    assert found.success
-    return torch.tensor(policy_of(found.x))
-
-
 def test_online_dpo_has_the_solution_of_rlhf_and_not_the_equilibrium() -> None:
-    optimum = bradley_terry_optimum(CYC, 0.5, lambda pi: pi)
+    optimum = torch.tensor(bradley_terry_fixed_point(CYC, 0.5, lambda pi: pi), dtype=torch.float64)
     loss: PairLoss = lambda h, p: dpo_loss(h, p, 0.5)  # noqa: E731
     near(expected_gradient(CYC, optimum, optimum, loss), 0, 0, 0, atol=1e-9)
     at_equilibrium = equilibrium(CYC, 0.5)

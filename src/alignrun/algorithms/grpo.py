@@ -1,15 +1,15 @@
 """GRPO: clipped steps with the group of a prompt as the baseline (Shao et al., arXiv 2402.03300)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
+from alignrun.algorithms.base import Loss, algorithm
 from alignrun.algorithms.frozen import check_minibatches, minibatches
-from alignrun.algorithms.rewards import RewardConfig, Rewards
+from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.signs import signs
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
@@ -66,7 +66,7 @@ class Group:
 
 
 @algorithm("grpo", GRPOConfig)
-class GRPO(Algorithm):
+class GRPO(RewardAlgorithm):
     """−min(ρA, clip(ρ, 1−ε, 1+ε)A) + τ KL,  A = (r − mean r)/std r in the group of a prompt,  ρ = π/π_old by token.
 
     The penalty is a loss and not in the reward. As in the paper it is k3 = e^(−Δ) − 1 + Δ of Δ = log π/μ by token,
@@ -75,23 +75,13 @@ class GRPO(Algorithm):
     """
 
     config: GRPOConfig
-    tools: Tools
-
-    def __init__(self, config: GRPOConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
-        self.rewards = Rewards(config, tools)
-        self._temperature = tools.config.generation.temperature
-
-    def notes(self) -> Sequence[str]:
-        """Where the reward comes from."""
-        return [*super().notes(), self.rewards.note]
 
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Group:
         drawn = self.rewards.draw(prompts, step)
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
         log_probs, reference = (
-            self.tools.policy.log_probs(role, prompts, completions, self._temperature).reshape(shape)
+            self.tools.policy.log_probs(role, prompts, completions, self.temperature).reshape(shape)
             for role in (Role.policy, Role.reference)
         )
         advantages = drawn.rewards - drawn.rewards.mean(1, keepdim=True)
@@ -111,7 +101,7 @@ class GRPO(Algorithm):
         policy, completions = self.tools.policy, batch.completions.flat()
         mask = completions.mask
         old, reference = (part.flatten(0, 1) for part in (batch.log_probs, batch.reference))
-        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self._temperature)
+        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self.temperature)
         log_ratio = log_probs - reference
         moved = (log_probs - old) * mask
         surrogate = clipped_policy_loss(moved, batch.advantages.flatten()[:, None], self.config.clip)

@@ -1,14 +1,14 @@
 """PPO: RLHF with a value function and clipped steps (arXiv 1707.06347; details of arXiv 1909.08593, 2403.17031)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from alignrun.algorithms.base import Algorithm, Dataset, Loss, Tools, algorithm
+from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
 from alignrun.algorithms.frozen import check_minibatches, minibatches
-from alignrun.algorithms.rewards import RewardConfig, Rewards
+from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.signs import signs
 from alignrun.config import AdapterKind, require, schema
 from alignrun.errors import InputError
@@ -63,7 +63,7 @@ class Rollout:
     completions: Completions
     """[B, K, T]"""
     rewards: Tensor
-    """[B, K] as they are maximised."""
+    """[B, K] as they were given, before they are normalised."""
     log_probs: Tensor
     """[B, K, T] log π_old"""
     reference: Tensor
@@ -77,7 +77,7 @@ class Rollout:
 
 
 @algorithm("ppo", PPOConfig)
-class PPO(Algorithm):
+class PPO(RewardAlgorithm):
     """max E[r(x, y)] − τ KL(π‖μ), by tokens: r_n = −τ log π(y_n)/μ(y_n), and at the last token + r(x, y).
 
     Â by GAE(γ, λ) of a value function V on the same base, whitened; then several steps on the frozen rollout of
@@ -87,21 +87,14 @@ class PPO(Algorithm):
     """
 
     config: PPOConfig
-    tools: Tools
 
     def __init__(self, config: PPOConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
         if tools.config.adapter.name is AdapterKind.none:
             raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
+        super().__init__(config, tools)
         self.value = Value(tools.policy.backbone, tools.config.adapter)
-        self.rewards = Rewards(config, tools)
-        self._temperature = tools.config.generation.temperature
         self._kl_tau = torch.tensor(config.kl_tau, dtype=torch.float64)
         self._shift, self._scale = 0.0, 1.0
-
-    def notes(self) -> Sequence[str]:
-        """Where the reward comes from."""
-        return [*super().notes(), self.rewards.note]
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The value function."""
@@ -134,7 +127,7 @@ class PPO(Algorithm):
         drawn = self.rewards.draw(prompts, step)
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
         log_probs, reference = (
-            self.tools.policy.log_probs(role, prompts, completions, self._temperature)
+            self.tools.policy.log_probs(role, prompts, completions, self.temperature)
             for role in (Role.policy, Role.reference)
         )
         with self.value.active():
@@ -167,7 +160,7 @@ class PPO(Algorithm):
             # the value's adapter in force. Gradients are sums, and the loop divides them by the tokens of the batch.
             if torch.is_grad_enabled():
                 (config.value_weight * value_loss).backward()
-        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self._temperature)
+        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self.temperature)
         moved = (log_probs - old) * mask
         surrogate = torch.where(mask, clipped_policy_loss(moved, advantages, config.clip), 0.0).sum()
         tokens = mask.sum()

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Tools
+from alignrun.algorithms.base import Algorithm, Tools
 from alignrun.algorithms.rollout import Rollouts, decode_texts, stack
 from alignrun.config import require, schema
 from alignrun.errors import InputError
@@ -97,3 +98,19 @@ class Rewards:
         texts = [text for stream in streams for text in decode_texts(self._policy, stream)]
         rewards = preference.log_odds(prompts.texts * len(streams), texts)
         return rewards.reshape(len(streams), len(prompts)).T.to(self._policy.device, torch.float32)
+
+
+class RewardAlgorithm(Algorithm):
+    """An algorithm that maximises a scalar reward."""
+
+    config: Any
+    tools: Tools
+
+    def __init__(self, config: Any, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self.rewards = Rewards(config, tools)
+        self.temperature = tools.config.generation.temperature
+
+    def notes(self) -> Sequence[str]:
+        """Where the reward comes from."""
+        return [*super().notes(), self.rewards.note]

@@ -1,9 +1,9 @@
 """RLOO: REINFORCE with the other samples as the baseline (Ahmadian et al., arXiv 2402.14740)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.rewards import RewardConfig, Rewarded, Rewards
+from alignrun.algorithms.base import Loss, algorithm
+from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.signs import signs
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
@@ -23,7 +23,7 @@ class RLOOConfig(RewardConfig):
 
 
 @algorithm("rloo", RLOOConfig)
-class RLOO(Algorithm):
+class RLOO(RewardAlgorithm):
     """R = r(x, y) − τ log π(y)/μ(y),  A_i = R_i − mean of the other R_j of the prompt,  ∇ = E[A ∇log π(y)].
 
     Whole completions are actions: the log ratio is in the reward, as k1. The optimum is RLHF's, μ exp(r/τ); with the
@@ -31,15 +31,6 @@ class RLOO(Algorithm):
     """
 
     config: RLOOConfig
-    tools: Tools
-
-    def __init__(self, config: RLOOConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
-        self.rewards = Rewards(config, tools)
-
-    def notes(self) -> Sequence[str]:
-        """Where the reward comes from."""
-        return [*super().notes(), self.rewards.note]
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Rewarded]:
         """One batch of completions with their rewards."""
@@ -47,10 +38,11 @@ class RLOO(Algorithm):
 
     def loss(self, batch: Rewarded) -> Loss:
         """The surrogate −Σ A log π(y), summed over the sequences of the micro-batch."""
-        policy, temperature = self.tools.policy, self.tools.config.generation.temperature
+        policy = self.tools.policy
         completions, count = batch.completions.flat(), self.config.samples_per_prompt
         reference, log_probs = (
-            policy.log_probs(role, batch.prompts, completions, temperature) for role in (Role.reference, Role.policy)
+            policy.log_probs(role, batch.prompts, completions, self.temperature)
+            for role in (Role.reference, Role.policy)
         )
         log_ratio = log_probs.detach() - reference
         returns = batch.rewards - self.config.kl_tau * log_ratio.sum(1).reshape(batch.rewards.shape)

@@ -91,23 +91,15 @@ class Rollouts:
         policy, seed = self._tools.policy, self._tools.config.seed
         if self._served is not None and not any(mix_betas):
             each = temperatures or [self._sampling.temperature] * len(mix_betas)
-            drawn = self._served.sample(prompts, each, self._sampling, step_seed(seed, step, purpose))
-            longest = max(completions.tokens.shape[1] for completions in drawn)
-            return [pad(completions, longest, self._sampling.pad_id) for completions in drawn]
-        generator = step_generator(policy.device, seed, step, purpose)
-        size = self._chunk or len(prompts)
-        chunks = [
-            sample_streams(
-                policy,
-                rows(prompts, slice(start, start + size)),
-                mix_betas,
-                self._sampling,
-                generator,
-                other,
-                temperatures,
-            )
-            for start in range(0, len(prompts), size)
-        ]
+            chunks = [self._served.sample(prompts, each, self._sampling, step_seed(seed, step, purpose))]
+        else:
+            generator = step_generator(policy.device, seed, step, purpose)
+            size = self._chunk or len(prompts)
+            parts = (rows(prompts, slice(start, start + size)) for start in range(0, len(prompts), size))
+            chunks = [
+                sample_streams(policy, part, mix_betas, self._sampling, generator, other, temperatures)
+                for part in parts
+            ]
         pad_id = self._sampling.pad_id
         longest = max(completions.tokens.shape[1] for chunk in chunks for completions in chunk)
         streams = zip(*([pad(part, longest, pad_id) for part in chunk] for chunk in chunks), strict=True)

@@ -21,16 +21,15 @@ class ServedPolicy:
     def __init__(self, policy: Policy, config: GenerationConfig) -> None:
         self._policy = policy
         self._server = RolloutServer.connect(config)
-        self._folder = config.server_adapter_folder
         self._version = 0
         try:
             # It goes when this object does, also where a run ends in an error.
-            self._written = tempfile.TemporaryDirectory(prefix="alignrun-adapters-", dir=self._folder)
+            self._written = tempfile.TemporaryDirectory(prefix="alignrun-adapters-", dir=config.server_adapter_folder)
             Path(self._written.name).chmod(0o755)  # the server may run as somebody else
         except OSError as error:
             raise RunError(
-                f"generation.server_adapter_folder={self._folder} cannot be written ({one_line(error, 120)}): name a "
-                "folder that this machine can write and the server can read"
+                f"generation.server_adapter_folder={config.server_adapter_folder} cannot be written "
+                f"({one_line(error, 120)}): name a folder that this machine can write and the server can read"
             ) from None
 
     def sample(

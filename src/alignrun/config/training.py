@@ -4,9 +4,8 @@ import math
 from dataclasses import field
 from enum import Enum
 
-import httpx2
-
 from alignrun.config.schema import require, schema
+from alignrun.web import is_base
 
 
 class Engine(str, Enum):
@@ -39,14 +38,14 @@ class GenerationConfig:
     server_parallel: int = 64
     """Prompts in flight at once."""
     server_adapter_folder: str | None = None
-    """Where adapters are written for the server to read, on a disk that both see; by default in the run."""
+    """Where adapters are written for the server to read, on a disk that both see; by default in a temporary one."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "generation.max_new_tokens", f"must be at least 1, not {self.max_new_tokens}")
         require(self.temperature > 0, "generation.temperature", f"must be positive, not {self.temperature}")
         require(self.batch_size is None or self.batch_size >= 1, "generation.batch_size", "must be at least 1")
         require(
-            self.server_url is None or _is_base(self.server_url),
+            self.server_url is None or is_base(self.server_url),
             "generation.server_url",
             "must be http(s)://HOST[:PORT] with no query; a password or key belongs into $ALIGNRUN_ROLLOUT_API_KEY",
         )
@@ -65,16 +64,6 @@ class GenerationConfig:
                 "generation.temperature",
                 f"must be at least 0.01 with generation.engine=server, not {self.temperature}",
             )
-
-
-def _is_base(url: str) -> bool:
-    """Whether it is an http(s) URL to which a path can be appended, without a password."""
-    try:
-        parsed = httpx2.URL(url)
-    except (httpx2.InvalidURL, TypeError):
-        return False
-    there = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 80) < 1 << 16
-    return there and not (parsed.userinfo or {"?", "#"} & set(url))
 
 
 class Schedule(str, Enum):

@@ -17,9 +17,10 @@ import torch
 from alignrun.config.training import GenerationConfig
 from alignrun.errors import InputError, RunError
 from alignrun.generation.decode import Sampling
-from alignrun.generation.server_client import ServerClient, decode, key_in_environment
+from alignrun.generation.server_client import KEY_VARIABLE, ServerClient
 from alignrun.generation.server_protocol import field, prompt_seed, read_completions, request
 from alignrun.types import Completions, PromptBatch
+from alignrun.web import decode, read_key
 
 
 class RolloutServer:
@@ -71,7 +72,7 @@ class RolloutServer:
             config.server_url,
             config.server_timeout_seconds,
             config.server_retries,
-            key_in_environment(),
+            read_key(KEY_VARIABLE) or None,
             model=config.server_model,
             parallel=config.server_parallel,
         )

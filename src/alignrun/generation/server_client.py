@@ -1,19 +1,15 @@
 """Asking the rollout server: requests, retries, what it says is wrong, and the key, which is shown nowhere."""
 
 import asyncio
-import os
-import random
 from typing import Any
 
 import httpx2
 
-from alignrun.errors import InputError, RunError, one_line
+from alignrun import web
+from alignrun.errors import RunError, one_line
 
 KEY_VARIABLE = "ALIGNRUN_ROLLOUT_API_KEY"
 """The environment variable with the server's API key; unset, none is sent."""
-LONGEST_WAIT = 60.0
-"""Seconds between two attempts, whatever the backoff says."""
-_jitter = random.Random()  # of its own: the numbers that a seed fixes elsewhere are not drawn from here
 
 
 class ServerClient:
@@ -27,18 +23,8 @@ class ServerClient:
 
     def connect(self) -> httpx2.AsyncClient:
         """For some requests. Raises RunError where the environment's proxy or certificates are of no use."""
-        try:
-            return httpx2.AsyncClient(
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-                timeout=httpx2.Timeout(self._timeout, pool=None),  # other requests come first
-                limits=httpx2.Limits(max_connections=self._parallel),
-                follow_redirects=False,  # to wherever it leads, the key would go too
-            )
-        except (OSError, ValueError, ImportError) as error:  # proxies and certificates come from the environment
-            raise RunError(
-                f"generation.engine=server: no connection can be made ({one_line(error, 160)}): check the proxy and "
-                "certificate variables of the environment"
-            ) from error
+        timeout = httpx2.Timeout(self._timeout, pool=None)  # other requests come first
+        return web.connect(self._key, timeout, self._parallel, {}, "generation.engine=server", "")
 
     async def send(
         self,
@@ -73,13 +59,11 @@ class ServerClient:
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
                 problem = one_line(error, 200)
             else:
-                status = response.status_code
-                if status in final or (status < 500 and status not in (408, 409, 429)):
+                if response.status_code in final or not web.may_pass(response.status_code):
                     return response
-                problem = f"{status}: {self.complaint(response)}"
+                problem = f"{response.status_code}: {self.complaint(response)}"
             if attempt < retries:
-                wait = self._backoff * 2.0 ** min(attempt, 32) * _jitter.uniform(0.5, 1)
-                await asyncio.sleep(min(wait, LONGEST_WAIT))
+                await asyncio.sleep(min(web.backed_off(self._backoff, attempt), web.LONGEST_WAIT))
         raise RunError(
             f"generation.engine=server: {url} failed {retries + 1} times ({problem}): start the server, check "
             "generation.server_url or raise generation.server_timeout_seconds; `alignrun resume RUN` goes on with a run"
@@ -89,7 +73,7 @@ class ServerClient:
         """What the server refused and why, as an error with our advice."""
         variable = f"set {KEY_VARIABLE} to a key that it takes"
         if response.has_redirect_location:
-            target = self.without_key(response.headers["location"])
+            target = web.without_key(response.headers["location"], self._key)
             advice = f"set generation.server_url to where it leads, {one_line(Exception(target), 200)}"
         advice = {401: variable, 403: variable}.get(response.status_code, advice)
         said = one_line(Exception(self.complaint(response)), 200)
@@ -97,27 +81,8 @@ class ServerClient:
 
     def complaint(self, response: httpx2.Response) -> str:
         """What the server says is wrong, whole but without the key."""
-        body = decode(response)
+        body = web.decode(response)
         error = body.get("error", body) if isinstance(body, dict) else None
         said = error.get("message", error.get("detail")) if isinstance(error, dict) else error
-        return self.without_key(said if isinstance(said, str) else response.text) or response.reason_phrase
-
-    def without_key(self, text: str) -> str:
-        """What a server says, even where it quotes the key."""
-        return text.replace(self._key, "[key]") if self._key else text
-
-
-def key_in_environment() -> str | None:
-    """The key in the environment. Raises InputError where no header could carry it."""
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(f"{KEY_VARIABLE} holds characters that no key has: set it again")
-    return key or None
-
-
-def decode(response: httpx2.Response) -> Any:
-    """The JSON of a response; None where it is none."""
-    try:
-        return response.json()
-    except (ValueError, RecursionError):
-        return None
+        text = said if isinstance(said, str) else response.text
+        return web.without_key(text, self._key) or response.reason_phrase

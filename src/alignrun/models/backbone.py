@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
@@ -109,14 +109,12 @@ class Backbone:
         with torch.no_grad(), adapters.adapters_on_rows(self.layers, spans):
             yield
 
-    @contextmanager
-    def using(self, adapter: str) -> Iterator[None]:
+    def using(self, adapter: str) -> AbstractContextManager[None]:
         """Within the context, the model is the base with that adapter, with its gradient.
 
         A backward pass belongs inside: layers that compute their activations again must find the same adapter.
         """
-        with adapters.adapters_on_rows(self.layers, [(adapter, slice(None))]):
-            yield
+        return adapters.adapters_on_rows(self.layers, [(adapter, slice(None))])
 
     def save_adapter(self, name: str, folder: Path) -> None:
         """Write one adapter in PEFT's format, and the tokenizer."""

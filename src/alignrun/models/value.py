@@ -3,8 +3,7 @@
 Shape legend: B prompts, N = K·B completions, T tokens, D hidden size.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +35,9 @@ class Value:
         """The adapter's weights and the head by name, in a fixed order."""
         return self._backbone.trainable(adapters.VALUE) | {HEAD: self.weight}
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> AbstractContextManager[None]:
         """Within the context `values` may be called, and differentiated."""
-        with self._backbone.using(adapters.VALUE):
-            yield
+        return self._backbone.using(adapters.VALUE)
 
     def values(self, prompts: PromptBatch, completions: Completions) -> Tensor:
         """[N, T] V before every token, float32, zero on padding; those of prompt b are rows b·K to b·K + K − 1."""

@@ -2,21 +2,17 @@
 
 import asyncio
 import json
-import os
-import random
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
 
-from alignrun.errors import InputError, RunError, one_line
+from alignrun import web
+from alignrun.errors import RunError, one_line
 from alignrun.preferences.judge_config import JudgeConfig
 from alignrun.preferences.judge_verdict import Answer, dig, parse_answer
-
-LONGEST_WAIT = 60.0
-"""Seconds between two attempts, whatever the backoff or the server says."""
-_jitter = random.Random()  # of its own: the numbers that a seed fixes elsewhere are not drawn from here
+from alignrun.web import LONGEST_WAIT
 
 
 class JudgeClient:
@@ -26,24 +22,13 @@ class JudgeClient:
         """Raises InputError where the environment holds a key that cannot be sent."""
         self._config = config
         self.url = f"{config.url.rstrip('/')}/chat/completions"
-        self._key = api_key(config.key_variable)
+        self._key = web.read_key(config.key_variable, "preference.key_variable: ")
 
     def connect(self) -> httpx2.AsyncClient:
         """For one batch of questions. Raises RunError where the environment's proxy or certificates are of no use."""
-        config = self._config
-        try:
-            return httpx2.AsyncClient(
-                headers={"Content-Type": "application/json"}
-                | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
-                timeout=config.timeout_seconds,
-                limits=httpx2.Limits(max_connections=config.concurrency),
-                follow_redirects=False,  # to wherever it leads, the key would go too
-            )
-        except (OSError, ValueError, ImportError) as error:  # proxies and certificates come from the environment
-            raise RunError(
-                f"preference=judge: no connection can be made ({one_line(error, 160)}): check the proxy and "
-                "certificate variables of the environment, then `alignrun resume RUN`"
-            ) from error
+        timeout, headers = httpx2.Timeout(self._config.timeout_seconds), {"Content-Type": "application/json"}
+        mend = ", then `alignrun resume RUN`"
+        return web.connect(self._key, timeout, self._config.concurrency, headers, "preference=judge", mend)
 
     async def ask(self, connection: httpx2.AsyncClient, request: dict[str, Any]) -> Answer:
         """The judge's answer, after as many attempts as it takes.
@@ -55,7 +40,7 @@ class JudgeClient:
         # Half a surrogate pair, which JSON input can bring in, is no text that a server would take.
         content = json.dumps(request, ensure_ascii=False).encode(errors="replace")
         for attempt in range(config.retries + 1):
-            wait = config.backoff * 2.0 ** min(attempt, 32) * _jitter.uniform(0.5, 1)
+            wait = web.backed_off(config.backoff, attempt)
             try:
                 response = await connection.post(self.url, content=content)
             except httpx2.TimeoutException:
@@ -66,7 +51,7 @@ class JudgeClient:
                 if response.is_success:
                     return self._answer(response)
                 problem = f"{response.status_code}: {self._complaint(response)}"
-                if response.status_code < 500 and response.status_code not in (408, 409, 429):
+                if not web.may_pass(response.status_code):
                     raise RunError(f"preference=judge: {self.url} answered {problem}: {self._advice(response)}")
                 wait = max(wait, retry_after(response))
             if attempt < config.retries:
@@ -78,13 +63,13 @@ class JudgeClient:
 
     def _answer(self, response: httpx2.Response) -> Answer:
         """What the response says, without the key."""
-        answer = parse_answer(decode(response))
+        answer = parse_answer(web.decode(response))
         tokens = [(self._without_key(token), logprob) for token, logprob in answer.first_token]
         return Answer(self._without_key(answer.text), answer.cut, tokens)
 
     def _complaint(self, response: httpx2.Response) -> str:
         """What the server says is wrong, in one line."""
-        message = dig(decode(response), "error", "message")
+        message = dig(web.decode(response), "error", "message")
         text = message if isinstance(message, str) else response.text
         return one_line(Exception(self._without_key(text) or response.reason_phrase), 200)
 
@@ -104,15 +89,7 @@ class JudgeClient:
 
     def _without_key(self, text: str) -> str:
         """What a server says, even where it quotes the key."""
-        return text.replace(self._key, "[key]") if self._key else text
-
-
-def api_key(variable: str) -> str:
-    """The key in an environment variable, or nothing. Raises InputError where no header could carry it."""
-    key = os.environ.get(variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(f"preference.key_variable: {variable} holds characters that no key has: set it again")
-    return key
+        return web.without_key(text, self._key)
 
 
 def retry_after(response: httpx2.Response) -> float:
@@ -126,11 +103,3 @@ def retry_after(response: httpx2.Response) -> float:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return 0.0
-
-
-def decode(response: httpx2.Response) -> Any:
-    """The JSON of a response; None where it is none."""
-    try:
-        return response.json()
-    except (ValueError, RecursionError):
-        return None

@@ -4,10 +4,10 @@ import math
 from dataclasses import field
 from typing import Any
 
-import httpx2
 from omegaconf import MISSING
 
 from alignrun.config import require, schema
+from alignrun.web import is_base
 
 TEMPLATE = """\
 Two assistants answered the same request. Which answer is better: more correct, more helpful, clearer? \
@@ -73,7 +73,7 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         require(
-            _is_base(self.url),
+            is_base(self.url),
             "preference.url",
             f"must be http(s)://HOST[:PORT]/PATH with no query; a password or key belongs into ${self.key_variable}",
         )
@@ -94,13 +94,3 @@ class JudgeConfig:
         require(0 <= self.backoff < math.inf, "preference.backoff", "must not be negative")
         require(self.concurrency >= 1, "preference.concurrency", "must be at least 1")
         require(0 <= self.max_unclear <= 1, "preference.max_unclear", f"must lie in [0, 1], not {self.max_unclear}")
-
-
-def _is_base(url: str) -> bool:
-    """Whether it is an http(s) URL to which a path can be appended, without a password."""
-    try:
-        parsed = httpx2.URL(url)
-    except (httpx2.InvalidURL, TypeError):
-        return False
-    there = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 80) < 1 << 16
-    return there and not (parsed.userinfo or {"?", "#"} & set(url))

@@ -1,0 +1,89 @@
+"""What asking a server over HTTP takes, whoever asks: addresses, connections, keys, and when to try again."""
+
+import os
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from alignrun.errors import InputError, RunError, one_line
+
+LONGEST_WAIT = 60.0
+"""Seconds between two attempts, whatever the backoff or the server says."""
+_jitter = random.Random()  # of its own: the numbers that a seed fixes elsewhere are not drawn from here
+
+
+def is_base(url: str) -> bool:
+    """Whether it is an http(s) URL to which a path can be appended, without a password."""
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, TypeError):
+        return False
+    there = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 80) < 1 << 16
+    return there and not (parsed.userinfo or {"?", "#"} & set(url))
+
+
+def connect(
+    key: str | None, timeout: httpx2.Timeout, parallel: int, headers: Mapping[str, str], who: str, mend: str
+) -> httpx2.AsyncClient:
+    """A client for some requests.
+
+    Args:
+        key: sent as a bearer token, where there is one.
+        timeout: of each request.
+        parallel: requests in flight at once.
+        headers: sent beside the key.
+        who: the setting that asks, and `mend` what else to do, for the message.
+        mend: follows "check the proxy and certificate variables of the environment".
+
+    Raises:
+        RunError: the environment's proxy or certificates are of no use.
+    """
+    try:
+        return httpx2.AsyncClient(
+            headers={**headers, **({"Authorization": f"Bearer {key}"} if key else {})},
+            timeout=timeout,
+            limits=httpx2.Limits(max_connections=parallel),
+            follow_redirects=False,  # to wherever it leads, the key would go too
+        )
+    except (OSError, ValueError, ImportError) as error:  # proxies and certificates come from the environment
+        raise RunError(
+            f"{who}: no connection can be made ({one_line(error, 160)}): check the proxy and "
+            f"certificate variables of the environment{mend}"
+        ) from error
+
+
+def read_key(variable: str, named: str = "") -> str:
+    """The key in an environment variable, or nothing.
+
+    Raises:
+        InputError: no header could carry it; the message begins with the setting that named the variable.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{named}{variable} holds characters that no key has: set it again")
+    return key
+
+
+def without_key(text: str, key: str | None) -> str:
+    """What a server says, even where it quotes the key."""
+    return text.replace(key, "[key]") if key else text
+
+
+def may_pass(status: int) -> bool:
+    """Whether the same request may succeed later: the server is down, slow or busy."""
+    return status >= 500 or status in (408, 409, 429)
+
+
+def backed_off(backoff: float, attempt: int) -> float:
+    """Seconds to wait after attempt 0, 1, …: doubled each time, and cut by chance so that not all come at once."""
+    return backoff * 2.0 ** min(attempt, 32) * _jitter.uniform(0.5, 1)
+
+
+def decode(response: httpx2.Response) -> Any:
+    """The JSON of a response; None where it is none."""
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return None
