@@ -7,14 +7,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell starts background jobs with Ctrl-C ignored, and so would be the commands that tests interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
 from helpers import load_policy
 
 from alignrun.models.policy import Policy
+
+
+def pytest_configure() -> None:
+    # A shell starts background jobs with Ctrl-C ignored, and so would be the commands that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
