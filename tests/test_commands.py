@@ -17,7 +17,7 @@ from rich.console import Console
 from alignrun import cli, compose
 from alignrun.build import check
 from alignrun.evaluation.results import RunResult
-from alignrun.memory_plan import make_plan
+from alignrun.memory_plan import count_parameters, make_plan
 from alignrun.sweep import read_run, summarise
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def test_config_prints_what_can_be_read_back(capsys: pytest.CaptureFixture[str],
 )
 def test_plans_count_the_published_parameters(model: str, parameters: int, layers: int) -> None:
     """The counts on the models' own cards."""
-    plan = make_plan(compose.compose([f"model={model}"]))
+    plan = count_parameters(compose.compose([f"model={model}"]))
     assert plan.parameters == parameters
     assert plan.adapted_layers == layers
     text = compose.compose([f"model={model}"]).model.architecture
@@ -315,6 +315,7 @@ LAYERS = [
     {"launch", "sweep", "listing", "top"},
     {"build"},
     {"memory_plan", "compose"},
+    {"memory_trace"},
     {"reports"},
     {"evaluation"},
     {"trainer"},

@@ -29,7 +29,7 @@ from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
 from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.together import Together
 from alignrun.evaluation.win_rate import WinRateEvaluator
-from alignrun.memory_plan import describe, make_plan
+from alignrun.memory_plan import count_parameters, describe
 from alignrun.models.adapters import quantization
 from alignrun.models.backbone import Backbone
 from alignrun.models.device import resolve_device, resolve_dtype
@@ -139,7 +139,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         report(f"data: {loaded.skipped} rows that cannot be used skipped")
     report(f"model: {config.model.name}")
     if config.model.source is ModelSource.hub and config.model.architecture:
-        report(describe(make_plan(config), config))
+        report(describe(count_parameters(config), config))
     encoding = make_encoding(config)
     data, heldout = (kind.dataset(config.algo, rows, encoding) for rows in (loaded.train, loaded.heldout))
     if data.skipped + heldout.skipped:

@@ -20,7 +20,7 @@ alignrun eval runs='[A,B]' [key=value …]  a tournament: who is preferred, what
 alignrun exploit RUN [key=value …]    train a best response to a run's policy: how exploitable is it at least
 alignrun resume RUN [--step N] [key=value …]  go on where a run stopped, bit for bit unless a value is changed
 alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
-alignrun plan [key=value …]           parameters and predicted memory; nothing is loaded
+alignrun plan [plan.gpu=24GB] [key=value …]  parameters, predicted memory, and the batches that fit a GPU
 alignrun export RUN [--merge]         a PEFT adapter, or a merged model, for transformers and vLLM
 alignrun ls [GROUP]                   what can be picked: algorithms, models, data, preferences, …
 alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
@@ -76,9 +76,10 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         return 0
     if verb == "plan":
         from alignrun.compose import compose
-        from alignrun.memory_plan import show_plan
+        from alignrun.memory_plan import gpu_sizes, show_plan
 
-        show_plan(compose(rest), console)
+        sizes = [argument for argument in rest if argument.startswith("plan.")]
+        show_plan(compose([argument for argument in rest if argument not in sizes]), console, gpu_sizes(sizes))
         return 0
     if verb == "config":
         from alignrun.compose import compose, dump

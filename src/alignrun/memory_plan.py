@@ -1,9 +1,11 @@
-"""`alignrun plan`: parameter counts and a first estimate of peak memory, from the configuration alone.
+"""`alignrun plan`: parameter counts and peak memory by phase, from the configuration alone.
 
 The architecture is built on the meta device, so that a model of any size is planned in seconds without its weights.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -12,9 +14,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.feedback import FeedbackAlgorithm
-from alignrun.algorithms.pairs import PairsAlgorithm
-from alignrun.config import AdapterKind, Config
+from alignrun.algorithms.workload import Workload
+from alignrun.config import AdapterKind, Config, Precision
+from alignrun.errors import InputError
+from alignrun.generation.decode import needs_policy, needs_reference
+from alignrun.memory_trace import Pass, training_peak
 from alignrun.models.adapters import POLICY, add_adapter, lora_layers
+from alignrun.models.cache import capacity
 from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.sources import planned_architecture, preview_prompt
 from alignrun.objectives.likelihood import CHUNK_SIZE
@@ -23,38 +29,58 @@ ASSUMED_PROMPT_TOKENS = 256
 """Where data.max_prompt_tokens does not say."""
 NF4_BYTES = 0.516
 """A 4-bit weight with its doubly quantised scale (arXiv 2305.14314 §3)."""
-FLOAT32 = 4
+FLOAT32, FLOAT64 = 4, 8
+GIB = 2**30
+GPU_SIZES = (24, 48, 80)
+"""GiB"""
+USABLE = 0.9
+"""The share of a GPU that a plan may fill: the rest is for the CUDA context, fragments and kernels' workspaces."""
+MOST_PROMPTS = 1024
+"""Larger batches are not looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Counts, from the architecture and the adapter."""
+
+    parameters: int
+    """Of the base."""
+    trainable: int
+    """Of the policy, or of the feedback model without its head."""
+    adapted_layers: int
+    adapted_parameters: int
+    """Of the base's layers that carry an adapter, which are those that QLoRA quantises."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a run holds in memory. Bytes, except where a name says otherwise."""
+    """What a run holds in memory, in bytes."""
 
-    parameters: int
-    """Of the base, a count."""
-    trainable: int
-    """Trained parameters, a count."""
-    adapted_layers: int
-    """Layers with an adapter, a count."""
-    prompt_tokens: int
+    size: Size
     weights: int
-    adapter: int
-    """The trained parameters where they are apart from the base, and the frozen copy that replaces it as reference."""
-    optimizer: int
-    """Gradients and AdamW's two moments."""
+    """The base."""
+    adapters: int
+    """Trained parameters apart from the base, and frozen copies of them; without adapters, the frozen models."""
+    moments: int
+    """AdamW's two for every trained parameter."""
     sampling: int
-    """Key-value cache and the logits of one decoding step."""
+    """Key-value cache, and the logits of one decoding step on their way to a token; that of the evaluation too."""
     training: int
-    """Activations kept for the backward pass of a micro-batch, and one chunk of the vocabulary head."""
+    """Activations and gradients of a micro-batch, and pieces of the logits."""
+
+    @property
+    def resident(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.adapters + self.moments
 
     @property
     def peak(self) -> int:
         """Sampling and training follow one another, so the larger of the two counts."""
-        return self.weights + self.adapter + self.optimizer + max(self.sampling, self.training)
+        return self.resident + max(self.sampling, self.training)
 
 
-def make_plan(config: Config) -> MemoryPlan:
-    """Estimate the memory of a run.
+def count_parameters(config: Config) -> Size:
+    """Build the model on the meta device and count.
 
     Raises:
         InputError: the architecture is unknown here, or the adapter does not fit it.
@@ -63,117 +89,226 @@ def make_plan(config: Config) -> MemoryPlan:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.bfloat16)
         parameters = sum(weight.numel() for weight in model.parameters())
-        full = config.adapter.name is AdapterKind.none
-        if not full:
+        if config.adapter.name is not AdapterKind.none:
             add_adapter(model, POLICY, config.adapter)
-    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     layers = lora_layers(model)
-    width = torch.finfo(_dtype(config)).bits // 8
-    quantised = sum(layer.base_layer.weight.numel() for layer in layers)
-    if config.adapter.name is AdapterKind.qlora:
-        weights = int(quantised * NF4_BYTES + (parameters - quantised) * width)
-    else:
-        weights = parameters * width
-    text = architecture.get_text_config()
-    prompt = config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS
-    new = config.generation.max_new_tokens
-    learned = new if discover()[config.algo.name].online else config.data.max_completion_tokens or new
-    return MemoryPlan(
+    return Size(
         parameters=parameters,
-        trainable=trainable,
+        trainable=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         adapted_layers=len(layers),
-        prompt_tokens=prompt,
+        adapted_parameters=sum(layer.base_layer.weight.numel() for layer in layers),
+    )
+
+
+def make_plan(config: Config) -> MemoryPlan:
+    """Predict the memory of a run. Models that judge, and what they hold while they do, are not counted.
+
+    Raises:
+        InputError: as `count_parameters`.
+    """
+    size, dtype, work = count_parameters(config), planned_dtype(config), workload(config)
+    width = torch.finfo(dtype).bits // 8
+    if config.adapter.name is AdapterKind.none:
+        # Every role but the policy is a model of its own.
+        weights, trained = size.parameters * width, size.parameters * width
+        adapters = (1 + work.copies) * trained
+    else:
+        quantised = size.adapted_parameters if config.adapter.name is AdapterKind.qlora else 0
+        weights = int(quantised * NF4_BYTES + (size.parameters - quantised) * width)
+        trained = size.trainable * (1 + work.value) * FLOAT32  # PEFT holds adapters in float32
+        adapters = trained + work.copies * size.trainable * FLOAT32
+    return MemoryPlan(
+        size=size,
         weights=weights,
-        adapter=parameters * width if full else trainable * FLOAT32,
-        optimizer=trainable * (3 * width if full else 3 * FLOAT32),
-        sampling=_sampling_bytes(config, text, prompt + new, width),
-        training=_training_bytes(config, text, prompt + learned, width),
+        adapters=adapters,
+        moments=2 * trained,
+        sampling=max(_drawing_bytes(config, work, dtype), _evaluation_bytes(config, work, dtype)),
+        training=_training_bytes(config, work, dtype, config.train.micro_batch_size or config.train.batch_size),
     )
 
 
-def _dtype(config: Config) -> torch.dtype:
+def workload(config: Config) -> Workload:
+    """What a step asks of the model for every prompt."""
+    return discover()[config.algo.name].workload(config.algo)
+
+
+def planned_dtype(config: Config) -> torch.dtype:
     """The precision of the run, also where its GPU is not in the machine that plans it."""
+    if config.adapter.name is AdapterKind.none and config.model.dtype is Precision.auto:
+        return torch.float32
     wanted = config.model.device
-    return resolve_dtype(
-        config.model.dtype, torch.device(wanted) if wanted.startswith("cuda") else resolve_device(wanted)
-    )
+    device = torch.device(wanted) if wanted.startswith("cuda") else resolve_device(wanted)
+    return resolve_dtype(config.model.dtype, device)
 
 
-def _sampling_bytes(config: Config, text: PreTrainedConfig, tokens: int, width: int) -> int:
-    kind = discover()[config.algo.name]
-    if issubclass(kind, FeedbackAlgorithm):
+def _prompt_tokens(config: Config) -> int:
+    return config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS
+
+
+def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
+    prompts = config.generation.batch_size or config.train.batch_size
+    return _sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
+
+
+def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
+    """The evaluation samples policy and reference in one loop; feedback models have none."""
+    if issubclass(discover()[config.algo.name], FeedbackAlgorithm):
         return 0
-    if kind.online:
-        prompts = (config.generation.batch_size or config.train.batch_size) * _completions(config)
-        mix_beta = getattr(config.algo, "mix_beta", 0.0)
-        model_rows = prompts * (1 + (mix_beta < 1) + (mix_beta > 0))
-    else:  # nothing but the evaluation samples, from the policy and from the reference
-        prompts = config.evaluation.batch_size
-        model_rows = 2 * prompts
-    sequences = 2 * prompts
+    prompts = min(config.evaluation.batch_size, config.data.eval_size or MOST_PROMPTS)
+    return _sampling_bytes(config, (0.0, 1.0), prompts, dtype)
+
+
+def _sampling_bytes(config: Config, betas: tuple[float, ...], prompts: int, dtype: torch.dtype) -> int:
+    text = planned_architecture(config.model).get_text_config()
+    width = torch.finfo(dtype).bits // 8
+    streams = len(betas) * prompts
+    rows = Workload(learned=0, drawn=betas).rows * prompts
+    mixed = sum(needs_policy(beta) and needs_reference(beta) for beta in betas) * prompts
+    tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
+    cache = rows * tokens * _cache_width(text) * width
+    # The model's logits are there throughout. A mixture takes three tensors on the way to its log-probabilities, with
+    # those of the last token still held; drawing takes the distribution and its sums in float64.
+    mixing = FLOAT32 * (2 * streams + 3 * mixed)
+    drawing = (FLOAT32 + 2 * FLOAT64) * streams
+    return int(cache + text.vocab_size * (rows * width + max(mixing, drawing)))
+
+
+def _cache_width(text: PreTrainedConfig) -> int:
+    """Numbers that a token leaves in the key-value cache of all layers."""
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    cache = model_rows * tokens * text.num_hidden_layers * 2 * heads * head_size * width
-    # The model's logits, their mixture in float32, and the float64 cumulative sum that is sampled from.
-    logits = text.vocab_size * (model_rows * (width + FLOAT32) + sequences * (FLOAT32 + 2 * 8))
-    return int(cache + logits)
+    return int(text.num_hidden_layers * 2 * heads * head_size)
 
 
-def _training_bytes(config: Config, text: PreTrainedConfig, tokens: int, width: int) -> int:
-    rows = (config.train.micro_batch_size or config.train.batch_size) * _completions(config)
-    # Per token and layer: the inputs of norms, attention and projections, and the products inside the MLP.
-    inside = (16 * text.hidden_size + 6 * text.intermediate_size) * width
-    layers = text.num_hidden_layers
-    kept = layers * text.hidden_size * width + inside if config.model.gradient_checkpointing else layers * inside
-    head = min(CHUNK_SIZE, rows * config.generation.max_new_tokens) * text.vocab_size * (width + 3 * FLOAT32)
-    return int(rows * tokens * kept + head)
-
-
-def _completions(config: Config) -> int:
-    """Completions of one prompt that are scored together."""
-    if issubclass(discover()[config.algo.name], PairsAlgorithm | FeedbackAlgorithm):
-        return 2
-    return int(getattr(config.algo, "samples_per_prompt", 1))
-
-
-def describe(plan: MemoryPlan, config: Config) -> str:
-    """One line: what would be trained."""
-    if config.adapter.name is AdapterKind.none:
-        return f"{plan.parameters / 1e6:,.1f}M parameters, all of them trained"
-    return (
-        f"{plan.parameters / 1e6:,.1f}M parameters, {config.adapter.name.value} rank {config.adapter.rank} on "
-        f"{plan.adapted_layers} layers: {plan.trainable / 1e6:,.1f}M trained"
+def _training_bytes(config: Config, work: Workload, dtype: torch.dtype, prompts: int) -> int:
+    kind = discover()[config.algo.name]
+    new = config.generation.max_new_tokens
+    one_pass = Pass(
+        prompts=prompts,
+        completions=work.learned,
+        prompt_tokens=_prompt_tokens(config),
+        completion_tokens=new if kind.online else config.data.max_completion_tokens or new,
+        checkpointing=config.model.gradient_checkpointing,
+        accumulating=prompts < config.train.batch_size,
+        vocabulary=not issubclass(kind, FeedbackAlgorithm),
+    )
+    return training_peak(
+        planned_architecture(config.model), config.adapter, dtype, config.model.attention.value, one_pass
     )
 
 
-def show_plan(config: Config, console: Console) -> None:
-    """Print the plan of a configuration.
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How many prompts a GPU holds at once; 0 where the weights alone are too much or not one prompt fits."""
+
+    learned: int
+    """train.micro_batch_size"""
+    drawn: int
+    """generation.batch_size"""
+
+
+def largest_batches(config: Config, sizes: Sequence[float]) -> list[Fit]:
+    """For GPUs of these sizes in GiB, the largest batches with which the run's memory stays below `USABLE` of it."""
+    plan, work, dtype = make_plan(config), workload(config), planned_dtype(config)
+    # From here on the pieces of the logits are as large as they get, and every prompt more costs the same.
+    new = config.generation.max_new_tokens
+    enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * new)))
+    few, more = (_training_bytes(config, work, dtype, prompts) for prompts in (enough, enough + 1))
+    each = max(1, more - few)
+    drawn = max(1, _sampling_bytes(config, work.drawn, 1, dtype))
+    fits = []
+    for size in sizes:
+        room = USABLE * size * GIB - plan.resident
+        # Below `enough` this asks for too much, by the part of a piece that would not be there.
+        learned = enough + int((room - few) // each)
+        fits.append(Fit(*(max(0, min(MOST_PROMPTS, count)) for count in (learned, int(room // drawn)))))
+    return fits
+
+
+def gpu_sizes(settings: Sequence[str]) -> Sequence[float]:
+    """The sizes that `plan.gpu=24GB` asks for, in GiB; by default the usual ones.
+
+    Raises:
+        InputError: another setting, or a size that is none.
+    """
+    if not settings:
+        return GPU_SIZES
+    sizes = []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key != "plan.gpu":
+            raise InputError(f"config: {key} is unknown: alignrun plan takes plan.gpu=24GB beside the run's settings")
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gi?b?)?", value.strip().lower())
+        if not found or float(found[1]) == 0:
+            raise InputError(f"config: plan.gpu={value} is not a size of memory: write for example plan.gpu=24GB")
+        sizes.append(float(found[1]))
+    return sizes
+
+
+def describe(size: Size, config: Config) -> str:
+    """One line: what would be trained."""
+    if config.adapter.name is AdapterKind.none:
+        return f"{size.parameters / 1e6:,.1f}M parameters, all of them trained"
+    return (
+        f"{size.parameters / 1e6:,.1f}M parameters, {config.adapter.name.value} rank {config.adapter.rank} on "
+        f"{size.adapted_layers} layers: {size.trainable / 1e6:,.1f}M trained"
+    )
+
+
+def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZES) -> None:
+    """Print the plan of a configuration, and what fits on GPUs of the given sizes in GiB.
 
     Raises:
         InputError: see `make_plan`.
     """
     plan = make_plan(config)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    for name, size in (
-        ("base weights", plan.weights),
-        ("adapter" if config.adapter.name is not AdapterKind.none else "frozen reference copy", plan.adapter),
-        ("gradients and AdamW moments", plan.optimizer),
-        ("sampling: cache and logits", plan.sampling),
-        ("training: activations and head", plan.training),
-        ("predicted peak", plan.peak),
-    ):
-        table.add_row(name, f"{size / 2**30:,.2f} GiB")
-    console.print(f"{config.algo.name} on {config.model.name}: {describe(plan, config)}", highlight=False)
-    console.print(table, highlight=False)
+    console.print(f"{config.algo.name} on {config.model.name}: {describe(plan.size, config)}", highlight=False)
+    console.print(_phases(plan, config), highlight=False)
     prompt = preview_prompt(config.model, "…")
     shown = "the tokenizer's own, not yet downloaded" if prompt is None else repr(prompt)
     console.print(f"prompt template: {shown}", highlight=False, markup=False)
     console.print(
-        f"{str(_dtype(config)).removeprefix('torch.')} base, prompts of {plan.prompt_tokens} tokens, "
+        f"{str(planned_dtype(config)).removeprefix('torch.')} base, prompts of {_prompt_tokens(config)} tokens, "
         f"{config.generation.max_new_tokens} new tokens, batches of {config.train.batch_size} in micro-batches of "
-        f"{config.train.micro_batch_size or config.train.batch_size}. A first estimate: the framework's own memory "
-        "comes on top.",
+        f"{config.train.micro_batch_size or config.train.batch_size}. The framework's own memory comes on top.",
         highlight=False,
     )
+    console.print(_fits(config, sizes), highlight=False)
+
+
+def _phases(plan: MemoryPlan, config: Config) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    adapted = config.adapter.name is not AdapterKind.none
+    for name, size in (
+        ("base weights", plan.weights),
+        ("adapters" if adapted else "frozen copies", plan.adapters),
+        ("AdamW moments", plan.moments),
+        ("sampling: cache and logits", plan.sampling),
+        ("training: activations, gradients, logits", plan.training),
+        ("predicted peak", plan.peak),
+    ):
+        table.add_row(name, f"{size / GIB:,.2f} GiB")
+    return table
+
+
+def _fits(config: Config, sizes: Sequence[float]) -> Table:
+    """Rows for adapters, columns for GPUs; in bfloat16 where the precision is left open."""
+    dtype = Precision.bfloat16 if config.model.dtype is Precision.auto else config.model.dtype
+    model = replace(config.model, dtype=dtype, device="cuda")
+    trained = AdapterKind.none if config.adapter.name is AdapterKind.none else None
+    online = discover()[config.algo.name].online
+    table = Table(
+        box=None, pad_edge=False, title="largest train.micro_batch_size" + (" / generation.batch_size" * online),
+        title_justify="left", title_style="",
+    )  # fmt: skip
+    table.add_column("on one GPU of", no_wrap=True)
+    for size in sizes:
+        table.add_column(f"{size:g} GB", justify="right", no_wrap=True)
+    for kind in [trained] if trained else [AdapterKind.lora, AdapterKind.qlora]:
+        fits = largest_batches(replace(config, model=model, adapter=replace(config.adapter, name=kind)), sizes)
+        counts = [(fit.learned, fit.drawn) if online else (fit.learned,) for fit in fits]
+        shown = [" / ".join(map(str, pair)) if all(pair) else "does not fit" for pair in counts]
+        table.add_row(kind.value, *shown)
+    return table

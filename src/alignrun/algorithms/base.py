@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from alignrun.algorithms.workload import Workload
 from alignrun.config import Config, DataConfig, Engine
 from alignrun.data import PromptSet, padding_id
 from alignrun.errors import InputError
@@ -131,6 +132,11 @@ class Algorithm(ABC):
         """
         return prompt_set(examples, encoding)
 
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """What a step asks of the model for every prompt: by default K samples of the policy, all learned from."""
+        return Workload(learned=config.samples_per_prompt, drawn=(0.0,) * config.samples_per_prompt)
+
     def prepare(self, data: Dataset) -> Dataset:
         """Called once for each of the data sets, before the first step, for what is worth computing ahead."""
         return data
@@ -172,6 +178,11 @@ class OfflineAlgorithm(Algorithm):
     """An algorithm that learns from the data alone: nothing is sampled or judged while it trains."""
 
     online = False
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """One completion of every prompt."""
+        return Workload(learned=1)
 
     def collect(self, batch: Any, step: int) -> Iterator[Any]:
         """The batch of the data as it is."""

@@ -1,9 +1,11 @@
 """The policy gradient towards a best response to a frozen policy: what can be won against it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
+from alignrun.algorithms.workload import Workload
 from alignrun.config import schema
 from alignrun.models.policy import Role
 from alignrun.types import Completions, PromptBatch
@@ -27,6 +29,14 @@ class BestResponse(GameGradient):
     """
 
     config: BestResponseConfig
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """As many samples of the opponent as of the policy."""
+        samples: int = config.samples_per_prompt
+        return Workload(
+            learned=samples, drawn=(0.0,) * samples + (1.0,) * samples, copies=int(config.opponent is not None)
+        )
 
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
         """y ~ π' and the opponent's y in one decoding loop."""

@@ -3,12 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools
 from alignrun.algorithms.rollout import Rollouts, stack
 from alignrun.algorithms.signs import signs
+from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.nash import nash_md_advantages, policy_gradient_loss
@@ -57,6 +59,11 @@ class GameGradient(Algorithm):
     def __init__(self, config: GameGradientConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         self.rollouts = Rollouts(tools)
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """K samples of the policy, which are learned from, and as many of an opponent that is the policy itself."""
+        return Workload(learned=config.samples_per_prompt, drawn=(0.0,) * (2 * config.samples_per_prompt))
 
     @abstractmethod
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:

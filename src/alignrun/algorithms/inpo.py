@@ -1,12 +1,15 @@
 """INPO: iterative mirror descent by regression on pairs of the last iterate (Zhang et al., arXiv 2407.00617)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from alignrun.algorithms.anchor import Anchor, check_refresh
 from alignrun.algorithms.base import Tools, algorithm
 from alignrun.algorithms.online_pairs import JudgedPairs, OnlinePairs, OnlinePairsConfig
+from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.nash import online_ipo_loss
@@ -59,6 +62,11 @@ class INPO(OnlinePairs):
         """One batch of pairs; the first of an iteration makes the policy its anchor."""
         self.anchor.refresh(step)
         yield from super().collect(prompts, step)
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """K samples of the anchor."""
+        return replace(super().workload(config), drawn=(1.0,) * config.samples_per_prompt, copies=1)
 
     def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
         """K completions of every prompt from π_t."""

@@ -1,10 +1,13 @@
 """IPO-MD: online IPO on samples of the mixture with μ, between online and offline IPO (arXiv 2403.08635)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.online_ipo import OnlineIPO, OnlineIPOConfig
 from alignrun.algorithms.schedules import check_mixture, mix_beta_at
+from alignrun.algorithms.workload import Workload
 from alignrun.config import schema
 from alignrun.types import Completions, PromptBatch
 
@@ -34,6 +37,11 @@ class IPOMD(OnlineIPO):
 
     config: IPOMDConfig
     policy_alone = False
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """K samples of the mixture."""
+        return replace(super().workload(config), drawn=(config.mix_beta,) * config.samples_per_prompt)
 
     def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
         """K completions of every prompt from the mixture."""

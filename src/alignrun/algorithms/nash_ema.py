@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from alignrun.algorithms.base import Tools, algorithm
 from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig, Judged
+from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.types import Completions, PromptBatch
@@ -39,6 +41,12 @@ class NashEMA(GameGradient):
     def __init__(self, config: NashEMAConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         tools.policy.keep(Role.average)
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """As many samples of the averaged policy as of the policy."""
+        samples: int = config.samples_per_prompt
+        return Workload(learned=samples, drawn=(0.0,) * samples + (1.0,) * samples, copies=1)
 
     def state(self) -> Mapping[str, Tensor]:
         """The averaged weights."""

@@ -1,10 +1,12 @@
 """Nash-MD-PG: the policy preferred to any other, by mirror descent (Munos et al., arXiv 2312.00886)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
 from alignrun.algorithms.schedules import check_mixture, mix_beta_at
+from alignrun.algorithms.workload import Workload
 from alignrun.config import schema
 from alignrun.types import Completions, PromptBatch
 
@@ -33,6 +35,12 @@ class NashMD(GameGradient):
     """
 
     config: NashMDConfig
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """As many samples of the mixture as of the policy."""
+        samples: int = config.samples_per_prompt
+        return Workload(learned=samples, drawn=(0.0,) * samples + (config.mix_beta,) * samples)
 
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
         """y ~ π and y' ~ π̃^β in one decoding loop."""

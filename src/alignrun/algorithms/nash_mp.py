@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
 from alignrun.algorithms.batches import Trial
 from alignrun.algorithms.rollout import Rollouts, stack
 from alignrun.algorithms.signs import signs
+from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.nash import extragradient_loss
@@ -66,6 +68,11 @@ class NashMP(Algorithm):
     def __init__(self, config: NashMPConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         self.rollouts = Rollouts(tools)
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """As many samples to be judged against as to learn from."""
+        return Workload(learned=config.samples_per_prompt, drawn=(0.0,) * (2 * config.samples_per_prompt))
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Trial | Opposed]:
         """The half-step, which is undone, and the step, on completions that the half-step's policy was asked for."""

@@ -1,6 +1,8 @@
 """Nash-Prox: the equilibrium by proximal points, a sequence of easier games (arXiv 2505.19731 v2)."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from alignrun.algorithms.anchor import Anchor, check_refresh
 from alignrun.algorithms.base import Tools, algorithm
 from alignrun.algorithms.game_gradient import Judged
 from alignrun.algorithms.self_play import SelfPlay, SelfPlayConfig
+from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.types import Completions, PromptBatch
@@ -46,6 +49,11 @@ class NashProx(SelfPlay):
     def __init__(self, config: NashProxConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         self.anchor = Anchor(tools.policy, config.refresh_every)
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """Self-play beside the anchor."""
+        return replace(super().workload(config), copies=1)
 
     def state(self) -> Mapping[str, Tensor]:
         """The weights of π_k."""

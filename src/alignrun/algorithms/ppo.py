@@ -1,7 +1,8 @@
 """PPO: RLHF with a value function and clipped steps (arXiv 1707.06347; details of arXiv 1909.08593, 2403.17031)."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
 from alignrun.algorithms.frozen import check_minibatches, minibatches
 from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.signs import signs
+from alignrun.algorithms.workload import Workload
 from alignrun.config import AdapterKind, require, schema
 from alignrun.errors import InputError
 from alignrun.models.device import batch_to
@@ -95,6 +97,11 @@ class PPO(RewardAlgorithm):
         self.value = Value(tools.policy.backbone, tools.config.adapter)
         self._kl_tau = torch.tensor(config.kl_tau, dtype=torch.float64)
         self._shift, self._scale = 0.0, 1.0
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """That of rewards, and the value function."""
+        return replace(super().workload(config), value=True)
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The value function."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Tools
 from alignrun.algorithms.rollout import Rollouts, decode_texts, stack
+from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.errors import InputError
 from alignrun.preferences.base import Reward
@@ -110,6 +111,13 @@ class RewardAlgorithm(Algorithm):
         super().__init__(config, tools)
         self.rewards = Rewards(config, tools)
         self.temperature = tools.config.generation.temperature
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """K samples of the policy, and those of the reference that a win rate is measured against."""
+        samples, scalar = config.samples_per_prompt, config.reward is RewardKind.scalar
+        opponents = 0 if scalar else config.reference_samples
+        return Workload(learned=samples, drawn=(0.0,) * samples + (1.0,) * opponents)
 
     def notes(self) -> Sequence[str]:
         """Where the reward comes from."""

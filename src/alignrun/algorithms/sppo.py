@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
 from alignrun.algorithms.online_pairs import Pairing
 from alignrun.algorithms.rollout import Rollouts, stack
 from alignrun.algorithms.signs import signs
+from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.nash import self_play_regression_loss
@@ -62,6 +64,13 @@ class SPPO(Algorithm):
         super().__init__(config, tools)
         self.rollouts = Rollouts(tools)
         self.anchor = Anchor(tools.policy, config.refresh_every)
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """K samples of the anchor, all learned from or two."""
+        samples: int = config.samples_per_prompt
+        learned = samples if config.pairing is Pairing.all else 2
+        return Workload(learned=learned, drawn=(1.0,) * samples, copies=1)
 
     def state(self) -> Mapping[str, Tensor]:
         """The weights of π_t."""

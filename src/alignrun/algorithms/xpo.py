@@ -1,6 +1,7 @@
 """XPO: online DPO that also explores, by optimism (Xie et al., arXiv 2405.21046)."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.online_dpo import OnlineDPO, OnlineDPOConfig
 from alignrun.algorithms.online_pairs import JudgedPairs, Pairing
 from alignrun.algorithms.rollout import stack
+from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.types import Completions, PromptBatch
 
@@ -37,6 +39,12 @@ class XPO(OnlineDPO):
 
     config: XPOConfig
     policy_alone = False
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """As many samples of the reference as of the policy; both are learned from."""
+        samples: int = config.samples_per_prompt
+        return Workload(learned=2 * samples, drawn=(0.0,) * samples + (1.0,) * samples)
 
     def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
         """K completions of every prompt from the policy, then K from the reference, in one decoding loop."""

@@ -199,6 +199,6 @@ def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int | None
                 "name attention layers only in adapter.target_modules"
             )
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        delta = F.linear(F.linear(x[span].to(a.dtype), a), b)
-        result[span] += (delta * layer.scaling[adapter]).to(result.dtype)
+        narrow = F.linear(x[span].to(a.dtype), a) * layer.scaling[adapter]  # the rank is narrower than the output
+        result[span] += F.linear(narrow, b).to(result.dtype)
     return result

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
 from alignrun.models import adapters
-from alignrun.models.device import resolve_device, resolve_dtype
+from alignrun.models.device import lay_out_weights, resolve_device, resolve_dtype
 from alignrun.models.sources import load_model
 
 
@@ -46,6 +46,8 @@ class Backbone:
         model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
         if adapter.name is not AdapterKind.qlora:  # a quantised base is already in place
             model.to(device)
+        if adapter.name is AdapterKind.lora:  # a base that stays as it is
+            lay_out_weights(model)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

@@ -9,9 +9,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from alignrun.models.adapters import Span, adapters_on_rows, lora_layers
+from alignrun.models.cache import decoding_cache
 from alignrun.models.hidden import position_ids
 from alignrun.types import PromptBatch
 
@@ -47,7 +48,7 @@ class CachedDecoder:
         self._mask = prompts.attention_mask.repeat(len(adapters), 1)
         # Without padding no mask is needed, and attention takes its fast path.
         self._padded = bool((prompts.attention_mask == 0).any())
-        self._cache = DynamicCache(config=model.config)
+        self._cache = decoding_cache(model.config)
 
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""

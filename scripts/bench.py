@@ -1,0 +1,433 @@
+"""Whole training steps against TRL, and against the matrix products that no implementation can avoid, in one run.
+
+    python scripts/bench.py --setup ENV            # once: TRL, in environments of its own below ENV
+    python scripts/bench.py --trl ENV --task nash_md [--new 64 --prompt 37 --batch 8 --dtype float32 --rounds 3]
+
+Tasks: nash_md, ppo, online_dpo and dpo. All sides get the same model, prompts, lengths, LoRA (rank 16, all linear
+layers), dtype and threads, and run as processes of their own that take turns, so that a slow minute hits all. A step
+is everything from one optimiser step to the next; the first of each process is not counted. No completion ends before
+its limit. Peak memory is the largest resident size of a process.
+
+Ours is `alignrun` itself. Where TRL asks for a reward model it gets one of a few thousand weights, so that the judge
+costs neither side anything. TRL's PPO trains all weights of a value model of its own, as it does; ours trains a
+second adapter. `floor` is the time of the bare products of the step's linear layers, one after another, without
+attention, LoRA, norms or sampling.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TASKS = ("nash_md", "ppo", "online_dpo", "dpo")
+TRL_VERSIONS = {"nash_md": "1.12.0", "ppo": "1.12.0", "online_dpo": "1.12.0", "dpo": "1.16.0"}
+"""The last release with Nash-MD and PPO, and the latest for DPO."""
+RANK, ALPHA, TAU, RATE = 16, 32, 0.1, 1e-5
+WORDS = "the of and to in is that for it as was with be by on not he his but at are this have from or had an they"
+NEVER = "<repo_name>"
+"""The end of the text, for the benchmark: a token that this model does not say."""
+
+
+def setup(folder: Path) -> None:
+    """One environment for each version of TRL."""
+    constraints = Path(__file__).parents[1] / "constraints.txt"
+    for version in sorted(set(TRL_VERSIONS.values())):
+        environment = folder / version
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "-c", constraints]
+        libraries = ["torch", "transformers", "peft", "accelerate", "datasets", "requests"]  # TRL imports the last too
+        subprocess.run([*pip, *libraries, f"trl=={version}"], check=True)
+
+
+def write_model(folder: Path, source: Path) -> Path:
+    """The model, with prompts read as they are and no token that ends a completion."""
+    from transformers import AutoTokenizer
+
+    target = folder / "model"
+    target.mkdir()
+    for file in source.iterdir():
+        if file.suffix == ".safetensors":
+            (target / file.name).symlink_to(file.resolve())
+        elif file.suffix == ".json":
+            (target / file.name).write_text(file.read_text())
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = None
+    tokenizer.eos_token = NEVER
+    tokenizer.save_pretrained(target)
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((target / name).read_text())
+        settings["eos_token_id"] = tokenizer.eos_token_id
+        (target / name).write_text(json.dumps(settings))
+    return target
+
+
+def write_data(folder: Path, model: Path, options: argparse.Namespace) -> Path:
+    """Prompts, and for DPO completions, of exactly these lengths: common words are one token each."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    generator = random.Random(0)
+
+    def text(tokens: int, opening: str) -> str:
+        words = [opening, *generator.choices(WORDS.split(), k=tokens)]
+        while len(tokenizer(" ".join(words))["input_ids"]) > tokens:
+            words.pop()
+        return " ".join(words)
+
+    path = folder / "data.jsonl"
+    with path.open("w") as file:
+        for index in range(options.batch * (options.steps + 1)):
+            row = {"prompt": text(options.prompt, f"Case {index}")}
+            if options.task == "dpo":
+                row |= {"chosen": text(options.new, "Yes"), "rejected": text(options.new, "No")}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+class Stopwatch:
+    """Adds up the seconds spent in a function, by replacing it where it lives."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def watch(self, owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.total += time.perf_counter() - start
+
+        setattr(owner, name, timed)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a process measured."""
+
+    seconds: list[float]
+    """Of each counted step."""
+    sampling: float
+    """The share of all seconds spent drawing completions."""
+    losses: list[float]
+
+    def report(self) -> None:
+        gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        row = {"seconds": self.seconds, "sampling": self.sampling, "gib": gib, "losses": self.losses}
+        print("RESULT " + json.dumps(row), flush=True)
+
+
+def overrides(options: argparse.Namespace) -> list[str]:
+    """The configuration of our side."""
+    settings = [
+        f"algo={options.task}",
+        f"algo.kl_tau={TAU}",
+        "model=path",
+        f"model.path={options.model}",
+        f"model.dtype={options.dtype}",
+        "data=jsonl",
+        f"data.path={options.data}",
+        f"data.eval_path={options.data}",
+        "data.eval_size=1",
+        "tracker=none",
+        f"adapter.rank={RANK}",
+        f"adapter.alpha={ALPHA}",
+        f"optim.learning_rate={RATE}",
+        "optim.warmup_steps=0",
+        f"train.steps={options.steps}",
+        f"train.batch_size={options.batch}",
+        "train.checkpoint_every=0",
+        "evaluation.every=0",
+    ]
+    if options.task == "dpo":
+        return [*settings, "preference=none", "generation.max_new_tokens=1"]
+    settings += ["preference=letters", f"generation.max_new_tokens={options.new}"]
+    extra = {
+        "nash_md": ["algo.mix_beta=0.125", "algo.samples_per_prompt=1"],
+        "ppo": ["algo.epochs=1", "algo.samples_per_prompt=1", "algo.normalize_reward=false"],
+        "online_dpo": ["algo.samples_per_prompt=2"],
+    }
+    return settings + extra[options.task]
+
+
+def run_ours(options: argparse.Namespace) -> None:
+    from alignrun.algorithms import rollout
+    from alignrun.cli import main as alignrun
+
+    sampling = Stopwatch()
+    sampling.watch(rollout, "sample_streams")
+    run = Path(tempfile.mkdtemp()) / "run"
+    code = alignrun([*overrides(options), f"run.dir={run}"])
+    assert code == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    Result(seconds[1:], sampling.total / sum(seconds), [row["loss"] for row in rows if "loss" in row]).report()
+
+
+def run_trl(options: argparse.Namespace) -> None:
+    import torch
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.start = time.perf_counter()
+            self.marks: list[float] = []
+
+        def on_train_begin(self, *_: object, **__: object) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            self.marks.append(time.perf_counter())
+
+    sampling = Stopwatch()
+    sampling.watch(GenerationMixin, "generate")
+    dtype = getattr(torch, options.dtype)
+    data = load_dataset("json", data_files=options.data, split="train", cache_dir=tempfile.mkdtemp())
+    tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
+    common: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": options.batch,
+        "learning_rate": RATE,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    if options.task != "ppo":
+        common["max_steps"] = options.steps
+    parts: dict[str, Any] = {
+        "model": AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype),
+        "train_dataset": data,
+        "processing_class": tokenizer,
+        "peft_config": LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+        "callbacks": [clock := Clock()],
+    }
+    trainer = trl_trainer(options, common, parts)
+    trainer.train()
+    seconds = [after - before for before, after in zip(clock.marks, clock.marks[1:], strict=False)]
+    whole = clock.marks[-1] - clock.start
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    Result(seconds, sampling.total / whole, losses).report()
+
+
+def trl_trainer(options: argparse.Namespace, common: dict[str, Any], parts: dict[str, Any]) -> Any:
+    """TRL's trainer for the task."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    if options.task == "dpo":
+        from trl import DPOConfig, DPOTrainer
+
+        return DPOTrainer(args=DPOConfig(beta=TAU, max_length=None, **common), **parts)
+    small = AutoConfig.from_pretrained(
+        options.model,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_labels=1,
+    )
+    reward = AutoModelForSequenceClassification.from_config(small)
+    length = {"max_new_tokens": options.new, "max_length": options.prompt + options.new + 8, "temperature": 1.0}
+    if options.task == "nash_md":
+        from trl.experimental.nash_md import NashMDConfig, NashMDTrainer
+
+        return NashMDTrainer(
+            args=NashMDConfig(beta=TAU, mixture_coef=0.125, **length, **common), reward_funcs=reward, **parts
+        )
+    if options.task == "online_dpo":
+        from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+        processors = {"reward_processing_classes": parts["processing_class"]}
+        return OnlineDPOTrainer(
+            args=OnlineDPOConfig(beta=TAU, **length, **common), reward_funcs=reward, **processors, **parts
+        )
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    value = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=parts["model"].dtype)
+    tokens = parts["train_dataset"].map(
+        lambda row: {"input_ids": parts["processing_class"](row["prompt"])["input_ids"]}, remove_columns=["prompt"]
+    )
+    arguments = PPOConfig(
+        kl_coef=TAU,
+        num_ppo_epochs=1,
+        num_mini_batches=1,
+        response_length=options.new,
+        temperature=1.0,
+        num_sample_generations=0,
+        local_rollout_forward_batch_size=options.batch,
+        total_episodes=options.batch * options.steps,
+        **common,
+    )
+    parts |= {"train_dataset": tokens, "eval_dataset": tokens}
+    return PPOTrainer(args=arguments, ref_model=None, reward_model=reward, value_model=value, **parts)
+
+
+def run_floor(options: argparse.Namespace) -> None:
+    """The linear layers' products of one step, nothing else; twice, and the second counts."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from alignrun.models.device import lay_out_weights
+
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+    lay_out_weights(model)  # as ours stores them, which is the faster way
+    head = model.get_output_embeddings().weight.detach()
+    layers = [
+        module.weight.detach()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module.weight.data_ptr() != head.data_ptr()
+    ]
+
+    def forward(rows: int, head_rows: int) -> None:
+        inputs = {width: torch.randn(rows, width, dtype=head.dtype) for width in {layer.shape[1] for layer in layers}}
+        for layer in layers:
+            torch.mm(inputs[layer.shape[1]], layer.T)
+        for chunk in torch.randn(head_rows, head.shape[1], dtype=head.dtype).split(512):
+            torch.mm(chunk, head.T)
+
+    def backward(rows: int, head_rows: int) -> None:  # of the base's weights, the inputs' gradients alone
+        outputs = {width: torch.randn(rows, width, dtype=head.dtype) for width in {layer.shape[0] for layer in layers}}
+        for layer in layers:
+            torch.mm(outputs[layer.shape[0]], layer)
+        for count in [len(chunk) for chunk in torch.empty(head_rows).split(512)]:
+            torch.mm(torch.randn(count, head.shape[0], dtype=head.dtype), head)
+
+    batch, prompt, new = options.batch, options.prompt, options.new
+    # Roles that decode in one batch, completions that are learned from, passes over them forward and backward.
+    roles, decoded, learned, forwards, backwards = {
+        "nash_md": (2, 3, 1, 2, 1),
+        "online_dpo": (1, 2, 2, 2, 1),
+        "ppo": (1, 1, 1, 5, 2),
+        "dpo": (0, 0, 2, 2, 1),
+    }[options.task]
+    rows, targets = batch * (prompt + learned * new), batch * learned * new
+
+    def decode() -> None:
+        if decoded:
+            forward(roles * batch * prompt, roles * batch)
+        for _ in range(new - 1 if decoded else 0):
+            forward(decoded * batch, decoded * batch)
+
+    def train() -> None:
+        for _ in range(forwards):
+            forward(rows, targets)
+        for _ in range(backwards):
+            backward(rows, targets)
+
+    seconds: list[float] = []
+    with torch.no_grad():
+        for part in (decode, train, decode, train):
+            start = time.perf_counter()
+            part()
+            seconds.append(time.perf_counter() - start)
+    total = seconds[2] + seconds[3]
+    Result([total], seconds[2] / total, []).report()
+
+
+WORKERS: dict[str, Callable[[argparse.Namespace], None]] = {"ours": run_ours, "trl": run_trl, "floor": run_floor}
+
+
+def worker(side: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one side in a process of its own."""
+    python = sys.executable
+    if side == "trl":
+        python = options.trl / TRL_VERSIONS[options.task] / "bin" / "python"
+    command = [str(python), __file__, "--worker", side]
+    for name in ("task", "model", "data", "prompt", "new", "batch", "steps", "dtype"):
+        command += [f"--{name}", str(getattr(options, name))]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not found:
+        sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(found[-1].removeprefix("RESULT "))
+    return result
+
+
+def compare(options: argparse.Namespace) -> None:
+    from alignrun.compose import compose
+    from alignrun.models.sources import locate
+
+    sides = [side for side in WORKERS if side != "trl" or options.trl]
+    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options.model = write_model(folder, Path(locate(compose(["model=smollm2-135m"]).model)))
+        options.data = write_data(folder, options.model, options)
+        for number in range(options.rounds):
+            for side in sides:
+                result = worker(side, options)
+                rounds[side].append(result)
+                losses = ", ".join(f"{loss:.4f}" for loss in result["losses"])
+                print(
+                    f"round {number + 1}  {side:5s} {statistics.median(result['seconds']):7.2f} s  "
+                    f"{result['gib']:.2f} GiB  sampling {result['sampling']:.0%}  losses {losses}",
+                    flush=True,
+                )
+    print(f"\n{options.task}, prompts of {options.prompt} tokens, {options.new} new, {options.batch} a step")
+    median: dict[str, float] = {}
+    for side, results in rounds.items():
+        seconds = [value for result in results for value in result["seconds"]]
+        median[side] = statistics.median(seconds)
+        share = statistics.median(result["sampling"] for result in results)
+        gib = max(result["gib"] for result in results)
+        print(
+            f"{side:5s} {median[side]:7.2f} s a step ({min(seconds):.2f} to {max(seconds):.2f}), "
+            f"{share:.0%} of it sampling, {gib:.2f} GiB"
+        )
+    for side in set(sides) - {"ours"}:
+        ratios = [
+            statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"])
+            for theirs, ours in zip(rounds[side], rounds["ours"], strict=True)
+        ]
+        print(f"{side} / ours: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    if options.trl:
+        ours, theirs = (max(result["gib"] for result in rounds[side]) for side in ("ours", "trl"))
+        print(f"memory, ours / trl: {ours / theirs:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setup", type=Path, metavar="ENV", help="make environments with TRL, and stop")
+    parser.add_argument("--trl", type=Path, metavar="ENV", help="the environments with TRL; without, ours alone")
+    parser.add_argument("--task", choices=TASKS, default="nash_md")
+    parser.add_argument("--prompt", type=int, default=37, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=64, help="tokens of a completion")
+    parser.add_argument("--batch", type=int, default=8, help="prompts in a step")
+    parser.add_argument("--steps", type=int, default=3, help="steps of one process, the first of which is not counted")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--worker", choices=tuple(WORKERS), help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--data", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.setup:
+        setup(options.setup)
+    elif options.worker:
+        WORKERS[options.worker](options)
+    else:
+        compare(options)
+
+
+if __name__ == "__main__":
+    main()

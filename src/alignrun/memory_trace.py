@@ -1,0 +1,154 @@
+"""Peak memory of a training pass, traced on tensors that have shapes and no data.
+
+The pass is the one that trains: the same model code, adapters, prompt sharing and vocabulary head, forward and
+backward. What it allocates is counted by storage, until nothing holds it any more. Shape legend: B prompts, K
+completions of each, T tokens.
+"""
+
+import copy
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from alignrun.config import AdapterConfig, AdapterKind
+from alignrun.models.adapters import POLICY, add_adapter
+from alignrun.models.head import vocabulary_head
+from alignrun.models.hidden import hidden_states
+from alignrun.objectives.likelihood import token_log_probs
+from alignrun.types import PromptBatch
+
+SHALLOW, DEEPER = 2, 4
+"""Layers of the two models that are traced; one layer more costs the same at any depth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward and backward pass."""
+
+    prompts: int
+    """B"""
+    completions: int
+    """K"""
+    prompt_tokens: int
+    completion_tokens: int
+    checkpointing: bool
+    """Whether layers compute their activations again in the backward pass."""
+    accumulating: bool
+    """Whether the gradients of earlier micro-batches are held already."""
+    vocabulary: bool = True
+    """Whether log-probabilities are wanted, and not a scalar at every token."""
+
+
+def training_peak(
+    architecture: PreTrainedConfig, adapter: AdapterConfig, dtype: torch.dtype, attention: str, work: Pass
+) -> int:
+    """Bytes that the pass holds at once beside the weights: activations, gradients and pieces of the logits."""
+    depth: int = architecture.get_text_config().num_hidden_layers
+    if depth <= DEEPER:
+        return _traced(architecture, depth, adapter, dtype, attention, work)
+    shallow, deeper = (_traced(architecture, layers, adapter, dtype, attention, work) for layers in (SHALLOW, DEEPER))
+    return deeper + (depth - DEEPER) * (deeper - shallow) // (DEEPER - SHALLOW)
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of the storages that operations return, those of the model left out, until they are freed."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        weights = [*model.parameters(), *model.buffers()]
+        self._sizes = {weight.untyped_storage()._cdata: 0 for weight in weights}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf.untyped_storage())
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+def _traced(
+    architecture: PreTrainedConfig, layers: int, adapter: AdapterConfig, dtype: torch.dtype, attention: str, work: Pass
+) -> int:
+    with torch.device("meta"):
+        shape = _with_layers(architecture, layers)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention)
+        if adapter.name is not AdapterKind.none:
+            add_adapter(model, POLICY, adapter)
+    model.train(work.checkpointing)
+    if work.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    with _without_data(model):
+        if work.accumulating:
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight.grad = torch.empty_like(weight)
+        with _Held(model) as held:
+            _train(model, work)
+        grown: int = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad and work.accumulating)
+    return int(held.peak + grown)
+
+
+@contextmanager
+def _without_data(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context the model, made on the meta device, seems to be on the CPU, and so do new tensors."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        made: dict[int, nn.Parameter] = {}  # tied weights stay tied
+        for module in model.modules():
+            for name, weight in list(module._parameters.items()):
+                if weight is None:
+                    continue
+                if id(weight) not in made:
+                    made[id(weight)] = nn.Parameter(
+                        torch.empty(weight.shape, dtype=weight.dtype), requires_grad=weight.requires_grad
+                    )
+                module._parameters[name] = made[id(weight)]
+            for name, buffer in list(module._buffers.items()):
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        yield
+
+
+def _train(model: PreTrainedModel, work: Pass) -> None:
+    ids = torch.zeros(work.prompts, work.prompt_tokens, dtype=torch.long)
+    prompts = PromptBatch(texts=("",) * work.prompts, input_ids=ids, attention_mask=torch.ones_like(ids))
+    tokens = torch.zeros(work.prompts * work.completions, work.completion_tokens, dtype=torch.long)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    if work.vocabulary:
+        hidden = hidden_states(model, prompts, tokens[:, :-1], mask[:, :-1])
+        values = token_log_probs(hidden, vocabulary_head(model), tokens)
+    else:
+        values = hidden_states(model, prompts, tokens, mask).float().sum(-1)
+    values.sum().backward()
+
+
+def _with_layers(architecture: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The same architecture with fewer layers."""
+    shape = copy.deepcopy(architecture)
+    text = shape.get_text_config()
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    text.num_hidden_layers = layers
+    return shape

@@ -1,0 +1,67 @@
+"""A key-value cache with room to grow.
+
+Shape legend: R rows, H heads, T tokens so far, D head size.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64
+"""Tokens that a new buffer has room for beyond those it must hold; a quarter of them where that is more."""
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values as the front [R, H, T, D] of larger buffers; without gradients.
+
+    transformers' own layer copies them all for every new token, and so copies T²/2 tokens on the way to T.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.keys: Tensor
+        self.values: Tensor
+        self._buffers: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values; all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if not self._buffers or self._buffers[0].shape[-2] < end:
+            self._buffers = [states.new_empty(*states.shape[:2], _roomy(end), states.shape[3])
+                             for states in (key_states, value_states)]  # fmt: skip
+            if start:
+                for buffer, front in zip(self._buffers, (self.keys, self.values), strict=True):
+                    buffer[:, :, :start] = front
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only keep the given rows."""
+        super().batch_select_indices(indices)
+        self._buffers = []
+
+
+def _roomy(tokens: int) -> int:
+    return tokens + max(ROOM, tokens // 4)
+
+
+def capacity(prompt_tokens: int, new_tokens: int) -> int:
+    """Tokens that the buffers have room for once `new_tokens` have been appended one by one to a prompt."""
+    room = prompt_tokens
+    while room < prompt_tokens + new_tokens - 1:  # the last token is drawn and not read
+        room = _roomy(room + 1)
+    return room
+
+
+def decoding_cache(config: PreTrainedConfig) -> DynamicCache:
+    """A cache for decoding without gradients; layers that keep a window or a state are transformers' own."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
