@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.feedback import FeedbackAlgorithm
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.workload import Workload, decoding_rows
 from alignrun.config import AdapterKind, Config, Precision
 from alignrun.errors import InputError
 from alignrun.generation.decode import needs_policy, needs_reference
@@ -69,14 +69,9 @@ class MemoryPlan:
     """Activations and gradients of a micro-batch, and pieces of the logits."""
 
     @property
-    def resident(self) -> int:
-        """What is there all the time."""
-        return self.weights + self.adapters + self.moments
-
-    @property
     def peak(self) -> int:
         """Sampling and training follow one another, so the larger of the two counts."""
-        return self.resident + max(self.sampling, self.training)
+        return self.weights + self.adapters + self.moments + max(self.sampling, self.training)
 
 
 def count_parameters(config: Config) -> Size:
@@ -107,24 +102,28 @@ def make_plan(config: Config) -> MemoryPlan:
         InputError: as `count_parameters`.
     """
     size, dtype, work = count_parameters(config), planned_dtype(config), workload(config)
-    width = torch.finfo(dtype).bits // 8
-    if config.adapter.name is AdapterKind.none:
-        # Every role but the policy is a model of its own.
-        weights, trained = size.parameters * width, size.parameters * width
-        adapters = (1 + work.copies) * trained
-    else:
-        quantised = size.adapted_parameters if config.adapter.name is AdapterKind.qlora else 0
-        weights = int(quantised * NF4_BYTES + (size.parameters - quantised) * width)
-        trained = size.trainable * (1 + work.value) * FLOAT32  # PEFT holds adapters in float32
-        adapters = trained + work.copies * size.trainable * FLOAT32
+    weights, adapters, moments = _resident_bytes(config, size, work, dtype)
     return MemoryPlan(
         size=size,
         weights=weights,
         adapters=adapters,
-        moments=2 * trained,
+        moments=moments,
         sampling=max(_drawing_bytes(config, work, dtype), _evaluation_bytes(config, work, dtype)),
         training=_training_bytes(config, work, dtype, config.train.micro_batch_size or config.train.batch_size),
     )
+
+
+def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dtype) -> tuple[int, int, int]:
+    """The base, what is trained or copied beside it, and the optimiser's moments."""
+    width = torch.finfo(dtype).bits // 8
+    if config.adapter.name is AdapterKind.none:
+        # Every role but the policy is a model of its own.
+        weights = size.parameters * width
+        return weights, (1 + work.copies) * weights, 2 * weights
+    quantised = size.adapted_parameters if config.adapter.name is AdapterKind.qlora else 0
+    weights = int(quantised * NF4_BYTES + (size.parameters - quantised) * width)
+    trained = size.trainable * (1 + work.value) * FLOAT32  # PEFT holds adapters in float32
+    return weights, trained + work.copies * size.trainable * FLOAT32, 2 * trained
 
 
 def workload(config: Config) -> Workload:
@@ -162,7 +161,7 @@ def _sampling_bytes(config: Config, betas: tuple[float, ...], prompts: int, dtyp
     text = planned_architecture(config.model).get_text_config()
     width = torch.finfo(dtype).bits // 8
     streams = len(betas) * prompts
-    rows = Workload(learned=0, drawn=betas).rows * prompts
+    rows = decoding_rows(betas) * prompts
     mixed = sum(needs_policy(beta) and needs_reference(beta) for beta in betas) * prompts
     tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
     cache = rows * tokens * _cache_width(text) * width
@@ -209,7 +208,8 @@ class Fit:
 
 def largest_batches(config: Config, sizes: Sequence[float]) -> list[Fit]:
     """For GPUs of these sizes in GiB, the largest batches with which the run's memory stays below `USABLE` of it."""
-    plan, work, dtype = make_plan(config), workload(config), planned_dtype(config)
+    work, dtype = workload(config), planned_dtype(config)
+    resident = sum(_resident_bytes(config, count_parameters(config), work, dtype))
     # From here on the pieces of the logits are as large as they get, and every prompt more costs the same.
     new = config.generation.max_new_tokens
     enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * new)))
@@ -218,7 +218,7 @@ def largest_batches(config: Config, sizes: Sequence[float]) -> list[Fit]:
     drawn = max(1, _sampling_bytes(config, work.drawn, 1, dtype))
     fits = []
     for size in sizes:
-        room = USABLE * size * GIB - plan.resident
+        room = USABLE * size * GIB - resident
         # Below `enough` this asks for too much, by the part of a piece that would not be there.
         learned = enough + int((room - few) // each)
         fits.append(Fit(*(max(0, min(MOST_PROMPTS, count)) for count in (learned, int(room // drawn)))))
@@ -297,7 +297,7 @@ def _fits(config: Config, sizes: Sequence[float]) -> Table:
     """Rows for adapters, columns for GPUs; in bfloat16 where the precision is left open."""
     dtype = Precision.bfloat16 if config.model.dtype is Precision.auto else config.model.dtype
     model = replace(config.model, dtype=dtype, device="cuda")
-    trained = AdapterKind.none if config.adapter.name is AdapterKind.none else None
+    full = config.adapter.name is AdapterKind.none
     online = discover()[config.algo.name].online
     table = Table(
         box=None, pad_edge=False, title="largest train.micro_batch_size" + (" / generation.batch_size" * online),
@@ -306,7 +306,7 @@ def _fits(config: Config, sizes: Sequence[float]) -> Table:
     table.add_column("on one GPU of", no_wrap=True)
     for size in sizes:
         table.add_column(f"{size:g} GB", justify="right", no_wrap=True)
-    for kind in [trained] if trained else [AdapterKind.lora, AdapterKind.qlora]:
+    for kind in [AdapterKind.none] if full else [AdapterKind.lora, AdapterKind.qlora]:
         fits = largest_batches(replace(config, model=model, adapter=replace(config.adapter, name=kind)), sizes)
         counts = [(fit.learned, fit.drawn) if online else (fit.learned,) for fit in fits]
         shown = [" / ".join(map(str, pair)) if all(pair) else "does not fit" for pair in counts]

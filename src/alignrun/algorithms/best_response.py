@@ -33,10 +33,7 @@ class BestResponse(GameGradient):
     @classmethod
     def workload(cls, config: Any) -> Workload:
         """As many samples of the opponent as of the policy."""
-        samples: int = config.samples_per_prompt
-        return Workload(
-            learned=samples, drawn=(0.0,) * samples + (1.0,) * samples, copies=int(config.opponent is not None)
-        )
+        return Workload.against(config.samples_per_prompt, 1.0, copies=int(config.opponent is not None))
 
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
         """y ~ π' and the opponent's y in one decoding loop."""

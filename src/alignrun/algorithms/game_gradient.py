@@ -63,7 +63,7 @@ class GameGradient(Algorithm):
     @classmethod
     def workload(cls, config: Any) -> Workload:
         """K samples of the policy, which are learned from, and as many of an opponent that is the policy itself."""
-        return Workload(learned=config.samples_per_prompt, drawn=(0.0,) * (2 * config.samples_per_prompt))
+        return Workload.against(config.samples_per_prompt, 0.0)
 
     @abstractmethod
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:

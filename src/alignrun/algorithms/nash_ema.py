@@ -45,8 +45,7 @@ class NashEMA(GameGradient):
     @classmethod
     def workload(cls, config: Any) -> Workload:
         """As many samples of the averaged policy as of the policy."""
-        samples: int = config.samples_per_prompt
-        return Workload(learned=samples, drawn=(0.0,) * samples + (1.0,) * samples, copies=1)
+        return Workload.against(config.samples_per_prompt, 1.0, copies=1)
 
     def state(self) -> Mapping[str, Tensor]:
         """The averaged weights."""

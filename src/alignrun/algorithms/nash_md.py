@@ -39,8 +39,7 @@ class NashMD(GameGradient):
     @classmethod
     def workload(cls, config: Any) -> Workload:
         """As many samples of the mixture as of the policy."""
-        samples: int = config.samples_per_prompt
-        return Workload(learned=samples, drawn=(0.0,) * samples + (config.mix_beta,) * samples)
+        return Workload.against(config.samples_per_prompt, config.mix_beta)
 
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
         """y ~ π and y' ~ π̃^β in one decoding loop."""

@@ -72,7 +72,7 @@ class NashMP(Algorithm):
     @classmethod
     def workload(cls, config: Any) -> Workload:
         """As many samples to be judged against as to learn from."""
-        return Workload(learned=config.samples_per_prompt, drawn=(0.0,) * (2 * config.samples_per_prompt))
+        return Workload.against(config.samples_per_prompt, 0.0)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Trial | Opposed]:
         """The half-step, which is undone, and the step, on completions that the half-step's policy was asked for."""

@@ -1,5 +1,6 @@
 """What a step asks of the model, as far as memory depends on it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignrun.generation.decode import needs_policy, needs_reference
@@ -18,7 +19,12 @@ class Workload:
     value: bool = False
     """Whether a value function is trained too, on an adapter of its own."""
 
-    @property
-    def rows(self) -> int:
-        """Rows of the model in the decoding loop: a mixture has two."""
-        return sum(needs_policy(beta) + needs_reference(beta) for beta in self.drawn)
+    @classmethod
+    def against(cls, samples: int, opponent: float, copies: int = 0) -> "Workload":
+        """Samples of the policy, which are learned from, and as many of an opponent with that β."""
+        return cls(learned=samples, drawn=(0.0,) * samples + (opponent,) * samples, copies=copies)
+
+
+def decoding_rows(betas: Sequence[float]) -> int:
+    """Rows of the model that streams with these β take in the decoding loop: a mixture has two."""
+    return sum(needs_policy(beta) + needs_reference(beta) for beta in betas)
