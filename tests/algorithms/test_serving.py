@@ -52,6 +52,10 @@ def test_what_was_written_for_the_server_goes_with_the_run(server: VllmLike, tmp
     folder.mkdir()
     assert train(tmp_path / "run", server.url, "algo=self_play", f"generation.server_adapter_folder={folder}") == 0
     assert not list(folder.iterdir())
+    loaded, forgotten = (
+        [body["lora_name"] for body in server.bodies(f"/v1/{verb}_lora_adapter")] for verb in ("load", "unload")
+    )
+    assert loaded == forgotten, "the server keeps nothing of a run that has ended"
 
 
 def test_mixtures_are_sampled_natively_and_the_run_says_so(
@@ -69,11 +73,20 @@ def test_mixtures_are_sampled_natively_and_the_run_says_so(
     assert one == other
 
 
+@pytest.mark.parametrize(
+    ("settings", "alone"),
+    [
+        (["algo=self_play"], True),
+        (["algo=rloo", "algo.reward=win_rate"], False),
+        (["algo=rloo", "algo.reward=scalar", "preference=sentiment"], True),
+    ],
+)
 def test_the_policy_alone_needs_no_such_note(
-    server: VllmLike, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: list[str], alone: bool, server: VllmLike, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(tmp_path / "run", server.url, "algo=self_play") == 0
-    assert "native engine" not in capsys.readouterr().out
+    assert train(tmp_path / "run", server.url, *settings) == 0
+    assert ("native engine" in capsys.readouterr().out) is not alone
+    assert bool(server.bodies("/v1/completions")) is alone
 
 
 def test_a_server_that_is_not_there_is_told_before_the_first_step(

@@ -116,8 +116,8 @@ class Algorithm(ABC):
     config_class: ClassVar[type]
     online: ClassVar[bool] = True
     """Whether completions are sampled and judged by the preference while training."""
-    policy_alone: ClassVar[bool] = False
-    """Whether all samples come from the policy as it is, so that a rollout server can draw them."""
+    policy_alone: bool = False
+    """Whether all samples of a step come from the policy as it is, so that a rollout server can draw them."""
 
     def __init__(self, config: Any, tools: Any) -> None:
         self.config = config

@@ -110,6 +110,7 @@ class RewardAlgorithm(Algorithm):
     def __init__(self, config: Any, tools: Tools) -> None:
         super().__init__(config, tools)
         self.rewards = Rewards(config, tools)
+        self.policy_alone = not self.rewards.by_win_rate
         self.temperature = tools.config.generation.temperature
 
     @classmethod

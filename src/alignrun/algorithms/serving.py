@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -23,7 +24,9 @@ class ServedPolicy:
         self._server = RolloutServer.connect(config)
         self._version = 0
         try:
-            # It goes when this object does, also where a run ends in an error.
+            # What was written, and what the server holds of it, go when this object does, also where a run ends in an
+            # error.
+            weakref.finalize(self, self._server.close)
             self._written = tempfile.TemporaryDirectory(prefix="alignrun-adapters-", dir=config.server_adapter_folder)
             Path(self._written.name).chmod(0o755)  # the server may run as somebody else
         except OSError as error:
