@@ -98,7 +98,7 @@ def _traced(
             add_adapter(model, POLICY, adapter)
     model.train(work.checkpointing)
     if work.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     with _without_data(model):
         if work.accumulating:

@@ -107,7 +107,7 @@ class UncachedDecoder:
         rows = []
         for role, text in zip(self.roles, self.texts, strict=True):
             one = PromptBatch(("",), text[None], torch.ones_like(text)[None])
-            rows.append(self.policy.decoder(one, [role]).prefill()[0])
+            rows.append(self.policy.decoder(one, [role], 1).prefill()[0])
         return torch.stack(rows)
 
     def prefill(self) -> torch.Tensor:

@@ -177,7 +177,7 @@ def outcomes(policy: Policy, prompt: list[int], length: int, stop: int) -> dict[
         longer: dict[tuple[int, ...], float] = {}
         for text, share in begun.items():
             ids = torch.tensor([[*prompt, *text]])
-            logits = policy.decoder(PromptBatch(("",), ids, torch.ones_like(ids)), [Role.policy]).prefill()[0]
+            logits = policy.decoder(PromptBatch(("",), ids, torch.ones_like(ids)), [Role.policy], 1).prefill()[0]
             probabilities = logits.double().softmax(-1).tolist()
             for token in range(vocabulary):
                 ends = token == stop or position + 1 == length
@@ -230,7 +230,7 @@ def test_frequencies_are_the_exact_probabilities(serve: Serve, tmp_path: Path, t
 @pytest.mark.parametrize("truncation", [{"top_k": 3}, {"top_p": 0.5}])
 def test_truncation_is_asked_for(serve: Serve, policy: Policy, adapter: Path, truncation: dict[str, Any]) -> None:
     prompts, _ = random_batch(policy, prompts=1)
-    log_probs = policy.decoder(prompts, [Role.policy]).prefill()[0].log_softmax(-1)
+    log_probs = policy.decoder(prompts, [Role.policy], 1).prefill()[0].log_softmax(-1)
     ranked, order = log_probs.exp().sort(descending=True)
     kept = 3 if "top_k" in truncation else int((ranked.cumsum(0) < 0.5).sum()) + 1
     streams = loaded(serve(), adapter).sample(prompts, 60, sampling(max_new_tokens=1, **truncation), seed=0)

@@ -81,7 +81,7 @@ def test_joint_decoding_equals_each_role_alone(overrides: tuple[str, ...]) -> No
     policy, _ = load_policy(*overrides)
     prompts, completions = random_batch(policy, prompts=4)
     roles = [Role.policy, Role.reference]
-    decoder = policy.decoder(prompts, roles)
+    decoder = policy.decoder(prompts, roles, 8)
     logits = decoder.prefill()
     # Repeat the policy's block, as for a policy stream and a mixture, and drop one prompt of each.
     rows = [0, 1, 3, 0, 1, 3, 4, 5, 7]
@@ -133,7 +133,7 @@ def test_a_frozen_adapter_is_the_reference_and_the_policy_starts_from_it(tmp_pat
     for weight in policy.trainable().values():
         weight.mul_(1.5)
     torch.testing.assert_close(policy.log_probs(Role.reference, prompts, completions), expected)
-    decoder = policy.decoder(prompts, [Role.policy, Role.reference])
+    decoder = policy.decoder(prompts, [Role.policy, Role.reference], 8)
     first = decoder.prefill()[len(prompts) :].log_softmax(-1).gather(1, completions.tokens[:, :1])[:, 0]
     torch.testing.assert_close(first, expected[:, 0], atol=1e-5, rtol=1e-5)
 

@@ -39,7 +39,7 @@ def sample_streams(
         for role, needed in ((Role.policy, needs_policy), (other, needs_reference))
         if any(needed(beta) for beta in mix_betas)
     ]
-    decoder = policy.decoder(prompts, roles)
+    decoder = policy.decoder(prompts, roles, sampling.max_new_tokens)
     return sample_completions(decoder, len(prompts), mix_betas, sampling, generator, temperatures)
 
 

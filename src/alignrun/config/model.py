@@ -62,6 +62,9 @@ class ModelConfig:
     attention: Attention = Attention.sdpa
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
+    cuda_graphs: bool = True
+    """On CUDA, record a decoding step once and replay it for every token, where the model's attention is sdpa over all
+    tokens before; elsewhere it changes nothing."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     system_prompt: str | None = None

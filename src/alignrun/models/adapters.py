@@ -200,5 +200,5 @@ def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int | None
             )
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         narrow = F.linear(x[span].to(a.dtype), a) * layer.scaling[adapter]  # the rank is narrower than the output
-        result[span] += F.linear(narrow, b).to(result.dtype)
+        result[span].add_(F.linear(narrow, b).to(result.dtype))  # and not +=, which writes the rows once more
     return result

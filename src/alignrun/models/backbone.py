@@ -49,7 +49,7 @@ class Backbone:
         if adapter.name is AdapterKind.lora:  # a base that stays as it is
             lay_out_weights(model)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         backbone = cls(model, tokenizer, config)
         backbone.settle()

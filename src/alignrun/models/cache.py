@@ -47,6 +47,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         super().batch_select_indices(indices)
         self._buffers = []
 
+    def release(self) -> None:
+        """Let go of all keys and values."""
+        self.keys, self.values, self._buffers = self.keys[:0], self.values[:0], []
+
 
 def _roomy(tokens: int) -> int:
     return tokens + max(ROOM, tokens // 4)

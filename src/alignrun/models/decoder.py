@@ -9,11 +9,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from alignrun.models.adapters import Span, adapters_on_rows, lora_layers
 from alignrun.models.cache import decoding_cache
 from alignrun.models.hidden import position_ids
+from alignrun.models.replay import ReplayedSteps, can_replay
 from alignrun.types import PromptBatch
 
 
@@ -37,9 +38,17 @@ class CachedDecoder:
         model: the causal language model, with LoRA layers inside or without.
         prompts: B prompts on the model's device.
         adapters: the adapter of each block of B rows; None is the bare base, and comes last.
+        replay: the most steps that there will be, to have them recorded and replayed where the model allows it; by
+            default they run as they are.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: PromptBatch, adapters: Sequence[str | None]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: PromptBatch,
+        adapters: Sequence[str | None],
+        replay: int | None = None,
+    ) -> None:
         self._model = model
         self._layers = lora_layers(model)
         self._adapters = list(adapters)
@@ -49,10 +58,12 @@ class CachedDecoder:
         # Without padding no mask is needed, and attention takes its fast path.
         self._padded = bool((prompts.attention_mask == 0).any())
         self._cache = decoding_cache(model.config)
+        self._capacity = self._ids.shape[1] + replay if replay and can_replay(model, self._cache) else None
+        self._replayed: ReplayedSteps | None = None
 
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""
-        return self._forward(self._ids, position_ids(self._mask))
+        return self._forward(self._ids, self._mask if self._padded else None, position_ids(self._mask), self._cache)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep (or repeat) the given rows; the blocks of the adapters must stay in their order."""
@@ -62,21 +73,29 @@ class CachedDecoder:
             for block in range(len(bounds))
         ]
         index = torch.tensor(rows, device=self._mask.device)
+        if self._replayed is not None:
+            self._replayed.select(index)
+            return
         self._mask = self._mask[index]
         self._cache.batch_select_indices(index)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token [R] to each row; [R, V] logits of the next."""
+        if self._capacity is not None:
+            if self._replayed is None:
+                self._replayed = ReplayedSteps(self._forward, self._cache, self._mask, self._capacity)
+            return self._replayed(tokens)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-        return self._forward(tokens[:, None], self._mask.sum(1, keepdim=True) - 1)
+        mask = self._mask if self._padded else None
+        return self._forward(tokens[:, None], mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
 
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache) -> Tensor:
         with torch.no_grad(), self._roles(len(ids)):
             output = self._model(
                 input_ids=ids,
-                attention_mask=self._mask if self._padded else None,
+                attention_mask=mask,
                 position_ids=positions,
-                cache=self._cache,
+                cache=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )

@@ -30,7 +30,7 @@ def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor,
         tokens: [N, S] continuations, padded on the right.
         mask: [N, S] true on their tokens.
     """
-    shared = len(tokens) > len(prompts) and not module.is_gradient_checkpointing
+    shared = len(tokens) > len(prompts) and not module.is_activation_checkpointing
     return (_after_shared_prompts if shared else _in_rows)(module, prompts, tokens, mask)
 
 

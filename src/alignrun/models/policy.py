@@ -159,12 +159,13 @@ class Policy:
             return dict(self._whole[role].named_parameters())
         return {name: weight.detach() for name, weight in self.backbone.trainable(_ADAPTERS[role]).items()}
 
-    def decoder(self, prompts: PromptBatch, roles: Sequence[Role]) -> RowDecoder:
-        """Rows for decoding: every prompt once for each role, the policy's block first."""
+    def decoder(self, prompts: PromptBatch, roles: Sequence[Role], new_tokens: int) -> RowDecoder:
+        """Rows for decoding at most so many tokens: every prompt once for each role, the policy's block first."""
         names = [self._adapter(role) for role in roles]
+        replay = new_tokens if self.backbone.config.cuda_graphs and self.device.type == "cuda" else None
         if self.backbone.peft is not None:
-            return CachedDecoder(self.model, prompts, names)
-        parts = [CachedDecoder(self._module(role), prompts, [None]) for role in roles]
+            return CachedDecoder(self.model, prompts, names, replay)
+        parts = [CachedDecoder(self._module(role), prompts, [None], replay) for role in roles]
         return parts[0] if len(parts) == 1 else PairedDecoder(parts[0], parts[1], len(prompts))
 
     def log_probs(self, role: Role, prompts: PromptBatch, completions: Completions, temperature: float = 1.0) -> Tensor:

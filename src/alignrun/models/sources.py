@@ -71,10 +71,15 @@ def load_model(
     Raises:
         InputError: it cannot be found or read.
     """
-    if config.source is ModelSource.random:
-        return random_llama(dict(config.architecture), tokenizer).to(dtype).eval()
-    if config.source is ModelSource.game:
-        return game_llama(load_game(str(config.architecture["game"])), tokenizer).to(dtype).eval()
+    if config.source in (ModelSource.random, ModelSource.game):
+        built = (
+            random_llama(dict(config.architecture), tokenizer)
+            if config.source is ModelSource.random
+            else game_llama(load_game(str(config.architecture["game"])), tokenizer)
+        )
+        with _told_in_one_line(config, "attention"):
+            built.set_attn_implementation(config.attention.value)
+        return built.to(dtype).eval()
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention.value, "use_safetensors": True}
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}

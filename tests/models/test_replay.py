@@ -1,0 +1,46 @@
+"""Decoding in buffers that never move, as it is recorded on a GPU: the same logits. Here every step runs as it is."""
+
+import torch
+from helpers import load_policy, random_batch
+from transformers import DynamicCache, PreTrainedConfig
+
+from alignrun.models.adapters import POLICY
+from alignrun.models.cache import decoding_cache
+from alignrun.models.decoder import CachedDecoder
+from alignrun.models.policy import Policy
+from alignrun.models.replay import can_replay
+
+
+@torch.no_grad()
+def test_fixed_buffers_give_the_same_logits_also_when_rows_leave(policy: Policy) -> None:
+    prompts, _ = random_batch(policy, prompts=4)
+    assert (prompts.attention_mask == 0).any()
+    plain = CachedDecoder(policy.model, prompts, [POLICY, None])
+    fixed = CachedDecoder(policy.model, prompts, [POLICY, None], replay=12)
+    assert torch.equal(plain.prefill(), fixed.prefill())
+    generator = torch.Generator().manual_seed(0)
+    rows = [0, 1, 2, 3, 0, 4, 5, 6, 7]
+    for position in range(12):
+        if position in (0, 5):
+            for decoder in (plain, fixed):
+                decoder.select(rows)
+        tokens = torch.randint(policy.model.config.vocab_size, (len(rows),), generator=generator)
+        torch.testing.assert_close(fixed.step(tokens), plain.step(tokens), atol=1e-5, rtol=1e-5)
+        if position == 4:
+            rows = [1, 3, 5, 8]
+
+
+def test_only_steps_that_are_alike_are_recorded() -> None:
+    policy, _ = load_policy()
+    model = policy.model
+    assert can_replay(model, decoding_cache(model.config))
+    window = PreTrainedConfig(num_hidden_layers=1, sliding_window=4)
+    assert not can_replay(model, decoding_cache(window))
+    assert not can_replay(model, DynamicCache(config=model.config)), "layers that grow by copying"
+    model.config.rope_parameters = model.config.rope_parameters | {"rope_type": "dynamic"}
+    assert not can_replay(model, decoding_cache(model.config))
+
+
+def test_other_attention_is_left_as_it_is() -> None:
+    policy, _ = load_policy("model.attention=eager")
+    assert not can_replay(policy.model, decoding_cache(policy.model.config))
