@@ -6,12 +6,14 @@
 Tasks: nash_md, ppo, online_dpo and dpo. All sides get the same model, prompts, lengths, LoRA (rank 16, all linear
 layers), dtype and threads, and run as processes of their own that take turns, so that a slow minute hits all. A step
 is everything from one optimiser step to the next; the first of each process is not counted. No completion ends before
-its limit. Peak memory is the largest resident size of a process.
+its limit. Peak memory is the largest resident size of a process, or on CUDA what its tensors took at most.
 
 Ours is `alignrun` itself. Where TRL asks for a reward model it gets one of a few thousand weights, so that the judge
 costs neither side anything. TRL's PPO trains all weights of a value model of its own, as it does; ours trains a
 second adapter. `floor` is the time of the bare products of the step's linear layers, one after another, without
-attention, LoRA, norms or sampling.
+attention, LoRA, norms or sampling; on CUDA those of a decoded token are one graph.
+
+`--random` takes weights at random in the architecture of `--model`, where its own are not to be had.
 """
 
 import argparse
@@ -47,6 +49,28 @@ def setup(folder: Path) -> None:
         pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "-c", constraints]
         libraries = ["torch", "transformers", "peft", "accelerate", "datasets", "requests"]  # TRL imports the last too
         subprocess.run([*pip, *libraries, f"trl=={version}"], check=True)
+
+
+def write_random_model(folder: Path, name: str, dtype: str) -> Path:
+    """Random weights and a tokenizer of bytes; the token that ends a completion is one among all that are drawn."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from alignrun.compose import compose
+    from alignrun.models.sources import planned_architecture
+    from alignrun.models.tiny import byte_tokenizer
+
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    architecture = planned_architecture(compose([f"model={name}"]).model)
+    for token in ("eos", "pad", "bos"):
+        setattr(architecture, f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(architecture, dtype=getattr(torch, dtype))
+    target = folder / "model"
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
 
 
 def write_model(folder: Path, source: Path) -> Path:
@@ -124,7 +148,11 @@ class Result:
     losses: list[float]
 
     def report(self) -> None:
+        import torch
+
         gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        if torch.cuda.is_available():
+            gib = torch.cuda.max_memory_allocated() / 2**30
         row = {"seconds": self.seconds, "sampling": self.sampling, "gib": gib, "losses": self.losses}
         print("RESULT " + json.dumps(row), flush=True)
 
@@ -132,6 +160,7 @@ class Result:
 def overrides(options: argparse.Namespace) -> list[str]:
     """The configuration of our side."""
     settings = [
+        *options.ours,
         f"algo={options.task}",
         f"algo.kl_tau={TAU}",
         "model=path",
@@ -191,6 +220,8 @@ def run_trl(options: argparse.Namespace) -> None:
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: object, **__: object) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.marks.append(time.perf_counter())
 
     sampling = Stopwatch()
@@ -289,7 +320,11 @@ def run_floor(options: argparse.Namespace) -> None:
 
     from alignrun.models.device import lay_out_weights
 
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+    cuda = torch.cuda.is_available()
+    torch.set_default_device("cuda" if cuda else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(
+        torch.get_default_device()
+    )
     lay_out_weights(model)  # as ours stores them, which is the faster way
     head = model.get_output_embeddings().weight.detach()
     layers = [
@@ -322,11 +357,23 @@ def run_floor(options: argparse.Namespace) -> None:
     }[options.task]
     rows, targets = batch * (prompt + learned * new), batch * learned * new
 
+    def decode_token() -> None:
+        forward(decoded * batch, decoded * batch)
+
+    if cuda and decoded:
+        with torch.no_grad():
+            decode_token()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                decode_token()
+        decode_token = graph.replay
+
     def decode() -> None:
         if decoded:
             forward(roles * batch * prompt, roles * batch)
         for _ in range(new - 1 if decoded else 0):
-            forward(decoded * batch, decoded * batch)
+            decode_token()
 
     def train() -> None:
         for _ in range(forwards):
@@ -339,6 +386,8 @@ def run_floor(options: argparse.Namespace) -> None:
         for part in (decode, train, decode, train):
             start = time.perf_counter()
             part()
+            if cuda:
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
     total = seconds[2] + seconds[3]
     Result([total], seconds[2] / total, []).report()
@@ -355,6 +404,7 @@ def worker(side: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [str(python), __file__, "--worker", side]
     for name in ("task", "model", "data", "prompt", "new", "batch", "steps", "dtype"):
         command += [f"--{name}", str(getattr(options, name))]
+    command += [f"--ours={setting}" for setting in options.ours]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -368,11 +418,14 @@ def compare(options: argparse.Namespace) -> None:
     from alignrun.compose import compose
     from alignrun.models.sources import locate
 
-    sides = [side for side in WORKERS if side != "trl" or options.trl]
+    sides = [side for side in WORKERS if side in options.sides and (side != "trl" or options.trl)]
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        options.model = write_model(folder, Path(locate(compose(["model=smollm2-135m"]).model)))
+        if options.random:
+            options.model = write_random_model(folder, options.model, options.dtype)
+        else:
+            options.model = write_model(folder, Path(locate(compose([f"model={options.model}"]).model)))
         options.data = write_data(folder, options.model, options)
         for number in range(options.rounds):
             for side in sides:
@@ -395,13 +448,13 @@ def compare(options: argparse.Namespace) -> None:
             f"{side:5s} {median[side]:7.2f} s a step ({min(seconds):.2f} to {max(seconds):.2f}), "
             f"{share:.0%} of it sampling, {gib:.2f} GiB"
         )
-    for side in set(sides) - {"ours"}:
+    for side in [side for side in sides if side != "ours" and "ours" in sides]:
         ratios = [
             statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"])
             for theirs, ours in zip(rounds[side], rounds["ours"], strict=True)
         ]
         print(f"{side} / ours: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    if options.trl:
+    if {"ours", "trl"} <= set(sides):
         ours, theirs = (max(result["gib"] for result in rounds[side]) for side in ("ours", "trl"))
         print(f"memory, ours / trl: {ours / theirs:.2f}")
 
@@ -411,6 +464,7 @@ def main() -> None:
     parser.add_argument("--setup", type=Path, metavar="ENV", help="make environments with TRL, and stop")
     parser.add_argument("--trl", type=Path, metavar="ENV", help="the environments with TRL; without, ours alone")
     parser.add_argument("--task", choices=TASKS, default="nash_md")
+    parser.add_argument("--sides", nargs="+", choices=tuple(WORKERS), default=list(WORKERS))
     parser.add_argument("--prompt", type=int, default=37, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens of a completion")
     parser.add_argument("--batch", type=int, default=8, help="prompts in a step")
@@ -418,7 +472,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--worker", choices=tuple(WORKERS), help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--model", default="smollm2-135m", help="the base, as in model=…")
+    parser.add_argument("--random", action="store_true", help="random weights instead of the model's own")
+    parser.add_argument("--ours", action="append", default=[], metavar="KEY=VALUE", help="a setting of our side alone")
     parser.add_argument("--data", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.setup:

@@ -27,7 +27,7 @@ def load_policy(*overrides: str) -> tuple[Policy, Config]:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for weight in policy.trainable().values():
-            weight += 0.2 * torch.randn(weight.shape, generator=generator)
+            weight += 0.2 * torch.randn(weight.shape, generator=generator).to(weight.device)
     return policy, config
 
 

@@ -29,7 +29,7 @@ ASSUMED_PROMPT_TOKENS = 256
 """Where data.max_prompt_tokens does not say."""
 NF4_BYTES = 0.516
 """A 4-bit weight with its doubly quantised scale (arXiv 2305.14314 §3)."""
-FLOAT32, FLOAT64 = 4, 8
+FLOAT32 = 4
 GIB = 2**30
 GPU_SIZES = (24, 48, 80)
 """GiB"""
@@ -166,10 +166,8 @@ def _sampling_bytes(config: Config, betas: tuple[float, ...], prompts: int, dtyp
     tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
     cache = rows * tokens * _cache_width(text) * width
     # The model's logits are there throughout. A mixture takes three tensors on the way to its log-probabilities, with
-    # those of the last token still held; drawing takes the distribution and its sums in float64.
-    mixing = FLOAT32 * (2 * streams + 3 * mixed)
-    drawing = (FLOAT32 + 2 * FLOAT64) * streams
-    return int(cache + text.vocab_size * (rows * width + max(mixing, drawing)))
+    # those of the last token still held; drawing takes no more than that.
+    return int(cache + text.vocab_size * (rows * width + FLOAT32 * (2 * streams + 3 * mixed)))
 
 
 def _cache_width(text: PreTrainedConfig) -> int:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from alignrun.config import AdapterConfig, AdapterKind
-from alignrun.models.adapters import POLICY, add_adapter
+from alignrun.models.adapters import POLICY, add_adapter, apply_active, lora_layers
 from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import hidden_states
 from alignrun.objectives.likelihood import token_log_probs
@@ -96,6 +96,7 @@ def _traced(
         model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention)
         if adapter.name is not AdapterKind.none:
             add_adapter(model, POLICY, adapter)
+            apply_active(lora_layers(model))
     model.train(work.checkpointing)
     if work.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})

@@ -5,7 +5,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.testing import assert_close
 
-from alignrun.generation.sampling import sample, truncate
+from alignrun.generation.sampling import BLOCK, sample, truncate
 
 NEVER = -torch.inf
 BELOW_ONE = 1 - 2**-53
@@ -120,10 +120,22 @@ def test_rounding_of_the_cumulative_sum_cannot_reach_a_forbidden_token(monkeypat
 
     def rounded_up(self: Tensor, dim: int) -> Tensor:
         """A sum that gains a unit in the last place at token 1, as one may that is computed in parallel."""
-        return exact(self, dim) + torch.tensor([0.0, 2**-53, 0.0], dtype=torch.float64)
+        return exact(self, dim) + 2**-53 * (torch.arange(self.shape[dim]) == 1)
 
     monkeypatch.setattr(torch.Tensor, "cumsum", rounded_up)
     assert sample(log(0.5, 0, 0.5)[None], uniform(0.5)).item() == 2
+    several_blocks = torch.full((1, 3 * BLOCK), NEVER)
+    several_blocks[0, [0, 2 * BLOCK + 7]] = 0.0
+    assert sample(several_blocks.log_softmax(-1), uniform(0.5)).item() == 2 * BLOCK + 7
+
+
+def test_blocks_change_no_draw() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_probs = (3 * torch.randn(100, 3 * BLOCK + 5, generator=generator)).log_softmax(-1)
+    draws = torch.rand(100, generator=generator, dtype=torch.float64)
+    sums = log_probs.double().exp().cumsum(-1)
+    expected = (sums > draws[:, None] * sums[:, -1:]).long().argmax(-1)
+    assert torch.equal(sample(log_probs, draws), expected)
 
 
 def test_a_draw_does_not_depend_on_the_other_rows() -> None:

@@ -4,7 +4,11 @@ Legend: S rows that are sampled together, V vocabulary.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+BLOCK = 256
+"""Tokens that are looked at together when one is drawn."""
 
 
 def truncate(log_probs: Tensor, *, temperature: float | Tensor = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -35,14 +39,32 @@ def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one token a row by inverting the distribution function: the first y with Σ_{v≤y} p_v > u·Σ_v p_v.
 
     Each row uses its own number u in [0, 1) and nothing else, so its draw does not depend on which other rows are in
-    the batch. A token of probability zero is never drawn.
+    the batch. A token of probability zero is never drawn. A row of NaN or without any probability gives a valid token,
+    so that the failure shows in the loss and not in an embedding.
 
     Shapes: log_probs [S, V], uniforms [S] float64; the result is [S] int64.
     """
-    probs = log_probs.double().exp()
-    # A parallel cumulative sum may round upwards at a token of probability zero: there it must stay where it was.
-    cumulative = probs.cumsum(-1).masked_fill(probs == 0, 0.0).cummax(-1).values
-    # u·total < total also after rounding, for every float64 below 1. Only a row of NaN or without any probability
-    # runs past the end; its token is kept valid, so that the failure shows in the loss and not in an embedding.
-    token = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
-    return token.squeeze(-1).clamp(max=log_probs.shape[-1] - 1)
+    # First the block of tokens and then the token in it: running sums over a whole vocabulary are slow on any device.
+    vocabulary = log_probs.shape[-1]
+    blocks = F.pad(log_probs.exp(), (0, -vocabulary % BLOCK)).unflatten(-1, (-1, BLOCK))
+    masses = blocks.sum(-1, dtype=torch.float64)
+    block, rest = _invert(masses, uniforms * masses.sum(-1))
+    inside = blocks.take_along_dim(block[:, None, None], 1).squeeze(1)
+    token, _ = _invert(inside.double(), rest)
+    return (block * BLOCK + token).clamp(max=vocabulary - 1)
+
+
+def _invert(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first n with Σ_{m≤n} mass_m > target, and what the masses before n leave of the target.
+
+    Shapes: masses [S, N], target [S]; both results [S]. Sums may be rounded upwards where a mass is zero, and to the
+    target at the end: only n with a mass count, and where the target is not reached, the last of them.
+    """
+    places = torch.arange(masses.shape[-1], device=masses.device)
+    held = masses > 0
+    sums = masses.cumsum(-1)
+    first = torch.where(held & (sums > target[:, None]), places, len(places)).amin(-1)
+    last = torch.where(held, places, 0).amax(-1)
+    found = torch.minimum(first, last)
+    before = (sums - masses).gather(-1, found[:, None]).squeeze(-1)
+    return found, (target - before).clamp(min=0)

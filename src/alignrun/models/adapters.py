@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from alignrun.config import AdapterConfig, AdapterKind
@@ -166,6 +167,16 @@ def fingerprint(layers: Sequence[LoraLayer], name: str) -> str:
     return digest.hexdigest()
 
 
+def apply_active(layers: Sequence[LoraLayer]) -> None:
+    """Have all rows go through the active adapter, computed as in `adapters_on_rows` and not by PEFT.
+
+    PEFT holds a float32 copy of every layer's input until the backward pass; and so the policy is the same function
+    to the last bit where it is sampled, scored and trained.
+    """
+    for layer in layers:
+        layer.forward = partial(_forward_active, layer)
+
+
 @contextmanager
 def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: int | None = None) -> Iterator[None]:
     """Within the context, each span of rows goes through its adapter and all other rows through the bare base.
@@ -175,17 +186,22 @@ def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: i
     contiguous spans need neither.
 
     Args:
-        layers: from `lora_layers`.
+        layers: from `lora_layers`, after `apply_active`.
         spans: disjoint spans; an empty sequence is the bare base.
         rows: the size of a mixed batch, to catch architectures that reorder rows inside a layer.
     """
+    usual = [layer.forward for layer in layers]
     for layer in layers:
         layer.forward = partial(_forward_by_span, layer, tuple(spans), rows)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for layer, forward in zip(layers, usual, strict=True):
+            layer.forward = forward
+
+
+def _forward_active(layer: LoraLayer, x: Tensor) -> Tensor:
+    return _forward_by_span(layer, tuple((name, slice(None)) for name in layer.active_adapters), None, x)
 
 
 def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int | None, x: Tensor) -> Tensor:
@@ -199,6 +215,32 @@ def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int | None
                 "name attention layers only in adapter.target_modules"
             )
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        narrow = F.linear(x[span].to(a.dtype), a) * layer.scaling[adapter]  # the rank is narrower than the output
-        result[span].add_(F.linear(narrow, b).to(result.dtype))  # and not +=, which writes the rows once more
+        product: Tensor = _LowRankProduct.apply(x[span], a, b, layer.scaling[adapter])  # type: ignore[no-untyped-call]
+        result[span].add_(product)  # and not +=, which writes the rows once more
     return result
+
+
+class _LowRankProduct(torch.autograd.Function):
+    """s·x Aᵀ Bᵀ in the precision of A and B, rounded to that of x; x [..., N] is held for the backward pass as it is,
+    and so once for all layers that share an input, A [r, N], B [M, r]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        narrow = F.linear(x.to(a.dtype), a) * scaling  # the rank is narrower than the output
+        ctx.save_for_backward(x, a, b, narrow)
+        ctx.scaling = scaling
+        return F.linear(narrow, b).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, narrow = ctx.saved_tensors
+        grad = grad.to(b.dtype)
+        back = F.linear(grad, b.T) * ctx.scaling
+        to_x, to_a, to_b = ctx.needs_input_grad[:3]
+        return (
+            F.linear(back, a.T).to(x.dtype) if to_x else None,
+            back.flatten(0, -2).T @ x.flatten(0, -2).to(a.dtype) if to_a else None,
+            grad.flatten(0, -2).T @ narrow.flatten(0, -2) if to_b else None,
+            None,
+        )

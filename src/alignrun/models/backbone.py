@@ -94,6 +94,7 @@ class Backbone:
         for layer in self.layers:
             for factors in (layer.lora_A, layer.lora_B):
                 factors.to(self.device)
+        adapters.apply_active(self.layers)
         # Dropout is off, so train mode changes one thing only: transformers checkpoints activations there alone.
         self.model.train(self.config.gradient_checkpointing)
 

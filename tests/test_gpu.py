@@ -1,0 +1,132 @@
+"""On a CUDA device: the numbers of a CPU, steps that are recorded, no waits, and the memory that was planned."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import load_policy, random_batch
+
+from alignrun import cli
+from alignrun.algorithms.base import discover
+from alignrun.compose import compose
+from alignrun.memory_plan import make_plan
+from alignrun.models.adapters import POLICY
+from alignrun.models.decoder import CachedDecoder
+from alignrun.models.device import batch_to
+from alignrun.models.policy import Role
+from alignrun.models.sources import load_model, load_tokenizer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+CUDA = torch.device("cuda")
+ONLINE = sorted(name for name, kind in discover().items() if kind.online)
+
+
+def smoke(run: Path, *overrides: str) -> int:
+    return cli.main(["experiment=smoke", "model.device=cuda", f"run.dir={run}", *overrides])
+
+
+@pytest.mark.parametrize("role", [Role.policy, Role.reference])
+def test_log_probabilities_are_those_of_the_cpu(role: Role) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        policy, _ = load_policy(f"model.device={device}", "model.dtype=float32")
+        batch = random_batch(policy)
+        with torch.no_grad():
+            found.append(policy.log_probs(role, *batch_to(batch, policy.device)).cpu())
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recorded_steps_give_the_logits_of_plain_ones_also_when_rows_leave(dtype: str) -> None:
+    policy, _ = load_policy("model.device=cuda", f"model.dtype={dtype}")
+    prompts, _ = batch_to(random_batch(policy, prompts=4), CUDA)
+    plain = CachedDecoder(policy.model, prompts, [POLICY, None])
+    recorded = CachedDecoder(policy.model, prompts, [POLICY, None], replay=16)
+    assert torch.equal(plain.prefill(), recorded.prefill())
+    generator = torch.Generator(CUDA).manual_seed(0)
+    rows = [0, 1, 2, 3, 0, 4, 5, 6, 7]
+    tolerance = 1e-4 if dtype == "float32" else 5e-2
+    for position in range(16):
+        if position in (0, 8):
+            for decoder in (plain, recorded):
+                decoder.select(rows)
+        tokens = torch.randint(policy.model.config.vocab_size, (len(rows),), generator=generator, device=CUDA)
+        torch.testing.assert_close(recorded.step(tokens), plain.step(tokens), atol=tolerance, rtol=tolerance)
+        if position == 7:
+            rows = [1, 3, 5, 8]
+
+
+def test_a_recorded_step_sees_weights_that_change_in_place() -> None:
+    policy, _ = load_policy("model.device=cuda", "model.dtype=float32")
+    prompts, _ = batch_to(random_batch(policy, prompts=2), CUDA)
+    decoder = CachedDecoder(policy.model, prompts, [POLICY], replay=8)
+    with torch.no_grad():
+        decoder.prefill()
+        tokens = torch.tensor([5, 7], device=CUDA)
+        for _ in range(3):
+            before = decoder.step(tokens).clone()
+        for weight in policy.trainable().values():
+            weight.mul_(3)
+        assert (decoder.step(tokens) - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_every_online_algorithm_trains(name: str, tmp_path: Path) -> None:
+    assert smoke(tmp_path / "run", f"algo={name}", "model.dtype=bfloat16") == 0
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    assert smoke(tmp_path / "run", "train.steps=2") == 0
+    assert cli.main(["resume", str(tmp_path / "run"), "train.steps=3"]) == 0
+
+
+def test_a_quantised_base_trains(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = compose(["experiment=smoke"])
+    tokenizer = load_tokenizer(config.model)
+    load_model(config.model, tokenizer, torch.float32).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = ["model=path", f"model.path={tmp_path / 'base'}"]
+    assert smoke(tmp_path / "run", *base, "adapter=qlora") == 0
+    assert cli.main(["export", str(tmp_path / "run"), "--merge"]) == 0
+
+
+def test_a_pass_and_its_gradient_wait_for_nothing() -> None:
+    policy, _ = load_policy("model.device=cuda")
+    prompts, completions = batch_to(random_batch(policy), CUDA)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        log_probs = policy.log_probs(Role.policy, prompts, completions)
+        reference = policy.log_probs(Role.reference, prompts, completions)
+        (log_probs - reference).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["nash_md", "ppo", "nash_ema"])
+def test_the_peak_is_the_planned_one(name: str, tmp_path: Path) -> None:
+    """Of a model that is large beside the kernels' workspaces, on prompts of 64 tokens, 19 of them the template's."""
+    settings = [
+        "model.architecture={hidden_size: 1024, intermediate_size: 4096, num_hidden_layers: 8,"
+        " num_attention_heads: 16, num_key_value_heads: 4}",
+        "data=inline",
+        f"data.prompts={[f'{number:045}' for number in range(20)]}",
+        "data.max_prompt_tokens=64",
+        "data.eval_size=2",
+        "generation.max_new_tokens=256",
+        "train.batch_size=16",
+        "train.steps=2",
+        f"algo={name}",
+    ]
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    assert smoke(tmp_path / "run", *settings) == 0
+    planned = make_plan(compose(["experiment=smoke", "model.device=cuda", *settings])).peak
+    assert planned == pytest.approx(torch.cuda.max_memory_allocated() - held, rel=0.15)
