@@ -13,8 +13,9 @@ from alignrun.memory_plan import make_plan
 from alignrun.models.adapters import POLICY
 from alignrun.models.decoder import CachedDecoder
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Role
+from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_model, load_tokenizer
+from alignrun.types import Completions, PromptBatch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,6 +24,11 @@ pytestmark = [
 
 CUDA = torch.device("cuda")
 ONLINE = sorted(name for name, kind in discover().items() if kind.online)
+
+
+def batch_on(policy: Policy, prompts: int = 3) -> tuple[PromptBatch, Completions]:
+    batch, completions = random_batch(policy, prompts=prompts)
+    return batch_to(batch, policy.device), batch_to(completions, policy.device)
 
 
 def smoke(run: Path, *overrides: str) -> int:
@@ -34,9 +40,8 @@ def test_log_probabilities_are_those_of_the_cpu(role: Role) -> None:
     found = []
     for device in ("cpu", "cuda"):
         policy, _ = load_policy(f"model.device={device}", "model.dtype=float32")
-        batch = random_batch(policy)
         with torch.no_grad():
-            found.append(policy.log_probs(role, *batch_to(batch, policy.device)).cpu())
+            found.append(policy.log_probs(role, *batch_on(policy)).cpu())
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
 
@@ -44,7 +49,7 @@ def test_log_probabilities_are_those_of_the_cpu(role: Role) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_recorded_steps_give_the_logits_of_plain_ones_also_when_rows_leave(dtype: str) -> None:
     policy, _ = load_policy("model.device=cuda", f"model.dtype={dtype}")
-    prompts, _ = batch_to(random_batch(policy, prompts=4), CUDA)
+    prompts, _ = batch_on(policy, prompts=4)
     plain = CachedDecoder(policy.model, prompts, [POLICY, None])
     recorded = CachedDecoder(policy.model, prompts, [POLICY, None], replay=16)
     assert torch.equal(plain.prefill(), recorded.prefill())
@@ -63,7 +68,7 @@ def test_recorded_steps_give_the_logits_of_plain_ones_also_when_rows_leave(dtype
 
 def test_a_recorded_step_sees_weights_that_change_in_place() -> None:
     policy, _ = load_policy("model.device=cuda", "model.dtype=float32")
-    prompts, _ = batch_to(random_batch(policy, prompts=2), CUDA)
+    prompts, _ = batch_on(policy, prompts=2)
     decoder = CachedDecoder(policy.model, prompts, [POLICY], replay=8)
     with torch.no_grad():
         decoder.prefill()
@@ -98,7 +103,7 @@ def test_a_quantised_base_trains(tmp_path: Path) -> None:
 
 def test_a_pass_and_its_gradient_wait_for_nothing() -> None:
     policy, _ = load_policy("model.device=cuda")
-    prompts, completions = batch_to(random_batch(policy), CUDA)
+    prompts, completions = batch_on(policy)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

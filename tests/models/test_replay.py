@@ -1,12 +1,18 @@
 """Decoding in buffers that never move, as it is recorded on a GPU: the same logits. Here every step runs as it is."""
 
+import gc
+import weakref
+
+import pytest
 import torch
 from helpers import load_policy, random_batch
 from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import StaticLayer
 
+from alignrun.errors import InputError
 from alignrun.models.adapters import POLICY
 from alignrun.models.cache import decoding_cache
-from alignrun.models.decoder import CachedDecoder
+from alignrun.models.decoder import CachedDecoder, check_replay
 from alignrun.models.policy import Policy
 from alignrun.models.replay import can_replay
 
@@ -44,3 +50,31 @@ def test_only_steps_that_are_alike_are_recorded() -> None:
 def test_other_attention_is_left_as_it_is() -> None:
     policy, _ = load_policy("model.attention=eager")
     assert not can_replay(policy.model, decoding_cache(policy.model.config))
+
+
+def test_a_decoder_goes_with_its_last_user() -> None:
+    policy, _ = load_policy()
+    prompts, _ = random_batch(policy)
+    gc.disable()  # which would come by too late on a GPU
+    try:
+        decoder = CachedDecoder(policy.model, prompts, [POLICY], replay=2)
+        decoder.prefill()
+        decoder.step(torch.zeros(len(prompts), dtype=torch.long))
+        left = weakref.ref(decoder)
+        del decoder
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_a_replay_that_differs_is_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_replay(policy.model)
+    update = StaticLayer.update
+
+    def stuck(layer: StaticLayer, keys: torch.Tensor, values: torch.Tensor, *rest: object, **options: object) -> object:
+        layer.cumulative_length.fill_(0)
+        return update(layer, keys, values, *rest, **options)
+
+    monkeypatch.setattr(StaticLayer, "update", stuck)
+    with pytest.raises(InputError, match=r"set model\.cuda_graphs=false"):
+        check_replay(policy.model)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from alignrun.errors import InputError
 from alignrun.models.adapters import Span, adapters_on_rows, lora_layers
 from alignrun.models.cache import decoding_cache
 from alignrun.models.hidden import position_ids
@@ -83,8 +84,8 @@ class CachedDecoder:
         """Append one token [R] to each row; [R, V] logits of the next."""
         if self._capacity is not None:
             if self._replayed is None:
-                self._replayed = ReplayedSteps(self._forward, self._cache, self._mask, self._capacity)
-            return self._replayed(tokens)
+                self._replayed = ReplayedSteps(self._cache, self._mask, self._capacity)
+            return self._replayed(tokens, self._forward)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
         mask = self._mask if self._padded else None
         return self._forward(tokens[:, None], mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
@@ -112,6 +113,27 @@ class CachedDecoder:
                 spans.append((adapter, slice(start, start + count)))
             start += count
         return adapters_on_rows(self._layers, spans, rows)
+
+
+@torch.no_grad()
+def check_replay(model: PreTrainedModel) -> None:
+    """Compare steps that are replayed with the same ones as they are, so that no policy is sampled wrongly.
+
+    Raises:
+        InputError: they differ.
+    """
+    ids = torch.tensor([[0, 1, 2], [2, 1, 0]], device=model.device)
+    prompts = PromptBatch(("", ""), ids, torch.ones_like(ids))
+    plain, replayed = (CachedDecoder(model, prompts, [None], replay) for replay in (None, 3))
+    expected, found = plain.prefill(), replayed.prefill()
+    for tokens in ids.T:  # the first runs as it is, the second is recorded
+        expected, found = plain.step(tokens), replayed.step(tokens)
+    # Half precision sums in another order; another token's logits are off by as much as they are large.
+    if not (found - expected).abs().max() <= 0.1 * expected.abs().max():
+        raise InputError(
+            f"{model.config.model_type} models decode differently where their steps are replayed as a CUDA graph: "
+            "set model.cuda_graphs=false"
+        )
 
 
 class PairedDecoder:

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from alignrun.errors import InputError
 from alignrun.models import adapters
 from alignrun.models.backbone import Backbone, weights_digest
 from alignrun.models.cards import AdapterCard, adapter_folder, check_card, write_card
-from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder
+from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder, check_replay
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.hidden import hidden_states, packed_hidden_states
 from alignrun.objectives.likelihood import token_log_probs
@@ -162,11 +163,19 @@ class Policy:
     def decoder(self, prompts: PromptBatch, roles: Sequence[Role], new_tokens: int) -> RowDecoder:
         """Rows for decoding at most so many tokens: every prompt once for each role, the policy's block first."""
         names = [self._adapter(role) for role in roles]
-        replay = new_tokens if self.backbone.config.cuda_graphs and self.device.type == "cuda" else None
+        replay = new_tokens if self._replays else None
         if self.backbone.peft is not None:
             return CachedDecoder(self.model, prompts, names, replay)
         parts = [CachedDecoder(self._module(role), prompts, [None], replay) for role in roles]
         return parts[0] if len(parts) == 1 else PairedDecoder(parts[0], parts[1], len(prompts))
+
+    @cached_property
+    def _replays(self) -> bool:
+        """Whether decoding steps are recorded and replayed."""
+        wanted = self.backbone.config.cuda_graphs and self.device.type == "cuda"
+        if wanted:
+            check_replay(self.model)
+        return wanted
 
     def log_probs(self, role: Role, prompts: PromptBatch, completions: Completions, temperature: float = 1.0) -> Tensor:
         """[N, T] log π(y_n | x, y_<n) of every completion token, zero on padding.

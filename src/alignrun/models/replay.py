@@ -36,17 +36,15 @@ class ReplayedSteps:
     the first two calls, and what is written into the weights in place counts from the next call on.
     """
 
-    def __init__(self, forward: Forward, cache: Cache, mask: Tensor, capacity: int) -> None:
+    def __init__(self, cache: Cache, mask: Tensor, capacity: int) -> None:
         """Take over the keys and values of a cache; it is emptied.
 
         Args:
-            forward: the model's pass over one token a row.
             cache: of the tokens so far, in layers for which `can_replay` holds.
             mask: [R, T] bool, which of the tokens so far are real.
             capacity: C, the tokens that a row will have at most.
         """
         rows, read = mask.shape
-        self._forward = forward
         self._cache = Cache(layers=[_fixed(layer, capacity) for layer in cache.layers])
         self._mask = mask.new_zeros(rows, 1, 1, capacity, dtype=torch.bool)
         self._mask[:, 0, 0, :read] = mask.bool()
@@ -57,21 +55,24 @@ class ReplayedSteps:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
 
-    def __call__(self, tokens: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, forward: Forward) -> Tensor:
         """Append one token [R] to each row; [R, V] logits of the next, which the next call overwrites.
+
+        `forward` is the model's pass over one token a row. It is not kept: whose method it is would keep these
+        buffers, and they it, until the garbage collector comes by.
 
         Raises:
             RunError: this model's step cannot be recorded.
         """
         self._tokens.copy_(tokens[:, None])
         if tokens.device.type != "cuda":
-            return self._step()
+            return self._step(forward)
         if not self._warm:
             self._warm = True
-            return self._beside(self._step)
+            return self._beside(self._step, forward)
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            self._logits = self._beside(self._record)
+            self._logits = self._beside(self._record, forward)
         self._graph.replay()
         return self._logits
 
@@ -83,20 +84,20 @@ class ReplayedSteps:
         self._tokens = torch.zeros_like(self._positions)
         self._warm, self._graph = False, None
 
-    def _step(self) -> Tensor:
+    def _step(self, forward: Forward) -> Tensor:
         """All that depends on which token it is lives on the device and moves on by itself."""
         self._mask.index_fill_(3, self._slot, True)
-        logits = self._forward(self._tokens, self._mask, self._positions, self._cache)
+        logits = forward(self._tokens, self._mask, self._positions, self._cache)
         self._slot += 1
         self._positions += 1
         return logits
 
-    def _record(self) -> Tensor:
+    def _record(self, forward: Forward) -> Tensor:
         assert self._graph is not None
         # Other threads, such as a tracker's, may go on using the device meanwhile.
         self._graph.capture_begin(capture_error_mode="thread_local")
         try:
-            logits = self._step()
+            logits = self._step(forward)
         except RuntimeError as error:
             raise RunError(
                 f"this model's decoding step cannot be recorded as a CUDA graph ({one_line(error, 160)}): "
@@ -107,12 +108,12 @@ class ReplayedSteps:
         return logits
 
     @staticmethod
-    def _beside(work: Callable[[], Tensor]) -> Tensor:
+    def _beside(work: Callable[[Forward], Tensor], forward: Forward) -> Tensor:
         """On a stream of its own, as recording demands."""
         current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
         beside.wait_stream(current)
         with torch.cuda.stream(beside):
-            result = work()
+            result = work(forward)
         current.wait_stream(beside)
         return result
 
