@@ -454,6 +454,15 @@ def compare(options: argparse.Namespace) -> None:
             for theirs, ours in zip(rounds[side], rounds["ours"], strict=True)
         ]
         print(f"{side} / ours: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    if {"ours", "floor"} <= set(sides):
+        for phase in ("sampling", "training"):
+            seconds = {
+                side: median[side]
+                * statistics.median(abs((phase == "training") - row["sampling"]) for row in rounds[side])
+                for side in ("ours", "floor")
+            }
+            if seconds["floor"]:
+                print(f"{phase}, ours / floor: {seconds['ours'] / seconds['floor']:.2f}")
     if {"ours", "trl"} <= set(sides):
         ours, theirs = (max(result["gib"] for result in rounds[side]) for side in ("ours", "trl"))
         print(f"memory, ours / trl: {ours / theirs:.2f}")

@@ -1,18 +1,26 @@
 """Predicted memory against what torch's own allocator reports."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from helpers import load_policy
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from alignrun import cli
+from alignrun.algorithms.rollout import sample_streams
 from alignrun.build import load_trained, make_encoding
 from alignrun.compose import compose
+from alignrun.generation.decode import Sampling
 from alignrun.memory_plan import largest_batches, make_plan
 from alignrun.memory_trace import Pass, training_peak
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import planned_architecture
+from alignrun.objectives.likelihood import CHUNK_SIZE
 from alignrun.types import Completions, PromptBatch
 
 
@@ -40,12 +48,46 @@ def test_the_traced_pass_holds_what_the_real_one_does(
         planned_architecture(config.model), config.adapter, torch.float32, config.model.attention.value, work
     )
     ids = torch.ones(prompts, prompt_tokens, dtype=torch.long)
-    batch = PromptBatch(("",) * prompts, ids, torch.ones_like(ids))
-    batch.attention_mask[0, 0] = 0
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    batch = PromptBatch(("",) * prompts, ids, mask)
     tokens = torch.ones(prompts * completions, new, dtype=torch.long)
     sampled = Completions(tokens, torch.ones_like(tokens, dtype=torch.bool))
     measured = measured_peak(lambda: policy.log_probs(Role.policy, batch, sampled).sum().backward())
     assert predicted == pytest.approx(measured, rel=0.15)
+
+
+class Widest(TorchDispatchMode):
+    """The most numbers in a tensor whose last dimension is the vocabulary, weights left out."""
+
+    def __init__(self, model: nn.Module, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.numbers = vocabulary, 0
+        self.weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            wide = isinstance(leaf, torch.Tensor) and leaf.dim() > 1 and leaf.shape[-1] == self.vocabulary
+            if wide and leaf.untyped_storage().data_ptr() not in self.weights:
+                self.numbers = max(self.numbers, leaf.numel())
+        return result
+
+
+def test_no_logits_of_a_whole_batch_are_held() -> None:
+    policy, _ = load_policy()
+    vocabulary = policy.model.config.vocab_size
+    ids = torch.ones(4, 5, dtype=torch.long)
+    prompts = PromptBatch(("",) * 4, ids, torch.ones_like(ids))
+    tokens = torch.ones(12, 3 * CHUNK_SIZE // 12, dtype=torch.long)
+    with Widest(policy.model, vocabulary) as widest:
+        completions = Completions(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        policy.log_probs(Role.policy, prompts, completions).sum().backward()
+    assert 0 < widest.numbers <= CHUNK_SIZE * vocabulary < tokens.numel() * vocabulary
+    sampling = Sampling(max_new_tokens=20, stop_ids=[], pad_id=0)
+    with Widest(policy.model, vocabulary) as widest:
+        sample_streams(policy, prompts, [0.0, 0.125], sampling, torch.Generator().manual_seed(0))
+    assert 0 < widest.numbers <= 3 * len(prompts) * vocabulary
 
 
 def test_what_fits_grows_with_the_gpu_and_with_quantisation() -> None:

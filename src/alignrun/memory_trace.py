@@ -134,7 +134,7 @@ def _without_data(model: PreTrainedModel) -> Iterator[None]:
 
 def _train(model: PreTrainedModel, work: Pass) -> None:
     ids = torch.zeros(work.prompts, work.prompt_tokens, dtype=torch.long)
-    prompts = PromptBatch(texts=("",) * work.prompts, input_ids=ids, attention_mask=torch.ones_like(ids))
+    prompts = PromptBatch(texts=("",) * work.prompts, input_ids=ids, attention_mask=torch.ones_like(ids), padded=True)
     tokens = torch.zeros(work.prompts * work.completions, work.completion_tokens, dtype=torch.long)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     if work.vocabulary:

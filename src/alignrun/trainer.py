@@ -196,6 +196,23 @@ class Trainer:
         return {**self._beside, **self._algorithm.state()}
 
     def _update(self, batch: Any, step: int, given: Any) -> tuple[dict[str, float], float]:
+        names, measured = self.accumulate(batch)
+        *sums, norm, total = measured.tolist()  # the only wait for the device in a step, beside sampling
+        metrics = {name: value / total for name, value in zip(names, sums, strict=True)}
+        metrics["grad_norm"] = norm
+        tokens = metrics.pop("tokens") * total
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            self._refuse(step, given, metrics)
+        self._optimizer.step()
+        return metrics, tokens
+
+    def accumulate(self, batch: Any) -> tuple[list[str], torch.Tensor]:
+        """Leave the clipped gradient of a batch in the weights, without waiting for the device.
+
+        Returns:
+            What was measured, and its sums on the device, float64, with two more numbers behind them: the gradient's
+            norm before clipping, and the count by which sums and gradient are divided.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
         targets: int | torch.Tensor = 0
@@ -212,16 +229,8 @@ class Trainer:
         torch._foreach_div_(gradients, targets)
         limit = self._config.optim.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(weights, limit)
-        # The only wait for the device in a step.
         counted = torch.as_tensor(targets, dtype=torch.float64, device=norm.device)
-        *totals, norm_value, total = torch.stack([*sums.values(), norm.double(), counted]).tolist()
-        metrics = {name: value / total for name, value in zip(sums, totals, strict=True)}
-        metrics["grad_norm"] = norm_value
-        tokens = metrics.pop("tokens") * total
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            self._refuse(step, given, metrics)
-        self._optimizer.step()
-        return metrics, tokens
+        return list(sums), torch.stack([*sums.values(), norm.double(), counted])
 
     def _refuse(self, step: int, given: Any, metrics: dict[str, float]) -> None:
         path = self._run.path / "failed_batch.json"

@@ -54,6 +54,12 @@ class PromptBatch:
     """[B, P] token ids."""
     attention_mask: Tensor
     """[B, P], 1 on real tokens and 0 on the padding to their left."""
+    padded: bool | None = None
+    """Whether there is padding: where it is not said, the mask is asked, once and as long as it is on the CPU."""
+
+    def __post_init__(self) -> None:
+        if self.padded is None:
+            object.__setattr__(self, "padded", bool((self.attention_mask == 0).any()))
 
     def __len__(self) -> int:
         return len(self.texts)

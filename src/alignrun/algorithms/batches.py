@@ -1,4 +1,7 @@
-"""Batches are frozen dataclasses of rows: tensors, tuples and further such dataclasses, along their first dimension."""
+"""Batches are frozen dataclasses of rows: tensors, tuples and further such dataclasses, along their first dimension.
+
+What is neither, a flag, is said of all rows.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -38,7 +41,7 @@ def select(batch: Batch, index: Tensor) -> Batch:
 
 
 def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:
-    if batch is None:
+    if batch is None or isinstance(batch, bool):
         return batch
     if is_dataclass(batch) and not isinstance(batch, type):
         return replace(batch, **{field.name: _map(getattr(batch, field.name), function) for field in fields(batch)})

@@ -215,8 +215,16 @@ def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int | None
                 "name attention layers only in adapter.target_modules"
             )
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        product: Tensor = _LowRankProduct.apply(x[span], a, b, layer.scaling[adapter])  # type: ignore[no-untyped-call]
-        result[span].add_(product)  # and not +=, which writes the rows once more
+        scaling, rows_in, rows_out = layer.scaling[adapter], x[span], result[span]
+        if torch.is_grad_enabled():
+            product = _LowRankProduct.apply(rows_in, a, b, scaling)  # type: ignore[no-untyped-call]
+            rows_out.add_(product)  # and not +=, which writes the rows once more
+        else:
+            narrow = F.linear(rows_in.to(a.dtype), a).flatten(0, -2)
+            if result.dtype is b.dtype:
+                rows_out.view(-1, rows_out.shape[-1]).addmm_(narrow, b.T, alpha=scaling)
+            else:
+                rows_out.view(-1, rows_out.shape[-1]).add_((narrow * scaling) @ b.T)
     return result
 
 

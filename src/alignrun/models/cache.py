@@ -52,6 +52,22 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, self._buffers = self.keys[:0], self.values[:0], []
 
 
+class PassingLayer(DynamicLayer):  # type: ignore[misc]
+    """Holds nothing: every pass sees its own keys and values alone."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """The same keys and values."""
+        return key_states, value_states
+
+
+def passing_cache(config: PreTrainedConfig) -> DynamicCache:
+    """A cache that holds nothing, for texts without padding: where there is no cache at all, transformers looks at
+    positions on the device, and waits for them, to see whether several texts are packed into a row."""
+    cache = DynamicCache(config=config)
+    cache.layers = [PassingLayer() for _ in cache.layers]
+    return cache
+
+
 def _roomy(tokens: int) -> int:
     return tokens + max(ROOM, tokens // 4)
 

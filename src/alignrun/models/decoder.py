@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel
 from alignrun.errors import InputError
 from alignrun.models.adapters import Span, adapters_on_rows, lora_layers
 from alignrun.models.cache import decoding_cache
-from alignrun.models.hidden import position_ids
+from alignrun.models.hidden import masked
 from alignrun.models.replay import ReplayedSteps, can_replay
 from alignrun.types import PromptBatch
 
@@ -57,14 +57,14 @@ class CachedDecoder:
         self._ids = prompts.input_ids.repeat(len(adapters), 1)
         self._mask = prompts.attention_mask.repeat(len(adapters), 1)
         # Without padding no mask is needed, and attention takes its fast path.
-        self._padded = bool((prompts.attention_mask == 0).any())
+        self._padded = bool(prompts.padded)
         self._cache = decoding_cache(model.config)
         self._capacity = self._ids.shape[1] + replay if replay and can_replay(model, self._cache) else None
         self._replayed: ReplayedSteps | None = None
 
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""
-        return self._forward(self._ids, self._mask if self._padded else None, position_ids(self._mask), self._cache)
+        return self._forward(self._ids, *masked(self._model, self._mask, self._padded), self._cache)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep (or repeat) the given rows; the blocks of the adapters must stay in their order."""
@@ -90,7 +90,7 @@ class CachedDecoder:
         mask = self._mask if self._padded else None
         return self._forward(tokens[:, None], mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache) -> Tensor:
         with torch.no_grad(), self._roles(len(ids)):
             output = self._model(
                 input_ids=ids,
@@ -123,7 +123,7 @@ def check_replay(model: PreTrainedModel) -> None:
         InputError: they differ.
     """
     ids = torch.tensor([[0, 1, 2], [2, 1, 0]], device=model.device)
-    prompts = PromptBatch(("", ""), ids, torch.ones_like(ids))
+    prompts = PromptBatch(("", ""), ids, torch.ones_like(ids), padded=False)
     plain, replayed = (CachedDecoder(model, prompts, [None], replay) for replay in (None, 3))
     expected, found = plain.prefill(), replayed.prefill()
     for tokens in ids.T:  # the first runs as it is, the second is recorded

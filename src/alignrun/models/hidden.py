@@ -9,12 +9,41 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from alignrun.errors import InputError
+from alignrun.models.cache import passing_cache
 from alignrun.types import PackedBatch, PromptBatch
 
 
 def position_ids(mask: Tensor) -> Tensor:
     """[R, P] each token's place among the real tokens of its row, for masks with padding on the left."""
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def masked(module: PreTrainedModel, mask: Tensor, padded: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The mask and the positions with which texts are read from their first token.
+
+    They depend on no value that is on the device: transformers waits for it, to see whether a mask is needed.
+
+    Args:
+        module: the causal language model.
+        mask: [R, T], 0 on padding.
+        padded: whether there may be padding on the left; on the right it follows all that is read, and needs no mask.
+    """
+    if not padded:
+        return None, None
+    positions = position_ids(mask)
+    if module.config._attn_implementation != "sdpa" or not _attends_to_all(module):
+        return mask, positions
+    length = mask.shape[1]
+    before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=mask.device)  # padding attends to something, too
+    return (before & mask.bool()[:, None, None, :]) | itself, positions
+
+
+def _attends_to_all(module: PreTrainedModel) -> bool:
+    """Whether every layer is attention to all tokens before."""
+    text = module.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and not getattr(text, "sliding_window", None)
 
 
 def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -72,7 +101,10 @@ def _in_rows(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask
     prompt_mask = prompts.attention_mask.repeat_interleave(copies, 0)
     ids = torch.cat([prompts.input_ids.repeat_interleave(copies, 0), tokens], dim=1)
     mask = torch.cat([prompt_mask, mask.to(prompt_mask)], dim=1)
-    output = module.base_model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
+    seen, positions = masked(module, mask, bool(prompts.padded))
+    passing = seen is None and _attends_to_all(module) and not module.is_activation_checkpointing
+    cache = passing_cache(module.config) if passing else None
+    output = module.base_model(input_ids=ids, attention_mask=seen, position_ids=positions, cache=cache, use_cache=False)
     hidden: Tensor = output.last_hidden_state[:, prompts.input_ids.shape[1] - 1 :]
     return hidden
 
@@ -81,10 +113,11 @@ def _after_shared_prompts(module: PreTrainedModel, prompts: PromptBatch, tokens:
     copies = len(tokens) // len(prompts)
     cache = DynamicCache(config=module.config)
     prompt_mask = prompts.attention_mask
+    seen, positions = masked(module, prompt_mask, bool(prompts.padded))
     output = module.base_model(
         input_ids=prompts.input_ids,
-        attention_mask=prompt_mask,
-        position_ids=position_ids(prompt_mask),
+        attention_mask=seen,
+        position_ids=positions,
         cache=cache,
         use_cache=True,
     )

@@ -13,7 +13,7 @@ from transformers.cache_utils import StaticLayer
 from alignrun.errors import RunError, one_line
 from alignrun.models.cache import RoomyLayer
 
-Forward = Callable[[Tensor, Tensor, Tensor, Cache], Tensor]
+Forward = Callable[[Tensor, Tensor | None, Tensor | None, Cache], Tensor]
 """Token ids [R, 1], mask [R, 1, 1, C], positions [R, 1] and the cache, to logits [R, V]."""
 
 
