@@ -180,10 +180,10 @@ def test_a_tampered_checkpoint_is_refused(capsys: pytest.CaptureFixture[str], tm
     else:
         state.write_text(state.read_text() + " ")
     before = (run / "metrics.jsonl").read_bytes()
-    error = refuse(capsys, "resume", str(run))
+    error = refuse(capsys, "resume", str(run), "--step", "3")
     assert (state if damage == "state" else weights).name in error
     assert "--step 2" in error
-    assert "step-3" in refuse(capsys, "export", str(run))
+    assert "step-3" in refuse(capsys, "export", str(run), "--step", "3")
     assert (run / "metrics.jsonl").read_bytes() == before, "nothing is lost by a refused resume"
     assert cli.main(["resume", str(run), "--step", "2"]) == 0
     assert (run / "metrics.jsonl").read_text().splitlines()[0] == before.decode().splitlines()[0]

@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(
 
     monkeypatch.setattr(NashMD, "loss", poisoned)
     run = tmp_path / "run"
-    assert train(f"run.dir={run}", "train.micro_batch_size=4", "train.steps=5") == 1
+    assert train(f"run.dir={run}", "train.micro_batch_size=4", "train.steps=5", "train.max_skipped_steps=0") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("alignrun: error: step 3: the loss is nan")
     assert "learning_rate" in error
@@ -114,6 +114,88 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(
     assert cli.main(["resume", str(run)]) == 0
     assert train(f"run.dir={tmp_path / 'clean'}", "train.micro_batch_size=4", "train.steps=5") == 0
     assert metrics_of(run) == metrics_of(tmp_path / "clean")
+
+
+def test_a_few_steps_whose_gradient_is_not_finite_are_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps 2 and 4 of 6, also when the run is stopped and resumed between them."""
+    from alignrun.algorithms.nash_md import NashMD
+
+    original = NashMD.loss
+    calls = []
+
+    def poisoned(self, batch):
+        calls.append(1)
+        loss = original(self, batch)
+        if len(calls) in (2, 4):
+            object.__setattr__(loss, "total", loss.total * float("inf"))
+        return loss
+
+    monkeypatch.setattr(NashMD, "loss", poisoned)
+    run = tmp_path / "run"
+    settings = ["train.micro_batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=9"]
+    assert train(f"run.dir={run}", *settings, "train.steps=3") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step 2: the loss is" in said
+    assert "left out, 1 of at most 3" in said
+    assert weights_of(run, 1) == weights_of(run, 2) != weights_of(run, 3)
+    assert cli.main(["resume", str(run), "train.steps=6"]) == 0
+    assert weights_of(run, 3) == weights_of(run, 4) != weights_of(run, 5)
+    rows = [row for row in metrics_of(run) if "learning_rate" in row]
+    assert [row.get("skipped_steps", 0) for row in rows] == [0, 1, 1, 2, 2, 2]
+    assert ["loss" in row for row in rows] == [True, False, True, False, True, True]
+    calls[:] = [1]
+    assert cli.main(["resume", str(run), "train.steps=7", "train.max_skipped_steps=1"]) == 1
+    assert "after 1 that were left out" in capsys.readouterr().err
+
+
+def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alignrun.algorithms.nash_md import NashMD
+
+    settings = ["train.batch_size=8", "train.micro_batch_size=null", "optim.learning_rate=0.01"]
+    assert train(f"run.dir={tmp_path / 'room'}", *settings, "train.micro_batch_size=2") == 0
+    original = NashMD.loss
+
+    def hungry(self, batch):
+        loss = original(self, batch)
+        if len(batch.prompts) > 2:
+            loss.total.backward()  # what it has left behind must not count
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    monkeypatch.setattr(NashMD, "loss", hungry)
+    capsys.readouterr()
+    assert train(f"run.dir={tmp_path / 'tight'}", *settings) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("out of memory with micro-batches of 8 prompts: going on with 4") == 1
+    assert said.count("out of memory with micro-batches of 4 prompts: going on with 2") == 1
+    assert metrics_of(tmp_path / "room") == metrics_of(tmp_path / "tight")
+    assert weights_of(tmp_path / "room", 3) == weights_of(tmp_path / "tight", 3)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, clean = tmp_path / "run", tmp_path / "clean"
+    settings = ["train.checkpoint_every=1", "train.keep_checkpoints=9"]
+    assert train(f"run.dir={clean}", *settings, "train.steps=4") == 0
+    assert train(f"run.dir={run}", *settings, "train.steps=3") == 0
+    file = run / "checkpoints" / "step-3" / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    flipped = bytearray((run / "checkpoints" / "step-2" / "optimizer.safetensors").read_bytes())
+    flipped[-3] ^= 1
+    (run / "checkpoints" / "step-2" / "optimizer.safetensors").write_bytes(flipped)
+    capsys.readouterr()
+    assert cli.main(["resume", str(run), "train.steps=4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step-3: weights.safetensors was changed or cut short; going back to the one before" in said
+    assert "step-2: optimizer.safetensors was changed or cut short; going back to the one before" in said
+    assert "after step 1" in said
+    for step in range(1, 5):
+        assert weights_of(run, step) == weights_of(clean, step)
 
 
 def start(run: Path, *overrides: str) -> subprocess.Popen:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -86,29 +86,51 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
+def load_newest(directory: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint in a checkpoints/ folder that is whole, or None where there is none yet.
+
+    `report` is told of each damaged one that is passed over. Raises InputError where all are damaged.
+    """
+    found = list_checkpoints(directory)
+    for _, path in reversed(found):
+        try:
+            return _read(path)
+        except InputError as error:
+            report(f"checkpoint {path}: {error}; going back to the one before")
+    if found:
+        raise InputError(f"no checkpoint in {directory} is whole: start again")
+    return None
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, after every file has proved to be the one that was written.
 
     Raises InputError where a file is missing, added, cut short or changed.
     """
     try:
-        step, names = _verify(path)
-        tensors = {Path(name).stem: load_file(path / name) for name in names if name != STATE}
-        return Checkpoint(path, step, tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
+        return _read(path)
     except InputError as error:
         problem = str(error)
-    except OSError as error:
-        problem = f"cannot be read: {one_line(error)}"
     run = path.absolute().parent.parent
     older = list(takewhile(lambda found: found[1] != path, list_checkpoints(path.parent)))
     mend = f"resume from step {older[-1][0]}: `alignrun resume {run} --step {older[-1][0]}`" if older else "start again"
     raise InputError(f"checkpoint {path}: {problem}; {mend}")
 
 
+def _read(path: Path) -> Checkpoint:
+    """Raises InputError that says only what is wrong: the caller adds where, and the mend."""
+    try:
+        step, names = _verify(path)
+        tensors = {Path(name).stem: load_file(path / name) for name in names if name != STATE}
+        return Checkpoint(path, step, tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"cannot be read: {one_line(error)}") from error
+
+
 def _verify(path: Path) -> tuple[int, list[str]]:
     """Check every file against the manifest and the manifest against itself; returns the step and the file names.
 
-    Raises InputError that says only what is wrong: the caller adds where, and the mend.
+    Raises InputError, as `_read`.
     """
     if not path.is_dir():
         raise InputError("does not exist")

@@ -17,7 +17,7 @@ from rich.console import Console
 from alignrun import compose
 from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.build import Assembly, assemble, check, load_trained
-from alignrun.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, load_checkpoint
+from alignrun.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from alignrun.config import AdapterConfig, AdapterKind, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.policy import Policy
@@ -102,7 +102,7 @@ def _resume(config: Config, step: int | None, overrides: Sequence[str], run: Run
     if step is None and finished:
         console.print(f"{run.path} has finished its {config.train.steps} steps: nothing to resume.")
         return 0
-    checkpoint = _read_checkpoint(run, step)  # before a model is loaded, so that a damaged one is told at once
+    checkpoint = _read_checkpoint(run, step, console)  # before a model is loaded, so that a damaged one is told at once
     assembly = _assemble(config, console)
     if overrides:
         write_text_atomic(run.config_file, compose.dump(config))
@@ -123,7 +123,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
     folder = Path(target).expanduser() if target else run.path / ("merged" if merge else "export")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"{folder} is taken: choose another folder with --to")
-    checkpoint = _read_checkpoint(run, step)
+    checkpoint = _read_checkpoint(run, step, console)
     if checkpoint is None:
         raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
     adapter = config.adapter
@@ -162,13 +162,14 @@ def _assemble(config: Config, console: Console) -> Assembly:
         return assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
 
 
-def _read_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint | None:
-    """The checkpoint of `step`, or the newest; None where there is none yet."""
+def _read_checkpoint(run: RunDirectory, step: int | None, console: Console) -> Checkpoint | None:
+    """The checkpoint of `step`, or the newest that is whole; None where there is none yet."""
     found = dict(list_checkpoints(run.checkpoints))
     if step is not None and step not in found:
         raise InputError(f"{run.path} has no checkpoint of step {step}: choose from {sorted(found) or 'none'}")
-    path = latest_checkpoint(run.checkpoints) if step is None else found[step]
-    return None if path is None else load_checkpoint(path)
+    if step is not None:
+        return load_checkpoint(found[step])
+    return load_newest(run.checkpoints, lambda text: console.print(text, highlight=False, markup=False))
 
 
 def default_directory(config: Config) -> Path:

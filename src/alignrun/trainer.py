@@ -19,7 +19,7 @@ from alignrun.checkpoint import Checkpoint, save_checkpoint
 from alignrun.config import Config
 from alignrun.data.trimming import trim
 from alignrun.errors import InputError, RunError
-from alignrun.models.device import batch_to
+from alignrun.models.device import batch_to, release_memory
 from alignrun.optim import flatten_optimizer, learning_rate, make_optimizer, restore_optimizer
 from alignrun.progress import Progress
 from alignrun.run_directory import RunDirectory, write_text_atomic, writing
@@ -64,6 +64,8 @@ class Trainer:
         self._weights, self._beside = trained.trainable(), algorithm.trainable()
         self._trainable = {**self._weights, **self._beside}
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
+        self._skipped = 0
+        self._micro_batch_size = config.train.micro_batch_size
 
     def restore(self, saved: Checkpoint) -> Progressed:
         """Take weights and optimiser state from a checkpoint; where to go on from.
@@ -77,13 +79,15 @@ class Trainer:
         restore_optimizer(self._optimizer, list(self._trainable), saved.tensors["optimizer"], saved.state["optimizer"])
         for group, settings in zip(self._optimizer.param_groups, configured, strict=True):
             group.update(settings)  # resuming may change the configuration, and then that is what counts
+        self._skipped = int(saved.state.get("skipped", 0))
         return Progressed(saved.step, bool(saved.state["evaluated"]))
 
     def fit(self, start: Progressed, tracking: Tracking, progress: Progress) -> Outcome:
         """Train from `start` to the last step, and evaluate.
 
         Raises:
-            RunError: a loss or gradient that is not finite, a preference that fails, or files that cannot be written.
+            RunError: too many losses or gradients that are not finite, a preference that fails, or files that cannot
+                be written.
         """
         self._tracking, self._progress = tracking, progress
         train = self._config.train
@@ -148,10 +152,11 @@ class Trainer:
                 trial = isinstance(batch, Trial)
                 if trial:
                     before = self._moment()
-                measured, read = self._update(batch.batch if trial else batch, step, given)
-                tokens += read
-                if not trial:
-                    updates.append(measured)
+                measured = self._update(batch.batch if trial else batch, step, given)
+                if measured is not None:
+                    tokens += measured.pop("tokens")
+                    if not trial:
+                        updates.append(measured)
         except RunError:
             if before is not None:
                 self._return_to(before)
@@ -159,7 +164,10 @@ class Trainer:
                 self._save(Progressed(step, evaluated=True))
             raise
         seconds = time.perf_counter() - started
-        metrics = {name: math.fsum(update[name] for update in updates) / len(updates) for name in updates[-1]}
+        names = updates[-1] if updates else {}
+        metrics = {name: math.fsum(update[name] for update in updates) / len(updates) for name in names}
+        if self._skipped:
+            metrics["skipped_steps"] = self._skipped
         metrics |= {
             "learning_rate": rate,
             "epoch": (step + 1) * self._config.train.batch_size / len(self._data),
@@ -173,7 +181,7 @@ class Trainer:
 
     def _check_drift(self, done: int, metrics: dict[str, float]) -> None:
         limit = self._config.train.max_kl
-        if limit is not None and metrics["kl"] > limit:
+        if limit is not None and metrics.get("kl", 0.0) > limit:
             self._save(Progressed(done, evaluated=not self._due(done)))
             raise RunError(
                 f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: the "
@@ -195,28 +203,48 @@ class Trainer:
     def _algorithm_state(self) -> dict[str, torch.Tensor]:
         return {**self._beside, **self._algorithm.state()}
 
-    def _update(self, batch: Any, step: int, given: Any) -> tuple[dict[str, float], float]:
+    def _update(self, batch: Any, step: int, given: Any) -> dict[str, float] | None:
+        """One optimiser step and what was measured, `tokens` as a sum; None where it was left out."""
         names, measured = self.accumulate(batch)
         *sums, norm, total = measured.tolist()  # the only wait for the device in a step, beside sampling
         metrics = {name: value / total for name, value in zip(names, sums, strict=True)}
         metrics["grad_norm"] = norm
-        tokens = metrics.pop("tokens") * total
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            self._refuse(step, given, metrics)
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
+            self._skip(step, given, metrics)
+            return None
         self._optimizer.step()
-        return metrics, tokens
+        return metrics | {"tokens": metrics["tokens"] * total}
 
     def accumulate(self, batch: Any) -> tuple[list[str], torch.Tensor]:
         """Leave the clipped gradient of a batch in the weights, without waiting for the device.
+
+        Where that takes more memory than there is, it starts again with micro-batches of half the size, which then
+        stays: the gradient is the same.
 
         Returns:
             What was measured, and its sums on the device, float64, with two more numbers behind them: the gradient's
             norm before clipping, and the count by which sums and gradient are divided.
         """
+        while True:
+            size = min(self._micro_batch_size or count(batch), count(batch))
+            try:
+                return self._accumulate(batch, size)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            # Out of the handler, whose traceback holds what the pass held.
+            self._micro_batch_size = (size + 1) // 2
+            release_memory()
+            self._progress.note(
+                f"out of memory with micro-batches of {size} prompts: going on with {self._micro_batch_size}, which "
+                f"changes no gradient (train.micro_batch_size={self._micro_batch_size} saves the attempt)"
+            )
+
+    def _accumulate(self, batch: Any, size: int) -> tuple[list[str], torch.Tensor]:
         self._optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
         targets: int | torch.Tensor = 0
-        for micro in split(batch, self._config.train.micro_batch_size or count(batch)):
+        for micro in split(batch, size):
             # What no sampling has put on the device goes there in the smallest form that it has.
             loss = self._algorithm.loss(batch_to(trim(micro), self._trained.device))
             loss.total.backward()
@@ -232,14 +260,21 @@ class Trainer:
         counted = torch.as_tensor(targets, dtype=torch.float64, device=norm.device)
         return list(sums), torch.stack([*sums.values(), norm.double(), counted])
 
-    def _refuse(self, step: int, given: Any, metrics: dict[str, float]) -> None:
+    def _skip(self, step: int, given: Any, metrics: dict[str, float]) -> None:
+        """Write down a batch whose optimiser step is left out. Raises RunError where there have been too many."""
         path = self._run.path / "failed_batch.json"
         record = {"step": step + 1, "loss": str(metrics["loss"]), "grad_norm": str(metrics["grad_norm"])}
         write_text_atomic(path, json.dumps(record | {"batch": as_json(given)}, ensure_ascii=False))
+        limit = self._config.train.max_skipped_steps
+        said = f"step {step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}"
+        if self._skipped < limit:
+            self._skipped += 1
+            self._progress.note(f"{said}: left out, {self._skipped} of at most {limit}; the batch is in {path}")
+            return
+        before = f", after {limit} that were left out" if limit else ""
         raise RunError(
-            f"step {step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}: nothing was "
-            f"updated, the state before is saved and the batch is in {path}: go on with a lower learning rate, "
-            f"`alignrun resume {self._run.path} optim.learning_rate=…`, or with model.dtype=float32"
+            f"{said}{before}: nothing was updated, the state before is saved and the batch is in {path}: go on with "
+            f"a lower learning rate, `alignrun resume {self._run.path} optim.learning_rate=…`, or model.dtype=float32"
         )
 
     def _record(self, step: int, evaluation: Evaluation) -> None:
@@ -258,7 +293,7 @@ class Trainer:
             self._run.checkpoints,
             progressed.step,
             groups,
-            {"optimizer": state, "evaluated": progressed.evaluated},
+            {"optimizer": state, "evaluated": progressed.evaluated, "skipped": self._skipped},
             self._config.train.keep_checkpoints,
         )
 

@@ -111,6 +111,8 @@ class TrainConfig:
     checkpoint_every: int = 50
     """Steps between checkpoints; 0 saves only at the end and when interrupted."""
     keep_checkpoints: int = 2
+    max_skipped_steps: int = 3
+    """Optimiser steps of a run that are left out because their loss or gradient is not finite; one more stops it."""
     max_kl: float | None = None
     """Nats of KL(π‖μ), as the samples of a step estimate it, above which the run stops with a checkpoint."""
 
@@ -118,7 +120,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", f"must be at least 1, not {getattr(self, name)}")
         require(self.max_kl is None or self.max_kl > 0, "train.max_kl", f"must be positive, not {self.max_kl}")
-        require(self.checkpoint_every >= 0, "train.checkpoint_every", "must not be negative")
+        for name in ("checkpoint_every", "max_skipped_steps"):
+            require(getattr(self, name) >= 0, f"train.{name}", "must not be negative")
         require(
             self.micro_batch_size is None or self.micro_batch_size >= 1, "train.micro_batch_size", "must be at least 1"
         )

@@ -52,6 +52,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, self._buffers = self.keys[:0], self.values[:0], []
 
 
+def attends_to_all(config: PreTrainedConfig) -> bool:
+    """Whether every layer is attention to all tokens before: none sees a window, and none keeps a state."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
 class PassingLayer(DynamicLayer):  # type: ignore[misc]
     """Holds nothing: every pass sees its own keys and values alone."""
 

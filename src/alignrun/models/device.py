@@ -66,6 +66,12 @@ def lay_out_weights(model: nn.Module) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
+def release_memory() -> None:
+    """Give back what the allocator of a CUDA device holds and nobody uses."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Move a host tensor to `device`, through pinned memory and without waiting where that is possible."""
     if device.type == "cuda" and tensor.device.type == "cpu":

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from alignrun.errors import InputError
-from alignrun.models.cache import passing_cache
+from alignrun.models.cache import attends_to_all, passing_cache
 from alignrun.types import PackedBatch, PromptBatch
 
 
@@ -31,19 +31,12 @@ def masked(module: PreTrainedModel, mask: Tensor, padded: bool) -> tuple[Tensor 
     if not padded:
         return None, None
     positions = position_ids(mask)
-    if module.config._attn_implementation != "sdpa" or not _attends_to_all(module):
+    if module.config._attn_implementation != "sdpa" or not attends_to_all(module.config):
         return mask, positions
     length = mask.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=mask.device)  # padding attends to something, too
     return (before & mask.bool()[:, None, None, :]) | itself, positions
-
-
-def _attends_to_all(module: PreTrainedModel) -> bool:
-    """Whether every layer is attention to all tokens before."""
-    text = module.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    return kinds == {"full_attention"} and not getattr(text, "sliding_window", None)
 
 
 def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -102,7 +95,7 @@ def _in_rows(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask
     ids = torch.cat([prompts.input_ids.repeat_interleave(copies, 0), tokens], dim=1)
     mask = torch.cat([prompt_mask, mask.to(prompt_mask)], dim=1)
     seen, positions = masked(module, mask, bool(prompts.padded))
-    passing = seen is None and _attends_to_all(module) and not module.is_activation_checkpointing
+    passing = seen is None and attends_to_all(module.config) and not module.is_activation_checkpointing
     cache = passing_cache(module.config) if passing else None
     output = module.base_model(input_ids=ids, attention_mask=seen, position_ids=positions, cache=cache, use_cache=False)
     hidden: Tensor = output.last_hidden_state[:, prompts.input_ids.shape[1] - 1 :]
