@@ -16,7 +16,7 @@ from alignrun.algorithms.rollout import sample_streams
 from alignrun.build import load_trained, make_encoding
 from alignrun.compose import compose
 from alignrun.generation.decode import Sampling
-from alignrun.memory_plan import largest_batches, make_plan
+from alignrun.memory_plan import largest_batches, make_plan, workload
 from alignrun.memory_trace import Pass, training_peak
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import planned_architecture
@@ -55,6 +55,33 @@ def test_the_traced_pass_holds_what_the_real_one_does(
     sampled = Completions(tokens, torch.ones_like(tokens, dtype=torch.bool))
     measured = measured_peak(lambda: policy.log_probs(Role.policy, batch, sampled).sum().backward())
     assert predicted == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nash_md", "self_play"])
+def test_sampling_holds_what_is_planned(name: str) -> None:
+    """On a base whose vocabulary and cache are large beside everything else, as in real models."""
+    config = compose(
+        [
+            "experiment=smoke",
+            f"algo={name}",
+            "model.architecture={hidden_size: 64, intermediate_size: 64, num_hidden_layers: 16}",
+            "train.batch_size=16",
+            "generation.max_new_tokens=100",
+            "data.max_prompt_tokens=40",
+        ]
+    )
+    policy = load_trained(config, make_encoding(config).tokenizer)
+    assert isinstance(policy, Policy)
+    ids = torch.ones(16, 40, dtype=torch.long)
+    prompts = PromptBatch(("",) * 16, ids, torch.ones_like(ids))
+    sampling = Sampling(max_new_tokens=100, stop_ids=[], pad_id=0)
+    betas = workload(config).drawn
+    with torch.no_grad():
+        measured = measured_peak(
+            lambda: sample_streams(policy, prompts, betas, sampling, torch.Generator().manual_seed(0))
+        )
+    assert make_plan(config).sampling == pytest.approx(measured, rel=0.15)
 
 
 class Widest(TorchDispatchMode):

@@ -1,0 +1,51 @@
+"""What an algorithm says that a step asks of the model, against what a step asks."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from alignrun.algorithms import rollout
+from alignrun.algorithms.base import discover
+from alignrun.algorithms.batches import Trial
+from alignrun.algorithms.rewards import RewardAlgorithm
+from alignrun.algorithms.workload import decoding_rows
+from alignrun.build import assemble
+from alignrun.compose import compose
+from alignrun.models.policy import Policy
+
+ONLINE = sorted(name for name, kind in discover().items() if kind.online and name != "best_response")
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_a_step_is_as_large_as_it_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, ...]] = []
+    learned: list[int] = []
+    sample, score = rollout.sample_streams, Policy.log_probs
+
+    def sampling(policy: Any, prompts: Any, mix_betas: Any, *rest: Any) -> Any:
+        drawn.append(tuple(mix_betas))
+        return sample(policy, prompts, mix_betas, *rest)
+
+    def scoring(self: Any, role: Any, prompts: Any, completions: Any, *rest: Any) -> Any:
+        found = score(self, role, prompts, completions, *rest)
+        if found.requires_grad:
+            learned.append(len(completions.tokens) // len(prompts))
+        return found
+
+    # A plan does not know whether the preference has a reward of its own, and counts the larger way.
+    reward = ["algo.reward=win_rate"] if issubclass(discover()[name], RewardAlgorithm) else []
+    config = compose(["experiment=smoke", f"algo={name}", *reward])
+    assembly = assemble(config)
+    before = sum(weight.numel() for weight in assembly.trained.model.parameters())
+    monkeypatch.setattr(rollout, "sample_streams", sampling)
+    monkeypatch.setattr(Policy, "log_probs", scoring)
+    batch = next(iter(assembly.algorithm.collect(assembly.data.batch_at(0, 4), 0)))
+    with torch.enable_grad():
+        assembly.algorithm.loss(batch.batch if isinstance(batch, Trial) else batch)
+    work = discover()[name].workload(config.algo)
+    assert max(map(decoding_rows, drawn)) == decoding_rows(work.drawn)
+    assert max(learned) == work.learned
+    policy_size = sum(weight.numel() for weight in assembly.trained.trainable().values())
+    base = sum(weight.numel() for key, weight in assembly.trained.model.named_parameters() if ".lora_" not in key)
+    assert before == base + policy_size * (1 + work.copies + work.value)
