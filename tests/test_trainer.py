@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from alignrun import cli, trainer
+from alignrun.algorithms.nash_md import NashMD
 from alignrun.optim import learning_rate
 
 
@@ -87,22 +89,27 @@ def test_evaluating_more_often_changes_no_training_step(tmp_path: Path) -> None:
     assert steps == [0, 1, 2, 3]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from alignrun.algorithms.nash_md import NashMD
-
+def poison(monkeypatch: pytest.MonkeyPatch, factor: str, which: Callable[[int], bool]) -> list[int]:
+    """Multiply the losses of some calls, numbered from 1, by inf or nan; the calls so far."""
     original = NashMD.loss
-    calls = []
+    calls: list[int] = []
 
     def poisoned(self, batch):
         calls.append(1)
         loss = original(self, batch)
-        if len(calls) > 2:
-            object.__setattr__(loss, "total", loss.total * float("nan"))
+        if which(len(calls)):
+            object.__setattr__(loss, "total", loss.total * float(factor))
         return loss
 
     monkeypatch.setattr(NashMD, "loss", poisoned)
+    return calls
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = NashMD.loss
+    poison(monkeypatch, "nan", lambda call: call > 2)
     run = tmp_path / "run"
     assert train(f"run.dir={run}", "train.micro_batch_size=4", "train.steps=5", "train.max_skipped_steps=0") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -120,19 +127,7 @@ def test_a_few_steps_whose_gradient_is_not_finite_are_left_out_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Steps 2 and 4 of 6, also when the run is stopped and resumed between them."""
-    from alignrun.algorithms.nash_md import NashMD
-
-    original = NashMD.loss
-    calls = []
-
-    def poisoned(self, batch):
-        calls.append(1)
-        loss = original(self, batch)
-        if len(calls) in (2, 4):
-            object.__setattr__(loss, "total", loss.total * float("inf"))
-        return loss
-
-    monkeypatch.setattr(NashMD, "loss", poisoned)
+    calls = poison(monkeypatch, "inf", lambda call: call in (2, 4))
     run = tmp_path / "run"
     settings = ["train.micro_batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=9"]
     assert train(f"run.dir={run}", *settings, "train.steps=3") == 0
@@ -153,8 +148,6 @@ def test_a_few_steps_whose_gradient_is_not_finite_are_left_out_and_counted(
 def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alignrun.algorithms.nash_md import NashMD
-
     settings = ["train.batch_size=8", "train.micro_batch_size=null", "optim.learning_rate=0.01"]
     assert train(f"run.dir={tmp_path / 'room'}", *settings, "train.micro_batch_size=2") == 0
     original = NashMD.loss
