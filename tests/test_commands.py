@@ -249,6 +249,24 @@ def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: 
     assert "failed (exit code 2)" in " ".join(capfd.readouterr().out.split())
 
 
+@pytest.mark.slow
+def test_a_repeated_sweep_makes_only_what_is_missing(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    arguments = ["-m", "experiment=smoke", "seed=1,2,3", "train.checkpoint_every=1", f"hydra.sweep.dir={sweep}"]
+    assert cli.main(arguments) == 0
+    before = (sweep / "ranking.json").read_text()
+    # The second run was cut short after its first step, and the third has never begun.
+    (sweep / "1" / "summary.json").unlink()
+    for step in (2, 3):
+        shutil.rmtree(sweep / "1" / "checkpoints" / f"step-{step}", ignore_errors=True)
+    shutil.rmtree(sweep / "2")
+    untouched = (sweep / "0" / "report.html").stat().st_mtime_ns
+    assert cli.main(arguments) == 0
+    assert (sweep / "0" / "report.html").stat().st_mtime_ns == untouched
+    assert (sweep / "ranking.json").read_text() == before
+    assert cli.main([*arguments, "train.steps=1"]) == 1, "other runs than those that stand there"
+
+
 def test_a_sweep_takes_any_path_and_skips_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     odd = tmp_path / "it's (a) copy, x=1"
     odd.mkdir()

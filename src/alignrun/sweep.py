@@ -84,9 +84,8 @@ def run_job(_config: DictConfig) -> float:
     settings = HydraConfig.get()
     directory = Path(settings.sweep.dir).absolute() / str(settings.sweep.subdir)
     directory.mkdir(parents=True, exist_ok=True)
-    quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
-    overrides = [*settings.overrides.task, f"run.dir='{quoted}'"]
-    exit_code = run_to_its_end([sys.executable, "-m", "alignrun", *overrides])
+    command = command_for(directory, list(settings.overrides.task))
+    exit_code = run_to_its_end([sys.executable, "-m", "alignrun", *command]) if command else 0
     directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
     job = {"exit_code": exit_code, "overrides": list(settings.overrides.task)}
     write_text_atomic(directory / "job.json", json.dumps(job))
@@ -94,6 +93,15 @@ def run_job(_config: DictConfig) -> float:
         raise KeyboardInterrupt
     outcome = _read_summary(directory)
     return float(outcome.get("win_rate", outcome.get("accuracy", float("nan"))))
+
+
+def command_for(directory: Path, overrides: list[str]) -> list[str]:
+    """What makes a run of the sweep, or goes on with what the same sweep has left of it; nothing where that is done."""
+    run = RunDirectory(directory)
+    if run.config_file.is_file() and run.overrides_file.is_file() and _read_overrides(directory) == overrides:
+        return [] if run.summary_file.is_file() else ["resume", str(directory)]
+    quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
+    return [*overrides, f"run.dir='{quoted}'"]
 
 
 def run_to_its_end(command: Sequence[str]) -> int:
