@@ -165,18 +165,20 @@ def records(file: Path) -> list[dict[str, object]]:
 
 
 def in_a_row(folder: Path, stop: "multiprocessing.synchronize.Event", found: "multiprocessing.Queue[object]") -> None:
-    """Whole runs in one process: after each, its memory in MiB and its open files."""
+    """Whole runs in one process, and at the end what it was after each: its memory in MiB and its open files."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
+    measured = []
     for number in range(1_000_000):
         run = folder / f"row-{number}"
         code = alignrun([*SETTINGS, f"run.dir={run}"])
         shutil.rmtree(run)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        found.put((code, pages * resource.getpagesize() / 2**20, len(list(Path("/proc/self/fd").iterdir()))))
+        measured.append((code, pages * resource.getpagesize() / 2**20, len(list(Path("/proc/self/fd").iterdir()))))
         if stop.is_set() and number >= 3:
-            return
+            break
+    found.put(measured)
 
 
 def main() -> None:
@@ -210,8 +212,11 @@ def main() -> None:
             done = ", ".join(f"{count} {kind}" for kind, count in sorted(soak.counts.items()))
             print(f"{soak.runs} runs, {soak.resumes} resumes; {done}", flush=True)
         stop.set()
-        row.join()
-        measured = [found.get() for _ in range(found.qsize())]
+        while row.is_alive() and found.empty():
+            time.sleep(0.1)
+        if found.empty() and row.exitcode:
+            sys.exit(f"the process that makes many runs ended with {row.exitcode}")
+        measured = found.get()
     codes, memory, files = zip(*measured, strict=True)
     print(f"{soak.counts.total()} faults in {soak.runs} runs, nothing lost")
     grown = f"{memory[2]:.0f} to {memory[-1]:.0f} MiB, {files[2]} to {files[-1]} open files"

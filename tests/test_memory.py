@@ -1,6 +1,7 @@
 """Predicted memory against what torch's own allocator reports."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from alignrun.algorithms.rollout import sample_streams
 from alignrun.build import load_trained, make_encoding
 from alignrun.compose import compose
 from alignrun.generation.decode import Sampling
-from alignrun.memory_plan import largest_batches, make_plan, workload
+from alignrun.memory_plan import largest_batches, make_plan, sampling_bytes, workload
 from alignrun.memory_trace import Pass, training_peak
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import planned_architecture
@@ -82,6 +83,25 @@ def test_sampling_holds_what_is_planned(name: str) -> None:
             lambda: sample_streams(policy, prompts, betas, sampling, torch.Generator().manual_seed(0))
         )
     assert make_plan(config).sampling == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("betas", [(0.0,) * 4, (0.0, 0.125)])
+def test_sampling_from_a_real_vocabulary_holds_what_is_planned(dtype: str, betas: tuple[float, ...]) -> None:
+    config = compose(
+        ["model=smollm2-135m", f"model.dtype={dtype}", "adapter.target_modules=[q_proj]", "data.max_prompt_tokens=20"]
+    )
+    config = replace(config, generation=replace(config.generation, max_new_tokens=4))
+    policy = load_trained(config, make_encoding(config).tokenizer)
+    assert isinstance(policy, Policy)
+    ids = torch.ones(8, 20, dtype=torch.long)
+    prompts, sampling = PromptBatch(("",) * 8, ids, torch.ones_like(ids)), Sampling(4, [], 0)
+    with torch.no_grad():
+        measured = measured_peak(
+            lambda: sample_streams(policy, prompts, betas, sampling, torch.Generator().manual_seed(0))
+        )
+    assert sampling_bytes(config, betas, 8, policy.model.dtype) == pytest.approx(measured, rel=0.15)
 
 
 class Widest(TorchDispatchMode):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from alignrun import cli, trainer
+from alignrun.algorithms.base import Algorithm, discover
 from alignrun.algorithms.nash_md import NashMD
 from alignrun.optim import learning_rate
 
@@ -89,9 +90,11 @@ def test_evaluating_more_often_changes_no_training_step(tmp_path: Path) -> None:
     assert steps == [0, 1, 2, 3]
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, factor: str, which: Callable[[int], bool]) -> list[int]:
+def poison(
+    monkeypatch: pytest.MonkeyPatch, factor: str, which: Callable[[int], bool], owner: type[Algorithm] = NashMD
+) -> list[int]:
     """Multiply the losses of some calls, numbered from 1, by inf or nan; the calls so far."""
-    original = NashMD.loss
+    original = owner.loss
     calls: list[int] = []
 
     def poisoned(self, batch):
@@ -101,7 +104,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, factor: str, which: Callable[[int], 
             object.__setattr__(loss, "total", loss.total * float(factor))
         return loss
 
-    monkeypatch.setattr(NashMD, "loss", poisoned)
+    monkeypatch.setattr(owner, "loss", poisoned)
     return calls
 
 
@@ -145,6 +148,19 @@ def test_a_few_steps_whose_gradient_is_not_finite_are_left_out_and_counted(
     assert "after 1 that were left out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "call"), [("ppo", 9), ("nash_mp", 5)])
+def test_a_step_of_several_updates_is_left_out_once_and_from_there_on(
+    name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second step of three: the first of PPO's epochs on its rollout, and the half-step of an extragradient."""
+    poison(monkeypatch, "nan", lambda number: number == call, discover()[name])
+    settings = ["train.checkpoint_every=1", "train.keep_checkpoints=9"]
+    assert train(f"run.dir={tmp_path / 'run'}", f"algo={name}", *settings) == 0
+    assert weights_of(tmp_path / "run", 1) == weights_of(tmp_path / "run", 2) != weights_of(tmp_path / "run", 3)
+    rows = [row for row in metrics_of(tmp_path / "run") if "learning_rate" in row]
+    assert [row.get("skipped_steps", 0) for row in rows] == [0, 1, 1]
+
+
 def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,8 +200,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     capsys.readouterr()
     assert cli.main(["resume", str(run), "train.steps=4"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "step-3: weights.safetensors was changed or cut short; going back to the one before" in said
-    assert "step-2: optimizer.safetensors was changed or cut short; going back to the one before" in said
+    assert "step-3: weights.safetensors was changed or cut short; it is passed over" in said
+    assert "step-2: optimizer.safetensors was changed or cut short; it is passed over" in said
     assert "after step 1" in said
     for step in range(1, 5):
         assert weights_of(run, step) == weights_of(clean, step)

@@ -86,17 +86,24 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
+class Damaged(InputError):
+    """A checkpoint is not what was written."""
+
+
 def load_newest(directory: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint in a checkpoints/ folder that is whole, or None where there is none yet.
 
-    `report` is told of each damaged one that is passed over. Raises InputError where all are damaged.
+    `report` is told of each damaged one that is passed over. Raises InputError where all are damaged, or where one
+    cannot be read for another reason, which may go away.
     """
     found = list_checkpoints(directory)
     for _, path in reversed(found):
         try:
             return _read(path)
+        except Damaged as error:
+            report(f"checkpoint {path}: {error}; it is passed over")
         except InputError as error:
-            report(f"checkpoint {path}: {error}; going back to the one before")
+            raise InputError(f"checkpoint {path}: {error}; mend that, or name another with --step") from error
     if found:
         raise InputError(f"no checkpoint in {directory} is whole: start again")
     return None
@@ -133,29 +140,29 @@ def _verify(path: Path) -> tuple[int, list[str]]:
     Raises InputError, as `_read`.
     """
     if not path.is_dir():
-        raise InputError("does not exist")
+        raise Damaged("does not exist")
     manifest = path / MANIFEST
     if not manifest.is_file():
-        raise InputError(f"{MANIFEST} is missing")
+        raise Damaged(f"{MANIFEST} is missing")
     try:
         text = manifest.read_bytes().decode()
         found = json.loads(text)
         form, step, files = found["format"], int(found["step"]), dict(found["files"])
     except (ValueError, TypeError, LookupError):
-        raise InputError(f"{MANIFEST} was changed or cut short") from None
+        raise Damaged(f"{MANIFEST} was changed or cut short") from None
     if form != FORMAT:
         raise InputError(f"{MANIFEST} has format {form}, and this version reads format {FORMAT}")
     if text != _manifest_text(step, files):
-        raise InputError(f"{MANIFEST} was changed or cut short")
+        raise Damaged(f"{MANIFEST} was changed or cut short")
     if strange := [name for name in files if not FILE_NAME.fullmatch(name)]:
-        raise InputError(f"{MANIFEST} names {strange[0]!r}, which is no file of a checkpoint")
+        raise Damaged(f"{MANIFEST} names {strange[0]!r}, which is no file of a checkpoint")
     present = {entry.name for entry in path.iterdir()} - {MANIFEST}
     if extra := sorted(present - files.keys()):
-        raise InputError(f"{extra[0]} does not belong to it")
+        raise Damaged(f"{extra[0]} does not belong to it")
     if missing := sorted({STATE, *files} - present):
-        raise InputError(f"{missing[0]} is missing")
+        raise Damaged(f"{missing[0]} is missing")
     if changed := [name for name, wanted in files.items() if _fingerprint(path / name) != wanted]:
-        raise InputError(f"{changed[0]} was changed or cut short")
+        raise Damaged(f"{changed[0]} was changed or cut short")
     return step, list(files)
 
 

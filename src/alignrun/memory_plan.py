@@ -146,7 +146,7 @@ def _prompt_tokens(config: Config) -> int:
 
 def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
     prompts = config.generation.batch_size or config.train.batch_size
-    return _sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
+    return sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
 
 
 def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
@@ -154,10 +154,11 @@ def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int
     if issubclass(discover()[config.algo.name], FeedbackAlgorithm):
         return 0
     prompts = min(config.evaluation.batch_size, config.data.eval_size or MOST_PROMPTS)
-    return _sampling_bytes(config, (0.0, 1.0), prompts, dtype)
+    return sampling_bytes(config, (0.0, 1.0), prompts, dtype)
 
 
-def _sampling_bytes(config: Config, betas: tuple[float, ...], prompts: int, dtype: torch.dtype) -> int:
+def sampling_bytes(config: Config, betas: tuple[float, ...], prompts: int, dtype: torch.dtype) -> int:
+    """What one decoding loop holds: the key-value cache, and the logits of a step on their way to a token."""
     text = planned_architecture(config.model).get_text_config()
     width = torch.finfo(dtype).bits // 8
     streams = len(betas) * prompts
@@ -213,7 +214,7 @@ def largest_batches(config: Config, sizes: Sequence[float]) -> list[Fit]:
     enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * new)))
     few, more = (_training_bytes(config, work, dtype, prompts) for prompts in (enough, enough + 1))
     each = max(1, more - few)
-    drawn = max(1, _sampling_bytes(config, work.drawn, 1, dtype))
+    drawn = max(1, sampling_bytes(config, work.drawn, 1, dtype))
     fits = []
     for size in sizes:
         room = USABLE * size * GIB - resident

@@ -153,10 +153,11 @@ class Trainer:
                 if trial:
                     before = self._moment()
                 measured = self._update(batch.batch if trial else batch, step, given)
-                if measured is not None:
-                    tokens += measured.pop("tokens")
-                    if not trial:
-                        updates.append(measured)
+                if measured is None:
+                    break  # what would follow builds on the update that was not made
+                tokens += measured.pop("tokens")
+                if not trial:
+                    updates.append(measured)
         except RunError:
             if before is not None:
                 self._return_to(before)
@@ -204,7 +205,7 @@ class Trainer:
         return {**self._beside, **self._algorithm.state()}
 
     def _update(self, batch: Any, step: int, given: Any) -> dict[str, float] | None:
-        """One optimiser step and what was measured, `tokens` as a sum; None where it was left out."""
+        """One update and what was measured, `tokens` as a sum; None where it was left out."""
         names, measured = self.accumulate(batch)
         *sums, norm, total = measured.tolist()  # the only wait for the device in a step, beside sampling
         metrics = {name: value / total for name, value in zip(names, sums, strict=True)}
@@ -273,8 +274,8 @@ class Trainer:
             return
         before = f", after {limit} that were left out" if limit else ""
         raise RunError(
-            f"{said}{before}: nothing was updated, the state before is saved and the batch is in {path}: go on with "
-            f"a lower learning rate, `alignrun resume {self._run.path} optim.learning_rate=…`, or model.dtype=float32"
+            f"{said}{before}: that update was not made, the run is saved and the batch is in {path}: go on with a "
+            f"lower learning rate, `alignrun resume {self._run.path} optim.learning_rate=…`, or model.dtype=float32"
         )
 
     def _record(self, step: int, evaluation: Evaluation) -> None:

@@ -1,6 +1,8 @@
 """The low-rank products as alignrun computes them, against PEFT's own layers."""
 
 import copy
+import gc
+import weakref
 
 import torch
 from helpers import load_policy, random_batch
@@ -42,6 +44,26 @@ def test_in_half_precision_they_are_as_exact_as_those_of_peft() -> None:
     policy.model.float()
     exact = gradients(policy)
     assert error(ours, exact) < 1.2 * error(theirs, exact) < 0.1
+
+
+def test_a_base_goes_with_its_last_user() -> None:
+    policy, _ = load_policy()
+    gradients(policy)
+    left = weakref.ref(policy.backbone.layers[0])
+    gc.disable()  # two bases may not fit a GPU
+    try:
+        del policy
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_scoring_and_training_are_the_same_function_to_the_last_bit() -> None:
+    policy, _ = load_policy("model.dtype=bfloat16")
+    batch = random_batch(policy)
+    trained = policy.log_probs(Role.policy, *batch).detach()
+    with torch.no_grad():
+        assert torch.equal(policy.log_probs(Role.policy, *batch), trained)
 
 
 def test_frozen_factors_get_no_gradient_and_the_input_does() -> None:

@@ -112,7 +112,7 @@ class TrainConfig:
     """Steps between checkpoints; 0 saves only at the end and when interrupted."""
     keep_checkpoints: int = 2
     max_skipped_steps: int = 3
-    """Optimiser steps of a run that are left out because their loss or gradient is not finite; one more stops it."""
+    """Steps of a run that end early because a loss or gradient in them is not finite; one more stops it."""
     max_kl: float | None = None
     """Nats of KL(π‖μ), as the samples of a step estimate it, above which the run stops with a checkpoint."""
 

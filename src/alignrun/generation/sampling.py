@@ -46,8 +46,9 @@ def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """
     # First the block of tokens and then the token in it: running sums over a whole vocabulary are slow on any device.
     vocabulary = log_probs.shape[-1]
-    blocks = F.pad(log_probs.exp(), (0, -vocabulary % BLOCK)).unflatten(-1, (-1, BLOCK))
-    masses = blocks.sum(-1, dtype=torch.float64)
+    probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32)).exp()
+    blocks = F.pad(probs, (0, -vocabulary % BLOCK)).unflatten(-1, (-1, BLOCK))
+    masses = blocks.sum(-1).double()  # and not summed in float64, which would copy all of them
     block, rest = _invert(masses, uniforms * masses.sum(-1))
     inside = blocks.take_along_dim(block[:, None, None], 1).squeeze(1)
     token, _ = _invert(inside.double(), rest)

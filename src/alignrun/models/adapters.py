@@ -1,6 +1,7 @@
 """LoRA adapters on the base, and which adapter each row of a batch goes through."""
 
 import hashlib
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -171,10 +172,10 @@ def apply_active(layers: Sequence[LoraLayer]) -> None:
     """Have all rows go through the active adapter, computed as in `adapters_on_rows` and not by PEFT.
 
     PEFT holds a float32 copy of every layer's input until the backward pass; and so the policy is the same function
-    to the last bit where it is sampled, scored and trained.
+    to the last bit where it is scored and where it is trained.
     """
     for layer in layers:
-        layer.forward = partial(_forward_active, layer)
+        layer.forward = partial(_forward_active, weakref.ref(layer))  # weakly, or no base would go with its last user
 
 
 @contextmanager
@@ -200,7 +201,9 @@ def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: i
             layer.forward = forward
 
 
-def _forward_active(layer: LoraLayer, x: Tensor) -> Tensor:
+def _forward_active(owner: "weakref.ref[LoraLayer]", x: Tensor) -> Tensor:
+    layer = owner()
+    assert layer is not None
     return _forward_by_span(layer, tuple((name, slice(None)) for name in layer.active_adapters), None, x)
 
 
@@ -216,10 +219,10 @@ def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int | None
             )
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         scaling, rows_in, rows_out = layer.scaling[adapter], x[span], result[span]
-        if torch.is_grad_enabled():
+        if rows is None:
             product = _LowRankProduct.apply(rows_in, a, b, scaling)  # type: ignore[no-untyped-call]
             rows_out.add_(product)  # and not +=, which writes the rows once more
-        else:
+        else:  # decoding, where few rows make every operation dear: the same up to the last bits
             narrow = F.linear(rows_in.to(a.dtype), a).flatten(0, -2)
             if result.dtype is b.dtype:
                 rows_out.view(-1, rows_out.shape[-1]).addmm_(narrow, b.T, alpha=scaling)

@@ -52,9 +52,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, self._buffers = self.keys[:0], self.values[:0], []
 
 
-def attends_to_all(config: PreTrainedConfig) -> bool:
-    """Whether every layer is attention to all tokens before: none sees a window, and none keeps a state."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+def plain_attention(config: PreTrainedConfig) -> bool:
+    """Whether every layer is attention to all tokens before, and a mask is all that it asks about them: none sees a
+    window or keeps a state, and no bias depends on the distance."""
+    alibi = getattr(config.get_text_config(), "alibi", False)
+    return not alibi and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
 class PassingLayer(DynamicLayer):  # type: ignore[misc]

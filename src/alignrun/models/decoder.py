@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedModel
 from alignrun.errors import InputError
 from alignrun.models.adapters import Span, adapters_on_rows, lora_layers
 from alignrun.models.cache import decoding_cache
+from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import masked
 from alignrun.models.replay import ReplayedSteps, can_replay
 from alignrun.types import PromptBatch
@@ -51,6 +52,7 @@ class CachedDecoder:
         replay: int | None = None,
     ) -> None:
         self._model = model
+        self._head = vocabulary_head(model)
         self._layers = lora_layers(model)
         self._adapters = list(adapters)
         self._counts = [len(prompts)] * len(adapters)
@@ -73,7 +75,7 @@ class CachedDecoder:
             sum(bounds[block] - self._counts[block] <= row < bounds[block] for row in rows)
             for block in range(len(bounds))
         ]
-        index = torch.tensor(rows, device=self._mask.device)
+        index = torch.tensor(rows, dtype=torch.long, device=self._mask.device)
         if self._replayed is not None:
             self._replayed.select(index)
             return
@@ -92,16 +94,15 @@ class CachedDecoder:
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache) -> Tensor:
         with torch.no_grad(), self._roles(len(ids)):
-            output = self._model(
+            output = self._model.base_model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
                 cache=cache,
                 use_cache=True,
-                logits_to_keep=1,
             )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+            # In two dimensions: of three, some devices would copy the head's weights once for every row.
+            return self._head(output.last_hidden_state[:, -1])
 
     def _roles(self, rows: int) -> AbstractContextManager[None]:
         if not self._layers:

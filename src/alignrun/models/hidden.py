@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from alignrun.errors import InputError
-from alignrun.models.cache import attends_to_all, passing_cache
+from alignrun.models.cache import passing_cache, plain_attention
 from alignrun.types import PackedBatch, PromptBatch
 
 
@@ -31,7 +31,7 @@ def masked(module: PreTrainedModel, mask: Tensor, padded: bool) -> tuple[Tensor 
     if not padded:
         return None, None
     positions = position_ids(mask)
-    if module.config._attn_implementation != "sdpa" or not attends_to_all(module.config):
+    if module.config._attn_implementation != "sdpa" or not plain_attention(module.config):
         return mask, positions
     length = mask.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
@@ -95,7 +95,7 @@ def _in_rows(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask
     ids = torch.cat([prompts.input_ids.repeat_interleave(copies, 0), tokens], dim=1)
     mask = torch.cat([prompt_mask, mask.to(prompt_mask)], dim=1)
     seen, positions = masked(module, mask, bool(prompts.padded))
-    passing = seen is None and attends_to_all(module.config) and not module.is_activation_checkpointing
+    passing = seen is None and plain_attention(module.config) and not module.is_activation_checkpointing
     cache = passing_cache(module.config) if passing else None
     output = module.base_model(input_ids=ids, attention_mask=seen, position_ids=positions, cache=cache, use_cache=False)
     hidden: Tensor = output.last_hidden_state[:, prompts.input_ids.shape[1] - 1 :]

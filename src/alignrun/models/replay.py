@@ -4,6 +4,7 @@ Shape legend: R rows, C tokens that there is room for, H heads, D head size, V v
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
 from alignrun.errors import RunError, one_line
-from alignrun.models.cache import RoomyLayer
+from alignrun.models.cache import RoomyLayer, plain_attention
 
 Forward = Callable[[Tensor, Tensor | None, Tensor | None, Cache], Tensor]
 """Token ids [R, 1], mask [R, 1, 1, C], positions [R, 1] and the cache, to logits [R, V]."""
@@ -23,6 +24,7 @@ def can_replay(model: PreTrainedModel, cache: Cache) -> bool:
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     return (
         model.config._attn_implementation == "sdpa"
+        and plain_attention(model.config)
         and all(type(layer) is RoomyLayer for layer in cache.layers)
         and rope.get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
     )
@@ -77,7 +79,7 @@ class ReplayedSteps:
         return self._logits
 
     def select(self, index: Tensor) -> None:
-        """Keep (or repeat) the rows of the given numbers; the step is recorded anew."""
+        """Keep (or repeat) the rows of the given numbers, which may be none; the step is recorded anew."""
         for layer in self._cache.layers:
             layer.keys, layer.values = layer.keys[index], layer.values[index]
         self._mask, self._positions = self._mask[index], self._positions[index]
@@ -98,13 +100,14 @@ class ReplayedSteps:
         self._graph.capture_begin(capture_error_mode="thread_local")
         try:
             logits = self._step(forward)
+            self._graph.capture_end()
         except RuntimeError as error:
+            with suppress(RuntimeError):  # it says only that something went wrong before
+                self._graph.capture_end()
             raise RunError(
                 f"this model's decoding step cannot be recorded as a CUDA graph ({one_line(error, 160)}): "
                 "set model.cuda_graphs=false"
             ) from error
-        finally:
-            self._graph.capture_end()
         return logits
 
     @staticmethod
