@@ -12,12 +12,16 @@ import torch
 from scipy.optimize import root
 
 from alignrun import cli
+from alignrun.algorithms.base import discover
 from alignrun.compose import compose
 from alignrun.config import Config
 from alignrun.games import Game
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.types import Completions, PromptBatch
+
+ONLINE = sorted(name for name, kind in discover().items() if kind.online)
+"""The algorithms that sample while they train."""
 
 
 def load_policy(*overrides: str) -> tuple[Policy, Config]:

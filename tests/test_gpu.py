@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import load_policy, random_batch
+from helpers import ONLINE, load_policy, random_batch
 
 from alignrun import cli
-from alignrun.algorithms.base import discover
 from alignrun.compose import compose
 from alignrun.memory_plan import make_plan
 from alignrun.models.adapters import POLICY
@@ -23,7 +22,6 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda")
-ONLINE = sorted(name for name, kind in discover().items() if kind.online)
 
 
 def batch_on(policy: Policy, prompts: int = 3) -> tuple[PromptBatch, Completions]:

@@ -2,48 +2,33 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import ONLINE
 from torch import nn
 
-from alignrun.algorithms.base import Loss, discover
+from alignrun.algorithms.base import Loss
 from alignrun.algorithms.batches import Trial
 from alignrun.build import Assembly, assemble
 from alignrun.compose import compose
+from alignrun.memory_trace import empty_weights
+from alignrun.models.device import batch_to
 from alignrun.run_directory import RunDirectory
 from alignrun.trainer import Trainer
 
-ONLINE = sorted(name for name, kind in discover().items() if kind.online and name != "best_response")
 PAIRS = ("dpo", "ipo", "gpo")
-
-
-def without_data(value: Any) -> Any:
-    """The same shapes and types; asking for a value is an error, as is copying one to the CPU."""
-    if isinstance(value, torch.Tensor):
-        return torch.empty(value.shape, dtype=value.dtype, device="meta")
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: without_data(getattr(value, field.name)) for field in fields(value)})
-    return value
 
 
 @contextmanager
 def on_meta(assembly: Assembly) -> Iterator[None]:
-    """Within the context, all that is trained or read has no data."""
-    made: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    """Within the context, all that is trained or read has no data; to ask for a value, or to copy it, is an error."""
     algorithm: Any = assembly.algorithm
-    for module in assembly.trained.model.modules():
-        for key, weight in list(module._parameters.items()):
-            if weight is not None:
-                made.setdefault(id(weight), nn.Parameter(without_data(weight), weight.requires_grad))
-                module._parameters[key] = made[id(weight)]
-        for key, buffer in list(module._buffers.items()):
-            module._buffers[key] = None if buffer is None else without_data(buffer)
+    empty_weights(assembly.trained.model, "meta")
     if hasattr(algorithm, "value"):
-        algorithm.value.weight = nn.Parameter(without_data(algorithm.value.weight))
+        algorithm.value.weight = nn.Parameter(torch.empty_like(algorithm.value.weight, device="meta"))
     with torch.device("meta"):
         yield
 
@@ -65,7 +50,9 @@ def accumulate(folder: Path, *overrides: str, waits: bool = False) -> None:
         algorithm.loss = loss  # type: ignore[method-assign]
     with on_meta(assembly):
         trainer = Trainer(config, assembly.trained, algorithm, data, assembly.evaluate, RunDirectory(folder))
-        names, sums = trainer.accumulate(without_data(batch) if algorithm.online else batch)  # data come from the CPU
+        names, sums = trainer.accumulate(
+            batch_to(batch, torch.device("meta")) if algorithm.online else batch  # data come from the CPU
+        )
         assert sums.device.type == "meta"
         assert len(sums) == len(names) + 2
 

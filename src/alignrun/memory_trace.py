@@ -116,20 +116,24 @@ def _traced(
 def _without_data(model: PreTrainedModel) -> Iterator[None]:
     """Within the context the model, made on the meta device, seems to be on the CPU, and so do new tensors."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        made: dict[int, nn.Parameter] = {}  # tied weights stay tied
-        for module in model.modules():
-            for name, weight in list(module._parameters.items()):
-                if weight is None:
-                    continue
-                if id(weight) not in made:
-                    made[id(weight)] = nn.Parameter(
-                        torch.empty(weight.shape, dtype=weight.dtype), requires_grad=weight.requires_grad
-                    )
-                module._parameters[name] = made[id(weight)]
-            for name, buffer in list(module._buffers.items()):
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        empty_weights(model, "cpu")
         yield
+
+
+def empty_weights(model: nn.Module, device: str) -> None:
+    """Put weights and buffers of the same shapes and types on another device, without their values."""
+    made: dict[int, nn.Parameter] = {}  # tied weights stay tied
+    for module in model.modules():
+        for name, weight in list(module._parameters.items()):
+            if weight is None:
+                continue
+            if id(weight) not in made:
+                empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+                made[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
+            module._parameters[name] = made[id(weight)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
 
 
 def _train(model: PreTrainedModel, work: Pass) -> None:

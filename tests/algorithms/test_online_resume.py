@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ONLINE
 from safetensors.torch import load_file
 
 from alignrun import cli
-from alignrun.algorithms.base import ALGORITHMS, discover
-
-discover()
-ONLINE = sorted(name for name, kind in ALGORITHMS.items() if kind.online)
+from alignrun.algorithms.base import ALGORITHMS
 
 
 def train(run: Path, *overrides: str) -> int:

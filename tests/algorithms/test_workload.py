@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ONLINE
 
 from alignrun.algorithms import rollout
 from alignrun.algorithms.base import discover
@@ -13,8 +14,6 @@ from alignrun.algorithms.workload import decoding_rows
 from alignrun.build import assemble
 from alignrun.compose import compose
 from alignrun.models.policy import Policy
-
-ONLINE = sorted(name for name, kind in discover().items() if kind.online and name != "best_response")
 
 
 @pytest.mark.parametrize("name", ONLINE)
