@@ -345,7 +345,7 @@ LAYERS = [
     {"game_files"},
     {"games", "objectives"},
     {"config"},
-    {"web"},
+    {"web", "processes"},
     {"types", "errors"},
 ]
 

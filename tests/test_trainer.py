@@ -371,5 +371,5 @@ def test_splitting_covers_every_row_once() -> None:
     class Rows:
         values: torch.Tensor
 
-    parts = [part.values.tolist() for part in trainer.split(Rows(torch.arange(7)), 3)]
+    parts = [part.values.tolist() for part, _ in trainer.micro_batches(Rows(torch.arange(7)), 3)]
     assert parts == [[0, 1, 2], [3, 4, 5], [6]]

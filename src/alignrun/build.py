@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from alignrun import processes
 from alignrun.algorithms.base import (
     ALGORITHMS,
     Algorithm,
@@ -90,6 +91,14 @@ def check(config: Config) -> None:
     if (copied == "reference=adapter" or opponent_of(config)) and config.adapter != plain:
         raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
     device = resolve_device(config.model.device)
+    if processes.sharded():
+        if config.adapter.name is not AdapterKind.lora:
+            raise InputError(
+                f"config: --use_fsdp splits a frozen base, and not that of adapter={config.adapter.name.value}: use "
+                "adapter=lora, or launch without it"
+            )
+        if config.model.cuda_graphs and device.type == "cuda":
+            raise InputError("config: model.cuda_graphs=true records no base that is split by --use_fsdp: set it false")
     if config.adapter.name is AdapterKind.qlora:
         if config.model.source in (ModelSource.random, ModelSource.game):
             raise InputError(
@@ -129,34 +138,37 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     Raises:
         InputError: any part is not to be had.
     """
-    check(config)
-    kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
-    trains_policy = not issubclass(kind, FeedbackAlgorithm)
-    preference = build_preference(config.preference) if trains_policy and not needs_base else None
-    report(f"data: {config.data.name}")
-    loaded = load_examples(config.data)
-    if loaded.skipped:
-        report(f"data: {loaded.skipped} rows that cannot be used skipped")
-    report(f"model: {config.model.name}")
-    if config.model.source is ModelSource.hub and config.model.architecture:
-        report(describe(count_parameters(config), config))
-    encoding = make_encoding(config)
-    data, heldout = (kind.dataset(config.algo, rows, encoding) for rows in (loaded.train, loaded.heldout))
-    if data.skipped + heldout.skipped:
-        report(f"data: {data.skipped + heldout.skipped} examples that are too long skipped")
-    if isinstance(data, PairSet):
-        check_labels(data.examples)
-    trained = load_trained(config, encoding.tokenizer)
-    if isinstance(trained, Scorer):
-        algorithm = kind(config.algo, FeedbackTools(trained, config))
-        encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))
-        return Assembly(trained, algorithm, data, FeedbackEvaluator(algorithm, heldout, encode, trained.device, config))
-    policy = trained
-    if preference is None:
-        preference = build_preference(config.preference, policy.backbone)
-    algorithm = kind(config.algo, Tools(policy, preference, config))
-    for note in algorithm.notes():
-        report(note)
+    with processes.agreed():  # before the first of them waits for another one in `prepare`
+        check(config)
+        kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
+        trains_policy = not issubclass(kind, FeedbackAlgorithm)
+        preference = build_preference(config.preference) if trains_policy and not needs_base else None
+        report(f"data: {config.data.name}")
+        loaded = load_examples(config.data)
+        if loaded.skipped:
+            report(f"data: {loaded.skipped} rows that cannot be used skipped")
+        report(f"model: {config.model.name}")
+        if config.model.source is ModelSource.hub and config.model.architecture:
+            report(describe(count_parameters(config), config))
+        encoding = make_encoding(config)
+        data, heldout = (kind.dataset(config.algo, rows, encoding) for rows in (loaded.train, loaded.heldout))
+        if data.skipped + heldout.skipped:
+            report(f"data: {data.skipped + heldout.skipped} examples that are too long skipped")
+        if isinstance(data, PairSet):
+            check_labels(data.examples)
+        trained = load_trained(config, encoding.tokenizer)
+        if isinstance(trained, Scorer):
+            algorithm = kind(config.algo, FeedbackTools(trained, config))
+            encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))
+            return Assembly(
+                trained, algorithm, data, FeedbackEvaluator(algorithm, heldout, encode, trained.device, config)
+            )
+        policy = trained
+        if preference is None:
+            preference = build_preference(config.preference, policy.backbone)
+        algorithm = kind(config.algo, Tools(policy, preference, config))
+        for note in algorithm.notes():
+            report(note)
     if getattr(config.algo, "precompute_reference", False):
         report(f"reference: log-probabilities of {len(data) + len(heldout)} pairs")
     data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alignrun import __version__
+from alignrun import __version__, processes
 from alignrun.errors import AlignrunError, InputError, one_line
 
 USAGE = """\
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return dispatch(arguments, console)
     except AlignrunError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code) if processes.speaks(error) else error.exit_code
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except OSError as error:
@@ -66,6 +66,9 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     if verb == "--version":
         console.print(f"alignrun {__version__}", highlight=False)
         return 0
+    alone = verb in ("ls", "plan", "config", "eval", "top", "export") or not {"-m", "--multirun"}.isdisjoint(arguments)
+    if alone and processes.launched() > 1:
+        raise InputError(f"alignrun {verb} is one process: start it without accelerate launch or torchrun")
     # Hub requests and tokenizers' threads are of no use to a message; both may be set by the user all the same.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")

@@ -14,19 +14,21 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from alignrun import compose
+from alignrun import compose, processes
+from alignrun.algorithms.base import Trained
 from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.build import Assembly, assemble, check, load_trained
 from alignrun.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from alignrun.config import AdapterConfig, AdapterKind, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
+from alignrun.models.device import resolve_device
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import load_tokenizer
 from alignrun.preferences.base import preference_using
 from alignrun.progress import Progress, summary_panel
 from alignrun.run_directory import RunDirectory, environment, write_text_atomic, writing
-from alignrun.tracking import start_tracking
+from alignrun.tracking import Tracking, start_tracking
 from alignrun.trainer import Outcome, Progressed, Trainer, restore_weights
 
 
@@ -36,22 +38,41 @@ def train(config: Config, overrides: Sequence[str], console: Console) -> int:
     Raises:
         AlignrunError: bad input, or a run that could not go on.
     """
-    check(config)
-    run = RunDirectory.create(config.run.dir or default_directory(config))
-    with contextlib.closing(run):
+    with job(config, console) as console, contextlib.ExitStack() as held:
+        run = RunDirectory(processes.told(config.run.dir or default_directory(config)))
+        with processes.agreed():
+            check(config)
+            if processes.is_main():
+                run = held.enter_context(contextlib.closing(RunDirectory.create(run.path)))
         return _train(config, overrides, run, console)
 
 
 def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console: Console) -> int:
-    write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
-    write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+    with processes.agreed():
+        if processes.is_main():
+            write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
+            write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     try:
         assembly = _assemble(config, console)
     except BaseException:
-        remove_empty_run(run)
+        if processes.is_main():
+            remove_empty_run(run)
         raise
-    write_text_atomic(run.config_file, compose.dump(config))
+    with processes.agreed():
+        if processes.is_main():
+            write_text_atomic(run.config_file, compose.dump(config))
     return _fit(config, assembly, run, console)
+
+
+@contextlib.contextmanager
+def job(config: Config, console: Console) -> Iterator[Console]:
+    """All processes of a launcher together, of which one speaks: what is told to the console.
+
+    Raises:
+        InputError: they do not find each other.
+    """
+    with processes.joined(resolve_device(config.model.device)):
+        yield console if processes.is_main() else Console(quiet=True)
 
 
 def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
@@ -91,9 +112,11 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
     """
     run = RunDirectory.open(path)
     config = compose.load(run.config_file, overrides)
-    check(config)
-    run.lock()
-    with contextlib.closing(run):
+    with job(config, console) as console, contextlib.closing(run):
+        with processes.agreed():
+            check(config)
+            if processes.is_main():
+                run.lock()
         return _resume(config, step, overrides, run, console)
 
 
@@ -102,12 +125,14 @@ def _resume(config: Config, step: int | None, overrides: Sequence[str], run: Run
     if step is None and finished:
         console.print(f"{run.path} has finished its {config.train.steps} steps: nothing to resume.")
         return 0
-    checkpoint = _read_checkpoint(run, step, console)  # before a model is loaded, so that a damaged one is told at once
+    with processes.agreed():  # before a model is loaded, so that a damaged one is told at once
+        checkpoint = _read_checkpoint(run, step, console)
     assembly = _assemble(config, console)
-    if overrides:
-        write_text_atomic(run.config_file, compose.dump(config))
-        before: Any = OmegaConf.load(run.overrides_file) if run.overrides_file.is_file() else []
-        write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create([*before, *overrides])))
+    with processes.agreed():
+        if overrides and processes.is_main():
+            write_text_atomic(run.config_file, compose.dump(config))
+            before: Any = OmegaConf.load(run.overrides_file) if run.overrides_file.is_file() else []
+            write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create([*before, *overrides])))
     return _fit(config, assembly, run, console, resumed=True, checkpoint=checkpoint)
 
 
@@ -158,7 +183,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
 
 
 def _assemble(config: Config, console: Console) -> Assembly:
-    with memory_errors(config):
+    with processes.agreed(), memory_errors(config):
         return assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
 
 
@@ -213,22 +238,30 @@ def _fit(
 ) -> int:
     torch.use_deterministic_algorithms(assembly.trained.device.type == "cpu")
     trainer = Trainer(config, assembly.trained, assembly.algorithm, assembly.data, assembly.evaluate, run)
-    start = trainer.restore(checkpoint) if checkpoint is not None else Progressed(0, evaluated=False)
-    run.summary_file.unlink(missing_ok=True)
-    for later, folder in list_checkpoints(run.checkpoints):
-        if later > start.step:
-            shutil.rmtree(folder)
+    with processes.agreed():
+        start = trainer.restore(checkpoint) if checkpoint is not None else Progressed(0, evaluated=False)
+    check_alike(assembly.trained, start.step)
+    if processes.is_main():
+        run.summary_file.unlink(missing_ok=True)
+        for later, folder in list_checkpoints(run.checkpoints):
+            if later > start.step:
+                shutil.rmtree(folder)
     with Progress(config.train.steps, start=start.step, console=console) as progress:
         if resumed:
             progress.note(f"resuming {run.path} after step {start.step}")
-        tracking = start_tracking(
-            config.tracker,
-            run,
-            compose.plain(config),
-            resume_step=start.step if resumed else None,
-            resume_evaluated=start.evaluated,
-            notify=progress.note,
-        )
+        with processes.agreed():
+            tracking = (
+                start_tracking(
+                    config.tracker,
+                    run,
+                    compose.plain(config),
+                    resume_step=start.step if resumed else None,
+                    resume_evaluated=start.evaluated,
+                    notify=progress.note,
+                )
+                if processes.is_main()
+                else Tracking(None, None, 0, progress.note)
+            )
         try:
             with memory_errors(config):
                 outcome = trainer.fit(start, tracking, progress)
@@ -238,6 +271,8 @@ def _fit(
     if outcome.evaluation is None:
         tracking.finish({}, 1)
         return _interrupted(outcome, run, console)
+    if not processes.is_main():
+        return 0
     write_text_atomic(run.summary_file, json.dumps({"step": outcome.step, **outcome.evaluation.metrics}, indent=2))
     location = tracking.location
     tracking.finish(outcome.evaluation.metrics, 0)
@@ -260,6 +295,19 @@ def _fit(
     return 0
 
 
+def check_alike(trained: Trained, step: int) -> None:
+    """Refuse processes that are to train together and do not start alike. Raises RunError."""
+    if processes.size() == 1:
+        return
+    sums = torch.stack([weight.detach().double().sum() for weight in trained.trainable().values()]).tolist()
+    with processes.agreed():
+        if not processes.alike((step, *sums)):
+            raise RunError(
+                "the processes of this job do not start from the same weights: give all of them the same model files, "
+                "and a run.dir that they share"
+            )
+
+
 def write_report(run: RunDirectory, console: Console) -> bool:
     """Write report.html; a page that cannot be drawn is told in a line, and no reason for a run to fail."""
     from alignrun.reports.run import run_page  # draws, and what draws is slow to import
@@ -274,6 +322,7 @@ def write_report(run: RunDirectory, console: Console) -> bool:
 
 def _interrupted(outcome: Outcome, run: RunDirectory, console: Console) -> int:
     name = signal.Signals(outcome.stopped_by).name if outcome.stopped_by else ""
-    write_report(run, console)
+    if processes.is_main():
+        write_report(run, console)
     console.print(f"stopped by {name} after step {outcome.step}: go on with `alignrun resume {run.path}`")
     return 128 + int(outcome.stopped_by or 0)

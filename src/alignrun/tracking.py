@@ -65,10 +65,10 @@ class WandbTracker:
 
 
 class Tracking:
-    """Both trackers as one. Steps must not decrease: wandb drops a row that comes after a later one."""
+    """Both trackers as one, or neither. Steps must not decrease: wandb drops a row that comes after a later one."""
 
     def __init__(
-        self, jsonl: JsonlTracker, wandb: WandbTracker | None, samples: int, notify: Callable[[str], None]
+        self, jsonl: JsonlTracker | None, wandb: WandbTracker | None, samples: int, notify: Callable[[str], None]
     ) -> None:
         self.jsonl = jsonl
         self.wandb = wandb
@@ -79,13 +79,14 @@ class Tracking:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step. Raises RunError where metrics.jsonl cannot be written."""
-        self.jsonl.log(step, metrics)
+        if self.jsonl is not None:
+            self.jsonl.log(step, metrics)
         self._try(lambda wandb: wandb.log(step, metrics))
 
     def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Record the first few samples (`tracker.samples`). Raises RunError where samples.jsonl cannot be written."""
         shown = samples[: self.samples]
-        if shown:
+        if shown and self.jsonl is not None:
             self.jsonl.log_samples(step, shown)
             self._try(lambda wandb: wandb.log_samples(step, shown))
 

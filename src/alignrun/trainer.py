@@ -6,13 +6,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from alignrun import processes
 from alignrun.algorithms.base import Algorithm, Dataset, Trained
 from alignrun.algorithms.batches import Trial, count, rows
 from alignrun.checkpoint import Checkpoint, save_checkpoint
@@ -47,7 +48,11 @@ class Outcome:
 
 
 class Trainer:
-    """Runs an algorithm from one step to the last."""
+    """Runs an algorithm from one step to the last.
+
+    Several processes run the same loop on the same batches, each with the whole trained weights; the gradient of a step
+    is the sum over them, and only the main one writes.
+    """
 
     def __init__(
         self,
@@ -98,7 +103,8 @@ class Trainer:
                 self._step(done - 1)
                 if done == train.steps:
                     break
-                signalled = stopped_by()
+                number = processes.largest(stopped_by() or 0)  # whichever process was told to stop, all do
+                signalled = signal.Signals(number) if number else None
                 if self._due(done) and not signalled:
                     self._record(done, self._evaluate())
                 if signalled or (train.checkpoint_every and done % train.checkpoint_every == 0):
@@ -121,7 +127,9 @@ class Trainer:
         return every > 0 and step % every == 0
 
     def _write_adapter(self) -> None:
-        with writing(self._run.adapter):
+        with processes.agreed(), writing(self._run.adapter):
+            if not processes.is_main():
+                return
             self._write(self._trained.save_adapter, self._run.adapter)
             for name, save in self._algorithm.exports().items():
                 self._write(save, self._run.path / name)
@@ -145,24 +153,25 @@ class Trainer:
         tokens = 0.0
         before: _Moment | None = None
         try:
-            for batch in self._algorithm.collect(given, step):
-                if before is not None:
-                    self._return_to(before)
-                    before = None
-                trial = isinstance(batch, Trial)
-                if trial:
-                    before = self._moment()
-                measured = self._update(batch.batch if trial else batch, step, given)
-                if measured is None:
-                    break  # what would follow builds on the update that was not made
-                tokens += measured.pop("tokens")
-                if not trial:
-                    updates.append(measured)
-        except RunError:
+            with processes.others_there():
+                for batch in self._algorithm.collect(given, step):
+                    if before is not None:
+                        self._return_to(before)
+                        before = None
+                    trial = isinstance(batch, Trial)
+                    if trial:
+                        before = self._moment()
+                    measured = self._update(batch.batch if trial else batch, step, given)
+                    if measured is None:
+                        break  # what would follow builds on the update that was not made
+                    tokens += measured.pop("tokens")
+                    if not trial:
+                        updates.append(measured)
+        except RunError as error:
             if before is not None:
                 self._return_to(before)
             if not updates:  # the state is still that of the step before, and worth keeping
-                self._save(Progressed(step, evaluated=True))
+                self._save(Progressed(step, evaluated=True), alone=isinstance(error, processes.Lost))
             raise
         seconds = time.perf_counter() - started
         names = updates[-1] if updates else {}
@@ -176,7 +185,8 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
         }
         if (step + 1) % self._config.train.log_every == 0:
-            self._tracking.log(step + 1, metrics)
+            with processes.agreed():
+                self._tracking.log(step + 1, metrics)
         self._progress.update(step + 1, metrics)
         self._check_drift(step + 1, metrics)
 
@@ -184,11 +194,12 @@ class Trainer:
         limit = self._config.train.max_kl
         if limit is not None and metrics.get("kl", 0.0) > limit:
             self._save(Progressed(done, evaluated=not self._due(done)))
-            raise RunError(
-                f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: the "
-                f"state is saved; go on with `alignrun resume {self._run.path} train.max_kl=…`, or from an earlier "
-                "step with a lower optim.learning_rate or a larger algo.kl_tau"
-            )
+            with processes.agreed():
+                raise RunError(
+                    f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: "
+                    f"the state is saved; go on with `alignrun resume {self._run.path} train.max_kl=…`, or from an "
+                    "earlier step with a lower optim.learning_rate or a larger algo.kl_tau"
+                )
 
     def _moment(self) -> "_Moment":
         optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
@@ -220,18 +231,19 @@ class Trainer:
         """Leave the clipped gradient of a batch in the weights, without waiting for the device.
 
         Where that takes more memory than there is, it starts again with micro-batches of half the size, which then
-        stays: the gradient is the same.
+        stays: the gradient is the same. Processes that pass through one base in step cannot do that.
 
         Returns:
             What was measured, and its sums on the device, float64, with two more numbers behind them: the gradient's
             norm before clipping, and the count by which sums and gradient are divided.
         """
         while True:
-            size = min(self._micro_batch_size or count(batch), count(batch))
+            largest = len(processes.share(count(batch)))
+            size = min(self._micro_batch_size or largest, largest)
             try:
                 return self._accumulate(batch, size)
             except torch.OutOfMemoryError:
-                if size == 1:
+                if size == 1 or processes.sharded():
                     raise
             # Out of the handler, whose traceback holds what the pass held.
             self._micro_batch_size = (size + 1) // 2
@@ -243,29 +255,45 @@ class Trainer:
 
     def _accumulate(self, batch: Any, size: int) -> tuple[list[str], torch.Tensor]:
         self._optimizer.zero_grad(set_to_none=True)
+        weights = list(self._trainable.values())
         sums: dict[str, torch.Tensor] = {}
         targets: int | torch.Tensor = 0
-        for micro in split(batch, size):
+        sequences, by_sequence = 0, []
+        for micro, counts in micro_batches(batch, size):
+            before = [weight.grad for weight in weights]
+            if not counts:
+                self._optimizer.zero_grad(set_to_none=True)
             # What no sampling has put on the device goes there in the smallest form that it has.
             loss = self._algorithm.loss(batch_to(trim(micro), self._trained.device))
             loss.total.backward()
-            targets = targets + loss.targets
-            for name, value in {**loss.metrics, "loss": loss.total.detach(), "tokens": loss.tokens}.items():
-                sums[name] = sums.get(name, 0) + value.double()
-        weights = list(self._trainable.values())
+            if not counts:
+                for weight, gradient in zip(weights, before, strict=True):
+                    weight.grad = torch.zeros_like(weight) if gradient is None else gradient
+            targets, sequences = targets + counts * loss.targets, sequences + counts * loss.sequences
+            by_sequence = list(loss.per_sequence)
+            measured = {**loss.per_sequence, **loss.metrics, "loss": loss.total.detach(), "tokens": loss.tokens}
+            for name, value in measured.items():
+                sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
         gradients = [weight.grad for weight in weights if weight.grad is not None]
+        device = self._trained.device
+        counted = [torch.as_tensor(number, dtype=torch.float64, device=device) for number in (sequences, targets)]
+        totals = processes.add_up(torch.stack([*sums.values(), *counted]))
+        processes.add_up_all(gradients)
         # One division by the global count, whatever the micro-batches were: exactly the gradient of one large batch.
-        torch._foreach_div_(gradients, targets)
+        torch._foreach_div_(gradients, totals[-1])
         limit = self._config.optim.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(weights, limit)
-        counted = torch.as_tensor(targets, dtype=torch.float64, device=norm.device)
-        return list(sums), torch.stack([*sums.values(), norm.double(), counted])
+        # Everything that was measured is divided by the targets.
+        totals[: len(by_sequence)] *= totals[-1] / totals[-2]
+        return list(sums), torch.cat([totals[:-2], norm.double()[None], totals[-1:]])
 
     def _skip(self, step: int, given: Any, metrics: dict[str, float]) -> None:
         """Write down a batch whose optimiser step is left out. Raises RunError where there have been too many."""
         path = self._run.path / "failed_batch.json"
         record = {"step": step + 1, "loss": str(metrics["loss"]), "grad_norm": str(metrics["grad_norm"])}
-        write_text_atomic(path, json.dumps(record | {"batch": as_json(given)}, ensure_ascii=False))
+        with processes.agreed():
+            if processes.is_main():
+                write_text_atomic(path, json.dumps(record | {"batch": as_json(given)}, ensure_ascii=False))
         limit = self._config.train.max_skipped_steps
         said = f"step {step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}"
         if self._skipped < limit:
@@ -273,19 +301,28 @@ class Trainer:
             self._progress.note(f"{said}: left out, {self._skipped} of at most {limit}; the batch is in {path}")
             return
         before = f", after {limit} that were left out" if limit else ""
-        raise RunError(
-            f"{said}{before}: that update was not made, the run is saved and the batch is in {path}: go on with a "
-            f"lower learning rate, `alignrun resume {self._run.path} optim.learning_rate=…`, or model.dtype=float32"
-        )
+        with processes.agreed():
+            raise RunError(
+                f"{said}{before}: that update was not made, the run is saved and the batch is in {path}: go on with a "
+                f"lower learning rate, `alignrun resume {self._run.path} optim.learning_rate=…`, or "
+                "model.dtype=float32"
+            )
 
     def _record(self, step: int, evaluation: Evaluation) -> None:
-        self._tracking.log(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
-        self._tracking.log_samples(step, evaluation.samples)
-        for name, text in evaluation.files.items():
-            write_text_atomic(self._run.path / name, text)
+        with processes.agreed():
+            self._tracking.log(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
+            self._tracking.log_samples(step, evaluation.samples)
+            for name, text in evaluation.files.items() if processes.is_main() else ():
+                write_text_atomic(self._run.path / name, text)
         self._progress.note(f"step {step}: " + ", ".join(f"{what} {value}" for what, value in evaluation.lines))
 
-    def _save(self, progressed: Progressed) -> None:
+    def _save(self, progressed: Progressed, *, alone: bool = False) -> None:
+        """Write a checkpoint; `alone` where the others can no longer be asked how it went."""
+        with nullcontext() if alone else processes.agreed():
+            if processes.is_main():
+                self._write_checkpoint(progressed)
+
+    def _write_checkpoint(self, progressed: Progressed) -> None:
         optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
         groups: dict[str, Mapping[str, torch.Tensor]] = {"weights": self._weights, "optimizer": optimizer}
         if state_beside := self._algorithm_state():
@@ -328,10 +365,20 @@ def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, gr
             tensor.copy_(saved[name])
 
 
-def split(batch: Any, size: int) -> Iterator[Any]:
-    """The batch in micro-batches of at most `size` rows."""
-    for start in range(0, count(batch), size):
-        yield rows(batch, slice(start, start + size))
+def micro_batches(batch: Any, size: int) -> Iterator[tuple[Any, bool]]:
+    """This process's rows of the batch, at most `size` at a time, and whether they count.
+
+    Processes that pass through one base in step must all take as many passes, and every one must know what is measured:
+    where its rows do not suffice, a process gets one again that does not count.
+    """
+    mine = processes.share(count(batch))
+    own = processes.own(count(batch))
+    for start in range(0, own, size):
+        stop = min(start + size, own)
+        yield rows(batch, slice(mine[start], mine[stop - 1] + 1)), True
+    taken, wanted = -(-own // size), -(-len(mine) // size) if processes.sharded() else 1
+    for _ in range(taken, wanted):
+        yield rows(batch, slice(mine[-1], mine[-1] + 1)), False
 
 
 def as_json(batch: Any) -> Any:

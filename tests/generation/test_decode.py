@@ -53,7 +53,9 @@ def draw(mix_betas, prompts=4000, tokens=3, seed=0, stop=STOP):
     if all(b >= 1 for b in mix_betas):
         decoder = MarkovDecoder(reference, None, prompts)
     sampling = Sampling(max_new_tokens=tokens, stop_ids=[stop], pad_id=PAD)
-    return sample_completions(decoder, prompts, mix_betas, sampling, torch.Generator().manual_seed(seed)), decoder
+    shape = (tokens, len(mix_betas), prompts)
+    uniforms = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return sample_completions(decoder, prompts, mix_betas, sampling, uniforms), decoder
 
 
 @pytest.mark.parametrize("mix_beta", [0.0, 0.3, 1.0])
@@ -132,7 +134,7 @@ def test_cached_equals_uncached_token_for_token(policy: Policy) -> None:
         len(prompts),
         betas,
         sampling,
-        step_generator(policy.device, 5, 0),
+        torch.rand(10, 2, 4, generator=step_generator(policy.device, 5, 0), dtype=torch.float64),
     )
     assert cached[0].tokens.shape[1] > 1
     for one, other in zip(cached, uncached, strict=True):

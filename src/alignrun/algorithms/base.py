@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -34,6 +34,10 @@ class Loss:
     """Sums over the targets, scalars without a gradient."""
     tokens: Tensor
     """Completion tokens in the micro-batch, for the throughput."""
+    per_sequence: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further metrics as sums over the sequences, where these are not the targets."""
+    sequences: int = 0
+    """What those are divided by."""
     probabilities: Tensor | None = None
     """[B] P(chosen ≻ rejected) as the model has it, of every pair, without a gradient."""
 

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
+
+from alignrun import processes
 
 Batch = TypeVar("Batch")
 
@@ -38,6 +41,13 @@ def select(batch: Batch, index: Tensor) -> Batch:
     """The rows that an index tensor names, in its order."""
     places = index.tolist()
     return _map(batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places))
+
+
+def shared(batch: Any, compute: Callable[[Any], Tensor]) -> Tensor:
+    """[B, …] what `compute` gives for each row of a batch, every process computing it for its share of the rows."""
+    if processes.size() == 1:
+        return compute(batch)
+    return processes.by_share(count(batch), lambda index: compute(select(batch, torch.tensor(index))))
 
 
 def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:

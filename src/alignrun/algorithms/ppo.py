@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
+from alignrun.algorithms.batches import shared
 from alignrun.algorithms.frozen import check_minibatches, minibatches
-from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig
+from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.signs import signs
 from alignrun.algorithms.workload import Workload
 from alignrun.config import AdapterKind, require, schema
@@ -133,12 +134,7 @@ class PPO(RewardAlgorithm):
     def _frozen(self, prompts: PromptBatch, step: int) -> Rollout:
         drawn = self.rewards.draw(prompts, step)
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
-        log_probs, reference = (
-            self.tools.policy.log_probs(role, prompts, completions, self.temperature)
-            for role in (Role.policy, Role.reference)
-        )
-        with self.value.active():
-            values = self.value.values(prompts, completions)
+        log_probs, reference, values = (part.flatten(0, 1) for part in shared(drawn, self._known).unbind(1))
         scores = (drawn.rewards - self._shift) / self._scale
         rewards = -self._kl_tau.to(log_probs) * (log_probs - reference)
         last = completions.mask.sum(1, keepdim=True) - 1
@@ -150,6 +146,17 @@ class PPO(RewardAlgorithm):
             advantages = whiten(advantages, mask)
         frozen = (part.reshape(shape) for part in (log_probs, reference, values, advantages, returns))
         return Rollout(prompts, drawn.completions, drawn.rewards, *frozen)
+
+    def _known(self, drawn: Rewarded) -> Tensor:
+        """[B, 3, K, T] log π_old, log μ and V_old at every token."""
+        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
+        log_probs = [
+            self.tools.policy.log_probs(role, drawn.prompts, completions, self.temperature)
+            for role in (Role.policy, Role.reference)
+        ]
+        with self.value.active():
+            values = self.value.values(drawn.prompts, completions)
+        return torch.stack([part.reshape(shape) for part in (*log_probs, values)], 1)
 
     def loss(self, batch: Rollout) -> Loss:
         """Both clipped losses summed over the tokens of the micro-batch."""
@@ -172,18 +179,17 @@ class PPO(RewardAlgorithm):
         surrogate = torch.where(mask, clipped_policy_loss(moved, advantages, config.clip), 0.0).sum()
         tokens = mask.sum()
         clipped = ((moved.detach().exp() - 1).abs() > config.clip) & mask
-        # Metrics are divided by tokens, and these are means over completions, of the policy that drew them.
-        weight = tokens / len(mask)
         return Loss(
             total=surrogate + config.value_weight * value_loss.detach(),
             targets=tokens,
             metrics={
-                "reward": batch.rewards.sum() * weight,
                 "value_loss": value_loss.detach(),
                 "clip_fraction": clipped.sum(),
                 "moved": (torch.expm1(moved.detach()) - moved.detach()).sum(),
                 "kl_tau": self._kl_tau.to(tokens.device) * tokens,
-                **{name: value * weight for name, value in signs(policy, completions, old, old - reference).items()},
             },
             tokens=tokens,
+            # Of the policy that drew them.
+            per_sequence={"reward": batch.rewards.sum(), **signs(policy, completions, old, old - reference)},
+            sequences=len(mask),
         )

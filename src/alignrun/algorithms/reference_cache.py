@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignrun import processes
 from alignrun.data import PairSet
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
@@ -32,13 +33,26 @@ def reference_log_probs(policy: Policy, pairs: PairSet, batch_size: int) -> Tens
     if not policy.backbone.fingerprint:
         return _compute(policy, pairs, batch_size)
     path = cache_folder() / "reference" / f"{_digest(policy, pairs)}.safetensors"
+    cached: Tensor | None = processes.told(_read(path, len(pairs)))
+    if cached is not None:
+        return cached
+    values = _compute(policy, pairs, batch_size)
+    with processes.agreed():
+        if processes.is_main():
+            _write(path, values)
+    return values
+
+
+def _read(path: Path, pairs: int) -> Tensor | None:
+    """What the cache has; None where that is absent or damaged, and so to be computed."""
     try:
         cached = load_file(path)[NAME]
-        if cached.shape == (len(pairs), 2):
-            return cached
     except (OSError, KeyError, SafetensorError):
-        pass  # absent or damaged: computed again
-    values = _compute(policy, pairs, batch_size)
+        return None
+    return cached if cached.shape == (pairs, 2) else None
+
+
+def _write(path: Path, values: Tensor) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
@@ -48,17 +62,18 @@ def reference_log_probs(policy: Policy, pairs: PairSet, batch_size: int) -> Tens
             Path(temporary).replace(path)  # another process may be writing the same
         finally:
             Path(temporary).unlink(missing_ok=True)
-    return values
 
 
 @torch.no_grad()
 def _compute(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
     values = torch.zeros(len(pairs), 2)
-    for rows, batch in zip(pairs.all_rows(batch_size), pairs.all_batches(batch_size), strict=True):
+    batches = zip(pairs.all_rows(batch_size), pairs.all_batches(batch_size), strict=True)
+    for (rows, batch), counts in processes.in_turn(batches):
         moved = batch_to(batch, policy.device)
         log_probs = policy.log_probs(Role.reference, moved.prompts, moved.completions.flat())
-        values[rows] = log_probs.sum(1).reshape(-1, 2).float().cpu()
-    return values
+        if counts:
+            values[rows] = log_probs.sum(1).reshape(-1, 2).float().cpu()
+    return processes.add_up(values)
 
 
 def _digest(policy: Policy, pairs: PairSet) -> str:

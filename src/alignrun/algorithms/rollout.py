@@ -1,15 +1,18 @@
 """Sampling and judging, as the online algorithms share it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from alignrun import processes
 from alignrun.algorithms.base import Tools
-from alignrun.algorithms.batches import rows
+from alignrun.algorithms.batches import rows, select, shared
 from alignrun.algorithms.serving import ServedPolicy
 from alignrun.config import Engine
 from alignrun.generation.decode import Sampling, needs_policy, needs_reference, sample_completions
+from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
 from alignrun.types import Completions, PromptBatch
 
@@ -33,14 +36,52 @@ def sample_streams(
     other: Role = Role.reference,
     temperatures: Sequence[float] | None = None,
 ) -> list[Completions]:
-    """Draw one completion of every prompt for each β: the policy is 0, the other role 1."""
+    """Draw one completion of every prompt for each β: the policy is 0, the other role 1.
+
+    The random numbers are those of all prompts; each process decodes its share of them, and all get the completions.
+    """
     roles = [
         role
         for role, needed in ((Role.policy, needs_policy), (other, needs_reference))
         if any(needed(beta) for beta in mix_betas)
     ]
-    decoder = policy.decoder(prompts, roles, sampling.max_new_tokens)
-    return sample_completions(decoder, len(prompts), mix_betas, sampling, generator, temperatures)
+    shape, device = (sampling.max_new_tokens, len(mix_betas), len(prompts)), policy.device
+    uniforms = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+    if processes.size() == 1:
+        decoder = policy.decoder(prompts, roles, sampling.max_new_tokens)
+        return sample_completions(decoder, len(prompts), mix_betas, sampling, uniforms, temperatures)
+    index = torch.tensor(processes.share(len(prompts)), device=device)
+    part = select(prompts, index)
+    decoder = policy.decoder(part, roles, sampling.max_new_tokens)
+    drawn = sample_completions(decoder, len(part), mix_betas, sampling, uniforms[..., index], temperatures)
+    length = processes.largest(drawn[0].tokens.shape[1])
+    ours = stack([pad(stream, length, sampling.pad_id) for stream in drawn])
+    tokens, mask = (processes.gather(side, len(prompts)) for side in (ours.tokens, ours.mask))
+    return [Completions(*stream) for stream in zip(tokens.unbind(1), mask.unbind(1), strict=True)]
+
+
+@torch.no_grad()
+def log_ratio(policy: Policy, role: Role, prompts: PromptBatch, completions: Completions, temperature: float) -> Tensor:
+    """[B, T] log π/μ of a role at every token, of the distributions that are sampled, each process taking its share.
+
+    Truncation would make it infinite and is left out.
+    """
+
+    def of(part: _Drawn) -> Tensor:
+        ours, base = (
+            policy.log_probs(name, part.prompts, part.completions, temperature) for name in (role, Role.reference)
+        )
+        return ours - base
+
+    return shared(_Drawn(prompts, completions), of)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """One completion for each of B prompts."""
+
+    prompts: PromptBatch
+    completions: Completions
 
 
 def decode_texts(policy: Policy, completions: Completions) -> list[str]:
@@ -91,7 +132,13 @@ class Rollouts:
         policy, seed = self._tools.policy, self._tools.config.seed
         if self._served is not None and not any(mix_betas):
             each = temperatures or [self._sampling.temperature] * len(mix_betas)
-            chunks = [self._served.sample(prompts, each, self._sampling, step_seed(seed, step, purpose))]
+            with processes.agreed():
+                served = (
+                    self._served.sample(prompts, each, self._sampling, step_seed(seed, step, purpose))
+                    if processes.is_main()
+                    else None
+                )
+            chunks = [[batch_to(stream, policy.device) for stream in processes.told(served)]]
         else:
             generator = step_generator(policy.device, seed, step, purpose)
             size = self._chunk or len(prompts)

@@ -1,12 +1,16 @@
 """The loss and the accuracy of an algorithm on held-out data."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from alignrun import processes
 from alignrun.algorithms.base import Algorithm, Dataset
 from alignrun.data import PairSet
 from alignrun.evaluation.calibration import accuracy
@@ -28,26 +32,28 @@ class Measured:
 
 @torch.no_grad()
 def measure(algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.device) -> Measured:
-    """Run the loss over every example once, without a gradient."""
+    """Run the loss over every example once, without a gradient; processes take the batches in turn."""
     sums: dict[str, torch.Tensor] = {}
     targets: int | torch.Tensor = 0
-    probabilities = []
-    for batch in data.all_batches(batch_size):
+    pairs = isinstance(data, PairSet)
+    probabilities = torch.zeros(len(data) if pairs else 0, dtype=torch.float64)
+    places: Iterable[Any] = data.all_rows(batch_size) if isinstance(data, PairSet) else repeat(None)
+    # The batches come first: zip asks for a place only where there is a batch.
+    for (batch, rows), counts in processes.in_turn(zip(data.all_batches(batch_size), places, strict=False)):
         loss = algorithm.loss(batch_to(batch, device))
-        targets = targets + loss.targets
         for name, value in {**loss.metrics, "loss": loss.total}.items():
-            sums[name] = sums.get(name, 0) + value.double()
+            sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
+        if not counts:
+            continue
+        targets = targets + loss.targets
         if loss.probabilities is not None:
-            probabilities.append(loss.probabilities.double())
-    total = int(targets)
-    in_order = torch.cat(probabilities).cpu().numpy() if probabilities else np.zeros(0)
-    if isinstance(data, PairSet):
-        rows = [row for rows in data.all_rows(batch_size) for row in rows]
-        in_order[rows] = in_order.copy()
+            probabilities[rows] = loss.probabilities.double().cpu()
+    added = [*(value.cpu() for value in sums.values()), torch.as_tensor(targets, dtype=torch.float64).cpu()]
+    *values, total = processes.add_up(torch.stack(added)).tolist()
     return Measured(
-        metrics={name: float(value) / total for name, value in sums.items()},
-        targets=total,
-        probabilities=in_order,
+        metrics={name: value / total for name, value in zip(sums, values, strict=True)},
+        targets=int(total),
+        probabilities=processes.add_up(probabilities).numpy(),
     )
 
 

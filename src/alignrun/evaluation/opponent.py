@@ -2,7 +2,7 @@
 
 import torch
 
-from alignrun.algorithms.rollout import decode_texts, sample_streams, step_generator
+from alignrun.algorithms.rollout import decode_texts, log_ratio, sample_streams, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
 from alignrun.evaluation.intervals import mean_interval
@@ -10,7 +10,7 @@ from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
 from alignrun.preferences.base import Preference
-from alignrun.types import Completions, Evaluation, PromptBatch
+from alignrun.types import Evaluation
 
 OPPONENT_STREAM = 2
 """Random numbers apart from those of training and of the win rate against the reference."""
@@ -57,7 +57,7 @@ class OpponentEvaluator:
                 first, second = decode_texts(policy, ours), decode_texts(policy, theirs)
                 wins.append(self._preference(prompts.texts, first, second).double())
                 mine, others = (
-                    self._log_ratio(role, prompts, completions)
+                    log_ratio(policy, role, prompts, completions, self._config.temperature).sum(1)
                     for role, completions in ((Role.policy, ours), (Role.opponent, theirs))
                 )
                 penalties.append((mine - others).double().cpu())
@@ -94,12 +94,3 @@ class OpponentEvaluator:
             ),
         ]
         return Evaluation(metrics, lines)
-
-    @torch.no_grad()
-    def _log_ratio(self, role: Role, prompts: PromptBatch, completions: Completions) -> torch.Tensor:
-        """[B] log π(y|x)/μ(y|x) of the distributions that are sampled, truncation left out."""
-        ours, base = (
-            self._policy.log_probs(name, prompts, completions, self._config.temperature).sum(1)
-            for name in (role, Role.reference)
-        )
-        return ours - base

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from alignrun.algorithms.rollout import decode_texts, sample_streams, step_generator
+from alignrun.algorithms.rollout import decode_texts, log_ratio, sample_streams, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
 from alignrun.evaluation.intervals import mean_interval
@@ -60,14 +60,9 @@ class WinRateEvaluator:
                 preferred: Sequence[float | None] = [None] * len(prompts)
                 if self._preference is not None:
                     preferred = self._preference(prompts.texts, first, second).double().tolist()
-                with torch.no_grad():
-                    # KL of the distributions that are sampled; truncation would make it infinite and is left out.
-                    mine, base = (
-                        self._policy.log_probs(role, prompts, ours, self._config.temperature)
-                        for role in (Role.policy, Role.reference)
-                    )
+                log_ratios = log_ratio(self._policy, Role.policy, prompts, ours, self._config.temperature)
                 totals += torch.stack(
-                    [(mine - base).sum(), ours.mask.sum(), theirs.mask.sum(), self._policy.ends(ours).sum()]
+                    [log_ratios.sum(), ours.mask.sum(), theirs.mask.sum(), self._policy.ends(ours).sum()]
                 ).to(totals)
                 drawn += [probability for probability in preferred if probability is not None]
                 samples += [Sample(*row) for row in zip(prompts.texts, first, second, preferred, strict=True)]

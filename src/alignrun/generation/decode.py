@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from alignrun import processes
 from alignrun.generation.mixture import mix_log_probs
 from alignrun.generation.sampling import sample, truncate
 from alignrun.types import Completions
@@ -60,30 +61,30 @@ def sample_completions(
     prompts: int,
     mix_betas: Sequence[float],
     sampling: Sampling,
-    generator: torch.Generator,
+    uniforms: Tensor,
     temperatures: Sequence[float] | None = None,
 ) -> list[Completions]:
     """Draw one completion of every prompt for each stream, y ~ Π_n softmax((1−β) log π + β log μ).
 
-    The draws depend only on `generator` and on the rows' own logits: finished sequences leave the batch without
-    changing the others.
+    A draw depends only on its own column of `uniforms` and on its row's own logits: finished sequences leave the batch
+    without changing the others, and prompts may be drawn together or apart.
 
     Args:
         decoder: rows of the roles that the streams need, each role a block of B rows, the policy's first.
         prompts: B.
         mix_betas: one β for each stream.
         sampling: lengths, stop tokens, temperature and truncation.
-        generator: on the decoder's device.
+        uniforms: [T, K, B] float64 in [0, 1) on the decoder's device, a number for every token that may be drawn.
         temperatures: one for each stream, where they are not all that of `sampling`.
 
     Returns:
         For each stream, completions of the B prompts, [B, T] with T the longest that was drawn.
     """
-    device = generator.device
+    device = uniforms.device
     logits = decoder.prefill()
     sequences = len(mix_betas) * prompts
     length = sampling.max_new_tokens
-    uniforms = torch.rand(length, sequences, generator=generator, device=device, dtype=torch.float64)
+    uniforms = uniforms.flatten(1)
     tokens = torch.full((sequences, length), sampling.pad_id, dtype=torch.long, device=device)
     mask = torch.zeros(sequences, length, dtype=torch.bool, device=device)
     stop = torch.tensor(list(sampling.stop_ids), device=device)
@@ -115,9 +116,9 @@ def sample_completions(
             break
         if (position + 1) % check_every == 0:
             keep = (~done).nonzero().flatten().tolist()
-            if not keep:
+            if processes.all_done(not keep):
                 break
-            if len(keep) < len(live) and len(keep) <= worth * len(live):
+            if keep and len(keep) < len(live) and len(keep) <= worth * len(live):
                 decoder.select(layout.rows_of(keep))
                 live = [live[row] for row in keep]
                 kept = torch.tensor(keep, device=device)

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignrun import processes
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
 from alignrun.models import adapters
 from alignrun.models.device import lay_out_weights, resolve_device, resolve_dtype
@@ -44,14 +45,19 @@ class Backbone:
             dtype = torch.float32  # small updates of bfloat16 weights would be rounded away
         torch.manual_seed(seed)  # random bases, and after them the adapter's random factor
         model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
-        if adapter.name is not AdapterKind.qlora:  # a quantised base is already in place
+        if adapter.name is not AdapterKind.qlora and not processes.sharded():  # a quantised base is already in place
             model.to(device)
-        if adapter.name is AdapterKind.lora:  # a base that stays as it is
+        if adapter.name is AdapterKind.lora and not processes.sharded():  # a base that stays as it is
             lay_out_weights(model)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         backbone = cls(model, tokenizer, config)
+        if processes.sharded():
+            from alignrun.models.sharding import shard
+
+            _ = backbone.fingerprint  # before the weights are split, which it needs whole
+            shard(model.requires_grad_(False), device)
         backbone.settle()
         return backbone
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from alignrun import processes
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
 from alignrun.data import PreferenceEncoder, RewardEncoder, collate, padding_id
 from alignrun.errors import InputError, RunError, one_line
@@ -49,15 +50,20 @@ class TextScorer:
                     f"{len(head) + len(tail)}: lower generation.max_new_tokens or data.max_prompt_tokens"
                 )
             questions.append((tuple(head), tuple(tail)))
-        known: dict[Question, float] = {}
-        for heads, tails in self._batches(questions):
+        places: dict[Question, int] = {}
+        scores = torch.zeros(len(set(questions)), dtype=torch.float64)
+        batches = list(self._batches(questions))
+        for heads, tails in batches:
+            for question in _asked(heads, tails):
+                places[question] = len(places)
+        for (heads, tails), counts in processes.in_turn(batches):
             prompts, batch = collate(heads, tails, [""] * len(heads), self._pad_id)
             flat = batch.flat()
             device = self._scorer.device
-            scores = self._scorer.frozen_scores(batch_to(prompts, device), batch_to(flat, device)).tolist()
-            asked = [(head, tail) for head, group in zip(heads, tails, strict=True) for tail in group]
-            known |= dict(zip(asked, scores, strict=True))
-        return torch.tensor([known[question] for question in questions])
+            scored = self._scorer.frozen_scores(batch_to(prompts, device), batch_to(flat, device))
+            if counts:
+                scores[[places[question] for question in _asked(heads, tails)]] = scored.double().cpu()
+        return processes.add_up(scores)[[places[question] for question in questions]].float()
 
     def _batches(
         self, questions: Sequence[Question]
@@ -77,6 +83,10 @@ class TextScorer:
             rest = iter(groups)
             while chunk := list(islice(rest, max(1, self._batch_size // count))):
                 yield [head for head, _ in chunk], [part for _, part in chunk]
+
+
+def _asked(heads: Sequence[tuple[int, ...]], tails: Sequence[Sequence[tuple[int, ...]]]) -> list[Question]:
+    return [(head, tail) for head, group in zip(heads, tails, strict=True) for tail in group]
 
 
 def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbone) -> TextScorer:

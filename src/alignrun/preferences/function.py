@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignrun import processes
 from alignrun.config import require, schema
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.preferences.base import Preference, Reward, preference
@@ -110,6 +111,13 @@ def import_function(path: str) -> Callable[..., Any]:
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: list[str]) -> Tensor:
+    """[B] what the function returns for the rows of its arguments, each process asking it about its share."""
+    return processes.by_share(
+        len(arguments[0]), lambda rows: _ask(name, function, *([side[row] for row in rows] for side in arguments))
+    )
+
+
+def _ask(name: str, function: Callable[..., Any], *arguments: list[str]) -> Tensor:
     try:
         values = torch.as_tensor(function(*arguments), dtype=torch.float32).flatten().cpu()
     except Exception as error:  # the user's code may raise anything

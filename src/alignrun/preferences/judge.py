@@ -13,6 +13,7 @@ import httpx2
 import torch
 from torch import Tensor
 
+from alignrun import processes
 from alignrun.errors import RunError
 from alignrun.models.sources import cache_folder
 from alignrun.preferences.base import Preference, preference
@@ -50,12 +51,17 @@ class JudgePreference(Preference):
         self.stats = Stats()
 
     def counts(self) -> dict[str, float]:
-        """What was asked, found in the cache, and answered without a verdict, since the start."""
-        return {f"judge/{name}": float(value) for name, value in asdict(self.stats).items()}
+        """What was asked, found in the cache, and answered without a verdict, since the start, by all processes."""
+        counted = asdict(self.stats)
+        total = processes.add_up(torch.tensor([float(value) for value in counted.values()])).tolist()
+        return {f"judge/{name}": value for name, value in zip(counted, total, strict=True)}
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] the average of both orders; equal completions tie without being judged."""
+        """[B] the average of both orders; equal completions tie without being judged. Processes share the questions."""
         rows = list(zip(prompts, first, second, strict=True))
+        return processes.by_share(len(rows), lambda share: self._probabilities([rows[row] for row in share]))
+
+    def _probabilities(self, rows: Sequence[Question]) -> Tensor:
         pairs = [(prompt, one, other) for prompt, one, other in rows if one != other]
         verdicts = asyncio.run(self._judge([*pairs, *map(swapped, pairs)])) if pairs else {}
         leads = [verdicts[row] - verdicts[swapped(row)] if row in verdicts else 0.0 for row in rows]

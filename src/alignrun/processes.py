@@ -1,0 +1,264 @@
+"""The processes that train one policy together: which one this is, whose rows are whose, and what all of them know.
+
+`accelerate launch` or `torchrun` starts them. Every one holds the trained weights and sees the whole batch of a step;
+what is dear, decoding, judging and the passes through the model, is shared out by rows, and what comes of it goes to
+all. So a step is the same for any number of processes, up to the order of sums. Without a launcher there is a single
+process, and nothing here waits.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alignrun.errors import AlignrunError, InputError, RunError, one_line
+
+Item = TypeVar("Item")
+
+GONE = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", "socket timeout")
+"""What errors of torch say where another process cannot be reached."""
+
+
+def launched() -> int:
+    """How many processes a launcher has started for this job; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def start(device: torch.device) -> None:
+    """Join the other processes of the job; with a single process, nothing.
+
+    Raises:
+        InputError: the launcher asks for what does not go with this, or the others cannot be reached.
+    """
+    if launched() == 1 or dist.is_initialized():
+        return
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
+        raise InputError(
+            "accelerate launch --use_deepspeed is not supported: what ZeRO-3 shards, the frozen base, "
+            "`--use_fsdp --fsdp_version 2` shards too, and without it every process holds adapter and optimiser"
+        )
+    if sharded() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise InputError("accelerate launch --use_fsdp: add --fsdp_version 2, the first version is not supported")
+    if device.index is not None:
+        raise InputError(
+            f"model.device={device} names one device for {launched()} processes: use auto, which gives each its own"
+        )
+    from accelerate import PartialState  # here, since a single process does without it
+
+    minutes = float(os.environ.get("ALIGNRUN_TIMEOUT_MINUTES", "30"))
+    try:
+        # It picks the backend, and the GPU of this process.
+        PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=minutes))
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"the {launched()} processes of this job do not find each other: {one_line(error)}") from None
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Within the context the processes of the job work together, unless they do so already. Raises as `start`."""
+    found = dist.is_initialized()
+    start(device)
+    together = False
+    try:
+        yield
+        together = True
+    except AlignrunError as error:
+        together = error.agreed
+        raise
+    finally:
+        if together and dist.is_initialized() and not found:
+            # One that leaves before the others are done may abort.
+            with others_there():
+                dist.barrier()
+            dist.destroy_process_group()
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is the one that writes files and speaks to the user."""
+    return rank() == 0
+
+
+def sharded() -> bool:
+    """Whether the launcher wants the base split among the processes, which then pass through it in step (FSDP2)."""
+    return launched() > 1 and _flag("ACCELERATE_USE_FSDP")
+
+
+def share(count: int) -> list[int]:
+    """Which of so many rows are computed here; as many for each process, and so the last may be given some again."""
+    each = -(-count // size())
+    return [min(row, count - 1) for row in range(rank() * each, (rank() + 1) * each)]
+
+
+def own(count: int) -> int:
+    """How many rows of `share` no other process has: those that are to be counted, the first of them."""
+    each = -(-count // size())
+    return max(0, min(each, count - rank() * each))
+
+
+def by_share(count: int, compute: Callable[[list[int]], Tensor]) -> Tensor:
+    """[count, …] from `compute`, which each process calls for the rows of its share; what fails on one fails on all.
+
+    What it gives has one shape everywhere, but for the rows.
+    """
+    if size() == 1:
+        return compute(list(range(count)))
+    with agreed():
+        part = compute(share(count))
+    return gather(part, count)
+
+
+def in_turn(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    """Every process its turn: one item of each `size()`, and whether it counts.
+
+    Where they do not come out even, the last one is given to several and counts once: all take as many steps.
+    """
+    rest = iter(items)
+    while group := list(islice(rest, size())):
+        yield group[min(rank(), len(group) - 1)], rank() < len(group)
+
+
+def gather(part: Tensor, count: int) -> Tensor:
+    """[count, …] the rows of all processes in order, from those of each one's `share`, of one shape everywhere."""
+    if size() == 1:
+        return part
+    sent = part.to(_wire()).contiguous()
+    if part.dtype is torch.bool:  # which gloo does not know
+        sent = sent.to(torch.uint8)
+    parts = [torch.empty_like(sent) for _ in range(size())]
+    with others_there():
+        dist.all_gather(parts, sent)
+    return torch.cat(parts)[:count].to(part)
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over the processes, to the last bit the same on all of them."""
+    if size() == 1:
+        return tensor
+    sent = tensor.to(_wire(), copy=True)
+    with others_there():
+        dist.all_reduce(sent)
+    return sent.to(tensor)
+
+
+def add_up_all(tensors: Sequence[Tensor]) -> None:
+    """The same for many tensors, in place and together."""
+    if size() == 1:
+        return
+    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):  # in one order everywhere
+        group = [tensor for tensor in tensors if tensor.dtype is kind]
+        total = add_up(torch.cat([tensor.flatten() for tensor in group]))
+        for tensor, part in zip(group, total.split([tensor.numel() for tensor in group]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def largest(value: int) -> int:
+    """The largest of a number over the processes."""
+    return max(_all(value)) if size() > 1 else value
+
+
+def all_done(done: bool) -> bool:
+    """Whether this process is done and, where all pass through one base in step, all the others are too."""
+    return all(_all(done)) if sharded() else done
+
+
+def told(value: Any) -> Any:
+    """What the main process has."""
+    if size() == 1:
+        return value
+    values = [value]
+    with others_there():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def alike(value: Any) -> bool:
+    """Whether all processes have the same."""
+    return size() == 1 or len(set(_all(value))) == 1
+
+
+def speaks(error: AlignrunError) -> bool:
+    """Whether this process tells the user of an error: what comes before they join comes in all of them."""
+    return is_main() or (dist.is_initialized() and not error.agreed)
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """What fails within the context on one process fails on all of them, in the same way, and is told once.
+
+    Raises:
+        AlignrunError: that of the first process that has one.
+    """
+    failure: AlignrunError | None = None
+    try:
+        yield
+    except AlignrunError as error:
+        if size() == 1 or isinstance(error, Lost):
+            raise
+        failure = error
+    if size() == 1:
+        return
+    failures = _all(None if failure is None else (type(failure), str(failure)))
+    for place, found in enumerate(failures):
+        if found is not None:
+            kind, text = found
+            ours: AlignrunError = failure if place == rank() and failure is not None else kind(text)
+            ours.agreed = True
+            raise ours
+
+
+class Lost(RunError):
+    """Another process of the job is gone."""
+
+
+@contextmanager
+def others_there() -> Iterator[None]:
+    """Turn torch's errors about processes that are gone into one line.
+
+    Raises:
+        Lost: another process cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        if size() == 1 or not (isinstance(error, dist.DistError) or any(word in text for word in GONE)):
+            raise
+        raise Lost(
+            f"process {rank()} of {size()} has lost another one ({one_line(error, 120)}): see what that one said, then "
+            "go on from the last checkpoint with `alignrun resume RUN`, with as many processes as you like"
+        ) from None
+
+
+def _all(value: Any) -> list[Any]:
+    values: list[Any] = [None] * size()
+    with others_there():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _wire() -> torch.device:
+    """Where tensors must be to be sent."""
+    from accelerate import PartialState
+
+    device: torch.device = PartialState().device
+    return device
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true")

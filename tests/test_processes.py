@@ -1,0 +1,333 @@
+"""Several processes train what one would: data-parallel and with the base split (FSDP2), here on the CPU over gloo."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ONLINE, refused_smoke
+from safetensors.torch import load_file
+
+from alignrun import cli, processes, trainer
+from alignrun.algorithms.base import discover
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What `accelerate launch --use_fsdp --fsdp_version 2` puts into the environment of a process."""
+OFFLINE = sorted(name for name, kind in discover().items() if not kind.online)
+SMOKE = (
+    "experiment=smoke",
+    "model.device=cpu",
+    "train.steps=2",
+    "train.checkpoint_every=0",
+    "train.micro_batch_size=null",
+    "optim.learning_rate=0.001",  # with more, sums in another order may end in another token
+    "optim.epsilon=1e-4",  # with less, Adam makes a step of the rounding error of a gradient that is zero
+)
+CLOCK = ("seconds", "tokens_per_second")
+
+
+def torchrun(count: int, *command: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *command]
+    return subprocess.Popen(
+        launcher, env=ENVIRONMENT | environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def alignrun(count: int, *arguments: str, **environment: str) -> tuple[int, str]:
+    job = torchrun(count, "-m", "alignrun", *arguments, **environment)
+    said, _ = job.communicate(timeout=300)
+    return job.returncode, said
+
+
+def together(folder: Path, count: int, commands: list[list[str]], **environment: str) -> None:
+    """All commands in one job, since starting one takes seconds."""
+    file = folder / "commands.json"
+    file.write_text(json.dumps(commands))
+    job = torchrun(count, str(Path(__file__).with_name("several.py")), str(file), **environment)
+    said, _ = job.communicate(timeout=900)
+    assert job.returncode == 0, said
+
+
+def measured(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key not in CLOCK} for row in rows]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (last,) = (run / "checkpoints").iterdir()
+    files = {file.stem: load_file(file) for file in last.glob("*.safetensors")}
+    return {f"{stem}.{name}": value for stem, tensors in files.items() for name, value in tensors.items()}
+
+
+def samples(run: Path) -> str:
+    file = run / "samples.jsonl"
+    return file.read_text() if file.is_file() else ""
+
+
+def assert_the_same(one: Path, other: Path) -> None:
+    """Up to the order of sums, which Adam carries on: it divides by the size of gradients that may be tiny."""
+    for ours, theirs in zip(measured(one), measured(other), strict=True):
+        if ours["step"] == 1 and one.name.startswith(("dpo", "ipo", "gpo")):
+            ours.pop("accuracy"), theirs.pop("accuracy")  # the sign of margins that are zero up to rounding
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5)
+    assert samples(one) == samples(other)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Arguments by name: every algorithm, and what else passes through a model."""
+    folder = tmp_path_factory.mktemp("data")
+    pairs, demonstrations = folder / "pairs.jsonl", folder / "demonstrations.jsonl"
+    rows = [
+        {"prompt": f"Say {'so ' * (row % 3)}{row}", "chosen": "yes " * (1 + row % 4), "rejected": "no " * (1 + row % 3)}
+        for row in range(11)
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    demonstrations.write_text(
+        "".join(json.dumps({"prompt": row["prompt"], "completion": row["chosen"]}) + "\n" for row in rows)
+    )
+
+    def data(file: Path) -> list[str]:
+        return ["data=jsonl", f"data.path={file}", f"data.eval_path={file}", "data.eval_size=11", "preference=none"]
+
+    found = {name: [f"algo={name}"] for name in ONLINE}
+    found |= {name: [f"algo={name}", *data(demonstrations if name == "sft" else pairs)] for name in OFFLINE}
+    found["dpo with the reference ahead"] = [*found["dpo"], "algo.precompute_reference=true"]
+    found["minibatches"] = ["algo=ppo", "algo.minibatches=2", "algo.epochs=2", "algo.kl_target=1.0"]
+    found["uneven"] = ["algo=ppo", "train.batch_size=3", "data.eval_size=5", "train.micro_batch_size=1"]
+    found["checkpointing"] = ["algo=nash_md", "model.gradient_checkpointing=true"]
+    feedback = folder / "feedback"
+    assert cli.main([*SMOKE, *found["reward_model"], f"run.dir={feedback}"]) == 0
+    found["learned"] = ["algo=nash_md", "preference=bradley_terry", f"preference.path={feedback}"]
+    return found
+
+
+CASES = [*ONLINE, *OFFLINE, "dpo with the reference ahead", "minibatches", "uneven", "checkpointing", "learned"]
+
+
+@pytest.fixture(scope="module")
+def alone(cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of one process are, each under the name of its case."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, arguments in cases.items():
+        assert cli.main([*SMOKE, *arguments, f"run.dir='{folder / name}'"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module", params=["data parallel", "split"])
+def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of two processes are."""
+    folder = tmp_path_factory.mktemp("two")
+    commands = [[*SMOKE, *arguments, f"run.dir='{folder / name}'"] for name, arguments in cases.items()]
+    together(folder, 2, commands, ALIGNRUN_CACHE=str(folder / "cache"), **(SPLIT if request.param == "split" else {}))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_what_one_does(name: str, alone: Path, two: Path) -> None:
+    assert_the_same(alone / name, two / name)
+
+
+@pytest.mark.slow
+def test_a_split_base_is_held_in_parts(two: Path, request: pytest.FixtureRequest) -> None:
+    """Adapters, embeddings and head are whole everywhere; of the layers each process has half."""
+    split = request.node.callspec.params["two"] == "split"
+    held = [json.loads((two / "nash_md" / f"held-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [total for _, total in held] == [held[0][1]] * 2
+    assert all(part < 0.8 * total if split else part == total for part, total in held)
+
+
+def test_rows_are_shared_out_and_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size, count in [(1, 5), (2, 4), (2, 5), (3, 4), (4, 2)]:
+        monkeypatch.setattr(processes, "size", lambda size=size: size)
+        parts, counted, micro = [], [], []
+        for rank in range(size):
+            monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+            parts.append(processes.share(count))
+            counted += parts[-1][: processes.own(count)]
+            batches = [batch for batch, counts in trainer.micro_batches(Rows(torch.arange(count)), 2) if counts]
+            micro += [row for batch in batches for row in batch.values.tolist()]
+        assert len({len(part) for part in parts}) == 1  # nobody waits for more
+        assert [row for part in parts for row in part][:count] == counted == micro == list(range(count))
+
+
+@dataclass(frozen=True)
+class Rows:
+    values: torch.Tensor
+
+
+def test_in_turn_everything_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "size", lambda: 3)
+    taken = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        taken.append(list(processes.in_turn("abcd")))
+    assert [len(steps) for steps in taken] == [2, 2, 2]
+    assert sorted(item for steps in taken for item, counts in steps if counts) == list("abcd")
+
+
+RUN = ("experiment=smoke", "model.device=cpu", "train.checkpoint_every=1", "evaluation.every=2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["ddp", "fsdp2"])
+def test_accelerate_launch_and_resuming_under_another_number(kind: list[str], tmp_path: Path) -> None:
+    """Two processes make half of the run and one the rest; it is the run of one process, and only one has written."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    steps = ["train.steps=4", "train.micro_batch_size=null", "optim.epsilon=1e-4", "optim.schedule=constant"]
+    assert cli.main([*RUN, *steps, f"run.dir={whole}"]) == 0
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", "2", "-m", "alignrun"]
+    done = subprocess.run(
+        [*launcher, *RUN, *steps, "train.steps=2", f"run.dir={run}"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 2/2") == 1
+    assert done.stdout.count("nash_md on tiny: 2 steps") == 1
+    assert cli.main(["resume", str(run), "train.steps=4"]) == 0
+    for file in ("metrics.jsonl", "samples.jsonl"):
+        assert len((run / file).read_text().splitlines()) >= len((whole / file).read_text().splitlines())
+    rows = {(row["step"], "loss" in row): row for row in measured(run)}
+    for row in measured(whole):
+        assert row == pytest.approx(rows[row["step"], "loss" in row], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_one_process_resumes_as_two_and_a_stop_signal_stops_all(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli.main([*RUN, "train.steps=1", f"run.dir={run}"]) == 0
+    job = torchrun(2, "-m", "alignrun", "resume", str(run), "train.steps=100000")
+    wait_for_step(run, 4)
+    job.send_signal(signal.SIGTERM)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert said.count("stopped by SIGTERM") == 1
+    step = int(re.search(r"stopped by SIGTERM after step (\d+)", said)[1])
+    assert (run / "checkpoints" / f"step-{step}").is_dir()
+    code, said = alignrun(2, "resume", str(run), f"train.steps={step + 2}")
+    assert code == 0, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_job_and_loses_nothing(victim: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = torchrun(2, "-m", "alignrun", *RUN, "train.steps=100000", f"run.dir={run}")
+    wait_for_step(run, 3)
+    os.kill(worker(job.pid, victim), signal.SIGKILL)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode != 0
+    lines = [line for line in said.splitlines() if line.startswith("alignrun: error")]
+    assert len(lines) == 1
+    assert f"process {1 - victim} of 2 has lost another one" in lines[0]
+    assert "alignrun resume RUN" in lines[0]
+    steps = max(row["step"] for row in measured(run))
+    code, said = alignrun(2, "resume", str(run), f"train.steps={steps + 1}")
+    assert code == 0, said
+    assert [row["step"] for row in measured(run) if "loss" in row] == list(range(1, steps + 2))
+
+
+@pytest.mark.slow
+def test_what_fails_in_one_process_is_told_once(tmp_path: Path) -> None:
+    """A judge that only the second process finds broken: the main one saves, and says it."""
+    (tmp_path / "judging.py").write_text(
+        "import os\n\ndef judge(prompts, first, second):\n"
+        "    if os.environ['RANK'] == '1' and os.path.exists('broken'):\n        raise OSError('no connection')\n"
+        "    return [0.5] * len(prompts)\n"
+    )
+    arguments = [*RUN, "preference=function", "preference.function=judging:judge", "train.steps=100000"]
+    job = torchrun(2, "-m", "alignrun", *arguments, f"run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    wait_for_step(tmp_path / "run", 2)
+    (tmp_path / "broken").touch()
+    said, _ = job.communicate(timeout=120)
+    assert [line for line in said.splitlines() if line.startswith("alignrun: error")] == [
+        "alignrun: error: preference.function=judging:judge failed: OSError: no connection"
+    ]
+    assert job.returncode != 0
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["algo=nash_mdd"], "nash_mdd"),  # before the processes have joined
+        (["algo=sft"], "a prompt without a completion"),  # and after
+        (["-m", "seed=1,2"], "is one process"),
+    ],
+)
+def test_bad_input_is_told_once(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    given = [] if "-m" in arguments else [f"run.dir={tmp_path / 'run'}"]
+    code, said = alignrun(2, "experiment=smoke", "model.device=cpu", *arguments, *given)
+    lines = [line for line in said.splitlines() if line.startswith("alignrun: error")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert code != 0
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        (["adapter=none"], SPLIT, "adapter=none"),
+        ([], {"ACCELERATE_USE_FSDP": "true"}, "--fsdp_version 2"),
+        ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_deepspeed"),
+        (["model.device=cpu:0"], {}, "names one device for 2 processes"),
+        (["eval"], {}, "is one process"),
+    ],
+)
+def test_what_does_not_go_with_several_processes(
+    arguments: list[str],
+    environment: dict[str, str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: None)
+    if arguments == ["eval"]:
+        assert cli.main(["eval", "runs=[a,b]"]) == 2
+        error = capsys.readouterr().err.strip()
+    else:
+        error = refused_smoke(capsys, tmp_path, *arguments)
+    assert expected in error
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    for _ in range(1200):
+        if (run / "metrics.jsonl").is_file() and any(row["step"] >= step for row in measured(run)):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the job does not come so far")
+
+
+def worker(launcher: int, rank: int) -> int:
+    """The pid of a process of the job."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                if parent == launcher and f"RANK={rank}".encode() in variables:
+                    return int(folder.name)
+    raise AssertionError("no such process")
