@@ -102,6 +102,7 @@ class Soak:
     def again(self, enough: Callable[[], bool]) -> None:
         """Make the run once more, with a fault in every attempt until there have been enough."""
         run = self.folder / f"run-{self.runs}"
+        self.log.unlink()  # or it would itself become larger than a full disk lets a file be
         faults = (self.signal, self.signal, self.full_disk, self.damage)
         for attempt in range(1000):
             self.resumes += (run / "config.yaml").is_file()
