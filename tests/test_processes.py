@@ -109,6 +109,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     found["dpo with the reference ahead"] = [*found["dpo"], "algo.precompute_reference=true"]
     found["minibatches"] = ["algo=ppo", "algo.minibatches=2", "algo.epochs=2", "algo.kl_target=1.0"]
     found["uneven"] = ["algo=ppo", "train.batch_size=3", "data.eval_size=5", "train.micro_batch_size=1"]
+    # Completions end at different times in the two, and so one must wait for the other.
+    found["early"] = ["generation.max_new_tokens=160", "algo.samples_per_prompt=1", "evaluation.batch_size=2"]
+    found["early"] += ["train.batch_size=2"]
     found["checkpointing"] = ["algo=nash_md", "model.gradient_checkpointing=true"]
     feedback = folder / "feedback"
     assert cli.main([*SMOKE, *found["reward_model"], f"run.dir={feedback}"]) == 0
@@ -116,7 +119,16 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return found
 
 
-CASES = [*ONLINE, *OFFLINE, "dpo with the reference ahead", "minibatches", "uneven", "checkpointing", "learned"]
+CASES = [
+    *ONLINE,
+    *OFFLINE,
+    "dpo with the reference ahead",
+    "minibatches",
+    "uneven",
+    "early",
+    "checkpointing",
+    "learned",
+]
 
 
 @pytest.fixture(scope="module")
