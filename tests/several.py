@@ -29,8 +29,6 @@ if __name__ == "__main__":
     Trainer.fit = fit_and_tell  # type: ignore[method-assign]
     processes.start(torch.device("cpu"))
     codes = [cli.main(command) for command in json.loads(Path(sys.argv[1]).read_text())]
-    with processes.others_there():
-        torch.distributed.barrier()
     if any(codes):
-        sys.exit(f"exit codes {codes}")
-    torch.distributed.destroy_process_group()
+        print(f"exit codes {codes}")
+    processes.leave(int(any(codes)))

@@ -33,6 +33,7 @@ SMOKE = (
     "optim.learning_rate=0.001",  # with more, sums in another order may end in another token
     "optim.epsilon=1e-4",  # with less, Adam makes a step of the rounding error of a gradient that is zero
 )
+CONFIGS = Path(__file__).parents[1] / "scripts" / "accelerate"
 CLOCK = ("seconds", "tokens_per_second")
 
 
@@ -40,6 +41,21 @@ def torchrun(count: int, *command: str, cwd: Path | None = None, **environment: 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *command]
     return subprocess.Popen(
         launcher, env=ENVIRONMENT | environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def accelerate(kind: str, *arguments: str, machine: int | None = None) -> subprocess.Popen[str]:
+    """Two processes under one of the configurations in scripts/accelerate, on one machine or, as if, on two."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{kind}.yaml")]
+    launcher += ["--num_processes", "2"]
+    if machine is not None:
+        launcher += ["--main_process_ip", "127.0.0.1", "--machine_rank", str(machine), "--main_process_port", "29517"]
+    return subprocess.Popen(
+        [*launcher, "-m", "alignrun", *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -108,7 +124,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     found |= {name: [f"algo={name}", *data(demonstrations if name == "sft" else pairs)] for name in OFFLINE}
     found["dpo with the reference ahead"] = [*found["dpo"], "algo.precompute_reference=true"]
     found["minibatches"] = ["algo=ppo", "algo.minibatches=2", "algo.epochs=2", "algo.kl_target=1.0"]
-    found["uneven"] = ["algo=ppo", "train.batch_size=3", "data.eval_size=5", "train.micro_batch_size=1"]
+    found["uneven"] = ["algo=ppo", "train.batch_size=5", "data.eval_size=5", "train.micro_batch_size=1"]
     # Completions end at different times in the two, and so one must wait for the other.
     found["early"] = ["generation.max_new_tokens=160", "algo.samples_per_prompt=1", "evaluation.batch_size=2"]
     found["early"] += ["train.batch_size=2"]
@@ -197,23 +213,20 @@ RUN = ("experiment=smoke", "model.device=cpu", "train.checkpoint_every=1", "eval
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["ddp", "fsdp2"])
-def test_accelerate_launch_and_resuming_under_another_number(kind: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["data_parallel", "fsdp2", "two_machines"])
+def test_accelerate_launch_and_resuming_under_another_number(kind: str, tmp_path: Path) -> None:
     """Two processes make half of the run and one the rest; it is the run of one process, and only one has written."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     steps = ["train.steps=4", "train.micro_batch_size=null", "optim.epsilon=1e-4", "optim.schedule=constant"]
     assert cli.main([*RUN, *steps, f"run.dir={whole}"]) == 0
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", "2", "-m", "alignrun"]
-    done = subprocess.run(
-        [*launcher, *RUN, *steps, "train.steps=2", f"run.dir={run}"],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    given = [*RUN, *steps, "train.steps=2", f"run.dir={run}"]
+    jobs = (
+        [accelerate(kind, *given)] if kind != "two_machines" else [accelerate(kind, *given, machine=n) for n in (0, 1)]
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 2/2") == 1
-    assert done.stdout.count("nash_md on tiny: 2 steps") == 1
+    said = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * len(jobs), said
+    assert "".join(said).count("step 2/2") == 1
+    assert "".join(said).count("nash_md on tiny: 2 steps") == 1
     assert cli.main(["resume", str(run), "train.steps=4"]) == 0
     for file in ("metrics.jsonl", "samples.jsonl"):
         assert len((run / file).read_text().splitlines()) >= len((whole / file).read_text().splitlines())

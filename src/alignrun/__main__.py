@@ -1,7 +1,5 @@
 """`python -m alignrun`, for launchers that start modules."""
 
-import sys
+from alignrun.cli import entry
 
-from alignrun.cli import main
-
-sys.exit(main())
+entry()

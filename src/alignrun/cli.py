@@ -36,6 +36,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """How argparse reads the options of all commands."""
 
 
+def entry() -> None:
+    """What the `alignrun` script and `python -m alignrun` do."""
+    code = main()
+    processes.leave(code)
+    sys.exit(code)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 a run that failed, 2 bad input, 128+n stopped by signal n."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -26,8 +26,17 @@ from alignrun.errors import InputError, one_line
 from alignrun.preferences import PREFERENCES
 
 VERSION_BASE = "1.3"
+PLUGINS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+    "optuna": "hydra-optuna-sweeper",
+}
+"""Hydra's launchers and sweepers that sweeps have been tried with, and the package of each."""
 
 Root = TypeVar("Root", Config, TournamentConfig)
+Section = TypeVar("Section")
 
 
 def config_folder() -> Path:
@@ -74,6 +83,31 @@ def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
             return typed(hydra_compose(name, overrides=list(overrides)), kind)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, kind)) from error
+
+
+def compose_hydra(overrides: Sequence[str]) -> None:
+    """Check settings of Hydra itself, its launcher and its sweeper. Raises InputError, as `compose`, and where a plugin
+    is not installed."""
+    register_schemas()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+            hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+    except MissingConfigException as error:
+        name = str(error.missing_cfg_file).rpartition("/")[2]
+        if name not in PLUGINS:
+            chosen = str(error.missing_cfg_file).replace(f"/{name}", f"={name}")
+            raise InputError(f"config: {chosen} does not exist: choose from basic, {', '.join(PLUGINS)}") from error
+        raise InputError(f"config: {error.missing_cfg_file} is not installed: pip install {PLUGINS[name]}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error)) from error
+
+
+def typed_section(composed: DictConfig, name: str, kind: type[Section]) -> Section:
+    """One section of a composed configuration as a frozen dataclass."""
+    section = OmegaConf.to_object(composed[name])
+    assert isinstance(section, kind)
+    return section
 
 
 def typed(composed: DictConfig, kind: type[Root]) -> Root:

@@ -6,7 +6,9 @@ all. So a step is the same for any number of processes, up to the order of sums.
 process, and nothing here waits.
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -61,8 +63,7 @@ def start(device: torch.device) -> None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Within the context the processes of the job work together, unless they do so already. Raises as `start`."""
-    found = dist.is_initialized()
+    """Within the context the processes of the job work together, and leave when all are done. Raises as `start`."""
     start(device)
     together = False
     try:
@@ -72,11 +73,23 @@ def joined(device: torch.device) -> Iterator[None]:
         together = error.agreed
         raise
     finally:
-        if together and dist.is_initialized() and not found:
-            # One that leaves before the others are done may abort.
+        if together and dist.is_initialized():
             with others_there():
                 dist.barrier()
-            dist.destroy_process_group()
+
+
+def leave(code: int) -> None:
+    """End this process where it is one of several; a single one returns.
+
+    What Python has to do at its exit is done. torch is not asked to take down its group of processes: that aborts now
+    and then, when the others do the same.
+    """
+    if not dist.is_initialized():
+        return
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def size() -> int:

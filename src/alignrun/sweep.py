@@ -1,18 +1,22 @@
 """`alignrun -m`: Hydra's multirun, each run in a process and a directory of its own, and a table at the end."""
 
 import json
+import logging
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import hydra
+from accelerate.utils import patch_environment
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
@@ -24,12 +28,17 @@ from rich.text import Text
 
 from alignrun import compose
 from alignrun.build import check
-from alignrun.errors import InputError, one_line
+from alignrun.config import Pruner, SweepConfig
+from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.ranking import rank
 from alignrun.evaluation.results import Estimate, Point, RunResult, SweepResult
+from alignrun.job import Job, read_job, write_job
+from alignrun.pruning import check_pruning, falls_behind, scores
 from alignrun.reports.record import read
 from alignrun.run_directory import RunDirectory, write_text_atomic
 
+POLL = 1.0
+"""Seconds between two looks at whether a run falls behind."""
 COLUMNS = ("win_rate", "kl", "exploitability", "duality_gap", "accuracy", "log_loss", "loss")
 """The final metrics in the table, where there are any."""
 
@@ -49,9 +58,11 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         raise InputError("config: hydra.sweep.dir must be a plain path, without interpolations")
     if any(override.get_key_element() == "run.dir" for override in parsed):
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
+    check_launcher(parsed)
     configs = [compose.compose(combination) for combination in combinations(parsed)]
     for config in configs:
         check(config)
+        check_pruning(config)
     command, confidence = shlex.join(["alignrun", *arguments]), configs[0].evaluation.confidence
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -59,59 +70,135 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         raise InputError(f"cannot create {directory}: {error.strerror}; choose another hydra.sweep.dir") from None
     if not given:
         overrides.append(f"hydra.sweep.dir={directory}")
+    overrides += sweeper_settings(parsed)
     compose.register_schemas()
     entry = hydra.main(
         version_base=compose.VERSION_BASE, config_path=str(compose.config_folder()), config_name="config"
     )(run_job)
     previous, sys.argv = sys.argv, ["alignrun", *flags, *overrides]
     try:
-        entry()
+        with raising_errors():
+            entry()
     except KeyboardInterrupt:
         summarise(directory, command, confidence, console)
         return 130
+    except HydraException as error:
+        raise InputError(compose.explain(error)) from error
+    except Exception as error:  # a launcher's or a sweeper's own: what has run is told all the same
+        summarise(directory, command, confidence, console)
+        raise RunError(
+            f"hydra's launcher or sweeper failed after the runs above, {type(error).__name__}: {one_line(error)}: go "
+            f"on with the same command and hydra.sweep.dir={directory}"
+        ) from error
     finally:
         sys.argv = previous
     return summarise(directory, command, confidence, console)
 
 
-def run_job(_config: DictConfig) -> float:
+def check_launcher(overrides: Sequence[Override]) -> None:
+    """Refuse settings of Hydra's launcher and sweeper that it would not take.
+
+    Raises:
+        InputError: a plugin that is not installed, an unknown setting, or intervals that the sweeper does not know.
+    """
+    own = [override for override in overrides if override.get_key_element().startswith("hydra")]
+    compose.compose_hydra([str(override.input_line) for override in own])
+    intervals = [override for override in overrides if override.value_type is ValueType.INTERVAL_SWEEP]
+    if intervals and not any(override.get_key_element() == "hydra/sweeper" for override in own):
+        raise InputError(
+            f"config: {intervals[0].input_line}: an interval is drawn from by hydra/sweeper=optuna: add that, or list "
+            "the values"
+        )
+
+
+def sweeper_settings(overrides: Sequence[Override]) -> list[str]:
+    """What Optuna's sweeper must know of this sweep, where the user has not said it.
+
+    What a run returns is the better the larger it is, one that fails is no reason to end the others, and the same
+    command makes the same runs, so that those which are finished need not be made again.
+    """
+    given = {override.get_key_element(): override.value() for override in overrides}
+    if given.get("hydra/sweeper") != "optuna":
+        return []
+    usual = {"hydra.sweeper.direction": "maximize", "hydra.sweeper.max_failure_rate": "1.0"}
+    if "hydra/sweeper/sampler" not in given:
+        usual["hydra.sweeper.sampler.seed"] = "0"
+    return [f"{key}={value}" for key, value in usual.items() if key not in given]
+
+
+@contextmanager
+def raising_errors() -> Iterator[None]:
+    """Within the context Hydra raises what fails, where it would print it and exit."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's, which tells of every plugin of its own
+    with patch_environment(HYDRA_FULL_ERROR="1"):
+        yield
+
+
+def run_job(composed: DictConfig) -> float | None:
     """One run of the sweep, in a new process: no state is shared, and a crash ends this run alone.
 
     Returns:
         What is better the larger it is, for sweepers that optimise: the final win rate, or the accuracy where nothing
-        judges; not a number where the run failed.
+        judges, or the last one of a run that was stopped since it fell behind; None where the run failed.
     """
     settings = HydraConfig.get()
-    directory = Path(settings.sweep.dir).absolute() / str(settings.sweep.subdir)
+    sweep_directory = Path(settings.sweep.dir).absolute()
+    directory, overrides = sweep_directory / str(settings.sweep.subdir), list(settings.overrides.task)
     directory.mkdir(parents=True, exist_ok=True)
-    command = command_for(directory, list(settings.overrides.task))
-    exit_code = run_to_its_end([sys.executable, "-m", "alignrun", *command]) if command else 0
-    directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
-    job = {"exit_code": exit_code, "overrides": list(settings.overrides.task)}
-    write_text_atomic(directory / "job.json", json.dumps(job))
-    if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        raise KeyboardInterrupt
-    outcome = _read_summary(directory)
-    return float(outcome.get("win_rate", outcome.get("accuracy", float("nan"))))
+    command = command_for(directory, overrides)
+    if command:
+        (directory / "job.json").unlink(missing_ok=True)
+        behind = partial(_falls_behind, composed, sweep_directory, directory)
+        exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], behind)
+        directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
+        write_job(directory, Job(exit_code, tuple(overrides), pruned))
+        if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and pruned is None:
+            raise KeyboardInterrupt
+    job, outcome = read_job(directory), _read_summary(directory)
+    if job is not None and job.failed:
+        return None
+    last = next(reversed(scores(directory).values()), None)
+    found: float | None = outcome.get("win_rate", outcome.get("accuracy", last))
+    return found
+
+
+def _falls_behind(composed: DictConfig, sweep_directory: Path, directory: Path) -> int | None:
+    config = compose.typed_section(composed, "sweep", SweepConfig)
+    if config.pruner is Pruner.none:
+        return None
+    others = {file.parent for file in sweep_directory.rglob("metrics.jsonl")} - {directory}
+    return falls_behind(config, directory, sorted(others))
 
 
 def command_for(directory: Path, overrides: list[str]) -> list[str]:
     """What makes a run of the sweep, or goes on with what the same sweep has left of it; nothing where that is done."""
-    run = RunDirectory(directory)
+    run, job = RunDirectory(directory), read_job(directory)
     if run.config_file.is_file() and run.overrides_file.is_file() and _read_overrides(directory) == overrides:
-        return [] if run.summary_file.is_file() else ["resume", str(directory)]
+        over = run.summary_file.is_file() or (job is not None and job.pruned is not None)
+        return [] if over else ["resume", str(directory)]
     quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
     return [*overrides, f"run.dir='{quoted}'"]
 
 
-def run_to_its_end(command: Sequence[str]) -> int:
-    """Run a command; a stop signal is the command's to act on (it saves and exits), and is waited for."""
+def run_to_its_end(command: Sequence[str], behind: Callable[[], int | None] = lambda: None) -> tuple[int, int | None]:
+    """Run a command; a stop signal is the command's to act on (it saves and exits), and is waited for.
+
+    Returns:
+        The exit code, and where `behind` has had the run stopped, the step that it gave.
+    """
+    pruned: int | None = None
     process = subprocess.Popen(command)
     # Ctrl-C reaches the whole process group by itself; SIGTERM comes to this process alone.
     handlers: dict[int, Any] = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: lambda *_: process.terminate()}
     previous = {name: signal.signal(name, handler) for name, handler in handlers.items()}
     try:
-        return process.wait()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                exit_code = process.wait(timeout=POLL if pruned is None else None)
+                return exit_code, pruned if exit_code == 128 + signal.SIGTERM else None
+            pruned = behind()
+            if pruned is not None:
+                process.terminate()
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)
@@ -163,8 +250,9 @@ def summarise(directory: Path, command: str, confidence: float, console: Console
     for job in sorted(directory.rglob("job.json"), key=lambda path: (len(str(path)), str(path))):
         run = read_run(job.parent, str(job.parent.relative_to(directory)))
         measured = {} if run.exit_code else _read_summary(job.parent)
+        pruned = {} if run.pruned is None else {"pruned": run.pruned}
         overrides = " ".join(_read_overrides(job.parent))
-        rows.append({"run": run.name, "overrides": overrides, "exit_code": run.exit_code, **measured})
+        rows.append({"run": run.name, "overrides": overrides, "exit_code": run.exit_code, **pruned, **measured})
         runs.append(run)
     write_text_atomic(directory / "sweep.json", json.dumps(rows, indent=2))
     result = rank(str(directory), runs, command, confidence)
@@ -176,14 +264,15 @@ def summarise(directory: Path, command: str, confidence: float, console: Console
         write_text_atomic(directory / "report.html", sweep_page(result))
     except Exception as error:  # whatever it is, what the sweep has measured is worth more than its page
         console.print(Text(f"report.html could not be drawn: {one_line(error)}"))
-    return int(any(run.exit_code for run in runs) or not runs)
+    return int(any(run.exit_code and run.pruned is None for run in runs) or not runs)
 
 
 def read_run(directory: Path, name: str) -> RunResult:
     """What a run of a sweep has left; a failed one has no final metrics, but its evaluations as far as it came."""
     record, overrides = read(RunDirectory(directory)), _read_overrides(directory)
-    exit_code = int(json.loads((directory / "job.json").read_text())["exit_code"])
-    summary = {} if exit_code else record.summary or {}
+    job = read_job(directory)
+    assert job is not None
+    summary = {} if job.exit_code else record.summary or {}
     seeds = [override.partition("=")[2] for override in overrides if _is_seed(override)]
     points = [
         Point(row.step, *(row.values.get(f"eval/{key}", nan) for key in ("kl", "win_rate"))) for row in record.rows
@@ -192,9 +281,10 @@ def read_run(directory: Path, name: str) -> RunResult:
         name=name,
         setting=" ".join(override for override in overrides if not _is_seed(override)),
         seed=int(seeds[-1]) if seeds and seeds[-1].removeprefix("-").isdecimal() else None,
-        exit_code=exit_code,
+        exit_code=job.exit_code,
         summary={key: value for key, value in summary.items() if isfinite(value)},
         trajectory=tuple(point for point in points if isfinite(point.kl) and isfinite(point.win_rate)),
+        pruned=job.pruned,
     )
 
 
@@ -208,12 +298,14 @@ def print_ranking(result: SweepResult, console: Console) -> None:
     names = [name for name in COLUMNS if any(name in setting.metrics for setting in result.settings)]
     matched = [f"win rate at KL {result.matched_kl:.3g}"] if any(s.matched for s in result.settings) else []
     table = Table(Column("setting", overflow="fold"), "runs", *matched, *names)
-    exit_codes = {run.name: run.exit_code for run in result.runs}
+    exit_codes = {run.name: run.exit_code for run in result.runs if run.pruned is None}
     for setting, own in zip(result.settings, words, strict=True):
         runs = ", ".join(setting.runs)
         if setting.failed:
-            codes = sorted({exit_codes[name] for name in setting.runs} - {0})
+            codes = sorted({exit_codes.get(name, 0) for name in setting.runs} - {0})
             runs += f"\n{setting.failed} failed (exit code {', '.join(map(str, codes))})"
+        if setting.pruned:
+            runs += f"\n{setting.pruned} stopped early"
         values = [setting.matched] * len(matched) + [setting.metrics.get(name) for name in names]
         cells = [" ".join(word for word in own if word not in shared), runs, *map(_shown, values)]
         table.add_row(*map(Text, cells))
@@ -230,9 +322,8 @@ def _shown(estimate: Estimate | None) -> str:
 def _read_overrides(directory: Path) -> list[str]:
     """Those of the run, or those it was to have where it could not start."""
     file = RunDirectory(directory).overrides_file
-    stored: Any = (
-        OmegaConf.load(file) if file.is_file() else json.loads((directory / "job.json").read_text())["overrides"]
-    )
+    job = read_job(directory)
+    stored: Any = OmegaConf.load(file) if file.is_file() else job.overrides if job else ()
     return [override for override in map(str, stored) if not override.startswith("run.dir=")]
 
 

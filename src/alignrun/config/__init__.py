@@ -27,8 +27,10 @@ from alignrun.config.training import (
     EvaluationConfig,
     GenerationConfig,
     OptimConfig,
+    Pruner,
     RunConfig,
     Schedule,
+    SweepConfig,
     TrackerConfig,
     TrainConfig,
     WandbMode,
@@ -51,10 +53,12 @@ __all__ = [
     "OptimConfig",
     "Pairing",
     "Precision",
+    "Pruner",
     "ReferenceConfig",
     "ReferenceKind",
     "RunConfig",
     "Schedule",
+    "SweepConfig",
     "TooLong",
     "TournamentConfig",
     "TrackerConfig",
@@ -81,6 +85,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:

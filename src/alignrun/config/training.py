@@ -179,6 +179,34 @@ class TrackerConfig:
         require(self.samples >= 0, "tracker.samples", f"must not be negative, not {self.samples}")
 
 
+class Pruner(str, Enum):
+    """Which runs of a sweep are stopped before their end."""
+
+    none = "none"
+    median = "median"
+    """Those whose best evaluation so far is below the median of the others at the same step (Vizier, KDD 2017)."""
+    halving = "halving"
+    """Those that are not among the best 1/reduction where they are compared (ASHA, arXiv 1810.05934)."""
+
+
+@schema
+class SweepConfig:
+    """What `-m` does with runs that fall behind; a run by itself ignores it."""
+
+    pruner: Pruner = Pruner.none
+    min_runs: int = 4
+    """So many must be over before `median` stops one."""
+    warmup_steps: int = 0
+    """Optimiser steps before which none is stopped; `halving` compares first at this step."""
+    reduction: int = 3
+    """η of `halving`: the best 1/η go on, to be compared again after η times as many steps."""
+
+    def __post_init__(self) -> None:
+        require(self.min_runs >= 1, "sweep.min_runs", f"must be at least 1, not {self.min_runs}")
+        require(self.warmup_steps >= 0, "sweep.warmup_steps", f"must not be negative, not {self.warmup_steps}")
+        require(self.reduction >= 2, "sweep.reduction", f"must be at least 2, not {self.reduction}")
+
+
 @schema
 class RunConfig:
     """Where the run lives."""

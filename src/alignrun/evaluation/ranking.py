@@ -123,7 +123,8 @@ def _aggregate(setting: str, runs: Sequence[RunResult], kl: float | None, confid
     return SettingResult(
         setting=setting,
         runs=tuple(run.name for run in runs),
-        failed=sum(run.exit_code != 0 for run in runs),
+        failed=sum(run.exit_code != 0 and run.pruned is None for run in runs),
+        pruned=sum(run.pruned is not None for run in runs),
         metrics={name: value for name, value in metrics.items() if value is not None},
         matched=matched,
     )
@@ -155,9 +156,10 @@ def _within(limits: tuple[float, float] | None, estimate: Estimate) -> Estimate:
 
 
 def _standing(setting: SettingResult) -> tuple[bool, list[float]]:
-    """What settings are sorted by: whether all runs failed, and each criterion, the worst value where it is missing."""
+    """What settings are sorted by: whether no run finished, and each criterion, the worst value where it is missing."""
     values = [(criterion.sign, _value(setting, criterion)) for criterion in CRITERIA]
-    return setting.failed == len(setting.runs), [math.inf if value is None else -sign * value for sign, value in values]
+    unfinished = setting.failed + setting.pruned == len(setting.runs)
+    return unfinished, [math.inf if value is None else -sign * value for sign, value in values]
 
 
 def _value(setting: SettingResult, criterion: Criterion) -> float | None:

@@ -134,6 +134,8 @@ class RunResult:
     """The final metrics; empty where the run failed."""
     trajectory: tuple[Point, ...]
     """Its evaluations that have both a KL and a win rate, in order of steps; empty where nothing judged."""
+    pruned: int | None = None
+    """The step at which the sweep stopped it, since it fell behind; it then has an exit code, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,8 @@ class SettingResult:
     """Means of the final metrics over seeds, with intervals where there are several."""
     matched: Estimate | None
     """Mean over seeds of the win rate at the sweep's matched KL, interpolated along each run's evaluations."""
+    pruned: int = 0
+    """How many of the runs were stopped since they fell behind; they count in nothing either."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,13 @@ def sweep_page(result: SweepResult) -> str:
             for setting in result.settings
         ],
         runs=[(run, _link(run), [_final(run, name) for name in names]) for run in result.runs],
-        failed=[f"{run.name} ({run.setting}, exit code {run.exit_code})" for run in result.runs if run.exit_code],
+        failed=[
+            f"{run.name} ({run.setting}, exit code {run.exit_code})"
+            for run in result.runs if run.exit_code and run.pruned is None
+        ],
+        pruned=[
+            f"{run.name} ({run.setting}, after step {run.pruned})" for run in result.runs if run.pruned is not None
+        ],
         frontier=_frontier(result),
     )  # fmt: skip
 
@@ -51,8 +57,8 @@ def _headline(result: SweepResult) -> str:
 
 def _seeds(setting: SettingResult, seeds: dict[str, int | None]) -> str:
     known = [str(seeds[name]) for name in setting.runs if seeds.get(name) is not None]
-    failed = f"{setting.failed} failed" if setting.failed else ""
-    return "; ".join(part for part in (", ".join(known), failed) if part)
+    ends = [f"{count} {how}" for how, count in (("failed", setting.failed), ("stopped early", setting.pruned)) if count]
+    return "; ".join(part for part in (", ".join(known), *ends) if part)
 
 
 def _link(run: RunResult) -> str | None:
