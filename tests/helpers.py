@@ -23,6 +23,23 @@ from alignrun.types import Completions, PromptBatch
 ONLINE = sorted(name for name, kind in discover().items() if kind.online)
 """The algorithms that sample while they train."""
 
+OFFLINE = sorted(name for name, kind in discover().items() if not kind.online)
+"""The algorithms that learn from data alone."""
+
+
+def offline_arguments(name: str, folder: Path) -> list[str]:
+    """What such an algorithm needs to learn from eleven rows, which are written into the folder."""
+    rows = [
+        {"prompt": f"Say {'so ' * (row % 3)}{row}", "chosen": "yes " * (1 + row % 4), "rejected": "no " * (1 + row % 3)}
+        for row in range(11)
+    ]
+    if name == "sft":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["data=jsonl", f"data.path={file}", f"data.eval_path={file}", "data.eval_size=11", "preference=none"]
+    return [f"algo={name}", *data]
+
 
 def load_policy(*overrides: str) -> tuple[Policy, Config]:
     """A policy of the smoke preset, its adapter moved away from zero so that it differs from the reference."""

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -188,3 +189,62 @@ def test_chat_templates(parts: list[str]) -> None:
     except InputError as error:
         said = str(error)
     assert len(said.splitlines()) <= 1, said
+
+
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole small model as `model=path` takes it."""
+    folder = tmp_path_factory.mktemp("model")
+    assert run("experiment=smoke", "adapter=none", "train.steps=1", f"run.dir={folder / 'run'}")[0] == 0
+    return folder / "run" / "adapter"
+
+
+def damage(folder: Path, draw: Any) -> str:
+    """Spoil one file of a model, and say how."""
+    file = folder / draw(st.sampled_from([*JSON_FILES, "model.safetensors"]))
+    content = file.read_bytes()
+    kinds = ["missing", "empty", "cut short", "changed byte", "noise"]
+    kind = draw(st.sampled_from([*kinds, "other value", "other value"] if file.suffix == ".json" else kinds))
+    if kind == "missing":
+        file.unlink()
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "cut short":
+        file.write_bytes(content[: draw(st.integers(0, len(content) - 1))])
+    elif kind == "changed byte":
+        place = draw(st.integers(0, min(len(content), 400) - 1))  # the header of weights, the start of JSON
+        file.write_bytes(content[:place] + bytes([draw(st.integers(0, 255))]) + content[place + 1 :])
+    elif kind == "noise":
+        file.write_bytes(draw(st.binary(max_size=60)))
+    else:
+        values = json.loads(content)
+        name = draw(st.sampled_from(sorted(values)))
+        values[name] = draw(st.sampled_from([None, -1, 0, 10**9, 1.5, "x", [], {}, True, [1, "a"]]))
+        file.write_text(json.dumps(values))
+        kind = f"{name}={values[name]}"
+    return f"{file.name} {kind}"
+
+
+def test_model_folders(model_folder: Path) -> None:
+    refused = set()
+
+    @many(120)
+    @given(st.data())
+    def spoil(data: st.DataObject) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "model"
+            shutil.copytree(model_folder, folder)
+            how = damage(folder, data.draw)
+            arguments = ["experiment=smoke", "model=path", f"model.path={folder}", "model.chat_template=null"]
+            code, said = run(*arguments, "train.steps=1", "data.eval_size=2", f"run.dir={Path(name) / 'run'}")
+            assert code in (0, 2), (how, said)
+            if code:
+                assert is_one_line(said), (how, said)
+                assert not (Path(name) / "run").exists()
+                refused.add(how)
+
+    spoil()
+    assert len(refused) >= 40, "so many distinct ones must have been refused"

@@ -14,16 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ONLINE, refused_smoke
+from helpers import OFFLINE, ONLINE, offline_arguments, refused_smoke
 from safetensors.torch import load_file
 
 from alignrun import cli, processes, trainer
-from alignrun.algorithms.base import discover
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 """What `accelerate launch --use_fsdp --fsdp_version 2` puts into the environment of a process."""
-OFFLINE = sorted(name for name, kind in discover().items() if not kind.online)
 SMOKE = (
     "experiment=smoke",
     "model.device=cpu",
@@ -107,21 +105,8 @@ def assert_the_same(one: Path, other: Path) -> None:
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Arguments by name: every algorithm, and what else passes through a model."""
     folder = tmp_path_factory.mktemp("data")
-    pairs, demonstrations = folder / "pairs.jsonl", folder / "demonstrations.jsonl"
-    rows = [
-        {"prompt": f"Say {'so ' * (row % 3)}{row}", "chosen": "yes " * (1 + row % 4), "rejected": "no " * (1 + row % 3)}
-        for row in range(11)
-    ]
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    demonstrations.write_text(
-        "".join(json.dumps({"prompt": row["prompt"], "completion": row["chosen"]}) + "\n" for row in rows)
-    )
-
-    def data(file: Path) -> list[str]:
-        return ["data=jsonl", f"data.path={file}", f"data.eval_path={file}", "data.eval_size=11", "preference=none"]
-
     found = {name: [f"algo={name}"] for name in ONLINE}
-    found |= {name: [f"algo={name}", *data(demonstrations if name == "sft" else pairs)] for name in OFFLINE}
+    found |= {name: offline_arguments(name, folder) for name in OFFLINE}
     found["dpo with the reference ahead"] = [*found["dpo"], "algo.precompute_reference=true"]
     found["minibatches"] = ["algo=ppo", "algo.minibatches=2", "algo.epochs=2", "algo.kl_target=1.0"]
     found["uneven"] = ["algo=ppo", "train.batch_size=5", "data.eval_size=5", "train.micro_batch_size=1"]

@@ -5,9 +5,11 @@ import math
 import multiprocessing
 import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -314,3 +316,21 @@ def test_wandb_is_imported_only_when_it_is_used() -> None:
     child.start()
     child.join()
     assert child.exitcode == 0
+
+
+def test_a_wandb_server_that_does_not_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and is silent: the run is recorded offline, and waits no longer than it says it does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        began = time.monotonic()
+        tracking = bench.start(WandbMode.online)
+        for step in (1, 2):
+            tracking.log(step, {"loss": 1.0 / step})
+        tracking.finish({})
+        assert time.monotonic() - began < 60
+    assert len(bench.notices) == 1
+    assert "could not go online" in bench.notices[0]
+    assert [row["step"] for row in bench.rows()] == [1, 2]
+    (path,) = bench.wandb_files()
+    assert wandb_history(path) == {1: {"loss": 1.0}, 2: {"loss": 0.5}}

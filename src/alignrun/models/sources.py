@@ -17,7 +17,6 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -31,7 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alignrun.config import ModelConfig, ModelSource
-from alignrun.errors import InputError, RunError, one_line
+from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.game_files import load_game
 from alignrun.models.game_lm import game_llama, game_tokenizer
 from alignrun.models.tiny import byte_tokenizer, random_llama
@@ -241,18 +240,9 @@ def _hub_is_out_of_reach() -> bool:
 def _told_in_one_line(config: ModelConfig, part: str) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, AlignrunError):
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        ImportError,
-        RuntimeError,
-        SafetensorError,
-        StrictDataclassError,
-    ) as error:
+    except Exception as error:  # files that are damaged, or from elsewhere, make their readers fail in any way
         raise InputError(
             f"model={config.name}: the {part} of {config.path or config.fallback or config.name} cannot be loaded "
             f"({one_line(error, 160)}): check the name, log in with `hf auth login` if it is gated, or give a local "
