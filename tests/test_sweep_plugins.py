@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from alignrun import cli
 from alignrun.config import Pruner, SweepConfig
 from alignrun.job import Job, write_job
-from alignrun.pruning import falls_behind, scores
+from alignrun.pruning import Watch, falls_behind, scores
 
 SMOKE = ("-m", "experiment=smoke", "train.steps=1", "train.checkpoint_every=0", "model.device=cpu")
 LAUNCHERS = {
@@ -98,12 +98,14 @@ def test_the_rules_look_at_runs_at_the_same_step(tmp_path: Path) -> None:
         return folder
 
     others = [run(str(n), 0.5, 0.5 + n / 10, 0.9, job=Job(0)) for n in range(4)]  # median at step 5: 0.65
-    assert scores(others[1]) == {0: 0.5, 5: 0.6, 10: 0.9}
+    assert scores(others[1]) == {5: 0.6, 10: 0.9}, "at step 0 all are the reference"
     below, above, late = run("below", 0.5, 0.64), run("above", 0.5, 0.66), run("late", 0.5, 0.7, 0.8)
     median = SweepConfig(pruner=Pruner.median, min_runs=4)
     assert falls_behind(median, below, others) == 5
     assert falls_behind(median, above, others) is None
     assert falls_behind(median, late, others) == 10
+    assert falls_behind(median, late, others, after=10) is None, "judged once"
+    assert falls_behind(median, run("untrained", 0.1), others) is None
     assert falls_behind(SweepConfig(pruner=Pruner.median, min_runs=5), below, others) is None
     assert falls_behind(SweepConfig(pruner=Pruner.median, min_runs=4, warmup_steps=6), below, others) is None
     # Failed runs are no measure, those that were stopped are, and those that go on are not for the median.
@@ -150,3 +152,27 @@ def test_a_plugin_that_is_missing_is_named(
     arguments = [*SMOKE, "seed=1,2", "sweep.pruner=median", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     assert cli.main(arguments) == 2
     assert "pip install 'alignrun[sweep]'" in capfd.readouterr().err
+
+
+def test_a_run_is_watched_until_its_last_evaluation(tmp_path: Path) -> None:
+    def record(name: str, *win_rates: float) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        with (folder / "metrics.jsonl").open("a") as file:
+            for place, rate in enumerate(win_rates):
+                file.write(json.dumps({"step": 5 * (place + 1), "eval/win_rate": rate}) + "\n")
+        return folder
+
+    write_job(record("good", 0.7, 0.8, 0.9), Job(0))
+    (tmp_path / "good" / "checkpoints").mkdir()
+    rule = SweepConfig(pruner=Pruner.median, min_runs=1)
+    watch = Watch(rule, 15, tmp_path / "watched", tmp_path)
+    assert watch() is None, "it has recorded nothing"
+    watched = record("watched", 0.75)
+    assert watch() is None
+    (watched / "metrics.jsonl").unlink()
+    record("watched", 0.75, 0.7)
+    assert watch() == 10
+    assert watch() is None, "nothing has come since"
+    assert Watch(rule, 15, record("done", 0.75, 0.85, 0.1), tmp_path)() is None, "it is over"
+    assert Watch(SweepConfig(), 15, watched, tmp_path)() is None

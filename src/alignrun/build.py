@@ -1,11 +1,12 @@
 """The only place where a configuration meets a class: from a typed Config to something that can run."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignrun import processes
@@ -23,7 +24,7 @@ from alignrun.algorithms.base import (
 from alignrun.algorithms.feedback import FeedbackAlgorithm
 from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSource, ReferenceKind, TooLong
 from alignrun.data import PairSet, check_labels, end_of_turn, load_examples
-from alignrun.errors import InputError
+from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.feedback import FeedbackEvaluator
 from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
@@ -128,6 +129,20 @@ def _check_algorithm(config: Config, name: str, kind: type[Algorithm]) -> None:
             raise InputError(f"config: algo={name} reads texts, and model=game has none: choose another model")
 
 
+@contextlib.contextmanager
+def memory_errors(config: Config) -> Iterator[None]:
+    """Running out of memory, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory ({one_line(error, 120)}): lower train.micro_batch_size (now "
+            f"{config.train.micro_batch_size or config.train.batch_size}), evaluation.batch_size (now "
+            f"{config.evaluation.batch_size}) or generation.batch_size, or use "
+            "model.gradient_checkpointing=true or adapter=qlora"
+        ) from error
+
+
 def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> Assembly:
     """Load and connect the parts, the cheap ones first, so that bad input fails before gigabytes are read.
 
@@ -138,7 +153,8 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     Raises:
         InputError: any part is not to be had.
     """
-    with processes.agreed():  # before the first of them waits for another one in `prepare`
+    # Before the first of them waits for another one in `prepare`.
+    with processes.agreed(), memory_errors(config):
         check(config)
         kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
         trains_policy = not issubclass(kind, FeedbackAlgorithm)

@@ -36,7 +36,6 @@ PLUGINS = {
 """Hydra's launchers and sweepers that sweeps have been tried with, and the package of each."""
 
 Root = TypeVar("Root", Config, TournamentConfig)
-Section = TypeVar("Section")
 
 
 def config_folder() -> Path:
@@ -101,13 +100,6 @@ def compose_hydra(overrides: Sequence[str]) -> None:
         raise InputError(f"config: {error.missing_cfg_file} is not installed: pip install {PLUGINS[name]}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error)) from error
-
-
-def typed_section(composed: DictConfig, name: str, kind: type[Section]) -> Section:
-    """One section of a composed configuration as a frozen dataclass."""
-    section = OmegaConf.to_object(composed[name])
-    assert isinstance(section, kind)
-    return section
 
 
 def typed(composed: DictConfig, kind: type[Root]) -> Root:

@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from alignrun import compose, processes
-from alignrun.algorithms.base import Trained
 from alignrun.algorithms.best_response import BestResponseConfig
-from alignrun.build import Assembly, assemble, check, load_trained
+from alignrun.build import Assembly, assemble, check, load_trained, memory_errors
 from alignrun.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
 from alignrun.config import AdapterConfig, AdapterKind, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
@@ -204,20 +203,6 @@ def default_directory(config: Config) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-@contextlib.contextmanager
-def memory_errors(config: Config) -> Iterator[None]:
-    """Running out of memory, in one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"out of memory ({one_line(error, 120)}): lower train.micro_batch_size (now "
-            f"{config.train.micro_batch_size or config.train.batch_size}), evaluation.batch_size (now "
-            f"{config.evaluation.batch_size}) or generation.batch_size, or use "
-            "model.gradient_checkpointing=true or adapter=qlora"
-        ) from error
-
-
 def remove_empty_run(run: RunDirectory) -> None:
     """Leave nothing behind of a run that could not be assembled."""
     for file in (run.environment_file, run.overrides_file, run.path / ".lock"):
@@ -240,7 +225,7 @@ def _fit(
     trainer = Trainer(config, assembly.trained, assembly.algorithm, assembly.data, assembly.evaluate, run)
     with processes.agreed():
         start = trainer.restore(checkpoint) if checkpoint is not None else Progressed(0, evaluated=False)
-    check_alike(assembly.trained, start.step)
+    check_alike(assembly, start.step)
     if processes.is_main():
         run.summary_file.unlink(missing_ok=True)
         for later, folder in list_checkpoints(run.checkpoints):
@@ -295,16 +280,18 @@ def _fit(
     return 0
 
 
-def check_alike(trained: Trained, step: int) -> None:
+def check_alike(assembly: Assembly, step: int) -> None:
     """Refuse processes that are to train together and do not start alike. Raises RunError."""
     if processes.size() == 1:
         return
-    sums = torch.stack([weight.detach().double().sum() for weight in trained.trainable().values()]).tolist()
+    trained, algorithm = assembly.trained, assembly.algorithm
+    own = [*trained.trainable().values(), *algorithm.trainable().values(), *algorithm.state().values()]
+    sums = [float(tensor.detach().double().sum()) for tensor in own]
     with processes.agreed():
-        if not processes.alike((step, *sums)):
+        if not processes.alike((step, len(assembly.data), trained.backbone.fingerprint, *sums)):
             raise RunError(
-                "the processes of this job do not start from the same weights: give all of them the same model files, "
-                "and a run.dir that they share"
+                "the processes of this job do not start from the same weights and data: give all of them the same "
+                "files, and a run.dir that they share"
             )
 
 

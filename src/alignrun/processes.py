@@ -53,8 +53,8 @@ def start(device: torch.device) -> None:
         )
     from accelerate import PartialState  # here, since a single process does without it
 
-    minutes = float(os.environ.get("ALIGNRUN_TIMEOUT_MINUTES", "30"))
     try:
+        minutes = float(os.environ.get("ALIGNRUN_TIMEOUT_MINUTES", "30"))
         # It picks the backend, and the GPU of this process.
         PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=minutes))
     except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -104,7 +104,7 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this is the one that writes files and speaks to the user."""
-    return rank() == 0
+    return launched() == 1 or rank() == 0
 
 
 def sharded() -> bool:
@@ -164,8 +164,7 @@ def add_up(tensor: Tensor) -> Tensor:
     if size() == 1:
         return tensor
     sent = tensor.to(_wire(), copy=True)
-    with others_there():
-        dist.all_reduce(sent)
+    _reduce(sent)
     return sent.to(tensor)
 
 
@@ -175,7 +174,8 @@ def add_up_all(tensors: Sequence[Tensor]) -> None:
         return
     for kind in dict.fromkeys(tensor.dtype for tensor in tensors):  # in one order everywhere
         group = [tensor for tensor in tensors if tensor.dtype is kind]
-        total = add_up(torch.cat([tensor.flatten() for tensor in group]))
+        total = torch.cat([tensor.flatten() for tensor in group])
+        _reduce(total)
         for tensor, part in zip(group, total.split([tensor.numel() for tensor in group]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -206,33 +206,45 @@ def alike(value: Any) -> bool:
 
 
 def speaks(error: AlignrunError) -> bool:
-    """Whether this process tells the user of an error: what comes before they join comes in all of them."""
-    return is_main() or (dist.is_initialized() and not error.agreed)
+    """Whether this process tells the user of an error; before they join, the first one of each machine does."""
+    if dist.is_initialized():
+        return is_main() or not error.agreed
+    return launched() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 @contextmanager
 def agreed() -> Iterator[None]:
-    """What fails within the context on one process fails on all of them, in the same way, and is told once.
+    """What fails within the context on one process fails on all of them, and is told once.
+
+    Inside, processes wait for each other in such a context again or not at all: one that fails goes to its end at once.
 
     Raises:
-        AlignrunError: that of the first process that has one.
+        AlignrunError: that of the first process that has one. One that has failed in another way raises what it has.
     """
-    failure: AlignrunError | None = None
+    failure: Exception | None = None
     try:
         yield
-    except AlignrunError as error:
-        if size() == 1 or isinstance(error, Lost):
+    except Exception as error:
+        # In a split base the others wait inside a layer, and learn of it when this process is gone.
+        apart = sharded() and not isinstance(error, AlignrunError)
+        if size() == 1 or isinstance(error, Lost) or apart:
             raise
         failure = error
     if size() == 1:
         return
-    failures = _all(None if failure is None else (type(failure), str(failure)))
-    for place, found in enumerate(failures):
-        if found is not None:
-            kind, text = found
-            ours: AlignrunError = failure if place == rank() and failure is not None else kind(text)
-            ours.agreed = True
-            raise ours
+    said = None
+    if isinstance(failure, AlignrunError):
+        said = type(failure), str(failure), True
+    elif failure is not None:
+        said = RunError, f"process {rank()} of {size()} failed, {type(failure).__name__}: {one_line(failure)}", False
+    failures = [found for found in _all(said) if found is not None]
+    if failure is not None and not isinstance(failure, AlignrunError):
+        raise failure
+    if failures:
+        kind, text, _ = failures[0]
+        ours: AlignrunError = failure if failure is not None and str(failure) == text else kind(text)
+        ours.agreed = all(known for *_, known in failures)
+        raise ours
 
 
 class Lost(RunError):
@@ -263,6 +275,11 @@ def _all(value: Any) -> list[Any]:
     with others_there():
         dist.all_gather_object(values, value)
     return values
+
+
+def _reduce(tensor: Tensor) -> None:
+    with others_there():
+        dist.all_reduce(tensor)
 
 
 def _wire() -> torch.device:

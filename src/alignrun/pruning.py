@@ -6,7 +6,7 @@ and for any sweeper.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,14 @@ from alignrun.run_directory import RunDirectory
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
 
-SCORES = ("eval/win_rate", "eval/accuracy")
-"""What an evaluation is judged by: the first that there is, the larger the better."""
+MERITS = (("win_rate", 1), ("accuracy", 1), ("loss", -1))
+"""What an evaluation is judged by: the first that there is, times its sign the larger the better."""
+
+
+def merit(metrics: Mapping[str, Any]) -> float | None:
+    """How good a policy, or a feedback model, is by its evaluation; None where nothing was measured."""
+    values = (sign * metrics[name] for name, sign in MERITS if isinstance(metrics.get(name), float))
+    return next(values, None)
 
 
 def check_pruning(config: Config) -> None:
@@ -41,33 +47,67 @@ def check_pruning(config: Config) -> None:
         )
 
 
+class Watch:
+    """Looks at a run of a sweep while it goes on, and at the others."""
+
+    def __init__(self, config: SweepConfig, steps: int, run: Path, sweep_directory: Path) -> None:
+        self._config, self._steps = config, steps
+        self._run, self._sweep_directory = run, sweep_directory
+        self._size, self._judged = 0, 0
+
+    def __call__(self) -> int | None:
+        """The step of the evaluation by which the run has fallen behind, each being judged once; else None.
+
+        A run whose last evaluation is made is left to end.
+        """
+        if self._config.pruner is Pruner.none:
+            return None
+        with contextlib.suppress(OSError, ValueError):  # files that are being written are looked at again
+            size = RunDirectory(self._run).metrics_file.stat().st_size
+            if size == self._size:
+                return None
+            newest = max(scores(self._run), default=0)
+            behind = None
+            if self._judged < newest < self._steps:
+                others = [run for run in run_directories(self._sweep_directory) if run != self._run]
+                behind = falls_behind(self._config, self._run, others, after=self._judged)
+            self._size, self._judged = size, newest
+            return behind
+        return None
+
+
+def run_directories(folder: Path) -> list[Path]:
+    """The runs below a folder that have recorded something, sorted; what is inside a run is not looked at."""
+    if RunDirectory(folder).metrics_file.is_file():
+        return [folder]
+    return [run for part in sorted(folder.iterdir()) if part.is_dir() for run in run_directories(part)]
+
+
 def scores(run: Path) -> dict[int, float]:
-    """The evaluations of a run so far, by step."""
+    """How good a run was by each of its evaluations so far, by step; before training it is the reference."""
     found = {}
     for row in _rows(RunDirectory(run).metrics_file):
-        values = [float(row[name]) for name in SCORES if isinstance(row.get(name), float)]
-        if values:
-            found[int(row["step"])] = values[0]
+        value = merit({name.removeprefix("eval/"): row[name] for name in row if name.startswith("eval/")})
+        if value is not None and row["step"] > 0:
+            found[int(row["step"])] = value
     return found
 
 
-def falls_behind(config: SweepConfig, run: Path, others: Sequence[Path]) -> int | None:
-    """The step of its last evaluation, where a run should not go on from there; else None.
+def falls_behind(config: SweepConfig, run: Path, others: Sequence[Path], after: int = 0) -> int | None:
+    """The first step after `after` by whose evaluation a run should not go on; None where it should.
 
     `median` (Golovin et al., Google Vizier, KDD 2017): its best score so far is below the median of what the runs that
     are over had at that step. `halving` (ASHA, arXiv 1810.05934): at steps w, wη, wη², … it is not among the best 1/η
-    of the runs that came so far.
+    of the runs that have come so far by now.
 
     Args:
         config: the rule.
         run: its directory.
         others: those of the other runs of the sweep, finished, stopped or still going on; failed ones do not count.
+        after: evaluations up to this step have been judged before, and are not judged again.
     """
     import optuna
 
-    mine = scores(run)
-    if not mine:
-        return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", pruner=_pruner(config))
     for other in others:
@@ -81,11 +121,11 @@ def falls_behind(config: SweepConfig, run: Path, others: Sequence[Path]) -> int 
         if job is not None:
             study.tell(trial, list(theirs.values())[-1])
     trial = study.ask()
-    behind = False
-    for step, score in sorted(mine.items()):
+    for step, score in sorted(scores(run).items()):
         trial.report(score, step)
-        behind = trial.should_prune()
-    return max(mine) if behind else None
+        if trial.should_prune() and step > after:
+            return step
+    return None
 
 
 def _pruner(config: SweepConfig) -> "BasePruner":

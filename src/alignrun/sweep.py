@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
-from functools import partial
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,18 @@ from rich.text import Text
 
 from alignrun import compose
 from alignrun.build import check
-from alignrun.config import Pruner, SweepConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.ranking import rank
 from alignrun.evaluation.results import Estimate, Point, RunResult, SweepResult
 from alignrun.job import Job, read_job, write_job
-from alignrun.pruning import check_pruning, falls_behind, scores
+from alignrun.pruning import Watch, check_pruning, merit, scores
 from alignrun.reports.record import read
 from alignrun.run_directory import RunDirectory, write_text_atomic
 
 POLL = 1.0
 """Seconds between two looks at whether a run falls behind."""
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+"""Exit codes of a run that was told to stop; the negative ones where that fell before or after its training."""
 COLUMNS = ("win_rate", "kl", "exploitability", "duality_gap", "accuracy", "log_loss", "loss")
 """The final metrics in the table, where there are any."""
 
@@ -139,35 +139,33 @@ def run_job(composed: DictConfig) -> float | None:
 
     Returns:
         What is better the larger it is, for sweepers that optimise: the final win rate, or the accuracy where nothing
-        judges, or the last one of a run that was stopped since it fell behind; None where the run failed.
+        judges, or else minus the loss; the last one of a run that was stopped since it fell behind; None where one
+        failed.
     """
     settings = HydraConfig.get()
     sweep_directory = Path(settings.sweep.dir).absolute()
     directory, overrides = sweep_directory / str(settings.sweep.subdir), list(settings.overrides.task)
     directory.mkdir(parents=True, exist_ok=True)
-    command = command_for(directory, overrides)
+    command, run = command_for(directory, overrides), RunDirectory(directory)
     if command:
         (directory / "job.json").unlink(missing_ok=True)
-        behind = partial(_falls_behind, composed, sweep_directory, directory)
-        exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], behind)
+        # These sections only: a sweeper may have drawn other values that the run itself refuses.
+        rule: Any = OmegaConf.to_object(composed.sweep)
+        watch = Watch(rule, composed.train.steps, directory, sweep_directory)
+        exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
         directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
+        if pruned is not None and run.summary_file.is_file():
+            exit_code, pruned = 0, None  # it had come to its end before it was told
         write_job(directory, Job(exit_code, tuple(overrides), pruned))
-        if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and pruned is None:
+        if exit_code in STOPPED and pruned is None:
             raise KeyboardInterrupt
-    job, outcome = read_job(directory), _read_summary(directory)
-    if job is not None and job.failed:
+    elif run.summary_file.is_file():
+        write_job(directory, Job(0, tuple(overrides)))  # whatever stood there before it was finished
+    job = read_job(directory)
+    if job is None or job.failed:
         return None
-    last = next(reversed(scores(directory).values()), None)
-    found: float | None = outcome.get("win_rate", outcome.get("accuracy", last))
-    return found
-
-
-def _falls_behind(composed: DictConfig, sweep_directory: Path, directory: Path) -> int | None:
-    config = compose.typed_section(composed, "sweep", SweepConfig)
-    if config.pruner is Pruner.none:
-        return None
-    others = {file.parent for file in sweep_directory.rglob("metrics.jsonl")} - {directory}
-    return falls_behind(config, directory, sorted(others))
+    found = merit(_read_summary(directory))
+    return next(reversed(scores(directory).values()), None) if found is None else found
 
 
 def command_for(directory: Path, overrides: list[str]) -> list[str]:
@@ -195,10 +193,14 @@ def run_to_its_end(command: Sequence[str], behind: Callable[[], int | None] = la
         while True:
             with suppress(subprocess.TimeoutExpired):
                 exit_code = process.wait(timeout=POLL if pruned is None else None)
-                return exit_code, pruned if exit_code == 128 + signal.SIGTERM else None
+                return exit_code, pruned if exit_code in STOPPED else None
             pruned = behind()
             if pruned is not None:
                 process.terminate()
+    except BaseException:  # nobody would be left to look after it
+        process.terminate()
+        process.wait()
+        raise
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)

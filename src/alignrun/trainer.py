@@ -27,6 +27,11 @@ from alignrun.run_directory import RunDirectory, write_text_atomic, writing
 from alignrun.tracking import Tracking
 from alignrun.types import Evaluation, Evaluator
 
+SEQUENCES, TARGETS = "sequences", "targets"
+"""What sums of a step are divided by, beside the sums."""
+REPEATED = 1.0
+"""Seconds within which a further signal to stop is the same one: launchers send it on to those who have it already."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
@@ -171,7 +176,7 @@ class Trainer:
             if before is not None:
                 self._return_to(before)
             if not updates:  # the state is still that of the step before, and worth keeping
-                self._save(Progressed(step, evaluated=True), alone=isinstance(error, processes.Lost))
+                self._save(Progressed(step, evaluated=True), alone=not error.agreed)
             raise
         seconds = time.perf_counter() - started
         names = updates[-1] if updates else {}
@@ -241,7 +246,8 @@ class Trainer:
             largest = len(processes.share(count(batch)))
             size = min(self._micro_batch_size or largest, largest)
             try:
-                return self._accumulate(batch, size)
+                sums, by_sequence = self._passes(batch, size)
+                break
             except torch.OutOfMemoryError:
                 if size == 1 or processes.sharded():
                     raise
@@ -252,40 +258,50 @@ class Trainer:
                 f"out of memory with micro-batches of {size} prompts: going on with {self._micro_batch_size}, which "
                 f"changes no gradient (train.micro_batch_size={self._micro_batch_size} saves the attempt)"
             )
-
-    def _accumulate(self, batch: Any, size: int) -> tuple[list[str], torch.Tensor]:
-        self._optimizer.zero_grad(set_to_none=True)
+        totals = processes.add_up(torch.stack(list(sums.values())))
         weights = list(self._trainable.values())
-        sums: dict[str, torch.Tensor] = {}
-        targets: int | torch.Tensor = 0
-        sequences, by_sequence = 0, []
-        for micro, counts in micro_batches(batch, size):
-            before = [weight.grad for weight in weights]
-            if not counts:
-                self._optimizer.zero_grad(set_to_none=True)
-            # What no sampling has put on the device goes there in the smallest form that it has.
-            loss = self._algorithm.loss(batch_to(trim(micro), self._trained.device))
-            loss.total.backward()
-            if not counts:
-                for weight, gradient in zip(weights, before, strict=True):
-                    weight.grad = torch.zeros_like(weight) if gradient is None else gradient
-            targets, sequences = targets + counts * loss.targets, sequences + counts * loss.sequences
-            by_sequence = list(loss.per_sequence)
-            measured = {**loss.per_sequence, **loss.metrics, "loss": loss.total.detach(), "tokens": loss.tokens}
-            for name, value in measured.items():
-                sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        device = self._trained.device
-        counted = [torch.as_tensor(number, dtype=torch.float64, device=device) for number in (sequences, targets)]
-        totals = processes.add_up(torch.stack([*sums.values(), *counted]))
         processes.add_up_all(gradients)
         # One division by the global count, whatever the micro-batches were: exactly the gradient of one large batch.
         torch._foreach_div_(gradients, totals[-1])
         limit = self._config.optim.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(weights, limit)
         # Everything that was measured is divided by the targets.
-        totals[: len(by_sequence)] *= totals[-1] / totals[-2]
-        return list(sums), torch.cat([totals[:-2], norm.double()[None], totals[-1:]])
+        totals[:by_sequence] *= totals[-1] / totals[-2]
+        names = [name for name in sums if name not in (SEQUENCES, TARGETS)]
+        return names, torch.cat([totals[:-2], norm.double()[None], totals[-1:]])
+
+    def _passes(self, batch: Any, size: int) -> tuple[dict[str, torch.Tensor], int]:
+        """Leave the sum of the gradients of this process's rows in the weights.
+
+        Returns:
+            Sums on the device, float64: of what was measured, the first of them by sequences and the others by targets;
+            then the numbers of sequences and of targets. And how many are by sequences.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        weights, device = list(self._trainable.values()), self._trained.device
+        sums: dict[str, torch.Tensor] = {}
+        targets: int | torch.Tensor = 0
+        sequences = by_sequence = 0
+        for micro, counts in micro_batches(batch, size):
+            before = [weight.grad for weight in weights]
+            if not counts:
+                self._optimizer.zero_grad(set_to_none=True)
+            # What no sampling has put on the device goes there in the smallest form that it has.
+            loss = self._algorithm.loss(batch_to(trim(micro), device))
+            loss.total.backward()
+            if not counts:
+                for weight, gradient in zip(weights, before, strict=True):
+                    unused = None if weight.grad is None else torch.zeros_like(weight)
+                    weight.grad = unused if gradient is None else gradient
+            targets, sequences = targets + counts * loss.targets, sequences + counts * loss.sequences
+            by_sequence = len(loss.per_sequence)
+            measured = {**loss.per_sequence, **loss.metrics, "loss": loss.total.detach(), "tokens": loss.tokens}
+            for name, value in measured.items():
+                sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
+        for name, number in ((SEQUENCES, sequences), (TARGETS, targets)):
+            sums[name] = torch.as_tensor(number, dtype=torch.float64, device=device)
+        return sums, by_sequence
 
     def _skip(self, step: int, given: Any, metrics: dict[str, float]) -> None:
         """Write down a batch whose optimiser step is left out. Raises RunError where there have been too many."""
@@ -317,7 +333,7 @@ class Trainer:
         self._progress.note(f"step {step}: " + ", ".join(f"{what} {value}" for what, value in evaluation.lines))
 
     def _save(self, progressed: Progressed, *, alone: bool = False) -> None:
-        """Write a checkpoint; `alone` where the others can no longer be asked how it went."""
+        """Write a checkpoint; `alone` where the others are elsewhere and cannot be asked how it went."""
         with nullcontext() if alone else processes.agreed():
             if processes.is_main():
                 self._write_checkpoint(progressed)
@@ -392,14 +408,20 @@ def as_json(batch: Any) -> Any:
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], signal.Signals | None]]:
-    """Within the context, SIGTERM and Ctrl-C are remembered; a second one acts at once."""
+    """Within the context, SIGTERM and Ctrl-C are remembered; one that comes later again acts at once."""
     received: list[signal.Signals] = []
     previous: dict[signal.Signals, Any] = {}
+    began = 0.0
 
     def remember(number: int, _frame: Any) -> None:
-        received.append(signal.Signals(number))
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+        nonlocal began
+        if not received:
+            received.append(signal.Signals(number))
+            began = time.monotonic()
+        elif time.monotonic() - began > REPEATED:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+            signal.raise_signal(number)
 
     for name in (signal.SIGTERM, signal.SIGINT):
         previous[name] = signal.signal(name, remember)

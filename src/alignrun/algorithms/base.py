@@ -16,6 +16,7 @@ from alignrun.algorithms.workload import Workload
 from alignrun.config import Config, DataConfig, Engine
 from alignrun.data import PromptSet, padding_id
 from alignrun.errors import InputError
+from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.preferences.base import Preference
@@ -44,6 +45,9 @@ class Loss:
 
 class Trained(Protocol):
     """What a run trains: a policy, or a feedback model."""
+
+    backbone: Backbone
+    """The base, and the adapters on it."""
 
     @property
     def device(self) -> torch.device:

@@ -52,8 +52,9 @@ def sample_streams(
         return sample_completions(decoder, len(prompts), mix_betas, sampling, uniforms, temperatures)
     index = torch.tensor(processes.share(len(prompts)), device=device)
     part = select(prompts, index)
-    decoder = policy.decoder(part, roles, sampling.max_new_tokens)
-    drawn = sample_completions(decoder, len(part), mix_betas, sampling, uniforms[..., index], temperatures)
+    with processes.agreed():
+        decoder = policy.decoder(part, roles, sampling.max_new_tokens)
+        drawn = sample_completions(decoder, len(part), mix_betas, sampling, uniforms[..., index], temperatures)
     length = processes.largest(drawn[0].tokens.shape[1])
     ours = stack([pad(stream, length, sampling.pad_id) for stream in drawn])
     tokens, mask = (processes.gather(side, len(prompts)) for side in (ours.tokens, ours.mask))
@@ -132,12 +133,12 @@ class Rollouts:
         policy, seed = self._tools.policy, self._tools.config.seed
         if self._served is not None and not any(mix_betas):
             each = temperatures or [self._sampling.temperature] * len(mix_betas)
+            served = None
             with processes.agreed():
-                served = (
-                    self._served.sample(prompts, each, self._sampling, step_seed(seed, step, purpose))
-                    if processes.is_main()
-                    else None
-                )
+                if processes.is_main():
+                    drawn = self._served.sample(prompts, each, self._sampling, step_seed(seed, step, purpose))
+                    # On the CPU, or the others would open what they are told on the main one's GPU.
+                    served = [batch_to(stream, torch.device("cpu")) for stream in drawn]
             chunks = [[batch_to(stream, policy.device) for stream in processes.told(served)]]
         else:
             generator = step_generator(policy.device, seed, step, purpose)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun import processes
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
+from alignrun.errors import InputError
 from alignrun.models import adapters
 from alignrun.models.device import lay_out_weights, resolve_device, resolve_dtype
 from alignrun.models.sources import load_model
@@ -39,6 +40,10 @@ class Backbone:
         Raises:
             InputError: the model or the device is not to be had.
         """
+        if processes.sharded() and adapter.name is not AdapterKind.lora:
+            raise InputError(
+                f"--use_fsdp splits a frozen base, and not that of an adapter={adapter.name.value}: launch without it"
+            )
         device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, device)
         if adapter.name is AdapterKind.none and config.dtype is Precision.auto:

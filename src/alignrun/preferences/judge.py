@@ -70,7 +70,7 @@ class JudgePreference(Preference):
     async def _judge(self, questions: Iterable[Question]) -> dict[Question, float]:
         """p(y, y') of every question, each asked once."""
         unclear: list[str] = []
-        slots = asyncio.Semaphore(self._config.concurrency)
+        slots = asyncio.Semaphore(max(1, self._config.concurrency // processes.size()))
         async with self._client.connect() as connection:
             try:
                 async with asyncio.TaskGroup() as group:
