@@ -1,5 +1,8 @@
 """A random Llama with a byte tokenizer: every code path of a real model, in milliseconds."""
 
+import copy
+from functools import cache
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -11,6 +14,12 @@ CHATML = (
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, plus the ChatML marks; `<|im_end|>` ends a completion."""
+    # All have one backend: tokenizers (0.23) never frees what a backend has cached, and many runs may share a process.
+    return copy.copy(_byte_tokenizer())
+
+
+@cache
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
