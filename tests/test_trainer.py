@@ -373,3 +373,21 @@ def test_splitting_covers_every_row_once() -> None:
 
     parts = [part.values.tolist() for part, _ in trainer.micro_batches(Rows(torch.arange(7)), 3)]
     assert parts == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_a_signal_that_a_launcher_sends_on_is_the_same_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm and torchrun both send SIGTERM to a process: the second one must not end it before it has saved."""
+    clock = [100.0]
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: clock[0])
+    ended = []
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(clock[0]))
+    try:
+        with trainer.stop_requested() as stopped_by:
+            for clock[0] in (100.0, 100.1, 104.9):
+                signal.raise_signal(signal.SIGTERM)
+            assert (stopped_by(), ended) == (signal.SIGTERM, [])
+            clock[0] = 105.1
+            signal.raise_signal(signal.SIGTERM)
+            assert ended == [105.1]
+    finally:
+        signal.signal(signal.SIGTERM, before)

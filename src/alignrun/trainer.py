@@ -29,7 +29,7 @@ from alignrun.types import Evaluation, Evaluator
 
 SEQUENCES, TARGETS = "sequences", "targets"
 """What sums of a step are divided by, beside the sums."""
-REPEATED = 1.0
+REPEATED = {signal.SIGINT: 0.3, signal.SIGTERM: 5.0}
 """Seconds within which a further signal to stop is the same one: launchers send it on to those who have it already."""
 
 
@@ -418,7 +418,7 @@ def stop_requested() -> Iterator[Callable[[], signal.Signals | None]]:
         if not received:
             received.append(signal.Signals(number))
             began = time.monotonic()
-        elif time.monotonic() - began > REPEATED:
+        elif time.monotonic() - began > REPEATED[signal.Signals(number)]:
             for name, handler in previous.items():
                 signal.signal(name, handler)
             signal.raise_signal(number)

@@ -471,7 +471,7 @@ def test_ctrl_c_stops_it_promptly(serve: Serve, within_a_run: bool) -> None:
     """Within a run the first signal waits for the end of the step, and the second acts at once."""
     server = serve(lambda *_: time.sleep(3))
     preference = make(server, timeout_seconds=60.0)
-    timers = [threading.Timer(0.2 + 0.1 * n, os.kill, (os.getpid(), signal.SIGINT)) for n in range(1 + within_a_run)]
+    timers = [threading.Timer(0.2 + 0.5 * n, os.kill, (os.getpid(), signal.SIGINT)) for n in range(1 + within_a_run)]
     started = time.perf_counter()
 
     for timer in timers:
