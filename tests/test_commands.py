@@ -292,6 +292,15 @@ def test_a_sweep_is_refused_whole_if_any_part_is_wrong(tmp_path: Path, capsys: p
     assert not sweep.exists()
 
 
+def test_nobody_waits_for_torch_to_be_told_the_version() -> None:
+    code = (
+        "import sys; from alignrun import cli; cli.main(['--version']); cli.main(['no-command']); print(*sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "alignrun.cli" in said
+    assert "torch" not in said
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     assert "alignrun resume RUN" in capsys.readouterr().out

@@ -6,11 +6,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
 
-from alignrun import __version__, processes
+from alignrun import __version__
 from alignrun.errors import AlignrunError, InputError, one_line
 
 USAGE = """\
@@ -39,7 +40,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def entry() -> None:
     """What the `alignrun` script and `python -m alignrun` do."""
     code = main()
-    processes.leave(code)
+    if job := _job():
+        job.leave(code)
     sys.exit(code)
 
 
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return dispatch(arguments, console)
     except AlignrunError as error:
-        return _fail(str(error), error.exit_code) if processes.speaks(error) else error.exit_code
+        job = _job()
+        return _fail(str(error), error.exit_code) if job is None or job.speaks(error) else error.exit_code
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except OSError as error:
@@ -74,7 +77,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         console.print(f"alignrun {__version__}", highlight=False)
         return 0
     alone = verb in ("ls", "plan", "config", "eval", "top", "export") or not {"-m", "--multirun"}.isdisjoint(arguments)
-    if alone and processes.launched() > 1:
+    if alone and (job := _job()) and job.launched() > 1:
         raise InputError(f"alignrun {verb} is one process: start it without accelerate launch or torchrun")
     # Hub requests and tokenizers' threads are of no use to a message; both may be set by the user all the same.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -135,6 +138,15 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     from alignrun.launch import train
 
     return train(compose(arguments), arguments, console)
+
+
+def _job() -> ModuleType | None:
+    """The processes that a launcher has started; None without one, where nobody should wait for torch."""
+    if "RANK" not in os.environ:
+        return None
+    from alignrun import processes
+
+    return processes
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
