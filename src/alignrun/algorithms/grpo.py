@@ -10,7 +10,7 @@ from torch import Tensor
 from alignrun.algorithms.base import Loss, algorithm
 from alignrun.algorithms.batches import shared
 from alignrun.algorithms.frozen import check_minibatches, minibatches
-from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
+from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.signs import signs
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
@@ -80,20 +80,11 @@ class GRPO(RewardAlgorithm):
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Group:
         drawn = self.rewards.draw(prompts, step)
-        log_probs, reference = shared(drawn, self._known).unbind(1)
+        log_probs, reference = shared(drawn, self.log_probs).unbind(1)
         advantages = drawn.rewards - drawn.rewards.mean(1, keepdim=True)
         if self.config.scale_by_std:
             advantages = advantages / (drawn.rewards.std(1, keepdim=True) + 1e-4)
         return Group(prompts, drawn.completions, drawn.rewards, advantages, log_probs, reference)
-
-    def _known(self, drawn: Rewarded) -> Tensor:
-        """[B, 2, K, T] log π_old and log μ at every token."""
-        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
-        log_probs = [
-            self.tools.policy.log_probs(role, drawn.prompts, completions, self.temperature).reshape(shape)
-            for role in (Role.policy, Role.reference)
-        ]
-        return torch.stack(log_probs, 1)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Group]:
         """Minibatches of one rollout, several times over."""

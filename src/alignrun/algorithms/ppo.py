@@ -149,14 +149,10 @@ class PPO(RewardAlgorithm):
 
     def _known(self, drawn: Rewarded) -> Tensor:
         """[B, 3, K, T] log π_old, log μ and V_old at every token."""
-        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
-        log_probs = [
-            self.tools.policy.log_probs(role, drawn.prompts, completions, self.temperature)
-            for role in (Role.policy, Role.reference)
-        ]
+        log_probs = self.log_probs(drawn)
         with self.value.active():
-            values = self.value.values(drawn.prompts, completions)
-        return torch.stack([part.reshape(shape) for part in (*log_probs, values)], 1)
+            values = self.value.values(drawn.prompts, drawn.completions.flat())
+        return torch.cat([log_probs, values.reshape(log_probs[:, :1].shape)], 1)
 
     def loss(self, batch: Rollout) -> Loss:
         """Both clipped losses summed over the tokens of the micro-batch."""

@@ -33,7 +33,7 @@ def reference_log_probs(policy: Policy, pairs: PairSet, batch_size: int) -> Tens
     if not policy.backbone.fingerprint:
         return _compute(policy, pairs, batch_size)
     path = cache_folder() / "reference" / f"{_digest(policy, pairs)}.safetensors"
-    cached: Tensor | None = processes.told(_read(path, len(pairs)))
+    cached: Tensor | None = processes.told(_read(path, len(pairs)) if processes.is_main() else None)
     if cached is not None:
         return cached
     values = _compute(policy, pairs, batch_size)

@@ -13,6 +13,7 @@ from alignrun.algorithms.rollout import Rollouts, decode_texts, stack
 from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.errors import InputError
+from alignrun.models.policy import Role
 from alignrun.preferences.base import Reward
 from alignrun.types import Completions, PromptBatch
 
@@ -119,6 +120,15 @@ class RewardAlgorithm(Algorithm):
         samples, scalar = config.samples_per_prompt, config.reward is RewardKind.scalar
         opponents = 0 if scalar else config.reference_samples
         return Workload(learned=samples, drawn=(0.0,) * samples + (1.0,) * opponents)
+
+    def log_probs(self, drawn: Rewarded) -> Tensor:
+        """[B, 2, K, T] log π and log μ at every token of completions that were drawn."""
+        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
+        log_probs = [
+            self.tools.policy.log_probs(role, drawn.prompts, completions, self.temperature).reshape(shape)
+            for role in (Role.policy, Role.reference)
+        ]
+        return torch.stack(log_probs, 1)
 
     def notes(self) -> Sequence[str]:
         """Where the reward comes from."""
