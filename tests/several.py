@@ -18,11 +18,18 @@ fit = Trainer.fit
 
 
 def fit_and_tell(trainer: Trainer, *arguments: Any) -> Outcome:
-    model = trainer._trained.backbone.model
-    held = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
+    held, whole = zip(*map(sizes, trainer._trained.backbone.model.parameters()), strict=True)
     file = trainer._run.path / f"held-{processes.rank()}.json"
-    file.write_text(json.dumps([sum(part.numel() for part in held), sum(part.numel() for part in model.parameters())]))
+    file.write_text(json.dumps([sum(held), sum(whole)]))
     return fit(trainer, *arguments)
+
+
+def sizes(weight: Any) -> tuple[int, int]:
+    """How many numbers of a weight this process holds, and how many there are."""
+    if hasattr(weight, "ds_tensor"):  # split by DeepSpeed
+        return (weight if weight.ds_persist else weight.ds_tensor).numel(), weight.ds_numel
+    held = weight.to_local() if isinstance(weight, DTensor) else weight
+    return held.numel(), weight.numel()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Several processes train what one would: data-parallel and with the base split (FSDP2), here on the CPU over gloo."""
+"""Several processes train what one would: data-parallel and with the base split, here on the CPU over gloo.
+
+What needs DeepSpeed is skipped where it is not installed: `pip install 'alignrun[deepspeed]'`.
+"""
 
 import contextlib
 import json
@@ -22,6 +25,7 @@ from alignrun import cli, processes, trainer
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 """What `accelerate launch --use_fsdp --fsdp_version 2` puts into the environment of a process."""
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 SMOKE = (
     "experiment=smoke",
     "model.device=cpu",
@@ -141,12 +145,20 @@ def alone(cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.fixture(scope="module", params=["data parallel", "split"])
+@pytest.fixture(scope="module", params=["data parallel", "split", "ZeRO-3"])
 def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of two processes are."""
     folder = tmp_path_factory.mktemp("two")
     commands = [[*SMOKE, *arguments, f"run.dir='{folder / name}'"] for name, arguments in cases.items()]
-    together(folder, 2, commands, ALIGNRUN_CACHE=str(folder / "cache"), **(SPLIT if request.param == "split" else {}))
+    environment = {"ALIGNRUN_CACHE": str(folder / "cache")}
+    if request.param == "split":
+        environment |= SPLIT
+    if request.param == "ZeRO-3":
+        pytest.importorskip("deepspeed")
+        settings = folder / "deepspeed.json"  # it would leave weights as small as those of the tiny model whole
+        settings.write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
+        environment |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(settings)}
+    together(folder, 2, commands, **environment)
     return folder
 
 
@@ -159,7 +171,7 @@ def test_two_processes_train_what_one_does(name: str, alone: Path, two: Path) ->
 @pytest.mark.slow
 def test_a_split_base_is_held_in_parts(two: Path, request: pytest.FixtureRequest) -> None:
     """Adapters, embeddings and head are whole everywhere; of the layers each process has half."""
-    split = request.node.callspec.params["two"] == "split"
+    split = request.node.callspec.params["two"] != "data parallel"
     held = [json.loads((two / "nash_md" / f"held-{rank}.json").read_text()) for rank in (0, 1)]
     assert [total for _, total in held] == [held[0][1]] * 2
     assert all(part < 0.8 * total if split else part == total for part, total in held)
@@ -198,9 +210,11 @@ RUN = ("experiment=smoke", "model.device=cpu", "train.checkpoint_every=1", "eval
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["data_parallel", "fsdp2", "two_machines"])
+@pytest.mark.parametrize("kind", ["data_parallel", "fsdp2", "two_machines", "zero3"])
 def test_accelerate_launch_and_resuming_under_another_number(kind: str, tmp_path: Path) -> None:
     """Two processes make half of the run and one the rest; it is the run of one process, and only one has written."""
+    if kind == "zero3":
+        pytest.importorskip("deepspeed")
     whole, run = tmp_path / "whole", tmp_path / "run"
     steps = ["train.steps=4", "train.micro_batch_size=null", "optim.epsilon=1e-4", "optim.schedule=constant"]
     assert cli.main([*RUN, *steps, f"run.dir={whole}"]) == 0
@@ -299,7 +313,7 @@ def test_bad_input_is_told_once(arguments: list[str], expected: str, tmp_path: P
     [
         (["adapter=none"], SPLIT, "adapter=none"),
         ([], {"ACCELERATE_USE_FSDP": "true"}, "--fsdp_version 2"),
-        ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_deepspeed"),
+        ([], ZERO, "pip install 'alignrun[deepspeed]'"),
         (["model.device=cpu:0"], {}, "names one device for 2 processes"),
         (["eval"], {}, "is one process"),
     ],

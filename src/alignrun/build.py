@@ -92,14 +92,16 @@ def check(config: Config) -> None:
     if (copied == "reference=adapter" or opponent_of(config)) and config.adapter != plain:
         raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
     device = resolve_device(config.model.device)
-    if processes.sharded():
+    if sharding := processes.sharding():
         if config.adapter.name is not AdapterKind.lora:
             raise InputError(
-                f"config: --use_fsdp splits a frozen base, and not that of adapter={config.adapter.name.value}: use "
-                "adapter=lora, or launch without it"
+                f"config: {sharding.value} splits a frozen base, and not that of adapter={config.adapter.name.value}: "
+                "use adapter=lora, or launch without it"
             )
         if config.model.cuda_graphs and device.type == "cuda":
-            raise InputError("config: model.cuda_graphs=true records no base that is split by --use_fsdp: set it false")
+            raise InputError(
+                f"config: model.cuda_graphs=true records no base that is split by {sharding.value}: set it false"
+            )
     if config.adapter.name is AdapterKind.qlora:
         if config.model.source in (ModelSource.random, ModelSource.game):
             raise InputError(

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from enum import Enum
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -40,13 +42,14 @@ def start(device: torch.device) -> None:
     """
     if launched() == 1 or dist.is_initialized():
         return
-    if _flag("ACCELERATE_USE_DEEPSPEED"):
-        raise InputError(
-            "accelerate launch --use_deepspeed is not supported: what ZeRO-3 shards, the frozen base, "
-            "`--use_fsdp --fsdp_version 2` shards too, and without it every process holds adapter and optimiser"
-        )
-    if sharded() and os.environ.get("FSDP_VERSION", "1") != "2":
+    if sharding() is Sharding.fsdp2 and os.environ.get("FSDP_VERSION", "1") != "2":
         raise InputError("accelerate launch --use_fsdp: add --fsdp_version 2, the first version is not supported")
+    if sharding() is Sharding.zero3:
+        if find_spec("deepspeed") is None:
+            raise InputError("accelerate launch --use_deepspeed needs DeepSpeed: pip install 'alignrun[deepspeed]'")
+        if device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # which it reads where it is imported
+        zero_settings()
     if device.index is not None:
         raise InputError(
             f"model.device={device} names one device for {launched()} processes: use auto, which gives each its own"
@@ -107,9 +110,49 @@ def is_main() -> bool:
     return launched() == 1 or rank() == 0
 
 
+class Sharding(Enum):
+    """How a base is split among the processes, named after the launcher's flag for it."""
+
+    fsdp2 = "--use_fsdp"
+    zero3 = "--use_deepspeed"
+
+
+def sharding() -> Sharding | None:
+    """How the launcher wants the base split; None where each process is to have it whole."""
+    if launched() == 1:
+        return None
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
+        return Sharding.zero3
+    return Sharding.fsdp2 if _flag("ACCELERATE_USE_FSDP") else None
+
+
 def sharded() -> bool:
-    """Whether the launcher wants the base split among the processes, which then pass through it in step (FSDP2)."""
-    return launched() > 1 and _flag("ACCELERATE_USE_FSDP")
+    """Whether the base is split among the processes, which then pass through it in step."""
+    return sharding() is not None
+
+
+def zero_settings() -> dict[str, Any]:
+    """What the launcher says of DeepSpeed's ZeRO, as far as it is about parameters.
+
+    Raises:
+        InputError: the settings cannot be read, or are not those of its third stage.
+    """
+    from accelerate.utils import DeepSpeedPlugin
+
+    try:
+        plugin = DeepSpeedPlugin()
+    except (ValueError, OSError) as error:
+        raise InputError(f"accelerate launch --use_deepspeed: {one_line(error)}") from None
+    if plugin.zero_stage != 3:
+        raise InputError(
+            f"accelerate launch --use_deepspeed: ZeRO stage {plugin.zero_stage} splits what is small here, the "
+            "optimiser's state of an adapter: set --zero_stage 3, which splits the frozen base, or launch without it"
+        )
+    given: dict[str, Any] = plugin.deepspeed_config["zero_optimization"]
+    settings = {name: value for name, value in given.items() if value != "auto" and name != "offload_optimizer"}
+    if settings.get("offload_param", {}).get("device") in (None, "none"):
+        settings.pop("offload_param", None)
+    return settings
 
 
 def share(count: int) -> list[int]:

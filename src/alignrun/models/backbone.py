@@ -40,9 +40,10 @@ class Backbone:
         Raises:
             InputError: the model or the device is not to be had.
         """
-        if processes.sharded() and adapter.name is not AdapterKind.lora:
+        if (sharding := processes.sharding()) and adapter.name is not AdapterKind.lora:
             raise InputError(
-                f"--use_fsdp splits a frozen base, and not that of an adapter={adapter.name.value}: launch without it"
+                f"{sharding.value} splits a frozen base, and not that of an adapter={adapter.name.value}: "
+                "launch without it"
             )
         device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, device)
