@@ -10,13 +10,16 @@ its limit. Peak memory is the largest resident size of a process, or on CUDA wha
 
 Ours is `alignrun` itself. Where TRL asks for a reward model it gets one of a few thousand weights, so that the judge
 costs neither side anything. TRL's PPO trains all weights of a value model of its own, as it does; ours trains a
-second adapter. `floor` is the time of the bare products of the step's linear layers, one after another, without
+second adapter. TRL's Nash-MD lets policy and reference write into one key-value cache when it draws from their mixture,
+so that each reads the other's text; `--uncached` turns that cache off, as its source means to, and then it draws from
+the mixture. `floor` is the time of the bare products of the step's linear layers, one after another, without
 attention, LoRA, norms or sampling; on CUDA those of a decoded token are one graph.
 
 `--random` takes weights at random in the architecture of `--model`, where its own are not to be had.
 """
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -283,6 +286,8 @@ def trl_trainer(options: argparse.Namespace, common: dict[str, Any], parts: dict
     if options.task == "nash_md":
         from trl.experimental.nash_md import NashMDConfig, NashMDTrainer
 
+        if options.uncached:
+            turn_off_the_cache_of_the_mixture()
         return NashMDTrainer(
             args=NashMDConfig(beta=TAU, mixture_coef=0.125, **length, **common), reward_funcs=reward, **parts
         )
@@ -312,6 +317,19 @@ def trl_trainer(options: argparse.Namespace, common: dict[str, Any], parts: dict
     )
     parts |= {"train_dataset": tokens, "eval_dataset": tokens}
     return PPOTrainer(args=arguments, ref_model=None, reward_model=reward, value_model=value, **parts)
+
+
+def turn_off_the_cache_of_the_mixture() -> None:
+    from trl.experimental.nash_md.nash_md_trainer import GeometricMixtureWrapper
+
+    generate = GeometricMixtureWrapper.generate
+
+    def uncached(mixture: Any, *, generation_config: Any, **inputs: Any) -> Any:
+        settings = copy.deepcopy(generation_config)
+        settings.use_cache = False
+        return generate(mixture, generation_config=settings, **inputs)
+
+    GeometricMixtureWrapper.generate = uncached
 
 
 def run_floor(options: argparse.Namespace) -> None:
@@ -406,6 +424,7 @@ def worker(side: str, options: argparse.Namespace) -> dict[str, Any]:
     for name in ("task", "model", "data", "prompt", "new", "batch", "steps", "dtype"):
         command += [f"--{name}", str(getattr(options, name))]
     command += [f"--ours={setting}" for setting in options.ours]
+    command += ["--uncached"] * options.uncached
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -485,6 +504,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="the base, as in model=…")
     parser.add_argument("--random", action="store_true", help="random weights instead of the model's own")
     parser.add_argument("--ours", action="append", default=[], metavar="KEY=VALUE", help="a setting of our side alone")
+    parser.add_argument("--uncached", action="store_true", help="TRL's mixture without the cache that spoils it")
     parser.add_argument("--data", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.setup:
