@@ -25,7 +25,7 @@ test: setup  ## check style and types, then run all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --dist loadgroup $(ARGS)
 
 smoke: setup  ## a whole run on a tiny model, in seconds
 	$(BIN)/alignrun experiment=smoke

@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,30 +43,33 @@ GROWTH = 1.1
 
 def start(arguments: Sequence[str], log: Path, most_bytes: int | None = None) -> int:
     """Run `alignrun` in a process of its own; its pid."""
+    usual = signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # in the child, until the command has begun
     pid = os.fork()
     if pid:
+        signal.signal(signal.SIGINT, usual)
         return pid
     code = 70
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         if most_bytes is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # and so writing fails instead
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it is the command's to answer
         code = alignrun(arguments)
+    except BaseException:
+        traceback.print_exc()  # nothing may leave the command in this way
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
 def alignrun(arguments: Sequence[str]) -> int:
-    import torch
-
     from alignrun import cli
 
-    torch.set_num_threads(1)
     return cli.main(list(arguments))
 
 
@@ -85,7 +89,7 @@ class Soak:
         self.whole = folder / "whole"
         began = time.monotonic()
         self.expect(wait(start(self.command(self.whole), self.log)), {0}, "a run in peace")
-        self.seconds = time.monotonic() - began
+        self.seconds = self.patience = time.monotonic() - began
         largest = max(file.stat().st_size for file in self.whole.rglob("*.safetensors"))
         self.too_small = largest // 2
 
@@ -106,6 +110,7 @@ class Soak:
         faults = (self.signal, self.signal, self.full_disk, self.damage)
         for attempt in range(1000):
             self.resumes += (run / "config.yaml").is_file()
+            self.patience = self.seconds * (0.5 + attempt / 100)  # the machine may have become slower
             code = wait(start(self.command(run), self.log)) if enough() else self.random.choice(faults)(run)
             if code == 0:
                 break
@@ -118,7 +123,7 @@ class Soak:
     def signal(self, run: Path) -> int:
         sent = self.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
         pid = start(self.command(run), self.log)
-        time.sleep(self.random.uniform(0, 0.5 * self.seconds))
+        time.sleep(self.random.uniform(0, self.patience))
         os.kill(pid, sent)
         code = wait(pid)
         self.counts[sent.name] += 1

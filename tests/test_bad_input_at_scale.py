@@ -228,7 +228,8 @@ def damage(folder: Path, draw: Any) -> str:
     return f"{file.name} {kind}"
 
 
-def test_model_folders(model_folder: Path) -> None:
+def test_model_folders(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignrun.launch.write_report", lambda *_: False)  # half of the time, and not of interest
     refused = set()
 
     @many(120)

@@ -16,6 +16,7 @@ from alignrun import cli
 from alignrun.algorithms.rollout import sample_streams
 from alignrun.build import load_trained, make_encoding
 from alignrun.compose import compose
+from alignrun.config import AdapterKind
 from alignrun.generation.decode import Sampling
 from alignrun.memory_plan import largest_batches, make_plan, sampling_bytes, workload
 from alignrun.memory_trace import Pass, training_peak
@@ -138,10 +139,8 @@ def test_no_logits_of_a_whole_batch_are_held() -> None:
 
 
 def test_what_fits_grows_with_the_gpu_and_with_quantisation() -> None:
-    lora, qlora = (
-        largest_batches(compose(["model=llama-8b", "model.dtype=bfloat16", f"adapter={name}"]), (8, 24, 80))
-        for name in ("lora", "qlora")
-    )
+    config = compose(["model=llama-8b", "model.dtype=bfloat16"])
+    lora, qlora = largest_batches(config, (AdapterKind.lora, AdapterKind.qlora), (8, 24, 80)).values()
     assert lora[0].learned == lora[0].drawn == 0  # 15 GiB of weights
     assert 0 < lora[1].learned < lora[2].learned
     assert lora[1].drawn < qlora[1].drawn

@@ -205,22 +205,33 @@ class Fit:
     """generation.batch_size"""
 
 
-def largest_batches(config: Config, sizes: Sequence[float]) -> list[Fit]:
-    """For GPUs of these sizes in GiB, the largest batches with which the run's memory stays below `USABLE` of it."""
+def largest_batches(
+    config: Config, kinds: Sequence[AdapterKind], sizes: Sequence[float]
+) -> dict[AdapterKind, list[Fit]]:
+    """For GPUs of these sizes in GiB, the largest batches with which the run's memory stays below `USABLE` of it.
+
+    Args:
+        config: the run, whatever its own adapter.
+        kinds: adapters of kinds that differ only in how the base is held, so that one pass is traced for all.
+        sizes: GiB.
+    """
     work, dtype = workload(config), planned_dtype(config)
-    resident = sum(_resident_bytes(config, count_parameters(config), work, dtype))
+    variants = {kind: replace(config, adapter=replace(config.adapter, name=kind)) for kind in kinds}
+    traced = variants[kinds[0]]
     # From here on the pieces of the logits are as large as they get, and every prompt more costs the same.
     new = config.generation.max_new_tokens
     enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * new)))
-    few, more = (_training_bytes(config, work, dtype, prompts) for prompts in (enough, enough + 1))
+    few, more = (_training_bytes(traced, work, dtype, prompts) for prompts in (enough, enough + 1))
     each = max(1, more - few)
     drawn = max(1, sampling_bytes(config, work.drawn, 1, dtype))
-    fits = []
-    for size in sizes:
-        room = USABLE * size * GIB - resident
+    size = count_parameters(traced)
+    fits = {}
+    for kind, variant in variants.items():
+        resident = sum(_resident_bytes(variant, size, work, dtype))
+        rooms = [USABLE * gpu * GIB - resident for gpu in sizes]
         # Below `enough` this asks for too much, by the part of a piece that would not be there.
-        learned = enough + int((room - few) // each)
-        fits.append(Fit(*(max(0, min(MOST_PROMPTS, count)) for count in (learned, int(room // drawn)))))
+        counts = [(enough + int((room - few) // each), int(room // drawn)) for room in rooms]
+        fits[kind] = [Fit(*(max(0, min(MOST_PROMPTS, count)) for count in pair)) for pair in counts]
     return fits
 
 
@@ -305,8 +316,8 @@ def _fits(config: Config, sizes: Sequence[float]) -> Table:
     table.add_column("on one GPU of", no_wrap=True)
     for size in sizes:
         table.add_column(f"{size:g} GB", justify="right", no_wrap=True)
-    for kind in [AdapterKind.none] if full else [AdapterKind.lora, AdapterKind.qlora]:
-        fits = largest_batches(replace(config, model=model, adapter=replace(config.adapter, name=kind)), sizes)
+    kinds = [AdapterKind.none] if full else [AdapterKind.lora, AdapterKind.qlora]
+    for kind, fits in largest_batches(replace(config, model=model), kinds, sizes).items():
         counts = [(fit.learned, fit.drawn) if online else (fit.learned,) for fit in fits]
         shown = [" / ".join(map(str, pair)) if all(pair) else "does not fit" for pair in counts]
         table.add_row(kind.value, *shown)
