@@ -11,8 +11,7 @@ its limit. Peak memory is the largest resident size of a process, or on CUDA wha
 Ours is `alignrun` itself. Where TRL asks for a reward model it gets one of a few thousand weights, so that the judge
 costs neither side anything. TRL's PPO trains all weights of a value model of its own, as it does; ours trains a
 second adapter. TRL's Nash-MD lets policy and reference write into one key-value cache when it draws from their mixture,
-so that each reads the other's text; `--uncached` turns that cache off, as its source means to, and then it draws from
-the mixture. `floor` is the time of the bare products of the step's linear layers, one after another, without
+so that each reads the other's text; `--uncached` turns that cache off, as its source means to. `floor` is the time of the bare products of the step's linear layers, one after another, without
 attention, LoRA, norms or sampling; on CUDA those of a decoded token are one graph.
 
 `--random` takes weights at random in the architecture of `--model`, where its own are not to be had.
