@@ -9,10 +9,11 @@ is everything from one optimiser step to the next; the first of each process is 
 its limit. Peak memory is the largest resident size of a process, or on CUDA what its tensors took at most.
 
 Ours is `alignrun` itself. Where TRL asks for a reward model it gets one of a few thousand weights, so that the judge
-costs neither side anything. TRL's PPO trains all weights of a value model of its own, as it does; ours trains a
-second adapter. TRL's Nash-MD lets policy and reference write into one key-value cache when it draws from their mixture,
-so that each reads the other's text; `--uncached` turns that cache off, as its source means to. `floor` is the time of the bare products of the step's linear layers, one after another, without
-attention, LoRA, norms or sampling; on CUDA those of a decoded token are one graph.
+costs neither side anything. TRL's PPO trains all weights of a value model of its own, as it does; ours trains a second
+adapter. TRL's Nash-MD lets policy and reference write into one key-value cache when it draws from their mixture, so
+that each reads the other's text; `--uncached` turns that cache off, as its source means to. `floor` is the time of the
+bare products of the step's linear layers, one after another, without attention, LoRA, norms or sampling; on CUDA those
+of a decoded token are one graph.
 
 `--random` takes weights at random in the architecture of `--model`, where its own are not to be had.
 """
