@@ -291,6 +291,36 @@ def test_what_fails_in_one_process_is_told_once(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoints").is_dir()
 
 
+HUNGRY = """
+import sys, torch
+from alignrun import cli, processes
+from alignrun.algorithms.nash_md import NashMD
+
+processes.start(torch.device("cpu"))
+loss = NashMD.loss
+
+def hungry(self, batch):
+    if processes.rank() == 1 and len(batch.prompts) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return loss(self, batch)
+
+NashMD.loss = hungry
+processes.leave(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_where_one_process_alone_runs_out_of_memory_the_gradient_is_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "hungry.py"
+    script.write_text(HUNGRY)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert cli.main([*SMOKE, f"run.dir={one}"]) == 0
+    job = torchrun(2, str(script), *SMOKE, f"run.dir={two}")
+    said, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, said
+    assert_the_same(one, two)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
