@@ -82,6 +82,12 @@ def check(config: Config) -> None:
         raise InputError(
             f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
         )
+    minibatches = getattr(config.algo, "minibatches", 1)
+    if minibatches > config.train.batch_size:
+        raise InputError(
+            f"config: algo.minibatches={minibatches} is more than train.batch_size={config.train.batch_size}, the "
+            "prompts of which they are made"
+        )
     if config.model.source is ModelSource.game:
         if preference != "matrix":
             raise InputError("config: model=game plays a matrix game: choose preference=matrix")

@@ -1,5 +1,6 @@
 """PPO, RLOO and GRPO: expected gradients by enumeration, the value function on the shared base, and the reward."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,8 @@ def test_rloo_has_the_expected_gradient_of_rlhf() -> None:
     for i in range(3):
         for j in range(3):
             pair = Completions(actions.tokens[:, [i, j]], actions.mask[:, [i, j]])
-            loss = algorithm.loss(Rewarded(prompt, pair, rewards[None, [i, j]]))
+            drawn = rewards[None, [i, j]]
+            loss = algorithm.loss(Rewarded(prompt, pair, drawn, torch.zeros_like(drawn)))
             for total, part in zip(expected, torch.autograd.grad(loss.total, weights), strict=True):
                 total += pi[i] * pi[j] * part / 2
     close(expected, exact)
@@ -93,7 +95,9 @@ def test_the_first_step_of_ppo_is_the_policy_gradient_of_rlhf(monkeypatch: pytes
     settings = ["algo.normalize_reward=false", "algo.whiten_advantages=false", "algo.trace=1", "algo.epochs=1"]
     algorithm, actions, prompt = game_policy("ppo", "algo.samples_per_prompt=3", "algo.kl_tau=0.1", *settings)
     pi, rewards, exact = exact_gradient(algorithm, actions, prompt, 0.1)
-    monkeypatch.setattr(algorithm.rewards, "draw", lambda *_, **__: Rewarded(prompt, actions, rewards[None]))
+    monkeypatch.setattr(
+        algorithm.rewards, "draw", lambda *_, **__: Rewarded(prompt, actions, rewards[None], torch.zeros(1, 3))
+    )
     (rollout,) = list(algorithm.collect(prompt, 0))
     assert rollout.values.abs().max() == 0, "the value function starts at zero"
     weights = list(algorithm.tools.policy.trainable().values())
@@ -144,8 +148,10 @@ def test_grpo_is_the_loop_over_its_tokens(estimator: str) -> None:
             ratio = float(torch.exp(now[row, n] - batch.log_probs.flatten(0, 1)[row, n]))
             clipped = min(max(ratio, 0.8), 1.2)
             delta = float(now[row, n] - mu[row, n])
-            penalty = delta**2 / 2 if estimator == "k2" else float(torch.tensor(-delta).exp()) - 1 + delta
+            penalty = 0.0 if estimator == "k2" else float(torch.tensor(-delta).exp()) - 1 + delta
             total += (-min(ratio * advantage, clipped * advantage) + 0.05 * penalty) / length
+        if estimator == "k2":
+            total += 0.05 * float((now[row] - mu[row])[:length].sum()) ** 2 / 2 / length
     assert float(loss.total.detach()) == pytest.approx(total, rel=1e-3)
     assert loss.targets == 6
 
@@ -229,6 +235,7 @@ def test_a_rollout_is_learned_from_whole_in_every_epoch() -> None:
     assert [part.texts for part in parts[:2]] != [part.texts for part in parts[2:]]
     again = list(minibatches(prompts, epochs=2, parts=2, seed=0, step=3))
     assert [part.texts for part in parts] == [part.texts for part in again]
+    assert [count(part) for part in minibatches(prompts, epochs=1, parts=4, seed=0, step=3)] == [2, 1, 1, 1]
     for part in parts:
         for place, text in enumerate(part.texts):
             whole = prompts.texts.index(text)
@@ -262,11 +269,15 @@ def test_completions_that_do_not_end_are_penalised() -> None:
     algorithm = build("rloo", "generation.max_new_tokens=3", "algo.missing_eos_penalty=5")
     (charged,) = list(algorithm.collect(prompts, 0))
     ended = algorithm.tools.policy.ends(free.completions.flat()).reshape(8, 4)
-    assert torch.equal(free.rewards - charged.rewards, 5.0 * ~ended)
+    assert torch.equal(free.rewards, charged.rewards)
+    assert torch.equal(charged.penalties, 5.0 * ~ended)
+    assert charged.penalties.any()
+    loss, taken = algorithm.loss(charged), Rewarded(prompts, free.completions, free.rewards - 5.0 * ~ended, 0 * ~ended)
+    assert torch.equal(loss.total, algorithm.loss(taken).total)
 
 
 def test_rewards_are_normalised_on_the_reference_and_stay_so() -> None:
-    algorithm = build("ppo", "algo.epochs=1")
+    algorithm = build("ppo", "algo.epochs=1", "train.batch_size=4", "algo.missing_eos_penalty=3")
     prompts, _ = random_batch(algorithm.tools.policy, prompts=6)
 
     class Data:
@@ -280,18 +291,24 @@ def test_rewards_are_normalised_on_the_reference_and_stay_so() -> None:
         for weight in algorithm.tools.policy.trainable().values():
             weight += 0.3
     algorithm.prepare(Data())
-    shift, scale = algorithm._shift, algorithm._scale
-    drawn = algorithm.rewards.draw(prompts, 0, purpose=98, own=False).rewards.double()
+    shift, scale = algorithm._shift_and_scale.tolist()
+    parts = enumerate((slice(0, 4), slice(4, 6)))
+    drawn = torch.cat(
+        [algorithm.rewards.draw(rows(prompts, part), n, purpose=98, own=False).rewards.double() for n, part in parts]
+    )
     assert (shift, scale) == pytest.approx((float(drawn.mean()), float(drawn.std())))
-    again = build("ppo", "algo.epochs=1", "algo.trace=1", "algo.whiten_advantages=false")
+    settings = ["algo.trace=1", "algo.whiten_advantages=false", "train.batch_size=4", "algo.missing_eos_penalty=3"]
+    again = build("ppo", "algo.epochs=1", *settings)
     again.prepare(Data())
-    assert (again._shift, again._scale) == (shift, scale), "whatever the policy has become"
+    assert again._shift_and_scale.tolist() == [shift, scale], "whatever the policy has become"
     (rollout,) = list(again.collect(prompts, 0))
-    penalties = 0.05 * (rollout.log_probs - rollout.reference).sum(2)
+    unended = 3.0 * ~again.tools.policy.ends(rollout.completions.flat()).reshape(6, -1)
+    assert unended.any()
+    penalties = unended + 0.05 * (rollout.log_probs - rollout.reference).sum(2)
     expected = (rollout.rewards - shift) / scale - penalties
     torch.testing.assert_close(rollout.returns[:, :, 0], expected, rtol=1e-4, atol=1e-5, check_dtype=False)
     last = rollout.completions.mask.sum(2, keepdim=True) - 1
-    step = 0.05 * (rollout.log_probs - rollout.reference).gather(2, last)[:, :, 0]
+    step = unended + 0.05 * (rollout.log_probs - rollout.reference).gather(2, last)[:, :, 0]
     found = rollout.returns.gather(2, last)[:, :, 0]  # the score comes with the last token
     expected = (rollout.rewards - shift) / scale - step
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, check_dtype=False)
@@ -302,12 +319,28 @@ def test_the_controller_steers_the_penalty_and_is_resumed(tmp_path: Path) -> Non
     settings = ["algo=ppo", "algo.kl_target=0.001", "algo.kl_horizon=100", "optim.learning_rate=0.02"]
     steps = ["train.steps=4", "train.checkpoint_every=1", "train.keep_checkpoints=9"]
     assert cli.main(["experiment=smoke", f"run.dir={run}", *settings, *steps]) == 0
-    taus = [float(load_file(run / f"checkpoints/step-{n}/algorithm.safetensors")["kl_tau"]) for n in (1, 2, 3, 4)]
+    states = [load_file(run / f"checkpoints/step-{n}/algorithm.safetensors") for n in (1, 2, 3, 4)]
+    taus = [float(state["kl_factor"]) for state in states]
     assert len(set(taus)) > 1
-    for before, after in zip([0.05, *taus], taus, strict=False):
+    for before, after in zip([1.0, *taus], taus, strict=False):
         assert 1 - 0.2 * 16 / 100 - 1e-9 <= after / before <= 1 + 0.2 * 16 / 100 + 1e-9
     assert cli.main(["resume", str(run), "--step", "2"]) == 0
-    assert float(load_file(run / "checkpoints/step-4/algorithm.safetensors")["kl_tau"]) == taus[-1]
+    again = load_file(run / "checkpoints/step-4/algorithm.safetensors")
+    assert float(again["kl_factor"]) == taus[-1]
+    assert torch.equal(again["reward_shift_and_scale"], states[0]["reward_shift_and_scale"])
+    # Another τ counts when a run goes on; what rewards are divided by stays what the value function has learned.
+    assert cli.main(["resume", str(run), "train.steps=5", "algo.kl_tau=5", "train.batch_size=3"]) == 0
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-2]
+    assert last["kl_tau"] == pytest.approx(5 * taus[-1])
+    assert last["reward_scale"] == pytest.approx(float(again["reward_shift_and_scale"][1]))
+
+
+def test_the_controller_never_turns_the_penalty_into_a_reward() -> None:
+    algorithm = build("ppo", "algo.epochs=1", "algo.kl_target=100", "algo.kl_horizon=2")
+    prompts, _ = random_batch(algorithm.tools.policy, prompts=4)
+    for step in range(3):
+        list(algorithm.collect(prompts, step))
+        assert float(algorithm.kl_tau) == pytest.approx(0.05 * 0.8 ** (step + 1))
 
 
 @pytest.mark.parametrize(
@@ -319,6 +352,8 @@ def test_the_controller_steers_the_penalty_and_is_resumed(tmp_path: Path) -> Non
         (("algo=ppo", "algo.trace=2"), "algo.trace must lie in [0, 1]"),
         (("algo=ppo", "algo.epochs=0"), "algo.epochs must be at least 1"),
         (("algo=grpo", "preference=panel", "algo.reward=scalar"), "use algo.reward=win_rate"),
+        (("algo=ppo", "algo.minibatches=5"), "algo.minibatches=5 is more than train.batch_size=4"),
+        (("algo=ppo", "algo.kl_tau=0", "algo.kl_target=1"), "algo.kl_tau must be positive for algo.kl_target"),
     ],
 )
 def test_wrong_settings_are_one_line(

@@ -242,3 +242,17 @@ def test_suffix_estimator_of_the_divergence_is_exact(tokens: TwoTokens) -> None:
     rewards = suffix_sum(log_ratio.detach(), MASK)
     (estimate,) = torch.autograd.grad(weights.detach() @ (log_probs * rewards).sum(-1), tokens.policy)
     assert_close(estimate, exact, rtol=0, atol=1e-15)
+
+
+def test_k2_as_a_loss_is_exact_for_whole_completions_and_not_for_their_tokens(tokens: TwoTokens) -> None:
+    log_probs = tokens.token_log_probs(tokens.policy)
+    log_ratio = log_probs - tokens.token_log_probs(tokens.reference)
+    weights = log_probs.sum(-1).exp()
+    (exact,) = torch.autograd.grad(weights @ log_ratio.sum(-1), tokens.policy, retain_graph=True)
+    losses = (kl_k2(log_ratio.sum(-1)), kl_k2(log_ratio).sum(-1))
+    whole, by_token = (
+        torch.autograd.grad(weights.detach() @ loss, tokens.policy, retain_graph=True)[0] for loss in losses
+    )
+    assert_close(whole, exact, rtol=0, atol=1e-15)
+    assert_close(by_token[2:], exact[2:], rtol=0, atol=1e-15)
+    assert (by_token[:2] - exact[:2]).abs().max() > 0.01

@@ -11,10 +11,11 @@ from alignrun.config import require
 
 
 def minibatches(rollout: Any, epochs: int, parts: int, seed: int, step: int) -> Iterator[Any]:
-    """Every prompt of the rollout once in each epoch, in a new order, in `parts` minibatches: one step for each."""
+    """Every prompt of the rollout once in each epoch, in a new order, in `parts` minibatches as alike in size as can
+    be: one step for each."""
     generator = torch.Generator().manual_seed(step_seed(seed, step, 97))
     for _ in range(epochs):
-        for index in torch.randperm(count(rollout), generator=generator).chunk(parts):
+        for index in torch.randperm(count(rollout), generator=generator).tensor_split(parts):
             yield select(rollout, index)
 
 

@@ -23,9 +23,9 @@ class KLEstimator(str, Enum):
     """What is differentiated for the KL penalty."""
 
     k3 = "k3"
-    """The paper's; at samples of π its gradient is that of KL(μ‖π), the other divergence."""
+    """The paper's, by token; given the tokens before it, its gradient is that of the other divergence, KL(μ‖π)."""
     k2 = "k2"
-    """With the gradient of KL(π‖μ)."""
+    """½Δ² of a completion's whole log ratio Δ: as long as π is the policy that drew it, the gradient of KL(π‖μ)."""
 
 
 @schema
@@ -71,8 +71,8 @@ class GRPO(RewardAlgorithm):
     """−min(ρA, clip(ρ, 1−ε, 1+ε)A) + τ KL,  A = (r − mean r)/std r in the group of a prompt,  ρ = π/π_old by token.
 
     The penalty is a loss and not in the reward. As in the paper it is k3 = e^(−Δ) − 1 + Δ of Δ = log π/μ by token,
-    whose gradient is not that of KL(π‖μ): `kl_estimator=k2` has it. With the division by the standard deviation or
-    the length the objective is no longer r − τKL, and its optimum not RLHF's.
+    whose gradient is not that of KL(π‖μ): `kl_estimator=k2`, of whole completions, has it. With the
+    division by the standard deviation or the length the objective is no longer r − τKL, and its optimum not RLHF's.
     """
 
     config: GRPOConfig
@@ -81,9 +81,10 @@ class GRPO(RewardAlgorithm):
     def _frozen(self, prompts: PromptBatch, step: int) -> Group:
         drawn = self.rewards.draw(prompts, step)
         log_probs, reference = shared(drawn, self.log_probs).unbind(1)
-        advantages = drawn.rewards - drawn.rewards.mean(1, keepdim=True)
+        rewards = drawn.rewards - drawn.penalties
+        advantages = rewards - rewards.mean(1, keepdim=True)
         if self.config.scale_by_std:
-            advantages = advantages / (drawn.rewards.std(1, keepdim=True) + 1e-4)
+            advantages = advantages / (rewards.std(1, keepdim=True) + 1e-4)
         return Group(prompts, drawn.completions, drawn.rewards, advantages, log_probs, reference)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Group]:
@@ -102,10 +103,14 @@ class GRPO(RewardAlgorithm):
         log_ratio = log_probs - reference
         moved = (log_probs - old) * mask
         surrogate = clipped_policy_loss(moved, batch.advantages.flatten()[:, None], self.config.clip)
-        estimator = kl_k3 if self.config.kl_estimator is KLEstimator.k3 else kl_k2
-        per_token = torch.where(mask, surrogate + self.config.kl_tau * estimator(log_ratio), 0.0)
+        if self.config.kl_estimator is KLEstimator.k3:
+            penalty = torch.where(mask, kl_k3(log_ratio), 0.0).sum(1)
+        else:
+            penalty = kl_k2(torch.where(mask, log_ratio, 0.0).sum(1))
         lengths = mask.sum(1)
-        per_sequence = per_token.sum(1) / lengths if self.config.length_norm else per_token.sum(1)
+        per_sequence = torch.where(mask, surrogate, 0.0).sum(1) + self.config.kl_tau * penalty
+        if self.config.length_norm:
+            per_sequence = per_sequence / lengths
         clipped = ((moved.detach().exp() - 1).abs() > self.config.clip) & mask
         return Loss(
             total=per_sequence.sum(),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
-from alignrun.algorithms.batches import shared
+from alignrun.algorithms.batches import rows, shared
 from alignrun.algorithms.frozen import check_minibatches, minibatches
 from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.signs import signs
@@ -27,7 +27,7 @@ REFERENCE_PROMPTS = 32
 
 @schema
 class PPOConfig(RewardConfig):
-    """The values are those of the summarisation work, but for the penalty on what does not end."""
+    """Discount, trace, clips, their weight and the epochs are those of the summarisation work (arXiv 2403.17031)."""
 
     name: str = "ppo"
     discount: float = 1.0
@@ -41,11 +41,12 @@ class PPOConfig(RewardConfig):
     minibatches: int = 1
     whiten_advantages: bool = True
     normalize_reward: bool = True
-    """Shift and scale the reward to mean 0 and standard deviation 1 on completions of the reference."""
+    """Shift and scale the reward to mean 0 and standard deviation 1 on completions of the reference; τ then weighs KL
+    against such a deviation."""
     kl_target: float | None = None
     """Nats of KL(π‖μ) a completion that the controller of arXiv 1909.08593 steers τ towards; by default τ stays."""
     kl_horizon: int = 10_000
-    """Completions over which the controller acts: the larger, the slower."""
+    """Completions over which the controller acts: the larger, the slower; fewer than a step's count as a step's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +56,9 @@ class PPOConfig(RewardConfig):
             require(0 <= getattr(self, name) <= 1, f"algo.{name}", f"must lie in [0, 1], not {getattr(self, name)}")
         require(self.value_weight >= 0, "algo.value_weight", f"must not be negative, not {self.value_weight}")
         require(self.kl_target is None or self.kl_target > 0, "algo.kl_target", f"must be positive: {self.kl_target}")
+        require(
+            self.kl_target is None or self.kl_tau > 0, "algo.kl_tau", "must be positive for algo.kl_target to move it"
+        )
         check_minibatches(self.epochs, self.minibatches)
 
 
@@ -66,7 +70,7 @@ class Rollout:
     completions: Completions
     """[B, K, T]"""
     rewards: Tensor
-    """[B, K] as they were given, before they are normalised."""
+    """[B, K] as they were given: not normalised, nothing taken."""
     log_probs: Tensor
     """[B, K, T] log π_old"""
     reference: Tensor
@@ -86,7 +90,9 @@ class PPO(RewardAlgorithm):
     Â by GAE(γ, λ) of a value function V on the same base, whitened; then several steps on the frozen rollout of
     −min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) + c·½max((V − R)², (V_clipped − R)²),  ρ = π/π_old, averaged over tokens.
 
-    The optimum is μ exp(r/τ), with one reward for each completion, whoever it is compared with: no equilibrium.
+    The optimum is μ exp(r/τ), with one reward for each completion, whoever it is compared with: no equilibrium. With
+    `normalize_reward` r is divided by its deviation σ under μ, which makes the optimum μ exp(r/τσ) in the reward's own
+    units; σ is logged as `reward_scale`.
     """
 
     config: PPOConfig
@@ -96,8 +102,10 @@ class PPO(RewardAlgorithm):
             raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
         super().__init__(config, tools)
         self.value = Value(tools.policy.backbone, tools.config.adapter)
-        self._kl_tau = torch.tensor(config.kl_tau, dtype=torch.float64)
-        self._shift, self._scale = 0.0, 1.0
+        self._kl_factor = torch.ones((), dtype=torch.float64)
+        """What the controller has made of τ."""
+        self._shift_and_scale = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        self._measured = False
 
     @classmethod
     def workload(cls, config: Any) -> Workload:
@@ -109,16 +117,28 @@ class PPO(RewardAlgorithm):
         return self.value.trainable()
 
     def state(self) -> Mapping[str, Tensor]:
-        """The controller's τ."""
-        return {"kl_tau": self._kl_tau}
+        """What the controller has come to, and by what rewards are shifted and scaled: a resumed run keeps both, since
+        the value function has learned them."""
+        return {"kl_factor": self._kl_factor, "reward_shift_and_scale": self._shift_and_scale}
+
+    @property
+    def kl_tau(self) -> Tensor:
+        """τ as it is now."""
+        return self.config.kl_tau * self._kl_factor
 
     def prepare(self, data: Dataset) -> Dataset:
-        """Measure the reward on completions of the reference: the same for a seed, and so also after resuming."""
-        if self.config.normalize_reward and (self._shift, self._scale) == (0.0, 1.0):
+        """Measure the reward on completions of the reference, for the training data alone."""
+        if self.config.normalize_reward and not self._measured:
+            self._measured = True
             prompts = batch_to(data.batch_at(0, min(REFERENCE_PROMPTS, len(data))), self.tools.policy.device)
-            rewards = self.rewards.draw(prompts, 0, purpose=98, own=False).rewards.double()
+            size = self.tools.config.train.batch_size  # the memory for so many is there
+            drawn = [
+                self.rewards.draw(rows(prompts, slice(start, start + size)), number, purpose=98, own=False).rewards
+                for number, start in enumerate(range(0, len(prompts), size))
+            ]
+            rewards = torch.cat(drawn).double()
             spread = float(rewards.std())
-            self._shift, self._scale = float(rewards.mean()), spread if spread > 1e-6 else 1.0
+            self._shift_and_scale.copy_(torch.tensor([float(rewards.mean()), spread if spread > 1e-6 else 1.0]))
         return data
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Rollout]:
@@ -128,15 +148,16 @@ class PPO(RewardAlgorithm):
         if config.kl_target is not None:
             measured = (rollout.log_probs - rollout.reference).sum(2).mean().item()
             error = min(0.2, max(-0.2, measured / config.kl_target - 1))
-            self._kl_tau *= 1 + error * rollout.rewards.numel() / config.kl_horizon
+            self._kl_factor *= 1 + error * min(1.0, rollout.rewards.numel() / config.kl_horizon)
 
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Rollout:
         drawn = self.rewards.draw(prompts, step)
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
         log_probs, reference, values = (part.flatten(0, 1) for part in shared(drawn, self._known).unbind(1))
-        scores = (drawn.rewards - self._shift) / self._scale
-        rewards = -self._kl_tau.to(log_probs) * (log_probs - reference)
+        shift, scale = self._shift_and_scale.to(drawn.rewards)
+        scores = (drawn.rewards - shift) / scale - drawn.penalties
+        rewards = -self.kl_tau.to(log_probs) * (log_probs - reference)
         last = completions.mask.sum(1, keepdim=True) - 1
         rewards.scatter_add_(1, last, scores.flatten()[:, None].to(rewards))
         mask, config = completions.mask, self.config
@@ -182,7 +203,8 @@ class PPO(RewardAlgorithm):
                 "value_loss": value_loss.detach(),
                 "clip_fraction": clipped.sum(),
                 "moved": (torch.expm1(moved.detach()) - moved.detach()).sum(),
-                "kl_tau": self._kl_tau.to(tokens.device) * tokens,
+                "kl_tau": self.kl_tau.to(tokens.device) * tokens,
+                "reward_scale": self._shift_and_scale[1].to(tokens.device) * tokens,
             },
             tokens=tokens,
             # Of the policy that drew them.

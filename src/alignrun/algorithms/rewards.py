@@ -40,7 +40,8 @@ class RewardConfig:
     reference_samples: int = 4
     """Completions of the reference that a win rate is measured against, for every prompt."""
     missing_eos_penalty: float = 0.0
-    """Taken from the reward of a completion that does not end; 1 is common where answers should fit in the limit."""
+    """Taken from the reward of a completion that does not end, from PPO's after it has been normalised; 1 is common
+    where answers should fit in the limit."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
@@ -57,7 +58,9 @@ class Rewarded:
     completions: Completions
     """[B, K, T]"""
     rewards: Tensor
-    """[B, K]"""
+    """[B, K] as the preference gives them."""
+    penalties: Tensor
+    """[B, K] what is taken from them where a completion does not end."""
 
 
 class Rewards:
@@ -91,7 +94,7 @@ class Rewards:
         rewards = self._rollouts.preference(prompts, ours, theirs) if theirs else self._scalar(prompts, ours)
         completions = stack(ours)
         ended = self._policy.ends(completions.flat()).reshape(rewards.shape)
-        return Rewarded(prompts, completions, rewards - self._config.missing_eos_penalty * ~ended)
+        return Rewarded(prompts, completions, rewards, self._config.missing_eos_penalty * ~ended)
 
     def _scalar(self, prompts: PromptBatch, streams: Sequence[Completions]) -> Tensor:
         """[B, K] r(x, y)/temperature, whose differences are the log-odds of the preference."""

@@ -45,7 +45,7 @@ class RLOO(RewardAlgorithm):
             for role in (Role.reference, Role.policy)
         )
         log_ratio = log_probs.detach() - reference
-        returns = batch.rewards - self.config.kl_tau * log_ratio.sum(1).reshape(batch.rewards.shape)
+        returns = batch.rewards - batch.penalties - self.config.kl_tau * log_ratio.sum(1).reshape(batch.rewards.shape)
         advantages = (returns - returns.mean(1, keepdim=True)) * count / (count - 1)
         per_token = advantages.flatten()[:, None].expand_as(log_probs)
         return Loss(

@@ -102,7 +102,7 @@ class TrainConfig:
     """The length of the run and what happens along it."""
 
     steps: int = 100
-    """Optimiser steps."""
+    """Optimiser steps; those of PPO and GRPO are epochs × minibatches updates, all from one batch of prompts."""
     batch_size: int = 16
     """Prompts in one step."""
     micro_batch_size: int | None = None

@@ -6,7 +6,8 @@ The value of an estimator says nothing about its gradient, and so they are not i
 - In a reward, detached and multiplied by ∇log π, belongs k1: E[∇log π · Δ] = ∇KL(π‖μ). Token n takes the sum of k1
   over itself and what follows (`suffix_sum`); its own log ratio alone is biased from two tokens on.
 - As a loss, differentiated at samples of π, only k2 is right: E[∇k2] = E[Δ∇log π] = ∇KL(π‖μ). There E[∇k1] = 0, and
-  E[∇k3] = ∇KL(μ‖π), the gradient of the other divergence.
+  E[∇k3] = ∇KL(μ‖π), the gradient of the other divergence. Δ is that of the whole sample: a sum over the tokens of an
+  estimator of each has these gradients for every token by itself, and misses what it does to those that follow.
 
 Legend: B sequences, T completion tokens.
 """
