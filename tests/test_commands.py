@@ -16,6 +16,7 @@ from rich.console import Console
 
 from alignrun import cli, compose
 from alignrun.build import check
+from alignrun.errors import InputError
 from alignrun.evaluation.results import RunResult
 from alignrun.memory_plan import count_parameters, make_plan
 from alignrun.sweep import read_run, summarise
@@ -299,6 +300,26 @@ def test_nobody_waits_for_torch_to_be_told_the_version() -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "alignrun.cli" in said
     assert "torch" not in said
+
+
+@pytest.mark.parametrize("failure", [InputError("x cannot be read"), UnboundLocalError("no local variable 'old'")])
+def test_an_interrupt_stays_one_whatever_a_library_makes_of_it(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OmegaConf, interrupted, fails in its own clean-up, and what it raises then says nothing of Ctrl-C."""
+
+    def interrupted(*_: object) -> int:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise AttributeError("'NoneType' object has no attribute '_invalidate_flags_cache'")
+        except AttributeError as error:
+            raise failure from error
+
+    monkeypatch.setattr(cli, "dispatch", interrupted)
+    assert cli.main([]) == 130
+    assert capsys.readouterr().err == "alignrun: error: interrupted\n"
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

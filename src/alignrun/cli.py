@@ -52,15 +52,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         return dispatch(arguments, console)
-    except AlignrunError as error:
-        job = _job()
-        return _fail(str(error), error.exit_code) if job is None or job.speaks(error) else error.exit_code
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if _began_with_an_interrupt(error):
+            return _fail("interrupted", 130)
+        if isinstance(error, AlignrunError):
+            job = _job()
+            return _fail(str(error), error.exit_code) if job is None or job.speaks(error) else error.exit_code
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"disk full ({one_line(error)}): free space, then `alignrun resume RUN`", 1)
-        return _fail(f"{type(error).__name__}: {one_line(error)}", 1)
+        if isinstance(error, OSError):
+            return _fail(f"{type(error).__name__}: {one_line(error)}", 1)
+        raise
+
+
+def _began_with_an_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is what led to an error: libraries that clean up after it may fail in doing so, as OmegaConf does,
+    and then say something else."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def dispatch(arguments: Sequence[str], console: Console) -> int:
