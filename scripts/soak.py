@@ -50,6 +50,15 @@ def start(arguments: Sequence[str], log: Path, most_bytes: int | None = None) ->
         return pid
     code = 70
     try:
+        code = _child(arguments, log, most_bytes)
+    except KeyboardInterrupt:  # just before the command has begun, or after it has ended
+        code = 130
+    finally:
+        os._exit(code)
+
+
+def _child(arguments: Sequence[str], log: Path, most_bytes: int | None) -> int:
+    try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
@@ -57,14 +66,14 @@ def start(arguments: Sequence[str], log: Path, most_bytes: int | None = None) ->
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # and so writing fails instead
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it is the command's to answer
-        code = alignrun(arguments)
-    except BaseException:
+        return alignrun(arguments)
+    except Exception:
         traceback.print_exc()  # nothing may leave the command in this way
+        return 70
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
 
 
 def alignrun(arguments: Sequence[str]) -> int:

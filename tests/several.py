@@ -1,6 +1,6 @@
 """Commands of alignrun, one after another in every process of a job: `torchrun … several.py COMMANDS.json`.
 
-Beside each run that trains, the process writes how many weights it holds.
+Beside each run that trains, the process writes how many weights it holds after a step.
 """
 
 import json
@@ -12,28 +12,29 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from alignrun import cli, processes
-from alignrun.trainer import Outcome, Trainer
+from alignrun.trainer import Trainer
 
-fit = Trainer.fit
+accumulate = Trainer.accumulate
 
 
-def fit_and_tell(trainer: Trainer, *arguments: Any) -> Outcome:
+def accumulate_and_tell(trainer: Trainer, batch: Any) -> Any:
+    measured = accumulate(trainer, batch)
     held, whole = zip(*map(sizes, trainer._trained.backbone.model.parameters()), strict=True)
     file = trainer._run.path / f"held-{processes.rank()}.json"
     file.write_text(json.dumps([sum(held), sum(whole)]))
-    return fit(trainer, *arguments)
+    return measured
 
 
 def sizes(weight: Any) -> tuple[int, int]:
     """How many numbers of a weight this process holds, and how many there are."""
     if hasattr(weight, "ds_tensor"):  # split by DeepSpeed
-        return (weight if weight.ds_persist else weight.ds_tensor).numel(), weight.ds_numel
+        return max(weight.numel(), weight.ds_tensor.numel()), weight.ds_numel
     held = weight.to_local() if isinstance(weight, DTensor) else weight
     return held.numel(), weight.numel()
 
 
 if __name__ == "__main__":
-    Trainer.fit = fit_and_tell  # type: ignore[method-assign]
+    Trainer.accumulate = accumulate_and_tell  # type: ignore[method-assign]
     processes.start(torch.device("cpu"))
     codes = [cli.main(command) for command in json.loads(Path(sys.argv[1]).read_text())]
     if any(codes):

@@ -21,6 +21,7 @@ from helpers import OFFLINE, ONLINE, offline_arguments, refused_smoke
 from safetensors.torch import load_file
 
 from alignrun import cli, processes, trainer
+from alignrun.errors import InputError
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -52,6 +53,8 @@ def accelerate(kind: str, *arguments: str, machine: int | None = None) -> subpro
     launcher += ["--num_processes", "2"]
     if machine is not None:
         launcher += ["--main_process_ip", "127.0.0.1", "--machine_rank", str(machine), "--main_process_port", "29517"]
+    else:
+        launcher += ["--main_process_port", "0"]  # any that is free
     return subprocess.Popen(
         [*launcher, "-m", "alignrun", *arguments],
         env=ENVIRONMENT,
@@ -346,6 +349,8 @@ def test_bad_input_is_told_once(arguments: list[str], expected: str, tmp_path: P
         (["adapter=none"], SPLIT, "adapter=none"),
         ([], {"ACCELERATE_USE_FSDP": "true"}, "--fsdp_version 2"),
         ([], ZERO, "pip install 'alignrun[deepspeed]'"),
+        ([], ZERO | {"WORLD_SIZE": "1"}, "a single process has none to share its base with"),
+        ([], SPLIT | {"WORLD_SIZE": "1"}, "a single process has none to share its base with"),
         (["model.device=cpu:0"], {}, "names one device for 2 processes"),
         (["eval"], {}, "is one process"),
     ],
@@ -361,12 +366,51 @@ def test_what_does_not_go_with_several_processes(
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("accelerate.PartialState", lambda **_: None)
+    monkeypatch.setattr(processes, "find_spec", lambda _: None)
     if arguments == ["eval"]:
         assert cli.main(["eval", "runs=[a,b]"]) == 2
         error = capsys.readouterr().err.strip()
     else:
         error = refused_smoke(capsys, tmp_path, *arguments)
     assert expected in error
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ('{"zero_optimization": {"stage": 2}}', "ZeRO stage 2 splits what is small here"),
+        ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', "needs a path"),
+        ('{"zero_optimization": {"stage": 3, "offload_param": "cpu"}}', "its settings cannot be read"),
+        ('{"zero_optimization": 3}', "its settings cannot be read"),
+        ("[3]", "its settings cannot be read"),
+        ("{", "its settings cannot be read"),
+        ('{"zero_optimization": {"stage": 3, "offload_param": null, "stage3_max_live_parameters": "auto"}}', None),
+    ],
+)
+def test_settings_of_deepspeed(
+    settings: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "deepspeed.json"
+    file.write_text(settings)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
+    if expected is None:
+        assert processes.deepspeed_settings() == {"zero_optimization": {"stage": 3}}
+        return
+    with pytest.raises(InputError, match=expected):
+        processes.deepspeed_settings()
+
+
+def test_offloading_keeps_its_place_and_how_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "/nvme"}},
+        "aio": {"thread_count": 2},
+    }
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps(given))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    given["zero_optimization"]["stage"] = 3
+    assert processes.deepspeed_settings() == given
 
 
 def wait_for_step(run: Path, step: int) -> None:

@@ -40,6 +40,11 @@ def start(device: torch.device) -> None:
     Raises:
         InputError: the launcher asks for what does not go with this, or the others cannot be reached.
     """
+    if launched() == 1 and (wanted := _wanted_sharding()):
+        raise InputError(
+            f"accelerate launch {wanted.value}: a single process has none to share its base with: add --num_processes, "
+            "or launch without it"
+        )
     if launched() == 1 or dist.is_initialized():
         return
     if sharding() is Sharding.fsdp2 and os.environ.get("FSDP_VERSION", "1") != "2":
@@ -49,7 +54,7 @@ def start(device: torch.device) -> None:
             raise InputError("accelerate launch --use_deepspeed needs DeepSpeed: pip install 'alignrun[deepspeed]'")
         if device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # which it reads where it is imported
-        zero_settings()
+        deepspeed_settings()
     if device.index is not None:
         raise InputError(
             f"model.device={device} names one device for {launched()} processes: use auto, which gives each its own"
@@ -60,7 +65,7 @@ def start(device: torch.device) -> None:
         minutes = float(os.environ.get("ALIGNRUN_TIMEOUT_MINUTES", "30"))
         # It picks the backend, and the GPU of this process.
         PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=minutes))
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
         raise InputError(f"the {launched()} processes of this job do not find each other: {one_line(error)}") from None
 
 
@@ -118,12 +123,8 @@ class Sharding(Enum):
 
 
 def sharding() -> Sharding | None:
-    """How the launcher wants the base split; None where each process is to have it whole."""
-    if launched() == 1:
-        return None
-    if _flag("ACCELERATE_USE_DEEPSPEED"):
-        return Sharding.zero3
-    return Sharding.fsdp2 if _flag("ACCELERATE_USE_FSDP") else None
+    """How the base is split; None where each process has it whole."""
+    return _wanted_sharding() if launched() > 1 else None
 
 
 def sharded() -> bool:
@@ -131,28 +132,36 @@ def sharded() -> bool:
     return sharding() is not None
 
 
-def zero_settings() -> dict[str, Any]:
-    """What the launcher says of DeepSpeed's ZeRO, as far as it is about parameters.
+def deepspeed_settings() -> dict[str, Any]:
+    """What the launcher says of DeepSpeed's ZeRO, as far as it is about parameters: by the names of its configuration.
 
     Raises:
-        InputError: the settings cannot be read, or are not those of its third stage.
+        InputError: the settings cannot be read, are not those of the third stage, or offload to no place.
     """
     from accelerate.utils import DeepSpeedPlugin
 
+    said = "accelerate launch --use_deepspeed"
     try:
         plugin = DeepSpeedPlugin()
-    except (ValueError, OSError) as error:
-        raise InputError(f"accelerate launch --use_deepspeed: {one_line(error)}") from None
+        config: dict[str, Any] = plugin.deepspeed_config
+        given = {name: value for name, value in config["zero_optimization"].items() if value != "auto"}
+        offload = given.pop("offload_param", None) or {}
+        target, path = offload.get("device") or "none", offload.get("nvme_path") or "none"
+    except (ValueError, OSError, AttributeError, TypeError, KeyError, NotImplementedError) as error:
+        raise InputError(f"{said}: its settings cannot be read ({one_line(error)})") from None
     if plugin.zero_stage != 3:
         raise InputError(
-            f"accelerate launch --use_deepspeed: ZeRO stage {plugin.zero_stage} splits what is small here, the "
-            "optimiser's state of an adapter: set --zero_stage 3, which splits the frozen base, or launch without it"
+            f"{said}: ZeRO stage {plugin.zero_stage} splits what is small here, the optimiser's state of an adapter: "
+            "set --zero_stage 3, which splits the frozen base, or launch without it"
         )
-    given: dict[str, Any] = plugin.deepspeed_config["zero_optimization"]
-    settings = {name: value for name, value in given.items() if value != "auto" and name != "offload_optimizer"}
-    if settings.get("offload_param", {}).get("device") in (None, "none"):
-        settings.pop("offload_param", None)
-    return settings
+    if target == "nvme" and path == "none":
+        raise InputError(
+            f"{said}: offloading to nvme needs a path: give zero_optimization.offload_param.nvme_path in a DeepSpeed "
+            "configuration, --deepspeed_config_file FILE"
+        )
+    given.pop("offload_optimizer", None)  # it has none
+    zero = given | {"stage": 3} | ({"offload_param": offload} if target != "none" else {})
+    return {"zero_optimization": zero} | {name: config[name] for name in ("aio",) if name in config}
 
 
 def share(count: int) -> list[int]:
@@ -331,6 +340,12 @@ def _wire() -> torch.device:
 
     device: torch.device = PartialState().device
     return device
+
+
+def _wanted_sharding() -> Sharding | None:
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
+        return Sharding.zero3
+    return Sharding.fsdp2 if _flag("ACCELERATE_USE_FSDP") else None
 
 
 def _flag(name: str) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from alignrun import processes
 from alignrun.errors import InputError
 from alignrun.models.cache import passing_cache, plain_attention
 from alignrun.types import PackedBatch, PromptBatch
@@ -44,7 +45,8 @@ def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor,
 
     Where a prompt has several continuations, its keys and values are computed once and repeated: the same values as
     row by row, and the same gradients, since those of the prompt are the sum over its continuations. Layers whose
-    activations are recomputed in the backward pass keep no cache, so there every continuation comes with its prompt.
+    activations are recomputed in the backward pass keep no cache, so there every continuation comes with its prompt;
+    so it does where DeepSpeed splits the base, which after two passes forward does not let go of it on the way back.
 
     Args:
         module: the causal language model, its active adapter included.
@@ -52,7 +54,8 @@ def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor,
         tokens: [N, S] continuations, padded on the right.
         mask: [N, S] true on their tokens.
     """
-    shared = len(tokens) > len(prompts) and not module.is_activation_checkpointing
+    zero3 = processes.sharding() is processes.Sharding.zero3
+    shared = len(tokens) > len(prompts) and not module.is_activation_checkpointing and not zero3
     return (_after_shared_prompts if shared else _in_rows)(module, prompts, tokens, mask)
 
 

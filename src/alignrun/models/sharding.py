@@ -16,10 +16,11 @@ from alignrun.errors import InputError, one_line
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:
-    """Leave each process an equal part of the weights of every decoder layer, which are gathered while they compute.
+    """Leave each process an equal part of the weights of the decoder layers, which are gathered while they compute.
 
     Embeddings and the vocabulary head stay whole, since the head is used by itself; adapters that are put on the base
-    later stay whole, too, and so training, checkpoints and moving averages know nothing of this.
+    later stay whole, too, and so training, checkpoints and moving averages know nothing of this. DeepSpeed leaves small
+    weights whole besides (`stage3_param_persistence_threshold`).
 
     Args:
         model: on the CPU, the same in each process; frozen.
@@ -65,22 +66,27 @@ def _fsdp2(model: PreTrainedModel, device: torch.device) -> None:
 def _zero3(model: PreTrainedModel, device: torch.device) -> None:
     """Matrices are gathered one by one, the next ones ahead of time. Of the launcher's settings all those count that
     are about parameters: offloading them to the host or to NVMe, what is prefetched, which small ones stay whole."""
-    import deepspeed
-
     warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # what DeepSpeed calls
     settings = {
         "train_micro_batch_size_per_gpu": 1,  # which it wants to know, though it sees no batches
-        "zero_optimization": processes.zero_settings(),
+        **processes.deepspeed_settings(),
         "bf16": {"enabled": model.dtype is torch.bfloat16},
         "fp16": {"enabled": model.dtype is torch.float16},
     }
     try:
+        import deepspeed
+
         with _whole_embeddings(model):
             # First, or it would move the whole base to each device before it splits it.
             deepspeed.zero.Init(module=model.base_model, config_dict_or_path=settings, dtype=model.dtype)
             deepspeed.initialize(model=model.base_model, config=settings)
-    except (ValueError, AssertionError, KeyError) as error:
-        raise InputError(f"DeepSpeed does not take the launcher's settings ({one_line(error)}): mend them") from None
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, AssertionError, KeyError, RuntimeError, ImportError) as error:
+        raise InputError(
+            f"DeepSpeed does not take this base in {model.dtype} under the launcher's settings ({one_line(error)}): "
+            "change them or model.dtype, or launch with --use_fsdp --fsdp_version 2"
+        ) from None
     tensors: list[Any] = [*model.parameters(), *model.buffers()]
     for tensor in tensors:
         if not hasattr(tensor, "ds_id"):  # which DeepSpeed has placed
