@@ -158,3 +158,14 @@ def test_a_value_function_and_kept_copies_are_counted() -> None:
 def test_wrong_plan_settings_end_in_one_line(setting: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "model=tiny", setting]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_half_steps_and_mixtures_that_come_are_counted() -> None:
+    play, prox = (make_plan(compose(["model=tiny", f"algo={name}"])) for name in ("self_play", "nash_mp"))
+    assert prox.adapters == 4 * play.adapters
+    for name in ("nash_md", "ipo_md"):
+        kept, mixed, comes = (
+            make_plan(compose(["model=tiny", f"algo={name}", "data.eval_size=1", *betas])).sampling
+            for betas in (["algo.mix_beta=0"], ["algo.mix_beta=0.5"], ["algo.mix_beta=0", "algo.mix_beta_end=0.5"])
+        )
+        assert kept < mixed == comes

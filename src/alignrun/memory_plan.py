@@ -60,7 +60,8 @@ class MemoryPlan:
     weights: int
     """The base."""
     adapters: int
-    """Trained parameters apart from the base, and frozen copies of them; without adapters, the frozen models."""
+    """Trained parameters apart from the base, and copies of them, of their moments too where half-steps are undone;
+    without adapters, the frozen models."""
     moments: int
     """AdamW's two for every trained parameter."""
     sampling: int
@@ -119,11 +120,11 @@ def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dty
     if config.adapter.name is AdapterKind.none:
         # Every role but the policy is a model of its own.
         weights = size.parameters * width
-        return weights, (1 + work.copies) * weights, 2 * weights
+        return weights, (1 + work.copies + 3 * work.trial) * weights, 2 * weights
     quantised = size.adapted_parameters if config.adapter.name is AdapterKind.qlora else 0
     weights = int(quantised * NF4_BYTES + (size.parameters - quantised) * width)
     trained = size.trainable * (1 + work.value) * FLOAT32  # PEFT holds adapters in float32
-    return weights, trained + work.copies * size.trainable * FLOAT32, 2 * trained
+    return weights, (1 + 3 * work.trial) * trained + work.copies * size.trainable * FLOAT32, 2 * trained
 
 
 def workload(config: Config) -> Workload:

@@ -1,5 +1,6 @@
 """Algorithms on pairs of their own samples: who is sampled, which pairs are formed, and what goes into the loss."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from helpers import load_policy, random_batch, refused_smoke
 from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
 from alignrun.algorithms.batches import Trial, count, rows
 from alignrun.algorithms.online_pairs import JudgedPairs, Pairing, judged_pairs
-from alignrun.algorithms.rollout import decode_texts
+from alignrun.algorithms.rollout import decode_texts, stack
+from alignrun.algorithms.schedules import mix_beta_at
 from alignrun.models.policy import Role
 from alignrun.types import Completions
 
@@ -202,10 +204,15 @@ def test_sppo_regresses_on_wins_over_the_other_samples() -> None:
     assert torch.allclose(ranked.win_rates, torch.stack([highest, lowest], 1))
 
 
-def test_mirror_prox_judges_the_same_completions_against_where_the_half_step_led() -> None:
+def test_mirror_prox_judges_the_same_completions_against_where_the_half_step_led(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     algorithm = build("nash_mp", "generation.temperature=1", "algo.explore_temperature=3")
     policy = algorithm.tools.policy
     prompts, _ = random_batch(policy, prompts=4)
+    judged = []
+    preference = algorithm.rollouts.preference
+    monkeypatch.setattr(algorithm.rollouts, "preference", lambda *given: judged.append(given) or preference(*given))
     batches = algorithm.collect(prompts, step=0)
     half = next(batches)
     assert isinstance(half, Trial)
@@ -214,19 +221,32 @@ def test_mirror_prox_judges_the_same_completions_against_where_the_half_step_led
             weight += 0.3
     whole = next(batches)
     assert torch.equal(half.batch.completions.tokens, whole.completions.tokens)
-    assert half.batch.opponents is None
+    assert half.batch.own is None
+    (_, _, before), (_, _, opponents) = judged
+    assert torch.equal(whole.own.tokens, stack(before).tokens), "the policy's own, from before the half-step"
     with torch.no_grad():
-        flat = policy.log_probs(Role.policy, prompts, Completions(*(part[:, 0] for part in parts(whole.completions))))
-        own = policy.log_probs(Role.policy, prompts, Completions(*(part[:, 0] for part in parts(whole.opponents))))
-    assert own.sum() > flat.sum(), "opponents come from the moved policy, and what is fitted from a flat one"
+        flat, moved, own = (
+            policy.log_probs(Role.policy, prompts, Completions(*(part[:, 0] for part in parts(side)))).sum()
+            for side in (whole.completions, stack(opponents), whole.own)
+        )
+    assert moved > flat, "opponents come from the moved policy, and what is fitted from a flat one"
+    assert moved > own
     texts = [
         [decode_texts(policy, Completions(side.tokens[:, k], side.mask[:, k])) for k in range(4)]
-        for side in (whole.completions, whole.opponents)
+        for side in (whole.completions, stack(opponents))
     ]
     for b in range(4):
         expected = sum(float(longer(None, [texts[0][1][b]], [texts[1][k][b]])) for k in range(4)) / 4
         assert float(whole.win_rates[b, 1]) == pytest.approx(expected, rel=1e-4)
     assert next(batches, None) is None
+
+
+def test_a_falling_mixture_ends_exactly_where_it_is_told() -> None:
+    for steps in range(2, 60):
+        betas = [mix_beta_at(step, steps, 0.1, 0.0) for step in range(steps)]
+        assert (betas[0], betas[-1]) == (0.1, 0.0)
+        assert all(before > after for before, after in pairwise(betas))
+    assert mix_beta_at(0, 1, 0.1, 0.0) == mix_beta_at(5, 9, 0.1, None) == 0.1
 
 
 def parts(completions: Completions) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,6 +257,7 @@ def parts(completions: Completions) -> tuple[torch.Tensor, torch.Tensor]:
     ("overrides", "message"),
     [
         (("algo=online_ipo", "algo.samples_per_prompt=1"), "algo.samples_per_prompt must be at least 2"),
+        (("algo=xpo", "algo.samples_per_prompt=0"), "algo.samples_per_prompt must be at least 1"),
         (("algo=online_dpo", "algo.kl_tau=0"), "algo.kl_tau must be positive"),
         (("algo=ipo_md", "algo.mix_beta=1.5"), "algo.mix_beta must lie in [0, 1]"),
         (("algo=nash_md", "algo.mix_beta_end=-1"), "algo.mix_beta_end must lie in [0, 1]"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.online_ipo import OnlineIPO, OnlineIPOConfig
-from alignrun.algorithms.schedules import check_mixture, mix_beta_at
+from alignrun.algorithms.schedules import check_mixture, mix_beta_at, widest_mix_beta
 from alignrun.algorithms.workload import Workload
 from alignrun.config import schema
 from alignrun.types import Completions, PromptBatch
@@ -41,7 +41,8 @@ class IPOMD(OnlineIPO):
     @classmethod
     def workload(cls, config: Any) -> Workload:
         """K samples of the mixture."""
-        return replace(super().workload(config), drawn=(config.mix_beta,) * config.samples_per_prompt)
+        mix_beta = widest_mix_beta(config.mix_beta, config.mix_beta_end)
+        return replace(super().workload(config), drawn=(mix_beta,) * config.samples_per_prompt)
 
     def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
         """K completions of every prompt from the mixture."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
-from alignrun.algorithms.schedules import check_mixture, mix_beta_at
+from alignrun.algorithms.schedules import check_mixture, mix_beta_at, widest_mix_beta
 from alignrun.algorithms.workload import Workload
 from alignrun.config import schema
 from alignrun.types import Completions, PromptBatch
@@ -39,7 +39,7 @@ class NashMD(GameGradient):
     @classmethod
     def workload(cls, config: Any) -> Workload:
         """As many samples of the mixture as of the policy."""
-        return Workload.against(config.samples_per_prompt, config.mix_beta)
+        return Workload.against(config.samples_per_prompt, widest_mix_beta(config.mix_beta, config.mix_beta_end))
 
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
         """y ~ π and y' ~ π̃^β in one decoding loop."""

@@ -1,7 +1,7 @@
 """Nash-MP: mirror prox, the extragradient method of preference games (arXiv 2505.19731; EGPO, arXiv 2503.08942)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ class Opposed:
     completions: Completions
     """[B, K, T]"""
     win_rates: Tensor
-    """[B, K] P(y ≻ π | x)."""
-    opponents: Completions | None
-    """[B, K, T] what π was represented by, where its metrics are wanted."""
+    """[B, K] P(y ≻ π'' | x)."""
+    own: Completions | None
+    """[B, K, T] samples of π_t, where their metrics are wanted."""
 
 
 @algorithm("nash_mp", NashMPConfig)
@@ -58,7 +58,7 @@ class NashMP(Algorithm):
     Only the second is kept. On a table of logits with uniform pairs the two are the steps of mirror prox,
     log π_{t+1} = (1−ητ) log π_t + ητ log μ + ηP(y ≻ π_{t+½}), and KL(π*_τ‖π_t) shrinks by a constant factor a step.
     The regression has its zero at the fixed point π*_τ wherever y and y' come from. The metrics of samples are those
-    of π''. Costs twice the steps of online IPO.
+    of π_t, the win rate that against π_{t+½}. Costs twice the steps of online IPO.
     """
 
     config: NashMPConfig
@@ -71,8 +71,8 @@ class NashMP(Algorithm):
 
     @classmethod
     def workload(cls, config: Any) -> Workload:
-        """As many samples to be judged against as to learn from."""
-        return Workload.against(config.samples_per_prompt, 0.0)
+        """As many samples to be judged against as to learn from, and a half-step that is undone."""
+        return replace(Workload.against(config.samples_per_prompt, 0.0), trial=True)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Trial | Opposed]:
         """The half-step, which is undone, and the step, on completions that the half-step's policy was asked for."""
@@ -80,12 +80,12 @@ class NashMP(Algorithm):
         flat = temperature * self.config.explore_temperature
         temperatures = [flat] * count + [temperature] * count
         drawn = self.rollouts.sample(prompts, [0.0] * (2 * count), step, temperatures=temperatures)
-        fitted, opponents = drawn[:count], drawn[count:]
-        win_rates = self.rollouts.preference(prompts, fitted, opponents)
+        fitted, own = drawn[:count], drawn[count:]
+        win_rates = self.rollouts.preference(prompts, fitted, own)
         yield Trial(Opposed(prompts, stack(fitted), win_rates, None))
         opponents = self.rollouts.sample(prompts, [0.0] * count, step, purpose=1)
         win_rates = self.rollouts.preference(prompts, fitted, opponents)
-        yield Opposed(prompts, stack(fitted), win_rates, stack(opponents))
+        yield Opposed(prompts, stack(fitted), win_rates, stack(own))
 
     def loss(self, batch: Opposed) -> Loss:
         """The regression summed over the pairs of the micro-batch."""
@@ -112,11 +112,11 @@ class NashMP(Algorithm):
     @torch.no_grad()
     def _watch(self, batch: Opposed) -> dict[str, Tensor]:
         """The usual metrics, for which samples of the policy are needed and not those of a flatter one."""
-        if batch.opponents is None:
+        if batch.own is None:
             return {}
         policy, temperature = self.tools.policy, self.tools.config.generation.temperature
-        opponents = batch.opponents.flat()
+        own = batch.own.flat()
         reference, log_probs = (
-            policy.log_probs(role, batch.prompts, opponents, temperature) for role in (Role.reference, Role.policy)
+            policy.log_probs(role, batch.prompts, own, temperature) for role in (Role.reference, Role.policy)
         )
-        return signs(policy, opponents, log_probs, log_probs - reference)
+        return signs(policy, own, log_probs, log_probs - reference)

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,10 +36,13 @@ class OnlinePairsConfig:
     samples_per_prompt: int = 4
     """Completions drawn for every prompt."""
     pairing: Pairing = Pairing.all
+    least_samples: ClassVar[int] = 2
+    """Of a prompt, to form pairs."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau > 0, "algo.kl_tau", f"must be positive, not {self.kl_tau}")
-        require(self.samples_per_prompt >= 2, "algo.samples_per_prompt", "must be at least 2, to form pairs")
+        least = self.least_samples
+        require(self.samples_per_prompt >= least, "algo.samples_per_prompt", f"must be at least {least}, to form pairs")
 
 
 @dataclass(frozen=True, slots=True)

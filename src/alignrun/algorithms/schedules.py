@@ -4,13 +4,20 @@ from alignrun.config import require
 
 
 def mix_beta_at(step: int, steps: int, start: float, end: float | None) -> float:
-    """The mixture's β at step 0 ≤ `step` < `steps`: constant, or linear from `start` to `end` at the last step.
+    """The mixture's β at step 0 ≤ `step` < `steps`: constant, or linear from `start` to exactly `end` at the last step.
 
-    A function of the step alone, so that a resumed run continues the same schedule.
+    A function of the step and their number, so that a run continues the same schedule unless it is resumed for more
+    steps; a single step takes `start`.
     """
     if end is None:
         return start
-    return start + (end - start) * step / max(1, steps - 1)
+    share = step / max(1, steps - 1)
+    return (1 - share) * start + share * end
+
+
+def widest_mix_beta(start: float, end: float | None) -> float:
+    """The β of the schedule that asks most of the model: 0 and 1 are decoded without the other policy."""
+    return start if end is None or end == start else 0.5
 
 
 def check_mixture(start: float, end: float | None) -> None:

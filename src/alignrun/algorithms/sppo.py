@@ -54,7 +54,8 @@ class SPPO(Algorithm):
 
     Without a fixed reference: an iteration is a step of multiplicative weights, π ∝ π_t exp(ηP(y ≻ π_t)), and on games
     that cycle only the average of the iterates approaches the equilibrium; the last one moves away from it. INPO at
-    τ = 0 without the differences of pairs. KL(π‖μ) is measured and not penalised: `train.max_kl` bounds it.
+    τ = 0 without the differences of pairs. KL(π‖μ) is not penalised. The metrics of samples are
+    means over those of π_t that are learned from: `train.max_kl` sees how far π is when an iteration begins.
     """
 
     config: SPPOConfig

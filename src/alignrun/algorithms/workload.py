@@ -16,6 +16,8 @@ class Workload:
     """β of every stream that is decoded in one loop; empty where nothing is sampled."""
     copies: int = 0
     """Frozen policies that are held beside the trained one and the base."""
+    trial: bool = False
+    """Whether weights and optimiser state are held as they were before a half-step."""
     value: bool = False
     """Whether a value function is trained too, on an adapter of its own."""
 

@@ -1,7 +1,7 @@
 """XPO: online DPO that also explores, by optimism (Xie et al., arXiv 2405.21046)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class XPOConfig(OnlineDPOConfig):
     name: str = "xpo"
     optimism: float = 1e-5
     """α, the weight of log π(y') at completions y' of μ, which is minimised."""
+    least_samples: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
