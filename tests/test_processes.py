@@ -161,7 +161,7 @@ def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_fa
         pytest.importorskip("deepspeed")
         settings = folder / "deepspeed.json"  # it would leave weights as small as those of the tiny model whole
         settings.write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
-        environment |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(settings)}
+        environment |= ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(settings)}
     together(folder, 2, commands, **environment)
     return folder
 

@@ -33,7 +33,7 @@ from alignrun.evaluation.together import Together
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.memory_plan import count_parameters, describe
 from alignrun.models.adapters import quantization
-from alignrun.models.backbone import Backbone
+from alignrun.models.backbone import Backbone, check_split
 from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
@@ -98,16 +98,11 @@ def check(config: Config) -> None:
     if (copied == "reference=adapter" or opponent_of(config)) and config.adapter != plain:
         raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
     device = resolve_device(config.model.device)
-    if sharding := processes.sharding():
-        if config.adapter.name is not AdapterKind.lora:
-            raise InputError(
-                f"config: {sharding.value} splits a frozen base, and not that of adapter={config.adapter.name.value}: "
-                "use adapter=lora, or launch without it"
-            )
-        if config.model.cuda_graphs and device.type == "cuda":
-            raise InputError(
-                f"config: model.cuda_graphs=true records no base that is split by {sharding.value}: set it false"
-            )
+    check_split(config.adapter)
+    if (sharding := processes.sharding()) and config.model.cuda_graphs and device.type == "cuda":
+        raise InputError(
+            f"config: model.cuda_graphs=true records no base that is split by {sharding.value}: set it false"
+        )
     if config.adapter.name is AdapterKind.qlora:
         if config.model.source in (ModelSource.random, ModelSource.game):
             raise InputError(

@@ -40,11 +40,7 @@ class Backbone:
         Raises:
             InputError: the model or the device is not to be had.
         """
-        if (sharding := processes.sharding()) and adapter.name is not AdapterKind.lora:
-            raise InputError(
-                f"{sharding.value} splits a frozen base, and not that of an adapter={adapter.name.value}: "
-                "launch without it"
-            )
+        check_split(adapter)
         device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, device)
         if adapter.name is AdapterKind.none and config.dtype is Precision.auto:
@@ -145,6 +141,15 @@ class Backbone:
     def fingerprint(self) -> str:
         """The digest of the base's weights, as `weights_digest`, taken once: with adapters on it, it never changes."""
         return weights_digest(self.model)
+
+
+def check_split(adapter: AdapterConfig) -> None:
+    """Refuse an adapter with whose base the launcher's splitting does not go. Raises InputError."""
+    if (sharding := processes.sharding()) and adapter.name is not AdapterKind.lora:
+        raise InputError(
+            f"config: {sharding.value} splits a frozen base, and not that of adapter={adapter.name.value}: "
+            "use adapter=lora, or launch without it"
+        )
 
 
 def weights_digest(model: PreTrainedModel, *, rounded: bool = True) -> str:
