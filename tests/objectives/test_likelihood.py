@@ -32,18 +32,46 @@ def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, nn.Linear, Tens
     return hidden, nn.Linear(D, V, dtype=dtype), torch.randint(V, (N,)), torch.randn(N, dtype=dtype)
 
 
+@pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk_size", [1, 7, N - 1, N, 1000])
-def test_values_and_gradients_equal_those_of_all_logits(chunk_size: int, temperature: float) -> None:
+def test_values_and_gradients_equal_those_of_all_logits(chunk_size: int, temperature: float, trained: bool) -> None:
     hidden, head, targets, weights = problem()
+    head.requires_grad_(trained)
     scores = torch.log_softmax(head(hidden) / temperature, dim=-1)[torch.arange(N), targets]
     chunked = token_log_probs(hidden, head, targets, temperature=temperature, chunk_size=chunk_size)
     assert chunked.dtype == torch.float64
     assert_close(chunked, scores, rtol=1e-13, atol=1e-13)
 
-    inputs = (hidden, head.weight, head.bias)
+    inputs = (hidden, head.weight, head.bias) if trained else (hidden,)
     expected = torch.autograd.grad((scores * weights).sum(), inputs)
     assert_close(torch.autograd.grad((chunked * weights).sum(), inputs), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("trained", "runs"), [(True, 2), (False, 1)])
+def test_a_frozen_head_runs_once_for_a_step(trained: bool, runs: int) -> None:
+    hidden, linear, targets, weights = problem()
+    linear.requires_grad_(trained)
+    positions: list[int] = []
+
+    def head(hidden: Tensor) -> Tensor:
+        positions.append(len(hidden))
+        logits: Tensor = torch.tanh(linear(hidden) / 3) * 3  # as some families cap them
+        return logits
+
+    log_probs = token_log_probs(hidden, head, targets, chunk_size=7)
+    gradient = torch.autograd.grad((log_probs * weights).sum(), hidden)
+    assert sum(positions) == runs * N
+    expected = torch.log_softmax(head(hidden), dim=-1)[torch.arange(N), targets]
+    assert_close(gradient, torch.autograd.grad((expected * weights).sum(), hidden), rtol=1e-12, atol=1e-12)
+
+
+def test_values_are_the_same_to_the_last_bit_with_gradients_and_without() -> None:
+    hidden, head, targets, _ = problem(torch.float32)
+    head.requires_grad_(False)
+    with torch.no_grad():
+        expected = token_log_probs(hidden, head, targets, temperature=0.7)
+    assert torch.equal(token_log_probs(hidden, head, targets, temperature=0.7), expected)
 
 
 def test_log_probs_of_known_logits() -> None:
@@ -64,17 +92,20 @@ def test_sequences_keep_their_shape() -> None:
         token_log_probs(hidden.reshape(5, 6, D), head, targets.reshape(6, 5))
 
 
-def test_bfloat16_logits_are_summed_in_float32() -> None:
+@pytest.mark.parametrize("trained", [True, False])
+def test_bfloat16_logits_are_summed_in_float32(trained: bool) -> None:
     hidden, head, targets, weights = problem(torch.bfloat16)
+    head.requires_grad_(trained)
     chunked = token_log_probs(hidden, head, targets, chunk_size=7)
     expected = plain_log_probs(hidden, head, targets)
     assert chunked.dtype == torch.float32
     assert_close(chunked, expected, rtol=1e-6, atol=1e-6)
 
     weights = weights.float()
-    gradients = torch.autograd.grad((chunked * weights).sum(), (hidden, head.weight))
-    expected_gradients = torch.autograd.grad((expected * weights).sum(), (hidden, head.weight))
-    assert gradients[1].dtype == torch.bfloat16
+    inputs = (hidden, head.weight) if trained else (hidden,)
+    gradients = torch.autograd.grad((chunked * weights).sum(), inputs)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs)
+    assert {gradient.dtype for gradient in gradients} == {torch.bfloat16}
     # The chunks' shares of the weight gradient are added up in bfloat16, of 8 significant bits.
     assert_close(gradients, expected_gradients, rtol=2**-6, atol=2**-6)
 
@@ -91,8 +122,10 @@ class LargestOutput(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_holds_the_logits_of_all_positions() -> None:
+@pytest.mark.parametrize("trained", [True, False])
+def test_no_tensor_holds_the_logits_of_all_positions(trained: bool) -> None:
     hidden, head, targets, _ = problem()
+    head.requires_grad_(trained)
     with LargestOutput() as plain:
         plain_log_probs(hidden, head, targets).sum().backward()
     assert plain.elements >= N * V  # the recorder sees them where they are
@@ -100,11 +133,14 @@ def test_no_tensor_holds_the_logits_of_all_positions() -> None:
         log_probs = token_log_probs(hidden, head, targets, chunk_size=7)
     with LargestOutput() as backward:
         log_probs.sum().backward()
-    assert forward.elements == backward.elements == 7 * V
+    assert forward.elements == 7 * V
+    assert backward.elements == (7 * V if trained else N * D)
 
 
-def test_logits_are_not_kept_for_the_backward_pass() -> None:
+@pytest.mark.parametrize("trained", [True, False])
+def test_logits_are_not_kept_for_the_backward_pass(trained: bool) -> None:
     hidden, head, targets, _ = problem()
+    head.requires_grad_(trained)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         token_log_probs(hidden, head, targets, chunk_size=7)

@@ -4,19 +4,16 @@ Legend: N positions (or B sequences of T), D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-
-def _log_probs_of(hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, temperature: float) -> Tensor:
-    logits = head(hidden)
-    # In half precision the sum over a large vocabulary would lose most of its digits.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature != 1:
-        logits = logits / temperature
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+Head = Callable[[Tensor], Tensor]
+"""Hidden states [n, D] to logits [n, V]."""
 
 
 CHUNK_SIZE = 512
@@ -25,7 +22,7 @@ CHUNK_SIZE = 512
 
 def token_log_probs(
     hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
+    head: Head,
     targets: Tensor,
     *,
     temperature: float = 1.0,
@@ -33,8 +30,10 @@ def token_log_probs(
 ) -> Tensor:
     """The log-probability of each target: log softmax(head(h)/temperature)[target].
 
-    The head runs on `chunk_size` positions at a time and again in the backward pass (arXiv 1604.06174), so that the
-    largest tensor in either is [chunk_size, V]. Pass only the positions that count.
+    The head runs on `chunk_size` positions at a time, so that the largest tensor is [chunk_size, V]. Pass only the
+    positions that count. Where the head is frozen, the gradient in the hidden states is taken on the way forward, while
+    the logits are there (`_FrozenHead`); where it is trained, they are computed again in the backward pass
+    (arXiv 1604.06174).
 
     Shapes: hidden [N, D] or [B, T, D]; head maps [n, D] to logits [n, V]; targets [N] or [B, T] int64; the result is
     shaped as targets, in float32 (float64 for float64 logits). Raises ValueError if hidden and targets do not match.
@@ -43,8 +42,51 @@ def token_log_probs(
         raise ValueError(f"hidden {list(hidden.shape)} and targets {list(targets.shape)} are not of the same positions")
     hidden_chunks = torch.split(hidden.reshape(-1, hidden.shape[-1]), chunk_size)
     target_chunks = torch.split(targets.reshape(-1), chunk_size)
-    parts: list[Tensor] = [
-        checkpoint(_log_probs_of, h, head, t, temperature, use_reentrant=False)
-        for h, t in zip(hidden_chunks, target_chunks, strict=True)
-    ]
+    if not (hidden.requires_grad and torch.is_grad_enabled()):
+        run = _values
+    elif head(hidden_chunks[0][:0].detach()).requires_grad:
+        run = partial(checkpoint, _values, use_reentrant=False)
+    else:
+        run = _FrozenHead.apply
+    parts = [run(h, head, t, temperature) for h, t in zip(hidden_chunks, target_chunks, strict=True)]
     return torch.cat(parts).reshape(targets.shape)
+
+
+def _values(hidden: Tensor, head: Head, targets: Tensor, temperature: float) -> Tensor:
+    return _picked(_log_softmax(head(hidden), temperature), targets)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    # In half precision the sum over a large vocabulary would lose most of its digits.
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return torch.log_softmax(logits if temperature == 1 else logits.to(wide) / temperature, dim=-1, dtype=wide)
+
+
+def _picked(log_probs: Tensor, targets: Tensor) -> Tensor:
+    return log_probs.gather(-1, targets[:, None]).squeeze(-1)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """log softmax(z/T)[y] of the logits z = head(h), and ∂/∂h = Jᵀ(e_y − softmax(z/T))/T with J = ∂z/∂h.
+
+    The gradient of one token's log-probability is that of its own hidden state alone, so [n, D] numbers taken forward
+    are all that the backward pass needs, and the head is not run twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor, temperature: float) -> Tensor:
+        with torch.enable_grad():
+            inputs = hidden.detach().requires_grad_()
+            logits = head(inputs)
+        log_probs = _log_softmax(logits.detach(), temperature)
+        values = _picked(log_probs, targets)
+        to_logits = log_probs.exp_().neg_()  # in place: it is as large as the logits
+        to_logits.scatter_add_(-1, targets[:, None], torch.ones_like(values)[:, None]).div_(temperature)
+        ctx.save_for_backward(*torch.autograd.grad(logits, inputs, to_logits.to(logits.dtype)))
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (to_hidden,) = ctx.saved_tensors
+        return (grad[:, None] * to_hidden).to(to_hidden.dtype), None, None, None
