@@ -2,7 +2,7 @@
 
 import hashlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -169,7 +169,7 @@ def fingerprint(layers: Sequence[LoraLayer], name: str) -> str:
 
 
 def apply_active(layers: Sequence[LoraLayer]) -> None:
-    """Have all rows go through the active adapter, computed as in `adapters_on_rows` and not by PEFT.
+    """Have all rows go through the active adapter, computed as in `one_adapter` and not by PEFT.
 
     PEFT holds a float32 copy of every layer's input until the backward pass; and so the policy is the same function
     to the last bit where it is scored and where it is trained.
@@ -179,8 +179,21 @@ def apply_active(layers: Sequence[LoraLayer]) -> None:
 
 
 @contextmanager
-def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: int | None = None) -> Iterator[None]:
-    """Within the context, each span of rows goes through its adapter and all other rows through the bare base.
+def one_adapter(layers: Sequence[LoraLayer], adapter: str | None) -> Iterator[None]:
+    """Within the context, all rows go through one adapter with its gradient, or through the bare base.
+
+    Args:
+        layers: from `lora_layers`, after `apply_active`.
+        adapter: its name; None is the bare base.
+    """
+    with _forwards(layers, [partial(_forward, layer, adapter) for layer in layers]):
+        yield
+
+
+@contextmanager
+def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: int) -> Iterator[None]:
+    """Within the context, each span of rows goes through its adapter and all other rows through the bare base, without
+    gradients.
 
     The base product is taken once for all rows; only the low-rank products differ. PEFT offers the same by row
     names (`adapter_names`), by installing hooks on every layer at every forward pass and gathering rows by index;
@@ -189,11 +202,17 @@ def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: i
     Args:
         layers: from `lora_layers`, after `apply_active`.
         spans: disjoint spans; an empty sequence is the bare base.
-        rows: the size of a mixed batch, to catch architectures that reorder rows inside a layer.
+        rows: the size of the batch, to catch architectures that reorder rows inside a layer.
     """
+    with _forwards(layers, [_forward_by_span(layer, spans, rows) for layer in layers]):
+        yield
+
+
+@contextmanager
+def _forwards(layers: Sequence[LoraLayer], forwards: Sequence[Callable[[Tensor], Tensor]]) -> Iterator[None]:
     usual = [layer.forward for layer in layers]
-    for layer in layers:
-        layer.forward = partial(_forward_by_span, layer, tuple(spans), rows)
+    for layer, forward in zip(layers, forwards, strict=True):
+        layer.forward = forward
     try:
         yield
     finally:
@@ -204,31 +223,46 @@ def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: i
 def _forward_active(owner: "weakref.ref[LoraLayer]", x: Tensor) -> Tensor:
     layer = owner()
     assert layer is not None
-    return _forward_by_span(layer, tuple((name, slice(None)) for name in layer.active_adapters), None, x)
+    (adapter,) = layer.active_adapters
+    return _forward(layer, adapter, x)
 
 
-def _forward_by_span(layer: LoraLayer, spans: tuple[Span, ...], rows: int | None, x: Tensor) -> Tensor:
+def _forward(layer: LoraLayer, adapter: str | None, x: Tensor) -> Tensor:
     result: Tensor = layer.base_layer(x)
-    for adapter, span in spans:
-        if adapter not in layer.lora_A:
-            continue
-        if rows is not None and len(x) != rows:
+    if adapter not in layer.lora_A:
+        return result
+    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    product = _LowRankProduct.apply(x, a, b, layer.scaling[adapter])  # type: ignore[no-untyped-call]
+    return result.add_(product)
+
+
+def _forward_by_span(layer: LoraLayer, spans: Sequence[Span], rows: int) -> Callable[[Tensor], Tensor]:
+    """The layer's forward pass where the rows are mixed: up to the last bits the same as `_forward`. In decoding rows
+    are few and every operation is dear, so all is looked up ahead."""
+    base = layer.base_layer
+    factors = [
+        (span, layer.lora_A[adapter].weight.T, layer.lora_B[adapter].weight.T, layer.scaling[adapter])
+        for adapter, span in spans
+        if adapter in layer.lora_A
+    ]
+
+    def forward(x: Tensor) -> Tensor:
+        result: Tensor = base(x)
+        if factors and len(x) != rows:
             raise InputError(
                 "this architecture does not keep a batch's rows apart inside its layers (a mixture of experts?): "
                 "name attention layers only in adapter.target_modules"
             )
-        a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        scaling, rows_in, rows_out = layer.scaling[adapter], x[span], result[span]
-        if rows is None:
-            product = _LowRankProduct.apply(rows_in, a, b, scaling)  # type: ignore[no-untyped-call]
-            rows_out.add_(product)  # and not +=, which writes the rows once more
-        else:  # decoding, where few rows make every operation dear: the same up to the last bits
-            narrow = F.linear(rows_in.to(a.dtype), a).flatten(0, -2)
+        for span, a, b, scaling in factors:
+            rows_in, rows_out = x[span].flatten(0, -2), result[span].view(-1, result.shape[-1])
+            narrow = torch.mm(rows_in.to(a.dtype), a)
             if result.dtype is b.dtype:
-                rows_out.view(-1, rows_out.shape[-1]).addmm_(narrow, b.T, alpha=scaling)
+                rows_out.addmm_(narrow, b, alpha=scaling)
             else:
-                rows_out.view(-1, rows_out.shape[-1]).add_((narrow * scaling) @ b.T)
-    return result
+                rows_out.add_((narrow * scaling) @ b)
+        return result
+
+    return forward
 
 
 class _LowRankProduct(torch.autograd.Function):

@@ -116,8 +116,7 @@ class Backbone:
     @contextmanager
     def frozen(self, adapter: str | None) -> Iterator[None]:
         """Within the context, the model is the base with that adapter, or the bare base, and has no gradient."""
-        spans: list[adapters.Span] = [(adapter, slice(None))] if adapter else []
-        with torch.no_grad(), adapters.adapters_on_rows(self.layers, spans):
+        with torch.no_grad(), adapters.one_adapter(self.layers, adapter):
             yield
 
     def using(self, adapter: str) -> AbstractContextManager[None]:
@@ -125,7 +124,7 @@ class Backbone:
 
         A backward pass belongs inside: layers that compute their activations again must find the same adapter.
         """
-        return adapters.adapters_on_rows(self.layers, [(adapter, slice(None))])
+        return adapters.one_adapter(self.layers, adapter)
 
     def save_adapter(self, name: str, folder: Path) -> None:
         """Write one adapter in PEFT's format, and the tokenizer."""
