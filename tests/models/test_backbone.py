@@ -48,6 +48,17 @@ def test_the_fingerprint_is_equal_in_bfloat16_and_unknown_in_float16() -> None:
     assert load("model.dtype=float16").fingerprint == ""
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_a_loaded_model_does_not_hold_its_file_in_memory(tmp_path: Path) -> None:
+    base = load()
+    base.model.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    loaded = load("model=path", f"model.path={tmp_path}", "model.dtype=float32")
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    for name, weight in base.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], weight)
+
+
 def test_dropout_is_off_in_every_module() -> None:
     given = ["+model.architecture.attention_dropout=0.5", "model.gradient_checkpointing=true"]
     backbone = load(*given)

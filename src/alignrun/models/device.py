@@ -55,15 +55,13 @@ def lay_out_weights(model: nn.Module) -> None:
     """Store the float32 weights of linear layers on a CPU column by column; their values and shapes stay.
 
     Products with few rows, as in decoding, take half the time there, and those with many rows as long as before
-    (measured 1.3 times as fast, 24 rows).
+    (measured 1.3 times as fast, 24 rows). The other float32 weights are copied as well: a single tensor left from a
+    mapped file keeps the whole of it in memory beside the copies.
     """
-    for module in model.modules():
-        if (
-            isinstance(module, nn.Linear)
-            and module.weight.device.type == "cpu"
-            and module.weight.dtype is torch.float32
-        ):
-            module.weight.data = module.weight.data.t().contiguous().t()
+    linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    for weight in model.parameters():
+        if weight.device.type == "cpu" and weight.dtype is torch.float32:
+            weight.data = weight.data.t().contiguous().t() if weight in linear else weight.data.clone()
 
 
 def release_memory() -> None:
