@@ -4,9 +4,10 @@
     python scripts/bench.py --trl ENV --task nash_md [--new 64 --prompt 37 --batch 8 --dtype float32 --rounds 3]
 
 Tasks: nash_md, ppo, online_dpo and dpo. All sides get the same model, prompts, lengths, LoRA (rank 16, all linear
-layers), dtype and threads, and run as processes of their own that take turns, so that a slow minute hits all. A step
-is everything from one optimiser step to the next; the first of each process is not counted. No completion ends before
-its limit. Peak memory is the largest resident size of a process, or on CUDA what its tensors took at most.
+layers), dtype and threads, and are processes of their own that take turns after every step, so that a slow minute hits
+all; ratios are of steps of the same turn. A step is everything from one optimiser step to the next; the first of each
+process is not counted. No completion ends before its limit. Peak memory is the largest resident size of a process, or
+on CUDA what its tensors took at most.
 
 Ours is `alignrun` itself. Where TRL asks for a reward model it gets one of a few thousand weights, so that the judge
 costs neither side anything. TRL's PPO trains all weights of a value model of its own, as it does; ours trains a second
@@ -30,8 +31,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 TASKS = ("nash_md", "ppo", "online_dpo", "dpo")
@@ -121,13 +122,14 @@ def write_data(folder: Path, model: Path, options: argparse.Namespace) -> Path:
     return path
 
 
-class Stopwatch:
-    """Adds up the seconds spent in a function, by replacing it where it lives."""
+class Turns:
+    """The steps of this process: each waits until it is told to begin, and then tells how long it took."""
 
     def __init__(self) -> None:
-        self.calls: list[float] = []
+        self._start = self._sampling = 0.0
 
-    def watch(self, owner: Any, name: str) -> None:
+    def watch_sampling(self, owner: Any, name: str) -> None:
+        """Count the seconds spent in a function as sampling, by replacing it where it lives."""
         original = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -135,29 +137,31 @@ class Stopwatch:
             try:
                 return original(*args, **kwargs)
             finally:
-                self.calls.append(time.perf_counter() - start)
+                self._sampling += time.perf_counter() - start
 
         setattr(owner, name, timed)
 
+    def begin(self) -> None:
+        sys.stdin.readline()
+        self._start, self._sampling = time.perf_counter(), 0.0
 
-@dataclass(frozen=True)
-class Result:
-    """What a process measured."""
-
-    seconds: list[float]
-    """Of each counted step."""
-    sampling: float
-    """The share of all seconds spent drawing completions."""
-    losses: list[float]
-
-    def report(self) -> None:
+    def end(self) -> None:
         import torch
 
-        gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         if torch.cuda.is_available():
-            gib = torch.cuda.max_memory_allocated() / 2**30
-        row = {"seconds": self.seconds, "sampling": self.sampling, "gib": gib, "losses": self.losses}
-        print("RESULT " + json.dumps(row), flush=True)
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self._start
+        print("STEP " + json.dumps({"sampling": self._sampling, "training": seconds - self._sampling}), flush=True)
+
+
+def report(losses: list[float]) -> None:
+    """The last line of a process."""
+    import torch
+
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if torch.cuda.is_available():
+        gib = torch.cuda.max_memory_allocated() / 2**30
+    print("RESULT " + json.dumps({"gib": gib, "losses": losses}), flush=True)
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
@@ -197,16 +201,23 @@ def overrides(options: argparse.Namespace) -> list[str]:
 def run_ours(options: argparse.Namespace) -> None:
     from alignrun.algorithms import rollout
     from alignrun.cli import main as alignrun
+    from alignrun.trainer import Trainer
 
-    sampling = Stopwatch()
-    sampling.watch(rollout, "sample_streams")
+    turns = Turns()
+    turns.watch_sampling(rollout, "sample_streams")
+    step = Trainer._step
+
+    def in_turn(trainer: Trainer, number: int) -> None:
+        turns.begin()
+        step(trainer, number)
+        turns.end()
+
+    Trainer._step = in_turn  # type: ignore[method-assign]
     run = Path(tempfile.mkdtemp()) / "run"
     code = alignrun([*overrides(options), f"run.dir={run}"])
     assert code == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = [row["seconds"] for row in rows if "seconds" in row]
-    share = sum(sampling.calls[1 : len(seconds)]) / sum(seconds[1:])  # one call a step
-    Result(seconds[1:], share, [row["loss"] for row in rows if "loss" in row]).report()
+    report([row["loss"] for row in rows if "loss" in row])
 
 
 def run_trl(options: argparse.Namespace) -> None:
@@ -215,21 +226,22 @@ def run_trl(options: argparse.Namespace) -> None:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, TrainerCallback
 
-    class Clock(TrainerCallback):
+    turns = Turns()
+    turns.watch_sampling(GenerationMixin, "generate")
+
+    class InTurn(TrainerCallback):
         def __init__(self) -> None:
-            self.start = time.perf_counter()
-            self.marks: list[float] = []
+            self.left = options.steps
 
         def on_train_begin(self, *_: object, **__: object) -> None:
-            self.start = time.perf_counter()
+            turns.begin()
 
         def on_step_end(self, *_: object, **__: object) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.marks.append(time.perf_counter())
+            turns.end()
+            self.left -= 1
+            if self.left:
+                turns.begin()
 
-    sampling = Stopwatch()
-    sampling.watch(GenerationMixin, "generate")
     dtype = getattr(torch, options.dtype)
     data = load_dataset("json", data_files=options.data, split="train", cache_dir=tempfile.mkdtemp())
     tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
@@ -253,14 +265,11 @@ def run_trl(options: argparse.Namespace) -> None:
         "train_dataset": data,
         "processing_class": tokenizer,
         "peft_config": LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
-        "callbacks": [clock := Clock()],
+        "callbacks": [InTurn()],
     }
     trainer = trl_trainer(options, common, parts)
     trainer.train()
-    seconds = [after - before for before, after in zip(clock.marks, clock.marks[1:], strict=False)]
-    whole = clock.marks[-1] - clock.start
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    Result(seconds, sum(sampling.calls) / whole, losses).report()
+    report([row["loss"] for row in trainer.state.log_history if "loss" in row])
 
 
 def trl_trainer(options: argparse.Namespace, common: dict[str, Any], parts: dict[str, Any]) -> Any:
@@ -333,7 +342,7 @@ def turn_off_the_cache_of_the_mixture() -> None:
 
 
 def run_floor(options: argparse.Namespace) -> None:
-    """The linear layers' products of one step, nothing else; twice, and the second counts."""
+    """The linear layers' products of every step, nothing else."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -400,38 +409,74 @@ def run_floor(options: argparse.Namespace) -> None:
         for _ in range(backwards):
             backward(rows, targets)
 
-    seconds: list[float] = []
+    turns = Turns()
+    parts = SimpleNamespace(decode=decode)
+    turns.watch_sampling(parts, "decode")
     with torch.no_grad():
-        for part in (decode, train, decode, train):
-            start = time.perf_counter()
-            part()
+        for _ in range(options.steps):
+            turns.begin()
+            parts.decode()
             if cuda:
                 torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-    total = seconds[2] + seconds[3]
-    Result([total], seconds[2] / total, []).report()
+            train()
+            turns.end()
+    report([])
 
 
 WORKERS: dict[str, Callable[[argparse.Namespace], None]] = {"ours": run_ours, "trl": run_trl, "floor": run_floor}
 
 
-def worker(side: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one side in a process of its own."""
-    python = sys.executable
-    if side == "trl":
-        python = options.trl / TRL_VERSIONS[options.task] / "bin" / "python"
-    command = [str(python), __file__, "--worker", side]
-    for name in ("task", "model", "data", "prompt", "new", "batch", "steps", "dtype"):
-        command += [f"--{name}", str(getattr(options, name))]
-    command += [f"--ours={setting}" for setting in options.ours]
-    command += ["--uncached"] * options.uncached
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not found:
-        sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    result: dict[str, Any] = json.loads(found[-1].removeprefix("RESULT "))
-    return result
+class Process:
+    """One side in a process of its own, which works only when it is its turn."""
+
+    def __init__(self, side: str, options: argparse.Namespace) -> None:
+        self.side = side
+        python = sys.executable
+        if side == "trl":
+            python = options.trl / TRL_VERSIONS[options.task] / "bin" / "python"
+        command = [str(python), __file__, "--worker", side]
+        for name in ("task", "model", "data", "prompt", "new", "batch", "steps", "dtype"):
+            command += [f"--{name}", str(getattr(options, name))]
+        command += [f"--ours={setting}" for setting in options.ours]
+        command += ["--uncached"] * options.uncached
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._said: list[str] = []
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
+        )
+
+    def step(self) -> dict[str, float]:
+        """Seconds of the next step, by phase."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it says below what became of it
+            pass
+        seconds: dict[str, float] = self._read("STEP ")
+        return seconds | {"whole": sum(seconds.values())}
+
+    def finish(self) -> dict[str, Any]:
+        """Peak memory and losses, once all steps are done."""
+        result = self._read("RESULT ")
+        self._process.communicate()
+        return result
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _read(self, mark: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(mark):
+                found: dict[str, Any] = json.loads(line.removeprefix(mark))
+                return found
+            self._said.append(line)
+        self._process.wait()
+        self._errors.seek(0)
+        sys.exit(f"{self.side} failed:\n{''.join(self._said)[-2000:]}\n{self._errors.read()[-4000:]}")
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -439,7 +484,8 @@ def compare(options: argparse.Namespace) -> None:
     from alignrun.models.sources import locate
 
     sides = [side for side in WORKERS if side in options.sides and (side != "trl" or options.trl)]
-    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    steps: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    gib = dict.fromkeys(sides, 0.0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.random:
@@ -448,44 +494,47 @@ def compare(options: argparse.Namespace) -> None:
             options.model = write_model(folder, Path(locate(compose([f"model={options.model}"]).model)))
         options.data = write_data(folder, options.model, options)
         for number in range(options.rounds):
-            for side in sides:
-                result = worker(side, options)
-                rounds[side].append(result)
-                losses = ", ".join(f"{loss:.4f}" for loss in result["losses"])
-                print(
-                    f"round {number + 1}  {side:5s} {statistics.median(result['seconds']):7.2f} s  "
-                    f"{result['gib']:.2f} GiB  sampling {result['sampling']:.0%}  losses {losses}",
-                    flush=True,
-                )
+            processes = [Process(side, options) for side in sides]
+            try:
+                for step in range(options.steps):
+                    for process in processes:
+                        seconds = process.step()
+                        counted = "" if step else ", not counted"
+                        print(
+                            f"round {number + 1}, step {step + 1}  {process.side:5s} {seconds['whole']:7.2f} s, "
+                            f"sampling {seconds['sampling']:.2f} s{counted}",
+                            flush=True,
+                        )
+                        if step:
+                            steps[process.side].append(seconds)
+                for process in processes:
+                    result = process.finish()
+                    gib[process.side] = max(gib[process.side], result["gib"])
+                    losses = ", ".join(f"{loss:.4f}" for loss in result["losses"])
+                    print(f"round {number + 1}  {process.side:5s} {result['gib']:.2f} GiB  losses {losses}", flush=True)
+            finally:
+                for process in processes:
+                    process.stop()
     print(f"\n{options.task}, prompts of {options.prompt} tokens, {options.new} new, {options.batch} a step")
-    median: dict[str, float] = {}
-    for side, results in rounds.items():
-        seconds = [value for result in results for value in result["seconds"]]
-        median[side] = statistics.median(seconds)
-        share = statistics.median(result["sampling"] for result in results)
-        gib = max(result["gib"] for result in results)
+    for side in sides:
+        whole = [seconds["whole"] for seconds in steps[side]]
+        share = sum(seconds["sampling"] for seconds in steps[side]) / sum(whole)
         print(
-            f"{side:5s} {median[side]:7.2f} s a step ({min(seconds):.2f} to {max(seconds):.2f}), "
-            f"{share:.0%} of it sampling, {gib:.2f} GiB"
+            f"{side:5s} {statistics.median(whole):7.2f} s a step ({min(whole):.2f} to {max(whole):.2f}), "
+            f"{share:.0%} of it sampling, {gib[side]:.2f} GiB"
         )
-    for side in [side for side in sides if side != "ours" and "ours" in sides]:
-        ratios = [
-            statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"])
-            for theirs, ours in zip(rounds[side], rounds["ours"], strict=True)
-        ]
-        print(f"{side} / ours: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    if {"ours", "floor"} <= set(sides):
-        for phase in ("sampling", "training"):
-            seconds = {
-                side: median[side]
-                * statistics.median(abs((phase == "training") - row["sampling"]) for row in rounds[side])
-                for side in ("ours", "floor")
-            }
-            if seconds["floor"]:
-                print(f"{phase}, ours / floor: {seconds['ours'] / seconds['floor']:.2f}")
     if {"ours", "trl"} <= set(sides):
-        ours, theirs = (max(result["gib"] for result in rounds[side]) for side in ("ours", "trl"))
-        print(f"memory, ours / trl: {ours / theirs:.2f}")
+        print("trl / ours: " + ratio(steps["trl"], steps["ours"], "whole"))
+        print(f"memory, ours / trl: {gib['ours'] / gib['trl']:.2f}")
+    for phase in ("whole", "sampling", "training") if {"ours", "floor"} <= set(sides) else ():
+        if all(seconds[phase] for seconds in steps["floor"]):
+            print(f"{phase}, ours / floor: " + ratio(steps["ours"], steps["floor"], phase))
+
+
+def ratio(above: list[dict[str, float]], below: list[dict[str, float]], phase: str) -> str:
+    """The median over the turns, and the spread."""
+    ratios = [one[phase] / other[phase] for one, other in zip(above, below, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def main() -> None:

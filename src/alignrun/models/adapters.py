@@ -3,7 +3,7 @@
 import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ VALUE = "value"
 
 Span = tuple[str, slice]
 """An adapter's name and the rows of the batch that go through it."""
+Forward = Callable[[Tensor], Tensor]
+"""What a layer does with its input [R, ..., N]."""
 
 
 def add_adapter(model: PreTrainedModel | PeftModel, name: str, config: AdapterConfig) -> PeftModel:
@@ -178,21 +180,18 @@ def apply_active(layers: Sequence[LoraLayer]) -> None:
         layer.forward = partial(_forward_active, weakref.ref(layer))  # weakly, or no base would go with its last user
 
 
-@contextmanager
-def one_adapter(layers: Sequence[LoraLayer], adapter: str | None) -> Iterator[None]:
+def one_adapter(layers: Sequence[LoraLayer], adapter: str | None) -> AbstractContextManager[None]:
     """Within the context, all rows go through one adapter with its gradient, or through the bare base.
 
     Args:
         layers: from `lora_layers`, after `apply_active`.
         adapter: its name; None is the bare base.
     """
-    with _forwards(layers, [partial(_forward, layer, adapter) for layer in layers]):
-        yield
+    return forwards_as(layers, [partial(_forward, layer, adapter) for layer in layers])
 
 
-@contextmanager
-def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: int) -> Iterator[None]:
-    """Within the context, each span of rows goes through its adapter and all other rows through the bare base, without
+def forwards_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: int) -> list[Forward]:
+    """For `forwards_as`: each span of rows goes through its adapter and all other rows through the bare base, without
     gradients.
 
     The base product is taken once for all rows; only the low-rank products differ. PEFT offers the same by row
@@ -204,20 +203,20 @@ def adapters_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: i
         spans: disjoint spans; an empty sequence is the bare base.
         rows: the size of the batch, to catch architectures that reorder rows inside a layer.
     """
-    with _forwards(layers, [_forward_by_span(layer, spans, rows) for layer in layers]):
-        yield
+    return [_forward_by_span(layer, spans, rows) for layer in layers]
 
 
 @contextmanager
-def _forwards(layers: Sequence[LoraLayer], forwards: Sequence[Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def forwards_as(layers: Sequence[LoraLayer], forwards: Sequence[Forward]) -> Iterator[None]:
+    """Within the context, the layers compute as given."""
     usual = [layer.forward for layer in layers]
-    for layer, forward in zip(layers, forwards, strict=True):
-        layer.forward = forward
     try:
+        for layer, forward in zip(layers, forwards, strict=True):
+            vars(layer)["forward"] = forward  # past Module's own way, which looks for weights, at every decoded token
         yield
     finally:
         for layer, forward in zip(layers, usual, strict=True):
-            layer.forward = forward
+            vars(layer)["forward"] = forward
 
 
 def _forward_active(owner: "weakref.ref[LoraLayer]", x: Tensor) -> Tensor:
@@ -236,7 +235,7 @@ def _forward(layer: LoraLayer, adapter: str | None, x: Tensor) -> Tensor:
     return result.add_(product)
 
 
-def _forward_by_span(layer: LoraLayer, spans: Sequence[Span], rows: int) -> Callable[[Tensor], Tensor]:
+def _forward_by_span(layer: LoraLayer, spans: Sequence[Span], rows: int) -> Forward:
     """The layer's forward pass where the rows are mixed: up to the last bits the same as `_forward`. In decoding rows
     are few and every operation is dear, so all is looked up ahead."""
     base = layer.base_layer

@@ -4,7 +4,6 @@ Row legend: the decoder's R rows are the policy's rows, then the reference's. V 
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from alignrun.errors import InputError
-from alignrun.models.adapters import Span, adapters_on_rows, lora_layers
+from alignrun.models.adapters import Forward, Span, forwards_as, forwards_on_rows, lora_layers
 from alignrun.models.cache import decoding_cache
 from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import masked
@@ -56,6 +55,7 @@ class CachedDecoder:
         self._layers = lora_layers(model)
         self._adapters = list(adapters)
         self._counts = [len(prompts)] * len(adapters)
+        self._forwards = self._by_role()
         self._ids = prompts.input_ids.repeat(len(adapters), 1)
         self._mask = prompts.attention_mask.repeat(len(adapters), 1)
         # Without padding no mask is needed, and attention takes its fast path.
@@ -75,6 +75,7 @@ class CachedDecoder:
             sum(bounds[block] - self._counts[block] <= row < bounds[block] for row in rows)
             for block in range(len(bounds))
         ]
+        self._forwards = self._by_role()
         index = torch.tensor(rows, dtype=torch.long, device=self._mask.device)
         if self._replayed is not None:
             self._replayed.select(index)
@@ -93,7 +94,7 @@ class CachedDecoder:
         return self._forward(tokens[:, None], mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache) -> Tensor:
-        with torch.no_grad(), self._roles(len(ids)):
+        with torch.no_grad(), forwards_as(self._layers, self._forwards):
             output = self._model.base_model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -104,16 +105,15 @@ class CachedDecoder:
             # In two dimensions: of three, some devices would copy the head's weights once for every row.
             return self._head(output.last_hidden_state[:, -1])
 
-    def _roles(self, rows: int) -> AbstractContextManager[None]:
-        if not self._layers:
-            return nullcontext()
+    def _by_role(self) -> list[Forward]:
+        """How the layers compute as long as the blocks of the adapters stay as they are."""
         spans: list[Span] = []
         start = 0
         for adapter, count in zip(self._adapters, self._counts, strict=True):
             if adapter is not None and count:
                 spans.append((adapter, slice(start, start + count)))
             start += count
-        return adapters_on_rows(self._layers, spans, rows)
+        return forwards_on_rows(self._layers, spans, start)
 
 
 @torch.no_grad()
