@@ -42,11 +42,10 @@ def token_log_probs(
         raise ValueError(f"hidden {list(hidden.shape)} and targets {list(targets.shape)} are not of the same positions")
     hidden_chunks = torch.split(hidden.reshape(-1, hidden.shape[-1]), chunk_size)
     target_chunks = torch.split(targets.reshape(-1), chunk_size)
-    if not (hidden.requires_grad and torch.is_grad_enabled()):
-        run = _values
-    elif head(hidden_chunks[0][:0].detach()).requires_grad:
+    run: Callable[..., Tensor] = _values
+    if torch.is_grad_enabled() and head(hidden_chunks[0][:0].detach()).requires_grad:
         run = partial(checkpoint, _values, use_reentrant=False)
-    else:
+    elif torch.is_grad_enabled() and hidden.requires_grad:
         run = _FrozenHead.apply
     parts = [run(h, head, t, temperature) for h, t in zip(hidden_chunks, target_chunks, strict=True)]
     return torch.cat(parts).reshape(targets.shape)
