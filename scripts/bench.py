@@ -376,12 +376,13 @@ def run_floor(options: argparse.Namespace) -> None:
             torch.mm(torch.randn(count, head.shape[0], dtype=head.dtype), head)
 
     batch, prompt, new = options.batch, options.prompt, options.new
-    # Roles that decode in one batch, completions that are learned from, passes over them forward and backward.
-    roles, decoded, learned, forwards, backwards = {
-        "nash_md": (2, 3, 1, 2, 1),
-        "online_dpo": (1, 2, 2, 2, 1),
-        "ppo": (1, 1, 1, 5, 2),
-        "dpo": (0, 0, 2, 2, 1),
+    # Roles that decode in one batch, completions that are learned from, passes over them forward and backward; and the
+    # same of a value function, which does without the vocabulary.
+    roles, decoded, learned, forwards, backwards, value_forwards, value_backwards = {
+        "nash_md": (2, 3, 1, 2, 1, 0, 0),
+        "online_dpo": (1, 2, 2, 2, 1, 0, 0),
+        "ppo": (1, 1, 1, 3, 1, 2, 1),
+        "dpo": (0, 0, 2, 2, 1, 0, 0),
     }[options.task]
     rows, targets = batch * (prompt + learned * new), batch * learned * new
 
@@ -398,16 +399,21 @@ def run_floor(options: argparse.Namespace) -> None:
         decode_token = graph.replay
 
     def decode() -> None:
-        if decoded:
-            forward(roles * batch * prompt, roles * batch)
-        for _ in range(new - 1 if decoded else 0):
+        forward(roles * batch * prompt, roles * batch)
+        for _ in range(new - 1):
             decode_token()
+        if cuda:
+            torch.cuda.synchronize()
 
     def train() -> None:
         for _ in range(forwards):
             forward(rows, targets)
         for _ in range(backwards):
             backward(rows, targets)
+        for _ in range(value_forwards):
+            forward(rows, 0)
+        for _ in range(value_backwards):
+            backward(rows, 0)
 
     turns = Turns()
     parts = SimpleNamespace(decode=decode)
@@ -415,9 +421,8 @@ def run_floor(options: argparse.Namespace) -> None:
     with torch.no_grad():
         for _ in range(options.steps):
             turns.begin()
-            parts.decode()
-            if cuda:
-                torch.cuda.synchronize()
+            if decoded:
+                parts.decode()
             train()
             turns.end()
     report([])

@@ -1,7 +1,8 @@
 """From the command line to a typed Config: Hydra composes, OmegaConf checks, errors become one line."""
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,13 @@ PLUGINS = {
     "optuna": "hydra-optuna-sweeper",
 }
 """Hydra's launchers and sweepers that sweeps have been tried with, and the package of each."""
+
+HINTS = {
+    "not a valid bool": "use true or false",
+    "could not be converted to Integer": "give a whole number",
+    "could not be converted to Float": "give a number",
+}
+"""How to mend what OmegaConf refuses, by its words."""
 
 Root = TypeVar("Root", Config, TournamentConfig)
 
@@ -113,6 +121,9 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
         if missing:
             raise InputError(f"config: {', '.join(sorted(missing))} must be given")
         OmegaConf.resolve(composed)
+        for key, number in _floats(OmegaConf.to_container(composed), ""):
+            if not math.isfinite(number):
+                raise InputError(f"config: {key} must be a finite number, not {number}")
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise InputError(explain(error, kind)) from error
@@ -120,6 +131,15 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
     return config
+
+
+def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
+    """Every number of a container that might be infinite, with its key."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        yield from _floats(value, f"{prefix}{key}.")
+    if isinstance(node, float):
+        yield prefix.rstrip("."), node
 
 
 def plain(config: Config | TournamentConfig) -> dict[str, Any]:
@@ -212,7 +232,8 @@ def explain(error: Exception, kind: type = Config) -> str:
     if "Could not override" in first and "No match in the defaults list" in str(cause):
         name = first.split("'")[1]
         return f"config: unknown group {name}{_nearest(name, _groups_of(kind))}"
-    return f"config: {where}{one_line(Exception(first))}"
+    hint = next((f": {hint}" for words, hint in HINTS.items() if words in first), "")
+    return f"config: {where}{one_line(Exception(first))}{hint}"
 
 
 def known_keys(kind: type = Config) -> list[str]:

@@ -226,6 +226,25 @@ def test_micro_batches_of_ppo_are_one_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, weights[1][name], rtol=1e-2, atol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_a_rollout_is_scored_in_micro_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm = build(name, "train.micro_batch_size=2", "algo.samples_per_prompt=2")
+    prompts, _ = random_batch(algorithm.tools.policy)
+    whole = build(name, "algo.samples_per_prompt=2")
+    expected = next(iter(whole.collect(prompts, 0)))
+    sizes, log_probs = [], Policy.log_probs
+
+    def counting(policy, role, prompts, *rest):
+        sizes.append(len(prompts))
+        return log_probs(policy, role, prompts, *rest)
+
+    monkeypatch.setattr(Policy, "log_probs", counting)
+    found = next(iter(algorithm.collect(prompts, 0)))
+    assert max(sizes) == 2 < len(prompts)
+    assert sum(sizes) == 2 * len(prompts)
+    torch.testing.assert_close((found.log_probs, found.reference), (expected.log_probs, expected.reference))
+
+
 def test_a_rollout_is_learned_from_whole_in_every_epoch() -> None:
     prompts, _ = random_batch(load_policy()[0], prompts=5)
     parts = list(minibatches(prompts, epochs=2, parts=2, seed=0, step=3))

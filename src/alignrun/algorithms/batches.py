@@ -43,11 +43,20 @@ def select(batch: Batch, index: Tensor) -> Batch:
     return _map(batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places))
 
 
-def shared(batch: Any, compute: Callable[[Any], Tensor]) -> Tensor:
-    """[B, …] what `compute` gives for each row of a batch, every process computing it for its share of the rows."""
+def shared(batch: Any, compute: Callable[[Any], Tensor], size: int | None = None) -> Tensor:
+    """[B, …] what `compute` gives for each row of a batch, every process computing it for its share of the rows.
+
+    At most `size` rows at a time are given to it, by default all; what it gives has one shape, but for the rows.
+    """
+
+    def in_pieces(batch: Any) -> Tensor:
+        whole = count(batch)
+        each = size or whole
+        return torch.cat([compute(rows(batch, slice(start, start + each))) for start in range(0, whole, each)])
+
     if processes.size() == 1:
-        return compute(batch)
-    return processes.by_share(count(batch), lambda index: compute(select(batch, torch.tensor(index))))
+        return in_pieces(batch)
+    return processes.by_share(count(batch), lambda index: in_pieces(select(batch, torch.tensor(index))))
 
 
 def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Loss, algorithm
-from alignrun.algorithms.batches import shared
 from alignrun.algorithms.frozen import check_minibatches, minibatches
 from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.signs import signs
@@ -80,7 +79,7 @@ class GRPO(RewardAlgorithm):
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Group:
         drawn = self.rewards.draw(prompts, step)
-        log_probs, reference = shared(drawn, self.log_probs).unbind(1)
+        log_probs, reference = self.token_scores(drawn).unbind(1)
         rewards = drawn.rewards - drawn.penalties
         advantages = rewards - rewards.mean(1, keepdim=True)
         if self.config.scale_by_std:

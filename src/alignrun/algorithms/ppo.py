@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
-from alignrun.algorithms.batches import rows, shared
+from alignrun.algorithms.batches import rows
 from alignrun.algorithms.frozen import check_minibatches, minibatches
 from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.signs import signs
@@ -154,7 +154,7 @@ class PPO(RewardAlgorithm):
     def _frozen(self, prompts: PromptBatch, step: int) -> Rollout:
         drawn = self.rewards.draw(prompts, step)
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
-        log_probs, reference, values = (part.flatten(0, 1) for part in shared(drawn, self._known).unbind(1))
+        log_probs, reference, values = (part.flatten(0, 1) for part in self.token_scores(drawn).unbind(1))
         shift, scale = self._shift_and_scale.to(drawn.rewards)
         scores = (drawn.rewards - shift) / scale - drawn.penalties
         rewards = -self.kl_tau.to(log_probs) * (log_probs - reference)
@@ -168,9 +168,9 @@ class PPO(RewardAlgorithm):
         frozen = (part.reshape(shape) for part in (log_probs, reference, values, advantages, returns))
         return Rollout(prompts, drawn.completions, drawn.rewards, *frozen)
 
-    def _known(self, drawn: Rewarded) -> Tensor:
+    def _token_scores(self, drawn: Rewarded) -> Tensor:
         """[B, 3, K, T] log π_old, log μ and V_old at every token."""
-        log_probs = self.log_probs(drawn)
+        log_probs = super()._token_scores(drawn)
         with self.value.active():
             values = self.value.values(drawn.prompts, drawn.completions.flat())
         return torch.cat([log_probs, values.reshape(log_probs[:, :1].shape)], 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Tools
+from alignrun.algorithms.batches import shared
 from alignrun.algorithms.rollout import Rollouts, decode_texts, stack
 from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
@@ -124,7 +125,11 @@ class RewardAlgorithm(Algorithm):
         opponents = 0 if scalar else config.reference_samples
         return Workload(learned=samples, drawn=(0.0,) * samples + (1.0,) * opponents)
 
-    def log_probs(self, drawn: Rewarded) -> Tensor:
+    def token_scores(self, drawn: Rewarded) -> Tensor:
+        """[B, S, K, T] `_token_scores` of what was drawn, by micro-batches as in training."""
+        return shared(drawn, self._token_scores, self.tools.config.train.micro_batch_size)
+
+    def _token_scores(self, drawn: Rewarded) -> Tensor:
         """[B, 2, K, T] log π and log μ at every token of completions that were drawn."""
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
         log_probs = [
