@@ -7,7 +7,7 @@ Tasks: nash_md, ppo, online_dpo and dpo. All sides get the same model, prompts, 
 layers), dtype and threads, and are processes of their own that take turns after every step, so that a slow minute hits
 all; ratios are of steps of the same turn. A step is everything from one optimiser step to the next; the first of each
 process is not counted. No completion ends before its limit. Peak memory is the largest resident size of a process, or
-on CUDA what its tensors took at most.
+on CUDA what its tensors took at most; all sides hold theirs at once, and `--sides` leaves some out.
 
 Ours is `alignrun` itself. Where TRL asks for a reward model it gets one of a few thousand weights, so that the judge
 costs neither side anything. TRL's PPO trains all weights of a value model of its own, as it does; ours trains a second
@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,7 +143,7 @@ class Turns:
         setattr(owner, name, timed)
 
     def begin(self) -> None:
-        sys.stdin.readline()
+        wait()
         self._start, self._sampling = time.perf_counter(), 0.0
 
     def end(self) -> None:
@@ -152,6 +153,12 @@ class Turns:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._start
         print("STEP " + json.dumps({"sampling": self._sampling, "training": seconds - self._sampling}), flush=True)
+
+
+def wait() -> None:
+    """Until it is this process's turn. Where whoever gives the turns has gone, so does this process."""
+    if not sys.stdin.readline():
+        sys.exit(1)
 
 
 def report(losses: list[float]) -> None:
@@ -211,6 +218,8 @@ def run_ours(options: argparse.Namespace) -> None:
         turns.begin()
         step(trainer, number)
         turns.end()
+        if number + 1 == options.steps:
+            wait()  # with what comes after the last step, while others are still at theirs
 
     Trainer._step = in_turn  # type: ignore[method-assign]
     run = Path(tempfile.mkdtemp()) / "run"
@@ -241,6 +250,8 @@ def run_trl(options: argparse.Namespace) -> None:
             self.left -= 1
             if self.left:
                 turns.begin()
+            else:
+                wait()
 
     dtype = getattr(torch, options.dtype)
     data = load_dataset("json", data_files=options.data, split="train", cache_dir=tempfile.mkdtemp())
@@ -425,6 +436,7 @@ def run_floor(options: argparse.Namespace) -> None:
                 parts.decode()
             train()
             turns.end()
+    wait()
     report([])
 
 
@@ -453,24 +465,28 @@ class Process:
 
     def step(self) -> dict[str, float]:
         """Seconds of the next step, by phase."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:  # it says below what became of it
-            pass
+        self._go()
         seconds: dict[str, float] = self._read("STEP ")
         return seconds | {"whole": sum(seconds.values())}
 
     def finish(self) -> dict[str, Any]:
         """Peak memory and losses, once all steps are done."""
+        self._go()
         result = self._read("RESULT ")
         self._process.communicate()
+        if self._process.returncode:
+            raise self._failure()
         return result
 
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+
+    def _go(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # what became of it is found out by reading
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
 
     def _read(self, mark: str) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -480,8 +496,11 @@ class Process:
                 return found
             self._said.append(line)
         self._process.wait()
+        raise self._failure()
+
+    def _failure(self) -> SystemExit:
         self._errors.seek(0)
-        sys.exit(f"{self.side} failed:\n{''.join(self._said)[-2000:]}\n{self._errors.read()[-4000:]}")
+        return SystemExit(f"{self.side} failed:\n{''.join(self._said)[-2000:]}\n{self._errors.read()[-4000:]}")
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -499,8 +518,10 @@ def compare(options: argparse.Namespace) -> None:
             options.model = write_model(folder, Path(locate(compose([f"model={options.model}"]).model)))
         options.data = write_data(folder, options.model, options)
         for number in range(options.rounds):
-            processes = [Process(side, options) for side in sides]
+            processes: list[Process] = []
             try:
+                for side in sides:
+                    processes.append(Process(side, options))
                 for step in range(options.steps):
                     for process in processes:
                         seconds = process.step()
@@ -561,6 +582,8 @@ def main() -> None:
     parser.add_argument("--uncached", action="store_true", help="TRL's mixture without the cache that spoils it")
     parser.add_argument("--data", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.steps < 2:
+        parser.error("--steps must be at least 2: the first is not counted")
     if options.setup:
         setup(options.setup)
     elif options.worker:

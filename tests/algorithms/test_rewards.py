@@ -230,7 +230,7 @@ def test_micro_batches_of_ppo_are_one_large_batch(tmp_path: Path) -> None:
 def test_a_rollout_is_scored_in_micro_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm = build(name, "train.micro_batch_size=2", "algo.samples_per_prompt=2")
     prompts, _ = random_batch(algorithm.tools.policy)
-    whole = build(name, "algo.samples_per_prompt=2")
+    whole = build(name, "train.micro_batch_size=null", "algo.samples_per_prompt=2")
     expected = next(iter(whole.collect(prompts, 0)))
     sizes, log_probs = [], Policy.log_probs
 

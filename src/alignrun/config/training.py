@@ -106,7 +106,8 @@ class TrainConfig:
     batch_size: int = 16
     """Prompts in one step."""
     micro_batch_size: int | None = None
-    """Prompts in one backward pass; gradients are accumulated exactly. By default the whole batch."""
+    """Prompts in one backward pass, and in one that scores a rollout; gradients are accumulated exactly. By default the
+    whole batch."""
     log_every: int = 1
     checkpoint_every: int = 50
     """Steps between checkpoints; 0 saves only at the end and when interrupted."""

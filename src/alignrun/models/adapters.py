@@ -231,8 +231,10 @@ def _forward(layer: LoraLayer, adapter: str | None, x: Tensor) -> Tensor:
     if adapter not in layer.lora_A:
         return result
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    product = _LowRankProduct.apply(x, a, b, layer.scaling[adapter])  # type: ignore[no-untyped-call]
-    return result.add_(product)
+    product: Tensor = _LowRankProduct.apply(x, a, b, layer.scaling[adapter])  # type: ignore[no-untyped-call]
+    if type(layer.base_layer) is nn.Linear:
+        return result.add_(product)
+    return result + product  # a quantised layer may give a view that must not be written to
 
 
 def _forward_by_span(layer: LoraLayer, spans: Sequence[Span], rows: int) -> Forward:
