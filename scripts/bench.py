@@ -586,6 +586,8 @@ def main() -> None:
         parser.error("--steps must be at least 2: the first is not counted")
     if options.setup:
         setup(options.setup)
+    elif options.trl and not (options.trl / TRL_VERSIONS[options.task] / "bin" / "python").is_file():
+        parser.error(f"--trl {options.trl}: no TRL {TRL_VERSIONS[options.task]} there: --setup {options.trl} makes it")
     elif options.worker:
         WORKERS[options.worker](options)
     else:
