@@ -124,7 +124,10 @@ def write_data(folder: Path, model: Path, options: argparse.Namespace) -> Path:
 
 
 class Turns:
-    """The steps of this process: each waits until it is told to begin, and then tells how long it took."""
+    """The steps of this process: each waits until it is told to begin, and then tells how long it took.
+
+    What comes after the last step waits, too, as long as others are at theirs.
+    """
 
     def __init__(self) -> None:
         self._start = self._sampling = 0.0
@@ -143,22 +146,18 @@ class Turns:
         setattr(owner, name, timed)
 
     def begin(self) -> None:
-        wait()
+        if not sys.stdin.readline():  # whoever gives the turns has gone
+            sys.exit(1)
         self._start, self._sampling = time.perf_counter(), 0.0
 
-    def end(self) -> None:
+    def pass_on(self) -> None:
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._start
         print("STEP " + json.dumps({"sampling": self._sampling, "training": seconds - self._sampling}), flush=True)
-
-
-def wait() -> None:
-    """Until it is this process's turn. Where whoever gives the turns has gone, so does this process."""
-    if not sys.stdin.readline():
-        sys.exit(1)
+        self.begin()
 
 
 def report(losses: list[float]) -> None:
@@ -215,11 +214,10 @@ def run_ours(options: argparse.Namespace) -> None:
     step = Trainer._step
 
     def in_turn(trainer: Trainer, number: int) -> None:
-        turns.begin()
+        if number == 0:
+            turns.begin()
         step(trainer, number)
-        turns.end()
-        if number + 1 == options.steps:
-            wait()  # with what comes after the last step, while others are still at theirs
+        turns.pass_on()
 
     Trainer._step = in_turn  # type: ignore[method-assign]
     run = Path(tempfile.mkdtemp()) / "run"
@@ -239,19 +237,11 @@ def run_trl(options: argparse.Namespace) -> None:
     turns.watch_sampling(GenerationMixin, "generate")
 
     class InTurn(TrainerCallback):
-        def __init__(self) -> None:
-            self.left = options.steps
-
         def on_train_begin(self, *_: object, **__: object) -> None:
             turns.begin()
 
         def on_step_end(self, *_: object, **__: object) -> None:
-            turns.end()
-            self.left -= 1
-            if self.left:
-                turns.begin()
-            else:
-                wait()
+            turns.pass_on()
 
     dtype = getattr(torch, options.dtype)
     data = load_dataset("json", data_files=options.data, split="train", cache_dir=tempfile.mkdtemp())
@@ -429,18 +419,23 @@ def run_floor(options: argparse.Namespace) -> None:
     turns = Turns()
     parts = SimpleNamespace(decode=decode)
     turns.watch_sampling(parts, "decode")
+    turns.begin()
     with torch.no_grad():
         for _ in range(options.steps):
-            turns.begin()
             if decoded:
                 parts.decode()
             train()
-            turns.end()
-    wait()
+            turns.pass_on()
     report([])
 
 
 WORKERS: dict[str, Callable[[argparse.Namespace], None]] = {"ours": run_ours, "trl": run_trl, "floor": run_floor}
+
+
+def trl_python(options: argparse.Namespace) -> Path:
+    """The interpreter of TRL's environment for the task."""
+    interpreter: Path = options.trl / TRL_VERSIONS[options.task] / "bin" / "python"
+    return interpreter
 
 
 class Process:
@@ -448,9 +443,7 @@ class Process:
 
     def __init__(self, side: str, options: argparse.Namespace) -> None:
         self.side = side
-        python = sys.executable
-        if side == "trl":
-            python = options.trl / TRL_VERSIONS[options.task] / "bin" / "python"
+        python = trl_python(options) if side == "trl" else sys.executable
         command = [str(python), __file__, "--worker", side]
         for name in ("task", "model", "data", "prompt", "new", "batch", "steps", "dtype"):
             command += [f"--{name}", str(getattr(options, name))]
@@ -586,7 +579,7 @@ def main() -> None:
         parser.error("--steps must be at least 2: the first is not counted")
     if options.setup:
         setup(options.setup)
-    elif options.trl and not (options.trl / TRL_VERSIONS[options.task] / "bin" / "python").is_file():
+    elif options.trl and not trl_python(options).is_file():
         parser.error(f"--trl {options.trl}: no TRL {TRL_VERSIONS[options.task]} there: --setup {options.trl} makes it")
     elif options.worker:
         WORKERS[options.worker](options)

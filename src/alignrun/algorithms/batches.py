@@ -3,7 +3,7 @@
 What is neither, a flag, is said of all rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -43,6 +43,13 @@ def select(batch: Batch, index: Tensor) -> Batch:
     return _map(batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places))
 
 
+def pieces(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """The rows in order, at most `size` at a time; None is all of them."""
+    each = size or count(batch)
+    for start in range(0, count(batch), each):
+        yield rows(batch, slice(start, start + each))
+
+
 def shared(batch: Any, compute: Callable[[Any], Tensor], size: int | None = None) -> Tensor:
     """[B, …] what `compute` gives for each row of a batch, every process computing it for its share of the rows.
 
@@ -50,9 +57,7 @@ def shared(batch: Any, compute: Callable[[Any], Tensor], size: int | None = None
     """
 
     def in_pieces(batch: Any) -> Tensor:
-        whole = count(batch)
-        each = size or whole
-        return torch.cat([compute(rows(batch, slice(start, start + each))) for start in range(0, whole, each)])
+        return torch.cat([compute(piece) for piece in pieces(batch, size)])
 
     if processes.size() == 1:
         return in_pieces(batch)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
-from alignrun.algorithms.batches import rows
+from alignrun.algorithms.batches import pieces
 from alignrun.algorithms.frozen import check_minibatches, minibatches
 from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.signs import signs
@@ -133,8 +133,8 @@ class PPO(RewardAlgorithm):
             prompts = batch_to(data.batch_at(0, min(REFERENCE_PROMPTS, len(data))), self.tools.policy.device)
             size = self.tools.config.train.batch_size  # the memory for so many is there
             drawn = [
-                self.rewards.draw(rows(prompts, slice(start, start + size)), number, purpose=98, own=False).rewards
-                for number, start in enumerate(range(0, len(prompts), size))
+                self.rewards.draw(piece, number, purpose=98, own=False).rewards
+                for number, piece in enumerate(pieces(prompts, size))
             ]
             rewards = torch.cat(drawn).double()
             spread = float(rewards.std())

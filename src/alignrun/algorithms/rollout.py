@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignrun import processes
 from alignrun.algorithms.base import Tools
-from alignrun.algorithms.batches import rows, select, shared
+from alignrun.algorithms.batches import pieces, select, shared
 from alignrun.algorithms.serving import ServedPolicy
 from alignrun.config import Engine
 from alignrun.generation.decode import Sampling, needs_policy, needs_reference, sample_completions
@@ -142,11 +142,9 @@ class Rollouts:
             chunks = [[batch_to(stream, policy.device) for stream in processes.told(served)]]
         else:
             generator = step_generator(policy.device, seed, step, purpose)
-            size = self._chunk or len(prompts)
-            parts = (rows(prompts, slice(start, start + size)) for start in range(0, len(prompts), size))
             chunks = [
                 sample_streams(policy, part, mix_betas, self._sampling, generator, other, temperatures)
-                for part in parts
+                for part in pieces(prompts, self._chunk)
             ]
         pad_id = self._sampling.pad_id
         longest = max(completions.tokens.shape[1] for chunk in chunks for completions in chunk)
