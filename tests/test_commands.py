@@ -414,3 +414,19 @@ def test_objectives_and_games_know_tensors_only() -> None:
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("alignrun"):
                 allowed = ("alignrun.types", "alignrun.errors", "alignrun.objectives.")
                 assert node.module.startswith(allowed), (file, node.module)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "100"), ("3000", "3000")])
+def test_waiting_threads_leave_the_cores_to_others(given: str | None, expected: str) -> None:
+    """OpenMP reads how long its threads may spin while torch is imported, so it is set before; a user's value stays."""
+    code = "import os, sys; from alignrun import cli; assert 'torch' not in sys.modules; cli.main(['--version'])"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment |= {} if given is None else {"GOMP_SPINCOUNT": given}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(os.environ['GOMP_SPINCOUNT'])"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[-1] == expected

@@ -218,7 +218,17 @@ def test_the_environment_is_json_and_names_the_commit(tmp_path: Path, monkeypatc
     assert found["git_commit"] == commit
     assert found["versions"]["python"] == sys.version.split()[0]
     assert found["versions"]["torch"]
-    assert set(found) == {"versions", "git_commit", "device", "cpu_count", "platform", "started", "command"}
+    assert set(found) == {
+        "versions",
+        "git_commit",
+        "device",
+        "cpu_count",
+        "threads",
+        "GOMP_SPINCOUNT",
+        "platform",
+        "started",
+        "command",
+    }
     Path("file").write_text("2")
     assert environment()["git_commit"] == f"{commit}-dirty"
     monkeypatch.setenv("PATH", "")

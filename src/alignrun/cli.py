@@ -48,6 +48,9 @@ def entry() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 a run that failed, 2 bad input, 128+n stopped by signal n."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Read once, when torch is imported. By default OpenMP's threads spin for milliseconds at the end of every parallel
+    # region; next to one other busy process they then wait for a core that a spinning thread holds.
+    os.environ.setdefault("GOMP_SPINCOUNT", "100")
     # Where nobody looks at a terminal, lines are not broken to its width.
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:

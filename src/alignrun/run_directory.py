@@ -212,12 +212,14 @@ def truncate_jsonl(path: Path, after_step: int, stale: Callable[[Mapping[str, An
 
 
 def environment() -> dict[str, Any]:
-    """What this process runs on: versions, git commit, device, start time and command line. It never fails."""
+    """What this process runs on: versions, git commit, device, threads, start time, command line. It never fails."""
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "device": _device(),
         "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT"),
         "platform": platform.platform(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
