@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format smoke audit clean
+.PHONY: help setup run test test-all lint format smoke audit clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 setup: $(VENV)/installed  ## create .venv with the tested versions of everything
 
@@ -26,6 +26,9 @@ test: setup  ## check style and types, then run all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --dist loadgroup $(ARGS)
+
+test-all: ARGS += -m ""
+test-all: test  ## the same with the tests that take many minutes
 
 smoke: setup  ## a whole run on a tiny model, in seconds
 	$(BIN)/alignrun experiment=smoke

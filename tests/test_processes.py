@@ -138,6 +138,11 @@ CASES = [
     "checkpointing",
     "learned",
 ]
+SPLIT_CASES = ["nash_md", "nash_mp", "ppo", "dpo", "reward_model", "checkpointing"]
+"""Which of them also run with the base split: each kind of pass through a model once."""
+TWO = [("data parallel", name) for name in CASES] + [
+    (kind, name) for kind in ("split", "ZeRO-3") for name in SPLIT_CASES
+]
 
 
 @pytest.fixture(scope="module")
@@ -149,15 +154,17 @@ def alone(cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.fixture(scope="module", params=["data parallel", "split", "ZeRO-3"])
+@pytest.fixture(scope="module")
 def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of two processes are."""
     folder = tmp_path_factory.mktemp("two")
-    commands = [[*SMOKE, *arguments, f"run.dir='{folder / name}'"] for name, arguments in cases.items()]
+    kind = request.param
+    names = [name for other, name in TWO if other == kind]
+    commands = [[*SMOKE, *cases[name], f"run.dir='{folder / name}'"] for name in names]
     environment = {"ALIGNRUN_CACHE": str(folder / "cache")}
-    if request.param == "split":
+    if kind == "split":
         environment |= SPLIT
-    if request.param == "ZeRO-3":
+    if kind == "ZeRO-3":
         pytest.importorskip("deepspeed")
         settings = folder / "deepspeed.json"  # it would leave weights as small as those of the tiny model whole
         settings.write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
@@ -168,13 +175,14 @@ def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_fa
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")  # its fixtures take minutes, and are to be made once
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("two", "name"), TWO, indirect=["two"])
 def test_two_processes_train_what_one_does(name: str, alone: Path, two: Path) -> None:
     assert_the_same(alone / name, two / name)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("two", ["data parallel", "split", "ZeRO-3"], indirect=True)
 def test_a_split_base_is_held_in_parts(two: Path, request: pytest.FixtureRequest) -> None:
     """Adapters, embeddings and head are whole everywhere; of the layers each process has half."""
     split = request.node.callspec.params["two"] != "data parallel"
