@@ -360,7 +360,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"tournament"},
-    {"launch", "sweep", "listing", "top"},
+    {"launch", "export", "sweep", "listing", "top"},
     {"build"},
     {"memory_plan", "compose"},
     {"memory_trace"},

@@ -34,8 +34,10 @@ from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.memory_plan import count_parameters, describe
 from alignrun.models.adapters import quantization
 from alignrun.models.backbone import Backbone, check_split
+from alignrun.models.cards import Training
 from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.policy import Policy
+from alignrun.models.saving import check_saving
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_architecture, load_tokenizer
 from alignrun.preferences import PREFERENCES, Preference
@@ -176,6 +178,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         if isinstance(data, PairSet):
             check_labels(data.examples)
         trained = load_trained(config, encoding.tokenizer)
+        check_saving(trained.describe)
         if isinstance(trained, Scorer):
             algorithm = kind(config.algo, FeedbackTools(trained, config))
             encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))
@@ -210,8 +213,34 @@ def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy |
     with contextlib.suppress(InputError):  # without a mark of its own, sampling stops where the tokenizer says
         ends = [end_of_turn(tokenizer)]
     return Policy.load(
-        config.model, config.adapter, config.reference, tokenizer, config.seed, ends, opponent_of(config)
+        config.model,
+        config.adapter,
+        config.reference,
+        tokenizer,
+        config.seed,
+        ends,
+        opponent_of(config),
+        describe_training(config),
     )
+
+
+def describe_training(config: Config) -> Training:
+    """How the run's policy is trained, for the files that it is saved in."""
+    return Training(
+        algorithm=config.algo.name,
+        temperature=trained_temperature(config),
+        evaluation_temperature=config.evaluation.temperature,
+        max_new_tokens=config.generation.max_new_tokens,
+        reference=config.reference.path or config.reference.name.value,
+        preference=config.preference.name,
+        data=config.data.name,
+        seed=config.seed,
+    )
+
+
+def trained_temperature(config: Config) -> float:
+    """T of the policy that is trained: what is sampled at, or 1 where the algorithm learns from data alone."""
+    return config.generation.temperature if ALGORITHMS[config.algo.name].online else 1.0
 
 
 def opponent_of(config: Config) -> str | None:
@@ -271,8 +300,7 @@ def build_evaluator(
         prompts = prompt_set(questions, encoding)
         # The equilibrium is what online algorithms look for; offline ones answer their data, at temperature 1.
         kl_tau = getattr(config.algo, "kl_tau", 0.0) if algorithm.online else 0.0
-        temperature = config.generation.temperature if algorithm.online else 1.0
-        sampled = GameEvaluator(policy, preference.game, prompts, kl_tau, temperature)
+        sampled = GameEvaluator(policy, preference.game, prompts, kl_tau, trained_temperature(config))
     else:
         judge = None if config.preference.name == "none" else preference
         # Data that fit may leave no room for sampling after the longest of their prompts.

@@ -90,6 +90,21 @@ class Damaged(InputError):
     """A checkpoint is not what was written."""
 
 
+def read_checkpoint(directory: Path, step: int | None, report: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint of `step` in a checkpoints/ folder, or the newest that is whole; None where there is none yet.
+
+    Raises InputError where there is none of that step, and as `load_checkpoint` or `load_newest`.
+    """
+    if step is None:
+        return load_newest(directory, report)
+    found = dict(list_checkpoints(directory))
+    if step not in found:
+        raise InputError(
+            f"{directory.absolute().parent} has no checkpoint of step {step}: choose from {sorted(found) or 'none'}"
+        )
+    return load_checkpoint(found[step])
+
+
 def load_newest(directory: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint in a checkpoints/ folder that is whole, or None where there is none yet.
 

@@ -135,7 +135,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         given = _parse(verb, rest, ("run",), ("--once", "--interval"))
         return top(given.run, given.once, given.interval, console)
     if verb == "export":
-        from alignrun.launch import export
+        from alignrun.export import export
 
         given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to"))
         return export(given.run, given.step, given.merge, given.to, console)

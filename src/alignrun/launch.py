@@ -1,4 +1,4 @@
-"""Starting a run, resuming one, exporting what it learned."""
+"""Starting a run, or resuming one."""
 
 import contextlib
 import json
@@ -16,19 +16,15 @@ from rich.console import Console
 
 from alignrun import compose, processes
 from alignrun.algorithms.best_response import BestResponseConfig
-from alignrun.build import Assembly, assemble, check, load_trained, memory_errors
-from alignrun.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_newest
-from alignrun.config import AdapterConfig, AdapterKind, Config, RunConfig
+from alignrun.build import Assembly, assemble, check, memory_errors
+from alignrun.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import resolve_device
-from alignrun.models.policy import Policy
-from alignrun.models.scorer import Scorer
-from alignrun.models.sources import load_tokenizer
-from alignrun.preferences.base import preference_using
 from alignrun.progress import Progress, summary_panel
-from alignrun.run_directory import RunDirectory, environment, write_text_atomic, writing
+from alignrun.run_directory import RunDirectory, environment, write_text_atomic
 from alignrun.tracking import Tracking, start_tracking
-from alignrun.trainer import Outcome, Progressed, Trainer, restore_weights
+from alignrun.trainer import Outcome, Progressed, Trainer
 
 
 def train(config: Config, overrides: Sequence[str], console: Console) -> int:
@@ -125,7 +121,9 @@ def _resume(config: Config, step: int | None, overrides: Sequence[str], run: Run
         console.print(f"{run.path} has finished its {config.train.steps} steps: nothing to resume.")
         return 0
     with processes.agreed():  # before a model is loaded, so that a damaged one is told at once
-        checkpoint = _read_checkpoint(run, step, console)
+        checkpoint = read_checkpoint(
+            run.checkpoints, step, lambda text: console.print(text, highlight=False, markup=False)
+        )
     assembly = _assemble(config, console)
     with processes.agreed():
         if overrides and processes.is_main():
@@ -135,65 +133,9 @@ def _resume(config: Config, step: int | None, overrides: Sequence[str], run: Run
     return _fit(config, assembly, run, console, resumed=True, checkpoint=checkpoint)
 
 
-def export(path: str, step: int | None, merge: bool, target: str | None, console: Console) -> int:
-    """Write what a run has learned: a policy as a PEFT adapter or merged into its base, for transformers and vLLM, or
-    a feedback model as an adapter and a head.
-
-    Raises:
-        AlignrunError: the run has no checkpoint, or the target is taken.
-    """
-    run = RunDirectory.open(path)
-    config = compose.load(run.config_file)
-    folder = Path(target).expanduser() if target else run.path / ("merged" if merge else "export")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InputError(f"{folder} is taken: choose another folder with --to")
-    checkpoint = _read_checkpoint(run, step, console)
-    if checkpoint is None:
-        raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
-    adapter = config.adapter
-    if adapter.name is AdapterKind.qlora:
-        # The adapter is the same on the full-precision base, which is what it is merged into; no GPU is needed.
-        adapter = replace(adapter, name=AdapterKind.lora)
-    trained = load_trained(replace(config, adapter=adapter), load_tokenizer(config.model))
-    if merge and not isinstance(trained, Policy):
-        raise InputError(f"{run.path} is a feedback model, whose head no merged model has: export it without --merge")
-    restore_weights(trained.trainable(), checkpoint)
-    with writing(folder):
-        if merge and isinstance(trained, Policy):
-            trained.save_merged(folder)
-        else:
-            trained.save_adapter(folder)
-    whole = merge or config.adapter.name is AdapterKind.none
-    if isinstance(trained, Scorer):
-        use = preference_using(trained.card.kind)
-        console.print(f"feedback model of step {checkpoint.step} written to {folder}", highlight=False)
-        console.print(f"use it with preference={use} preference.path={folder}", highlight=False)
-        return 0
-    console.print(
-        f"{'model' if whole else 'adapter'} of step {checkpoint.step} written to {folder}\n"
-        + (
-            f"load it with AutoModelForCausalLM.from_pretrained({str(folder)!r})"
-            if whole
-            else f"load it with PeftModel.from_pretrained(base, {str(folder)!r})"
-        ),
-        highlight=False,
-    )
-    return 0
-
-
 def _assemble(config: Config, console: Console) -> Assembly:
     with processes.agreed(), memory_errors(config):
         return assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
-
-
-def _read_checkpoint(run: RunDirectory, step: int | None, console: Console) -> Checkpoint | None:
-    """The checkpoint of `step`, or the newest that is whole; None where there is none yet."""
-    found = dict(list_checkpoints(run.checkpoints))
-    if step is not None and step not in found:
-        raise InputError(f"{run.path} has no checkpoint of step {step}: choose from {sorted(found) or 'none'}")
-    if step is not None:
-        return load_checkpoint(found[step])
-    return load_newest(run.checkpoints, lambda text: console.print(text, highlight=False, markup=False))
 
 
 def default_directory(config: Config) -> Path:

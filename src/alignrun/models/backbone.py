@@ -18,7 +18,8 @@ from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
 from alignrun.errors import InputError
 from alignrun.models import adapters
 from alignrun.models.device import lay_out_weights, resolve_device, resolve_dtype
-from alignrun.models.sources import load_model
+from alignrun.models.saving import save_adapter_config, save_adapter_weights
+from alignrun.models.sources import base_name, load_model
 
 
 class Backbone:
@@ -127,14 +128,15 @@ class Backbone:
         return adapters.one_adapter(self.layers, adapter)
 
     def save_adapter(self, name: str, folder: Path) -> None:
-        """Write one adapter in PEFT's format, and the tokenizer."""
+        """Write the weights of one adapter in PEFT's format. Raises RunError where they are not finite."""
         assert self.peft is not None
-        self.peft.save_pretrained(folder, selected_adapters=[name])
-        nested = folder / name  # PEFT puts every adapter but `default` into a folder of its name
-        for file in nested.iterdir():
-            file.replace(folder / file.name)
-        nested.rmdir()
-        self.tokenizer.save_pretrained(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_adapter_weights(self.peft, name, folder)
+
+    def describe_adapter(self, name: str, folder: Path) -> None:
+        """Write PEFT's configuration of one adapter, with the name of the base."""
+        assert self.peft is not None
+        save_adapter_config(self.peft, name, folder, base_name(self.config), self.config.revision)
 
     @cached_property
     def fingerprint(self) -> str:

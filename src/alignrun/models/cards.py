@@ -1,14 +1,17 @@
-"""What a saved adapter says about itself, beside PEFT's own files: alignrun.json."""
+"""What a saved adapter or model says about itself: alignrun.json for this program, README.md for people."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignrun.config import ModelConfig
 from alignrun.errors import InputError, one_line
 from alignrun.models.backbone import Backbone
+from alignrun.models.sources import base_name
 
 FILE = "alignrun.json"
+README = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,29 @@ class AdapterCard:
     """The seed of the run; random bases depend on it."""
     adapter: str = "lora"
     """`lora`, or `qlora` where the base was quantised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a policy was trained, for those who will sample it."""
+
+    algorithm: str
+    temperature: float
+    """T of the policy π(y | x) ∝ exp(logits/T) that is trained."""
+    evaluation_temperature: float
+    """T at which the run's own win rate and KL are measured."""
+    max_new_tokens: int
+    """The longest completion in training and evaluation."""
+    reference: str
+    preference: str
+    data: str
+    seed: int
+    step: int | None = None
+    """The step of the weights; None for those of the end of a run."""
+
+
+UNTRAINED = Training("none", 1.0, 1.0, 0, "base", "none", "none", 0)
+"""Of a policy that no run has trained."""
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
@@ -70,3 +96,79 @@ def adapter_folder(path: str) -> Path:
     folder = Path(path).expanduser()
     inside = folder / "adapter"
     return inside if inside.is_dir() else folder
+
+
+def write_policy_readme(folder: Path, model: ModelConfig, training: Training, *, whole: bool) -> None:
+    """Write what a policy is, how it was trained and how to load and sample it."""
+    body = f"""# {training.algorithm} on {model.name}
+
+A {"model" if whole else "LoRA adapter"}, trained by alignrun:
+
+```yaml
+{_yaml({**_base_facts(model), **asdict(training), "system_prompt": model.system_prompt})}
+```
+
+## Sampling
+
+The policy that was trained is the softmax of the logits divided by T = {training.temperature:g}, with no token cut off
+(`top_k=0`, `top_p=1`) and no penalty, as `generation_config.json` has it. At another temperature the same weights are
+another policy. The run measured its win rate at T = {training.evaluation_temperature:g}.
+
+The chat template writes the prompts of training: conversations without a system turn get the one above, if any.
+
+## Loading
+
+```python
+{_LOAD_WHOLE if whole else _LOAD_ADAPTER}
+```
+"""
+    library = "transformers" if whole else "peft"
+    _write_readme(folder, {"library_name": library, "pipeline_tag": "text-generation"}, model, body)
+
+
+def write_feedback_readme(folder: Path, model: ModelConfig, card: AdapterCard) -> None:
+    """Write what a feedback model is and what it reads."""
+    body = f"""# {card.kind} model on {model.name}
+
+A LoRA adapter and a linear head on the hidden state of the last token (`head.safetensors`), trained by alignrun. Both
+are needed, and transformers alone does not read the head. The model reads the template as one user turn:
+
+```yaml
+{_yaml({**_base_facts(model), "template": card.template})}
+```
+"""
+    _write_readme(folder, {"library_name": "peft"}, model, body)
+
+
+_LOAD_WHOLE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER)"""
+
+_LOAD_ADAPTER = """from peft import PeftModel
+from transformers import AutoTokenizer, GenerationConfig
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = PeftModel.from_pretrained(base, FOLDER)  # the base as above, loaded by AutoModelForCausalLM
+model.generation_config = GenerationConfig.from_pretrained(FOLDER)  # PEFT keeps that of the base otherwise"""
+
+
+def _base_facts(model: ModelConfig) -> dict[str, str | None]:
+    return {
+        "base": base_name(model) or f"{model.name}, whose weights alignrun makes itself",
+        "revision": model.revision,
+    }
+
+
+def _write_readme(folder: Path, front: dict[str, Any], model: ModelConfig, body: str) -> None:
+    base = base_name(model)
+    if base and not Path(base).is_absolute():  # the hub knows no paths
+        front = {**front, "base_model": base}
+    head = _yaml({**front, "tags": ["alignrun"]})
+    (folder / README).write_text(f"---\n{head}\n---\n\n{body}", encoding="utf-8")
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    """A line for each value that there is, written as JSON, which is YAML: no text is taken for anything else."""
+    there = {key: value for key, value in values.items() if value is not None}
+    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in there.items())

@@ -12,16 +12,25 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError
 from alignrun.models import adapters
 from alignrun.models.backbone import Backbone, weights_digest
-from alignrun.models.cards import AdapterCard, adapter_folder, check_card, write_card
+from alignrun.models.cards import (
+    UNTRAINED,
+    AdapterCard,
+    Training,
+    adapter_folder,
+    check_card,
+    write_card,
+    write_policy_readme,
+)
 from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder, check_replay
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.hidden import hidden_states, packed_hidden_states
+from alignrun.models.saving import check_finite, merge, prompting_tokenizer, sampling_config, save_model
 from alignrun.objectives.likelihood import token_log_probs
 from alignrun.types import Completions, PackedBatch, PromptBatch
 
@@ -55,9 +64,11 @@ class Policy:
     adapter all weights are trained, and μ is a frozen copy of what they were.
     """
 
-    def __init__(self, backbone: Backbone, ends: Sequence[int] = ()) -> None:
+    def __init__(self, backbone: Backbone, ends: Sequence[int] = (), training: Training = UNTRAINED) -> None:
         self.backbone = backbone
         self._ends = ends
+        self.training = training
+        """How it is trained, which is written beside its weights."""
         self.model = backbone.model
         self.tokenizer = backbone.tokenizer
         self.head = vocabulary_head(self.model)
@@ -81,11 +92,13 @@ class Policy:
         seed: int,
         ends: Sequence[int] = (),
         opponent: str | None = None,
+        training: Training = UNTRAINED,
     ) -> "Policy":
         """Load the base, put the adapters on it and move it to its device.
 
         `ends` are tokens that end a completion beside the tokenizer's and the model's own. `opponent` is a run or an
-        adapter folder: it gets a role of its own, and the policy starts as its copy.
+        adapter folder: it gets a role of its own, and the policy starts as its copy. `training` is what the files of
+        the policy say of it.
 
         Raises:
             InputError: the model, the adapter or the device is not to be had.
@@ -107,7 +120,7 @@ class Policy:
             backbone.read(adapters.POLICY, start[0], trainable=True, key=start[1])
         elif adapter.name is not AdapterKind.none:
             backbone.add(adapters.POLICY, adapter)
-        return cls(backbone, ends)
+        return cls(backbone, ends, training)
 
     @property
     def device(self) -> torch.device:
@@ -203,23 +216,50 @@ class Policy:
         return token_log_probs(hidden[targets], self.head, batch.input_ids[:, 1:][targets])
 
     def save_adapter(self, folder: Path, role: Role = Role.policy) -> None:
-        """Write a role's PEFT adapter, or the whole model where there is no adapter (safetensors)."""
+        """Write a role's PEFT adapter, or the whole model where there is no adapter (safetensors), and what it is.
+
+        Raises:
+            RunError: weights that are not finite.
+        """
         if self.backbone.peft is None:
-            model = self._module(role)
-            model.generation_config.eos_token_id = self.stop_ids
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+            save_model(self._module(role), self.sampling, folder)
         else:
             self.backbone.save_adapter(_ADAPTERS[role], folder)
             write_card(folder, AdapterCard("policy", self.backbone.fingerprint))
+        self.describe(folder, role)
 
     def save_merged(self, folder: Path) -> None:
-        """Write base and adapter as one model (safetensors); the policy cannot be used afterwards."""
+        """Write base and adapter as one model (safetensors); the policy cannot be used afterwards.
+
+        Raises:
+            InputError: no model of this family can hold them as one.
+            RunError: weights that are not finite.
+        """
         peft = self.backbone.peft
-        merged = self.model if peft is None else peft.merge_and_unload(adapter_names=[adapters.POLICY])
-        merged.generation_config.eos_token_id = self.stop_ids
-        merged.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        if peft is not None:
+            check_finite(self.trainable().items())
+            self.model, self.backbone.peft = merge(peft, adapters.POLICY), None
+        save_model(self.model, self.sampling, folder)
+        self.describe(folder)
+
+    def describe(self, folder: Path, role: Role = Role.policy) -> None:
+        """Write all that `save_adapter` writes but the weights: the prompt, the distribution, and a README for people.
+
+        Before training it shows whether the libraries will write them.
+        """
+        whole = self.backbone.peft is None
+        if whole:
+            self._module(role).config.save_pretrained(folder)
+        else:
+            self.backbone.describe_adapter(_ADAPTERS[role], folder)
+        prompting_tokenizer(self.tokenizer, self.backbone.config.system_prompt).save_pretrained(folder)
+        self.sampling.save_pretrained(folder)
+        write_policy_readme(folder, self.backbone.config, self.training, whole=whole)
+
+    @property
+    def sampling(self) -> GenerationConfig:
+        """How the policy that was trained is sampled, for transformers and vLLM."""
+        return sampling_config(self.model, self.tokenizer, self.stop_ids, self.training.temperature)
 
     def _adapter(self, role: Role) -> str | None:
         if role is Role.opponent and not self.has_opponent:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alignrun.config import AdapterConfig
 from alignrun.errors import InputError, one_line
 from alignrun.models import adapters
 from alignrun.models.backbone import Backbone
-from alignrun.models.cards import AdapterCard, check_card, write_card
+from alignrun.models.cards import AdapterCard, check_card, write_card, write_feedback_readme
 from alignrun.models.hidden import hidden_states
+from alignrun.models.saving import check_finite, save_tensors
 from alignrun.types import Completions, PromptBatch
 
 HEAD_FILE = "head.safetensors"
@@ -91,9 +92,16 @@ class Scorer:
         with self.backbone.frozen(self._adapter):
             return self.scores(prompts, completions)
 
+    def describe(self, folder: Path) -> None:
+        """Write everything but the weights: PEFT's configuration, the tokenizer, and a README for people."""
+        self.backbone.describe_adapter(self._adapter, folder)
+        self.backbone.tokenizer.save_pretrained(folder)
+        write_feedback_readme(folder, self.backbone.config, self.card)
+
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, the head, and what they are."""
+        check_finite([(HEAD, self.weight)])
         self.backbone.save_adapter(self._adapter, folder)
-        save_file({HEAD: self.weight.detach().cpu().contiguous()}, folder / HEAD_FILE)
-        (folder / HEAD_FILE).chmod((folder / "adapter_config.json").stat().st_mode)
+        save_tensors({HEAD: self.weight}, folder / HEAD_FILE)
+        self.describe(folder)
         write_card(folder, self.card)

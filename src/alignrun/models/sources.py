@@ -82,7 +82,7 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention.value, "use_safetensors": True}
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
-    with _told_in_one_line(config, "weights"), _quiet_transformers():
+    with _told_in_one_line(config, "weights"), quiet_transformers():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(config), **options, **_hub_options(config))
     return model.eval()
 
@@ -167,6 +167,14 @@ def locate(config: ModelConfig) -> str:
     return str(Path(path).expanduser()) if looks_local else path
 
 
+def base_name(config: ModelConfig) -> str | None:
+    """What others load the base by, wherever they are: a hub id or an absolute path; None where it is made here."""
+    if config.source in (ModelSource.random, ModelSource.game):
+        return None
+    path = locate(config)
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
+
+
 def cache_folder() -> Path:
     """Where converted models are kept: $ALIGNRUN_CACHE, or `alignrun` in the user's cache."""
     if "ALIGNRUN_CACHE" in os.environ:
@@ -196,13 +204,13 @@ def _from_package(config: ModelConfig) -> Path | None:
     try:
         # The conversion draws a progress bar of its own that no setting turns off.
         quiet = contextlib.redirect_stderr(io.StringIO())
-        with _told_in_one_line(config, "weights"), _quiet_transformers(), quiet:
+        with _told_in_one_line(config, "weights"), quiet_transformers(), quiet:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
             # The weights are plain floats now; without this, transformers would save them as still quantised.
             del model.config.quantization_config
             model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
-        with _quiet_transformers():
+        with quiet_transformers():
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         with contextlib.suppress(OSError):  # another process may have finished the same conversion first
@@ -251,7 +259,7 @@ def _told_in_one_line(config: ModelConfig, part: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no advice on stderr while weights load: the console belongs to the run."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

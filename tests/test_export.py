@@ -1,0 +1,114 @@
+"""`alignrun export`: a run's checkpoint becomes a folder that is whole, or nothing does."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import offline_arguments
+from transformers import AutoTokenizer
+
+from alignrun import cli, compose
+from alignrun.build import load_trained
+from alignrun.checkpoint import save_checkpoint
+from alignrun.data import encode_prompt
+from alignrun.models.policy import Policy
+from alignrun.models.sources import load_tokenizer
+from alignrun.run_directory import RunDirectory
+from alignrun.types import Example
+
+TEMPLATE = (
+    "{{ 'a default system turn' if messages[0].role != 'system' }}{% for m in messages %}{{ m.content }}|{% endfor %}"
+)
+
+
+def make_run(folder: Path, *overrides: str, step: int = 3, poison: bool = False) -> Path:
+    """The folder of a run with one checkpoint, as if it had been trained."""
+    config = compose.compose(["experiment=smoke", *overrides])
+    run = RunDirectory.create(folder)
+    run.config_file.write_text(compose.dump(config))
+    weights = {
+        name: weight.detach() for name, weight in load_trained(config, load_tokenizer(config.model)).trainable().items()
+    }
+    generator = torch.Generator().manual_seed(7)
+    for weight in weights.values():
+        weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    if poison:
+        next(iter(weights.values()))[0] = float("nan")
+    save_checkpoint(run.checkpoints, step, {"weights": weights}, {"evaluated": True}, keep=2)
+    run.close()
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [[], ["--merge"]], ids=["adapter", "merged"])
+def test_an_export_has_the_prompts_the_temperature_and_a_card(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    system = 'Be "kind"'
+    run = make_run(
+        tmp_path / "run",
+        f"model.system_prompt='{system}'",
+        f'model.chat_template="{TEMPLATE}"',
+        "generation.temperature=0.6",
+    )
+    folder = tmp_path / "new" / "out"
+    folder.mkdir(parents=True)  # an empty folder is free
+    assert cli.main(["export", str(run), "--to", str(folder), *arguments]) == 0
+    assert "sample it at temperature 0.6" in capsys.readouterr().out
+    config = compose.load(run / "config.yaml")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": "user", "content": "Hello?"}]
+    written = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert written == encode_prompt(load_tokenizer(config.model), Example("Hello?", "p:1"), system)
+    assert tokenizer.decode(written) == 'Be "kind"|Hello?|'
+    assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.6
+    card = (folder / "README.md").read_text()
+    for line in ('algorithm: "nash_md"', "temperature: 0.6", "step: 3", r'system_prompt: "Be \"kind\""'):
+        assert line in card
+    assert folder.stat().st_mode == run.stat().st_mode
+
+
+def test_the_last_export_stays_where_the_next_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run")
+    before = sorted(run.iterdir())
+
+    def half(_: Policy, folder: Path) -> None:
+        (folder / "adapter_config.json").write_text("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "save_adapter", half)
+        assert cli.main(["export", str(run)]) == 1
+    assert "could not write" in capsys.readouterr().err
+    assert sorted(run.iterdir()) == before, "nothing is left half-written"
+    assert cli.main(["export", str(run)]) == 0
+    files = {file: file.read_bytes() for file in (run / "export").iterdir()}
+    assert cli.main(["export", str(run)]) == 2
+    assert f"{run / 'export'} is taken: choose another folder with --to" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in (run / "export").iterdir()} == files
+
+
+@pytest.mark.parametrize("arguments", [[], ["--merge"]], ids=["adapter", "merged"])
+def test_weights_that_are_not_finite_are_not_exported(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", poison=True)
+    before = sorted(run.iterdir())
+    assert cli.main(["export", str(run), *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "are not finite, and nothing was written: export an earlier step with --step" in line
+    assert sorted(run.iterdir()) == before
+
+
+def test_a_feedback_model_keeps_the_template_that_it_reads(tmp_path: Path) -> None:
+    """It is trained without the system prompt of policies, so its tokenizer must not write one."""
+    arguments = offline_arguments("reward_model", tmp_path)
+    run = make_run(tmp_path / "run", *arguments, "model.system_prompt=Hello.")
+    assert cli.main(["export", str(run)]) == 0
+    config = compose.load(run / "config.yaml")
+    saved, own = AutoTokenizer.from_pretrained(run / "export"), load_tokenizer(config.model)
+    assert saved.chat_template == own.chat_template
+    assert "# reward model on tiny" in (run / "export" / "README.md").read_text()
