@@ -82,7 +82,8 @@ def test_the_last_export_stays_where_the_next_one_fails(
     with monkeypatch.context() as patch:
         patch.setattr(Policy, "save_adapter", half)
         assert cli.main(["export", str(run)]) == 1
-    assert "could not write" in capsys.readouterr().err
+    said = f"could not write {run / 'export'}: No space left on device; free space, then export again"
+    assert said in capsys.readouterr().err
     assert sorted(run.iterdir()) == before, "nothing is left half-written"
     assert cli.main(["export", str(run)]) == 0
     files = {file: file.read_bytes() for file in (run / "export").iterdir()}

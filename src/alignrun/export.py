@@ -35,7 +35,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
     checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False, markup=False))
     if checkpoint is None:
         raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
-    with writing_folder(folder) as partial, memory_errors(config):
+    with writing_folder(folder, "export again") as partial, memory_errors(config):
         trained = _load(config)
         if merge and not isinstance(trained, Policy):
             raise InputError(

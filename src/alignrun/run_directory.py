@@ -139,8 +139,11 @@ def _near_runs(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn any failure to write `path` into a RunError: what could not be written, why, and what to do."""
+def writing(path: Path, then: str | None = None) -> Iterator[None]:
+    """Turn any failure to write `path` into a RunError: what could not be written, why, and what to do.
+
+    `then` is what to do after that, where it is not to resume the run that `path` belongs to.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -148,10 +151,10 @@ def writing(path: Path) -> Iterator[None]:
         if code is None:
             raise
         advice = REMEDIES.get(code, "check the disk")
-        for parent in path.absolute().parents:
-            if (parent / "config.yaml").is_file():
-                advice += f", then `alignrun resume {parent}`"
-                break
+        run = next((parent for parent in path.absolute().parents if (parent / "config.yaml").is_file()), None)
+        then = then or (f"`alignrun resume {run}`" if run else None)
+        if then:
+            advice += f", then {then}"
         raise RunError(f"could not write {path}: {os.strerror(code)}; {advice}") from error
 
 
@@ -182,16 +185,16 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
+def writing_folder(path: Path, then: str) -> Iterator[Path]:
     """A folder to write into, which becomes `path` at the end, or vanishes where anything fails: never a part of it.
 
-    `path` is an empty folder, or does not exist. Raises RunError where it cannot be written.
+    `path` is an empty folder, or does not exist. Raises RunError where it cannot be written; `then` is what to do next.
     """
-    with writing(path):
+    with writing(path, then):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with writing(path):
+        with writing(path, then):
             yield partial
             partial.chmod(0o777 & ~_umask())
             partial.rename(path)  # also onto an empty folder

@@ -29,6 +29,8 @@ class Backbone:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
+        self.base = base_name(config)
+        """What others load this model by; found now, since folders may be moved while a run lasts."""
         self.peft: PeftModel | None = None
         self.layers: list[LoraLayer] = []
 
@@ -130,13 +132,12 @@ class Backbone:
     def save_adapter(self, name: str, folder: Path) -> None:
         """Write the weights of one adapter in PEFT's format. Raises RunError where they are not finite."""
         assert self.peft is not None
-        folder.mkdir(parents=True, exist_ok=True)
         save_adapter_weights(self.peft, name, folder)
 
     def describe_adapter(self, name: str, folder: Path) -> None:
         """Write PEFT's configuration of one adapter, with the name of the base."""
         assert self.peft is not None
-        save_adapter_config(self.peft, name, folder, base_name(self.config), self.config.revision)
+        save_adapter_config(self.peft, name, folder, self.base, self.config.revision)
 
     @cached_property
     def fingerprint(self) -> str:

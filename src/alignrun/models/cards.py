@@ -5,10 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignrun.config import ModelConfig
 from alignrun.errors import InputError, one_line
 from alignrun.models.backbone import Backbone
-from alignrun.models.sources import base_name
 
 FILE = "alignrun.json"
 README = "README.md"
@@ -98,21 +96,21 @@ def adapter_folder(path: str) -> Path:
     return inside if inside.is_dir() else folder
 
 
-def write_policy_readme(folder: Path, model: ModelConfig, training: Training, *, whole: bool) -> None:
+def write_policy_readme(folder: Path, backbone: Backbone, training: Training, *, whole: bool) -> None:
     """Write what a policy is, how it was trained and how to load and sample it."""
-    body = f"""# {training.algorithm} on {model.name}
+    body = f"""# {training.algorithm} on {backbone.config.name}
 
 A {"model" if whole else "LoRA adapter"}, trained by alignrun:
 
 ```yaml
-{_yaml({**_base_facts(model), **asdict(training), "system_prompt": model.system_prompt})}
+{_yaml({**_base_facts(backbone), **asdict(training), "system_prompt": backbone.config.system_prompt})}
 ```
 
 ## Sampling
 
 The policy that was trained is the softmax of the logits divided by T = {training.temperature:g}, with no token cut off
 (`top_k=0`, `top_p=1`) and no penalty, as `generation_config.json` has it. At another temperature the same weights are
-another policy. The run measured its win rate at T = {training.evaluation_temperature:g}.
+another policy. The evaluations of the run sampled at T = {training.evaluation_temperature:g}.
 
 The chat template writes the prompts of training: conversations without a system turn get the one above, if any.
 
@@ -123,21 +121,21 @@ The chat template writes the prompts of training: conversations without a system
 ```
 """
     library = "transformers" if whole else "peft"
-    _write_readme(folder, {"library_name": library, "pipeline_tag": "text-generation"}, model, body)
+    _write_readme(folder, {"library_name": library, "pipeline_tag": "text-generation"}, backbone.base, body)
 
 
-def write_feedback_readme(folder: Path, model: ModelConfig, card: AdapterCard) -> None:
+def write_feedback_readme(folder: Path, backbone: Backbone, card: AdapterCard) -> None:
     """Write what a feedback model is and what it reads."""
-    body = f"""# {card.kind} model on {model.name}
+    body = f"""# {card.kind} model on {backbone.config.name}
 
 A LoRA adapter and a linear head on the hidden state of the last token (`head.safetensors`), trained by alignrun. Both
 are needed, and transformers alone does not read the head. The model reads the template as one user turn:
 
 ```yaml
-{_yaml({**_base_facts(model), "template": card.template})}
+{_yaml({**_base_facts(backbone), "template": card.template})}
 ```
 """
-    _write_readme(folder, {"library_name": "peft"}, model, body)
+    _write_readme(folder, {"library_name": "peft"}, backbone.base, body)
 
 
 _LOAD_WHOLE = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -153,15 +151,12 @@ model = PeftModel.from_pretrained(base, FOLDER)  # the base as above, loaded by 
 model.generation_config = GenerationConfig.from_pretrained(FOLDER)  # PEFT keeps that of the base otherwise"""
 
 
-def _base_facts(model: ModelConfig) -> dict[str, str | None]:
-    return {
-        "base": base_name(model) or f"{model.name}, whose weights alignrun makes itself",
-        "revision": model.revision,
-    }
+def _base_facts(backbone: Backbone) -> dict[str, str | None]:
+    base = backbone.base or f"{backbone.config.name}, whose weights alignrun makes itself"
+    return {"base": base, "revision": backbone.config.revision}
 
 
-def _write_readme(folder: Path, front: dict[str, Any], model: ModelConfig, body: str) -> None:
-    base = base_name(model)
+def _write_readme(folder: Path, front: dict[str, Any], base: str | None, body: str) -> None:
     if base and not Path(base).is_absolute():  # the hub knows no paths
         front = {**front, "base_model": base}
     head = _yaml({**front, "tags": ["alignrun"]})

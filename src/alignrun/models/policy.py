@@ -254,7 +254,7 @@ class Policy:
             self.backbone.describe_adapter(_ADAPTERS[role], folder)
         prompting_tokenizer(self.tokenizer, self.backbone.config.system_prompt).save_pretrained(folder)
         self.sampling.save_pretrained(folder)
-        write_policy_readme(folder, self.backbone.config, self.training, whole=whole)
+        write_policy_readme(folder, self.backbone, self.training, whole=whole)
 
     @property
     def sampling(self) -> GenerationConfig:

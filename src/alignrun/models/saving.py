@@ -71,6 +71,7 @@ def save_adapter_weights(peft: PeftModel, name: str, folder: Path) -> None:
     # Left to itself, PEFT adds the base's embeddings to an adapter of the vocabulary head, and asks the hub about them.
     weights = get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False)
     check_finite(weights.items())
+    folder.mkdir(parents=True, exist_ok=True)
     save_tensors(weights, folder / ADAPTER_FILE)
 
 

@@ -96,7 +96,7 @@ class Scorer:
         """Write everything but the weights: PEFT's configuration, the tokenizer, and a README for people."""
         self.backbone.describe_adapter(self._adapter, folder)
         self.backbone.tokenizer.save_pretrained(folder)
-        write_feedback_readme(folder, self.backbone.config, self.card)
+        write_feedback_readme(folder, self.backbone, self.card)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, the head, and what they are."""
