@@ -1,6 +1,8 @@
 """PPO, RLOO and GRPO: expected gradients by enumeration, the value function on the shared base, and the reward."""
 
 import json
+import math
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import pytest
@@ -75,19 +77,30 @@ def exact_gradient(algorithm: Algorithm, actions: Completions, prompt: PromptBat
     return log_pi.detach().exp(), rewards, torch.autograd.grad(-objective, weights)
 
 
-def test_rloo_has_the_expected_gradient_of_rlhf() -> None:
-    """Over all nine pairs of samples: the other one's return is a baseline without bias."""
-    algorithm, actions, prompt = game_policy("rloo", "algo.samples_per_prompt=2", "algo.kl_tau=0.1")
-    pi, rewards, exact = exact_gradient(algorithm, actions, prompt, 0.1)
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_groups_of_any_size_have_the_expected_gradient_of_rlhf(
+    name: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all groups of K samples, ∇E r − τ∇KL with the rewards at full weight: a baseline that holds the completion's
+    own reward would leave (1 − 1/K)∇E r − τ∇KL, whose zero is RLHF's optimum at τK/(K − 1).
+    """
+    plain = ["algo.scale_by_std=false", "algo.kl_estimator=k2"] if name == "grpo" else []
+    algorithm, actions, prompt = game_policy(name, f"algo.samples_per_prompt={count}", "algo.kl_tau=0.3", *plain)
+    pi, rewards, exact = exact_gradient(algorithm, actions, prompt, 0.3)
     weights = list(algorithm.tools.policy.trainable().values())
     expected = [torch.zeros_like(weight) for weight in weights]
-    for i in range(3):
-        for j in range(3):
-            pair = Completions(actions.tokens[:, [i, j]], actions.mask[:, [i, j]])
-            drawn = rewards[None, [i, j]]
-            loss = algorithm.loss(Rewarded(prompt, pair, drawn, torch.zeros_like(drawn)))
-            for total, part in zip(expected, torch.autograd.grad(loss.total, weights), strict=True):
-                total += pi[i] * pi[j] * part / 2
+    for group in combinations_with_replacement(range(3), count):
+        places = list(group)
+        drawn = rewards[None, places]
+        completions = Completions(actions.tokens[:, places], actions.mask[:, places])
+        rewarded = Rewarded(prompt, completions, drawn, torch.zeros_like(drawn))
+        monkeypatch.setattr(algorithm.rewards, "draw", lambda *_, rewarded=rewarded, **__: rewarded)
+        (batch,) = list(algorithm.collect(prompt, 0))
+        chance = math.factorial(count) * float(pi[places].prod())
+        chance /= math.prod(math.factorial(places.count(action)) for action in range(3))
+        for total, part in zip(expected, torch.autograd.grad(algorithm.loss(batch).total, weights), strict=True):
+            total += chance * part / count
     close(expected, exact)
 
 

@@ -70,8 +70,10 @@ class GRPO(RewardAlgorithm):
     """−min(ρA, clip(ρ, 1−ε, 1+ε)A) + τ KL,  A = (r − mean r)/std r in the group of a prompt,  ρ = π/π_old by token.
 
     The penalty is a loss and not in the reward. As in the paper it is k3 = e^(−Δ) − 1 + Δ of Δ = log π/μ by token,
-    whose gradient is not that of KL(π‖μ): `kl_estimator=k2`, of whole completions, has it. With the
-    division by the standard deviation or the length the objective is no longer r − τKL, and its optimum not RLHF's.
+    whose gradient is not that of KL(π‖μ): `kl_estimator=k2`, of whole completions, has it. Without the division by
+    std r, A is r minus the mean of the *other* rewards, or rewards would shrink by 1 − 1/K and the penalty would not.
+    With the division by the standard deviation or the length the objective is no longer r − τKL, and its optimum not
+    RLHF's.
     """
 
     config: GRPOConfig
@@ -84,6 +86,9 @@ class GRPO(RewardAlgorithm):
         advantages = rewards - rewards.mean(1, keepdim=True)
         if self.config.scale_by_std:
             advantages = advantages / (rewards.std(1, keepdim=True) + 1e-4)
+        else:
+            count = rewards.shape[1]
+            advantages = advantages * count / (count - 1)
         return Group(prompts, drawn.completions, drawn.rewards, advantages, log_probs, reference)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Group]:
