@@ -289,11 +289,14 @@ def test_what_is_drawn(run: Path) -> None:
     assert (plots[1].index("─"), plots[1].rindex("─")) == (0, round(0.3 / 0.65 * 59))
 
 
-@pytest.mark.parametrize(("low", "high", "colour"), [(0.51, 0.7, "32"), (0.49, 0.7, None), (0.3, 0.49, "31")])
-def test_a_win_rate_is_coloured_where_its_interval_leaves_one_half(
-    run: Path, low: float, high: float, colour: str | None
+@pytest.mark.parametrize(
+    ("low", "high", "prompts", "colour"),
+    [(0.51, 0.7, 8, "32"), (0.49, 0.7, 8, None), (0.3, 0.49, 8, "31"), (0.3, 0.49, None, "31"), (0.51, 0.7, 7, None)],
+)
+def test_a_win_rate_is_coloured_where_it_is_settled(
+    run: Path, low: float, high: float, prompts: float | None, colour: str | None
 ) -> None:
-    log(run, 4, eval_win_rate=(low + high) / 2, eval_win_rate_low=low, eval_win_rate_high=high)
+    log(run, 4, eval_win_rate=(low + high) / 2, eval_win_rate_low=low, eval_win_rate_high=high, eval_prompts=prompts)
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, color_system="standard", no_color=False)
     console.print(View(Followed(str(run)), fit=False))

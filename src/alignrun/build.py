@@ -30,6 +30,7 @@ from alignrun.evaluation.feedback import FeedbackEvaluator
 from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
 from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.together import Together
+from alignrun.evaluation.truncation import truncation
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.memory_plan import count_parameters, describe
 from alignrun.models.adapters import quantization
@@ -43,7 +44,7 @@ from alignrun.models.sources import context_length, load_architecture, load_toke
 from alignrun.preferences import PREFERENCES, Preference
 from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
-from alignrun.types import Evaluator, Example
+from alignrun.types import Evaluation, Evaluator, Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,10 +298,15 @@ def build_evaluator(
     settings = config.evaluation
     sampled: Evaluator
     if config.model.source is ModelSource.game and isinstance(preference, MatrixPreference):
+        if truncated := truncation(settings.top_k, settings.top_p):
+            raise InputError(
+                f"config: {truncated} of evaluation truncates what is sampled, and model=game is evaluated exactly, on "
+                "whole distributions: leave out evaluation.top_k and evaluation.top_p"
+            )
         prompts = prompt_set(questions, encoding)
-        # The equilibrium is what online algorithms look for; offline ones answer their data, at temperature 1.
-        kl_tau = getattr(config.algo, "kl_tau", 0.0) if algorithm.online else 0.0
-        sampled = GameEvaluator(policy, preference.game, prompts, kl_tau, trained_temperature(config))
+        # The equilibrium is what online algorithms look for; offline ones answer their data.
+        weight = algorithm.kl_weight if algorithm.online else float
+        sampled = GameEvaluator(policy, preference.game, prompts, settings.temperature, weight)
     else:
         judge = None if config.preference.name == "none" else preference
         # Data that fit may leave no room for sampling after the longest of their prompts.
@@ -311,6 +317,11 @@ def build_evaluator(
             kl_tau = config.algo.kl_tau
             against = OpponentEvaluator(policy, preference, prompts, settings, length, kl_tau, config.seed)
             sampled = Together([against, sampled])
+    # What is trained is π at one temperature: at another it is another policy.
+    trained_at = config.generation.temperature if algorithm.online else 1.0
+    if settings.temperature != trained_at:
+        said = f"{settings.temperature:g} in this evaluation, {trained_at:g} in training"
+        sampled = Together([sampled, lambda: Evaluation({}, [("temperature", said)])])
     if algorithm.online:
         return sampled
     if isinstance(heldout, PairSet):

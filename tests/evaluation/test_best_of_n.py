@@ -249,8 +249,10 @@ def test_values_that_are_known() -> None:
         assert half_gap(GAMES["cyc"], policy, mu) == pytest.approx(gap / 2)
     # A judge that always prefers b to a, against a policy that always says a: nothing is left to chance.
     table = table_of(np.array([[0.5, 0.0], [1.0, 0.5]]), np.broadcast_to([[0] * 4, [1] * 4], (6, 2, 4)))
-    assert best_response_bound(table, 0, None, 0.95).gain == Estimate(0.5, 0.5, 0.5)
-    assert best_response_bound(table, 1, None, 0.95).gain == Estimate(0, 0, 0)
+    unseen = 1 - 0.025 ** (1 / 6)  # of prompts may be unlike the six that are all alike (Clopper and Pearson)
+    first, second = (best_response_bound(table, target, None, 0.95).gain for target in (0, 1))
+    assert (first.low, first.value, first.high) == pytest.approx((0.5 - unseen, 0.5, 0.5))
+    assert (second.low, second.value, second.high) == pytest.approx((-unseen / 2, 0, unseen / 2))
     soft = regularised_bound(table, 0, 1, np.full((6, 4), 3.0), KL_TAU, 0.95)
     assert soft.gain.value == pytest.approx(1 - 0.5 + KL_TAU * 3)
 
@@ -299,7 +301,8 @@ def test_intervals_hold_the_expectation_and_their_lower_ends_lie_below_the_truth
 @pytest.mark.parametrize("samples", [2, 5])
 def test_a_judge_without_opinions_finds_nothing(samples: int) -> None:
     table, nothing = np.full((10, 3, samples, 3, samples), 0.5), np.zeros((10, samples))
-    assert best_response_bound(table, 1, None, 0.95).gain == Estimate(0, 0, 0)
+    gain = best_response_bound(table, 1, None, 0.95).gain
+    assert gain.low < gain.value == 0 < gain.high == -gain.low, "ten prompts alike do not speak for all"
     for reference in (0, 1):
         gain = regularised_bound(table, 1, reference, nothing, KL_TAU, 0.95).gain
         assert (gain.low, gain.value, gain.high) == pytest.approx((0, 0, 0), abs=1e-12)
@@ -316,9 +319,9 @@ def test_the_order_of_the_players_plays_no_part() -> None:
     assert soft.value == pytest.approx(regularised_bound(turned, 1, 0, ratios, KL_TAU, 0.95).gain.value)
 
 
-def test_a_single_prompt_has_no_interval() -> None:
+def test_a_single_prompt_leaves_all_that_a_gain_can_be() -> None:
     gain = best_response_bound(random_table(0, 1, 2, 4), 0, None, 0.95).gain
-    assert gain.low == gain.value == gain.high
+    assert (gain.low, gain.high, gain.prompts) == (-0.5, 0.5, 1)
 
 
 def test_only_what_is_needed_must_have_been_asked() -> None:

@@ -87,15 +87,20 @@ def test_repeatable_by_seed() -> None:
 
 @pytest.mark.parametrize("method", ["BCa", "percentile"])
 def test_nothing_to_resample(method: bootstrap.Method) -> None:
-    assert bootstrap_estimates(np.array([[0.3, 0.9]]), 0.95, method=method) == (
-        Estimate(0.3, 0.3, 0.3),
-        Estimate(0.9, 0.9, 0.9),
-    )
+    single = np.array([[0.3, 0.9]])
+    assert bootstrap_estimates(single, 0.95, method=method) == (Estimate(0.3, 0.3, 0.3, 1), Estimate(0.9, 0.9, 0.9, 1))
+    bounded = bootstrap_estimates(single, 0.95, method=method, limits=(0, 1))
+    assert bounded == (Estimate(0.3, 0, 1, 1), Estimate(0.9, 0, 1, 1)), "one prompt says nothing of others"
     values = np.full((30, 2), 0.1)
     values[:, 1] = np.random.default_rng(0).random(30)
     constant, other = bootstrap_estimates(values, 0.95, method=method)
     assert constant.low == constant.value == constant.high == pytest.approx(0.1)
     assert other.low < other.value < other.high
+    constant, same = bootstrap_estimates(values, 0.95, method=method, limits=(0, 1))
+    assert same == other
+    # If more than 1 − 0.025^(1/30) of prompts had another value, thirty alike would be rarer than a tail.
+    unseen = 1 - 0.025 ** (1 / 30)
+    assert ends(constant) == pytest.approx((0.1 - 0.1 * unseen, 0.1 + 0.9 * unseen))
 
 
 def test_an_interval_is_never_nan_and_holds_its_value() -> None:

@@ -52,7 +52,7 @@ def test_order_of_the_values_and_names_of_the_clusters_play_no_part() -> None:
 
 
 def test_repeatable_by_seed() -> None:
-    values, clusters = np.random.default_rng(0).random(40), np.arange(40) // 4
+    values, clusters = np.random.default_rng(0).random(80), np.arange(80) // 2
     first, again, other = (clustered_mean_interval(values, clusters, 0.95, seed) for seed in (3, 3, 4))
     assert first == again
     assert first != other
@@ -64,6 +64,25 @@ def test_repeatable_by_seed() -> None:
 def test_nothing_to_resample(values: list[float], clusters: list[int]) -> None:
     mean = float(np.mean(values))
     assert clustered_mean_interval(values, clusters, 0.95) == pytest.approx((mean, mean))
+    low, high = clustered_mean_interval(values, clusters, 0.95, limits=(0, 1))
+    count = len(set(clusters))
+    unseen = 1 if count == 1 else 1 - 0.025 ** (1 / count)  # of clusters may be unlike those seen (Clopper and Pearson)
+    assert (low, high) == pytest.approx((mean * (1 - unseen), mean + (1 - mean) * unseen))
+    if count == len(values):
+        assert mean_interval(values, 0.95, limits=(0, 1)) == pytest.approx((low, high))
+
+
+def test_few_values_have_the_wider_of_two_intervals() -> None:
+    values = np.array([0.1, 0.2, 0.4, 0.9, 0.95])
+    student = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    low, high = mean_interval(values.tolist(), 0.95)
+    assert low <= student.low + 1e-12
+    assert high >= student.high - 1e-12
+    assert mean_interval(values.tolist(), 0.95, limits=(0, 1)) == pytest.approx((max(low, 0), min(high, 1)))
+    assert clustered_mean_interval(values, range(5), 0.95) == pytest.approx((low, high))
+    many = np.random.default_rng(0).gamma(1, 1, 30)
+    student, found = stats.ttest_1samp(many, 0).confidence_interval(0.95), mean_interval(many.tolist(), 0.95)
+    assert found[0] > student.low, "from thirty on the bootstrap alone, which knows of skewness"
 
 
 def test_intervals_are_never_nan() -> None:
@@ -71,8 +90,8 @@ def test_intervals_are_never_nan() -> None:
         rng = np.random.default_rng(seed)
         n = int(rng.integers(2, 12))
         values, clusters = rng.integers(0, 2, n).astype(float), rng.integers(0, 4, n)
-        low, high = clustered_mean_interval(values, clusters, 0.95, seed)
-        assert 0 <= low <= high <= 1, (values, clusters)
+        low, high = clustered_mean_interval(values, clusters, 0.95, seed, limits=(0, 1))
+        assert 0 <= low < high <= 1, (values, clusters)
 
 
 @pytest.mark.parametrize(("values", "clusters"), [([0.1, 0.2], [1]), ([], []), ([[0.1]], [1])])

@@ -85,8 +85,10 @@ def test_cells_have_the_intervals_of_means_over_prompts_and_mirror_each_other() 
     matrix = standings.win_matrix(rates, 0.9, seed=4)
     for i, j in np.ndindex(3, 3):
         cell, mirrored = matrix[i][j], matrix[j][i]
-        assert (mirrored.value, mirrored.low, mirrored.high) == (1 - cell.value, 1 - cell.high, 1 - cell.low)
-        low, high = mean_interval(rates[:, i, j].tolist(), 0.9, seed=4)
+        assert (mirrored.value, mirrored.low, mirrored.high) == pytest.approx(
+            (1 - cell.value, 1 - cell.high, 1 - cell.low), abs=1e-12
+        )
+        low, high = mean_interval(rates[:, i, j].tolist(), 0.9, seed=4, limits=(0, 1)) if i != j else (0.5, 0.5)
         assert (cell.value, cell.low, cell.high) == pytest.approx((rates[:, i, j].mean(), low, high), abs=1e-9)
         assert cell == HALF or i != j
 
@@ -178,7 +180,7 @@ def test_equilibrium_does_without_the_largest_entropy(monkeypatch: pytest.Monkey
 def test_shares_of_a_cycle() -> None:
     shares = standings.shares(np.broadcast_to(CYC, (1, 3, 3)), 0.95)
     assert [share.value for share in shares] == pytest.approx([1 / 3, 2 / 9, 4 / 9])
-    assert all(share.low == share.value == share.high for share in shares)
+    assert all((share.low, share.high) == (0, 1) for share in shares), "one prompt settles nothing"
 
 
 # Ratings
@@ -279,14 +281,20 @@ def test_the_order_of_the_players_plays_no_part(order: tuple[int, ...], monkeypa
 def test_a_judge_without_opinions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standings, "SHARE_DRAWS", 50)
     *matrix, averages, shares, ratings = everything(np.full((20, 4, 3, 4, 3), 0.5), 2)
-    assert all(cell == (0.5, 0.5, 0.5) for row in [*matrix, averages] for cell in row)
+    unseen = (1 - 0.025 ** (1 / 20)) / 2  # twenty prompts alike do not speak for all (Clopper and Pearson)
+    for place, row in enumerate([*matrix, averages]):
+        for column, cell in enumerate(row):
+            assert cell == pytest.approx((0.5, 0.5, 0.5) if place == column else (0.5, 0.5 - unseen, 0.5 + unseen))
     assert np.array(shares) == pytest.approx(0.25)
     assert np.array(ratings) == pytest.approx(0)
 
 
 def test_a_single_prompt_has_nothing_to_resample() -> None:
-    for row in everything(random_table(5, prompts=1), 0):
-        assert all(value == low == high for value, low, high in row)
+    *matrix, averages, shares, ratings = everything(random_table(5, prompts=1), 0)
+    for place, row in enumerate([*matrix, averages, shares]):
+        for column, (value, low, high) in enumerate(row):
+            assert (low, high) == (0, 1) or (place == column < 3 and value == low == high == 0.5)
+    assert all(value == low == high for value, low, high in ratings), "nothing bounds a rating"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """The page of a tournament: its numbers, its words, and in which direction it reads."""
 
 import dataclasses
+import io
 import math
 
 import pytest
 from reports.checks import Page, check
 from reports.examples import bound, crowd, exactly, near, player, rock_paper_scissors, tournament
+from rich.console import Console
 
 from alignrun.evaluation.results import Bound, Estimate, TournamentResult
 from alignrun.reports.headline import headline
 from alignrun.reports.tournament import tournament_page
+from alignrun.tournament.scoreboard import show
 
 
 def page_of(result: TournamentResult) -> Page:
@@ -52,6 +55,32 @@ def test_the_headline_names_the_winner() -> None:
         "it is at least that exploitable.",
     ]
     assert " ".join(headline(tournament())) in page_of(tournament()).text
+
+
+def test_few_prompts_claim_nothing() -> None:
+    result = tournament(prompts=7)
+    matrix = tuple(
+        tuple(dataclasses.replace(entry, prompts=None if row == column else 7) for column, entry in enumerate(entries))
+        for row, entries in enumerate(result.matrix)
+    )
+    best, *others = result.players
+    assert best.exploitability is not None
+    gain = dataclasses.replace(best.exploitability.gain, prompts=7)
+    best = dataclasses.replace(best, exploitability=dataclasses.replace(best.exploitability, gain=gain))
+    few = dataclasses.replace(result, matrix=matrix, players=(best, *others))
+    assert list(headline(few)) == [
+        "nash_md wins most often in this sample: it beats the others 63.0% (57.0% to 69.0%) of the time.",
+        "No policy is preferred to every other at 95% confidence: fewer than 8 prompts settle no difference.",
+        "The equilibrium of the win matrix mixes nash_md 91.0% and ipo 9.0%.",
+        "The best of 16 responses to nash_md beats it 55.6% (53.6% to 57.6%) of the time, "
+        "which does not show that it is exploitable.",
+    ]
+    cells = [cell for row in page_of(few).rows("matrix")[1:] for cell in row]
+    assert not any("▲" in cell or "▼" in cell for cell in cells)
+    shown = io.StringIO()
+    show(few, Console(file=shown, width=200))
+    assert "*" not in shown.getvalue()
+    assert "fewer than 8 prompts settle no difference" in shown.getvalue()
 
 
 def test_the_headline_says_where_there_is_no_winner() -> None:

@@ -127,7 +127,8 @@ def test_a_judge_without_an_opinion(runs: Path, tmp_path: Path, recwarn: pytest.
     for player in results["players"]:
         assert player["share"]["value"] == pytest.approx(1 / 3)
         assert player["rating"]["value"] == pytest.approx(0)
-        assert player["exploitability"]["gain"] == {"value": 0, "low": 0, "high": 0}
+        gain = player["exploitability"]["gain"]
+        assert gain["low"] < gain["value"] == 0 < gain["high"], "eight prompts alike do not speak for all"
     assert results["cycles"] == []
     assert results["misfit"] == pytest.approx(0)
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
@@ -144,6 +145,19 @@ def test_a_single_prompt_supports_no_claim(runs: Path, tmp_path: Path, capsys: p
     assert "1 prompts" not in out
     assert results["cycles"] == []
     assert "One prompt" in " ".join(results["notes"])
+
+
+def test_truncated_sampling_has_no_kl_and_no_regularised_game(runs: Path, tmp_path: Path) -> None:
+    results = play(tmp_path / "t", [runs / "a"], "top_p=0.9", "prompts=3")
+    assert all(player["kl"] is None and player["regularised"] is None for player in results["players"])
+    assert all(player["exploitability"] is not None for player in results["players"])
+    said = " ".join(results["notes"])
+    assert "No KL and no regularised game: completions were sampled with top_p=0.9" in said
+    assert "3 prompts: fewer than 8 prompts settle no difference" in said
+    assert "vocabularies" not in said
+    game = play(tmp_path / "u", [runs / "nash"], "top_p=0.9")
+    assert game["samples_per_prompt"] == 4, "exact figures are those of whole distributions"
+    assert "Sampled and not exact: top_p=0.9" in " ".join(game["notes"])
 
 
 def test_matched_pairs_ask_less_and_leave_exploitability_out(runs: Path, tmp_path: Path) -> None:

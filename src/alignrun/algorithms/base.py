@@ -163,6 +163,10 @@ class Algorithm(ABC):
             ]
         return ()
 
+    def kl_weight(self) -> float:
+        """τ as it weighs KL(π‖μ) against the preference by now; 0 where nothing does."""
+        return float(getattr(self.config, "kl_tau", 0.0))
+
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """What is trained beside the policy, by name, in a fixed order: a value function."""
         return {}

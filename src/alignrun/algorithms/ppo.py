@@ -126,6 +126,10 @@ class PPO(RewardAlgorithm):
         """τ as it is now."""
         return self.config.kl_tau * self._kl_factor
 
+    def kl_weight(self) -> float:
+        """τσ: the reward is divided by σ, and the KL is not."""
+        return float(self.kl_tau * self._shift_and_scale[1])
+
     def prepare(self, data: Dataset) -> Dataset:
         """Measure the reward on completions of the reference, for the training data alone."""
         if self.config.normalize_reward and not self._measured:

@@ -65,7 +65,7 @@ def sample_streams(
 def log_ratio(policy: Policy, role: Role, prompts: PromptBatch, completions: Completions, temperature: float) -> Tensor:
     """[B, T] log π/μ of a role at every token, of the distributions that are sampled, each process taking its share.
 
-    Truncation would make it infinite and is left out.
+    Of the whole distributions: with completions of truncated ones it is the log ratio of neither, and its mean no KL.
     """
 
     def of(part: _Drawn) -> Tensor:

@@ -16,6 +16,7 @@ from scipy.special import softmax, xlogy
 
 from alignrun.errors import InputError
 from alignrun.evaluation.bootstrap import bootstrap_estimates
+from alignrun.evaluation.intervals import UNBOUNDED, Limits
 from alignrun.evaluation.results import Bound
 from alignrun.evaluation.standings import require_table
 
@@ -26,6 +27,8 @@ Gain = Callable[[Array, Array], Array]
 
 FOLDS = 5
 """Into how many parts the samples of the policy are split, if there are as many."""
+GAIN: Limits = (-0.5, 0.5)
+"""Between which P(response ≻ π) − ½ lies."""
 
 
 def best_response_bound(
@@ -40,7 +43,7 @@ def best_response_bound(
     all players. [X, n, K, n, K]. Raises InputError if K < 2 or if a comparison of theirs was not asked.
     """
     players = range(table.shape[1]) if proposers is None else proposers
-    return _bound(table, target, list(players), _best, np.zeros(len(table)), confidence, seed)
+    return _bound(table, target, list(players), _best, np.zeros(len(table)), confidence, seed, GAIN)
 
 
 def regularised_bound(
@@ -57,14 +60,15 @@ def regularised_bound(
     may be negative where they are small, since scores that differ by chance then cost more than τ grants.
 
     `log_ratio` [X, K] holds log π(y)/μ(y) of the samples of the target, zeros if that is the reference, whose
-    completions in a fold are then no proposals. Raises as `best_response_bound` does, and unless τ > 0.
+    completions in a fold are then no proposals. It must be of the distributions that were sampled: with truncated
+    sampling this is no bound. Raises as `best_response_bound` does, and unless τ > 0.
     """
     if kl_tau <= 0:
         raise InputError(f"best of n: kl_tau must be positive, not {kl_tau}")
     if log_ratio.shape != (len(table), table.shape[2]) or not np.isfinite(log_ratio).all():
         raise InputError(f"best of n: log_ratio must be finite and [X, K], not {list(log_ratio.shape)}")
     kl = kl_tau * log_ratio.mean(1)
-    return _bound(table, target, [reference], partial(_soft_best, kl_tau=kl_tau), kl, confidence, seed)
+    return _bound(table, target, [reference], partial(_soft_best, kl_tau=kl_tau), kl, confidence, seed, UNBOUNDED)
 
 
 def _best(selecting: Array, judging: Array) -> Array:
@@ -95,7 +99,14 @@ def _folds(wins: Array, own: Mask, count: int) -> Iterator[tuple[float, Array, A
 
 
 def _bound(
-    table: Array, target: int, proposers: list[int], gain: Gain, offset: Array, confidence: float, seed: int
+    table: Array,
+    target: int,
+    proposers: list[int],
+    gain: Gain,
+    offset: Array,
+    confidence: float,
+    seed: int,
+    limits: Limits,
 ) -> Bound:
     require_table(table)
     samples = table.shape[2]
@@ -108,5 +119,5 @@ def _bound(
     counts = [2**power for power in range(samples.bit_length()) if 2**power < samples] + [samples]
     gains = [offset + sum(share * gain(*rates) for share, *rates in _folds(wins, own, count)) for count in counts]
     curve = tuple((count * len(proposers), float(g.mean())) for count, g in zip(counts, gains, strict=True))
-    (estimate,) = bootstrap_estimates(gains[-1][:, None], confidence, seed)
+    (estimate,) = bootstrap_estimates(gains[-1][:, None], confidence, seed, limits=limits)
     return Bound(estimate, samples * len(proposers), curve)

@@ -4,7 +4,7 @@ Legend: X prompts; B draws of X prompts each.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from alignrun.errors import InputError
-from alignrun.evaluation.intervals import BATCH_VALUES, RESAMPLES
+from alignrun.evaluation.intervals import (
+    BATCH_VALUES,
+    FEW,
+    RESAMPLES,
+    UNBOUNDED,
+    Limits,
+    mean_interval,
+    unvaried,
+    widened,
+)
 from alignrun.evaluation.results import Estimate
 
 Array = NDArray[np.float64]
@@ -52,26 +61,41 @@ def bootstrap_estimates(
     statistic: Statistic = the_means,
     draws: int | None = None,
     method: Method = "BCa",
+    limits: Limits = UNBOUNDED,
 ) -> tuple[Estimate, ...]:
     """The numbers f(Σ_x v_x / X) with intervals from draws of whole prompts x. values [X, …] -> m estimates.
 
     What was sampled for one prompt stays together. Numbers estimated from equally many prompts with one seed see the
     same draws, `RESAMPLES` unless given. BCa is bias-corrected and accelerated (Efron, JASA 1987), for means that of
-    `mean_interval`; "percentile" is for a statistic with jumps, or too dear to be computed X more times (jackknife).
+    `mean_interval`; "percentile" is for a statistic with jumps, or too costly to compute X more times (jackknife).
 
-    An interval always holds its value. With one prompt, or with a number that is the same in every draw, there is
-    nothing to resample and the interval is the value itself: that is no certainty. Raises InputError without prompts.
+    An interval always holds its value. From fewer than `FEW` prompts it is the wider of this one and Student's, within
+    the limits of the numbers; means of values that are all alike are `unvaried`. From one prompt it is all that the
+    limits allow, and without limits it has no width: that is no certainty. Raises InputError without prompts.
     """
     data = np.asarray(values, dtype=np.float64)
     if not data.ndim or not len(data) or not np.isfinite(data).all():
         raise InputError("bootstrap: there must be a finite value for at least one prompt")
-    value = statistic(data.mean(0, keepdims=True))[0]
-    low, high = (
-        (value, value)
-        if len(data) == 1
-        else _interval(data, statistic, value, confidence, seed, draws or RESAMPLES, method)
-    )
-    return tuple(Estimate(float(v), float(a), float(b)) for v, a, b in zip(value, low, high, strict=True))
+    value, count = statistic(data.mean(0, keepdims=True))[0], len(data)
+    if count == 1:
+        low, high = unvaried(value, count, confidence, limits)
+    else:
+        low, high = _interval(data, statistic, value, confidence, seed, draws or RESAMPLES, method)
+        if count < FEW:
+            without_each = statistic((data.sum(0) - data) / (count - 1))
+            low, high = widened(low, high, value, without_each, confidence, limits)
+        if statistic is the_means:
+            alike = np.ptp(data, axis=0).ravel() < ROUNDING
+            ends = unvaried(value, count, confidence, limits)
+            low, high = (np.where(alike, end, varied) for end, varied in zip(ends, (low, high), strict=True))
+    low, high = np.minimum(low, value), np.maximum(high, value)
+    return tuple(Estimate(float(v), float(a), float(b), count) for v, a, b in zip(value, low, high, strict=True))
+
+
+def mean_estimate(values: Sequence[float], confidence: float, seed: int, limits: Limits = UNBOUNDED) -> Estimate:
+    """The mean over prompts of one value each, with its `mean_interval`."""
+    low, high = mean_interval(values, confidence, seed, limits)
+    return Estimate(float(np.mean(values)), low, high, len(values))
 
 
 def _interval(
@@ -93,8 +117,8 @@ def _interval(
     tails = np.quantile(distribution, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
     constant = np.ptp(distribution, axis=-1) < ROUNDING
     low, high = (
-        # No acceleration can be had from numbers that hardly differ.
+        # Numbers that hardly differ have no acceleration.
         np.where(constant, value, np.where(np.isnan(end), tail, end))
         for end, tail in zip((interval.low, interval.high), tails, strict=True)
     )
-    return np.minimum(low, value), np.maximum(high, value)
+    return low, high

@@ -31,7 +31,7 @@ class Drawn:
     tokens: list[list[list[int]]]
     """Their token ids, the end of the turn included."""
     log_probs: list[list[float]]
-    """[X, K] log π(y | x) at the sampling temperature, truncation left out."""
+    """[X, K] log π(y | x) at the sampling temperature, of the whole distribution even where sampling truncates it."""
     ends: list[list[bool]]
     """[X, K] whether the completion ended by itself."""
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from alignrun.errors import InputError
 from alignrun.evaluation.calibration import Floats, checked, label_entropy, log_loss
-from alignrun.evaluation.intervals import clustered_mean_interval
+from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
 
 Votes = Sequence[Sequence[float]]
 Completion = TypeVar("Completion", bound=Hashable)
@@ -188,5 +188,5 @@ def intransitive_share(
         raise InputError(f"evaluation: triples must be [M, 3, 3] with P + Pᵀ = 1; the shape is {p.shape}")
     around = p[:, [0, 1, 2], [1, 2, 0]]
     cyclic = ((around > 0.5).all(1) | (around < 0.5).all(1)).astype(np.float64)
-    low, high = clustered_mean_interval(cyclic, prompts, confidence, seed)
+    low, high = clustered_mean_interval(cyclic, prompts, confidence, seed, SHARE)
     return Intransitivity(float(cyclic.mean()), low, high, len(p))

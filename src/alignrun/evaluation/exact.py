@@ -1,29 +1,54 @@
 """Exact measures of a policy that plays a matrix game: no sampling, no interval."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 
 from alignrun import games
 from alignrun.data import PromptSet
+from alignrun.errors import RunError
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
 from alignrun.types import Completions, Evaluation
 
 
-class GameEvaluator:
-    """Reads the policy's probabilities of all actions and compares them with the game's known solution.
+def played(game: games.Game, reference: torch.Tensor) -> games.Game:
+    """The same preferences with the reference that is in fact played: at temperature T, ∝ μ^(1/T). [n] -> game.
 
-    The equilibrium is the regularised one at the algorithm's own τ.
+    An action that its temperature has made as good as impossible keeps the smallest probability that has a logarithm.
+    """
+    positive = reference.clamp(min=torch.finfo(reference.dtype).tiny)
+    return replace(game, reference=(positive / positive.sum()).to(game.preferences))
+
+
+class GameEvaluator:
+    """Reads the policy's probabilities of all actions and compares them with the solution of the game it plays.
+
+    Both roles are read at one temperature, and the game's reference is what the reference plays at it. The equilibrium
+    is the regularised one at the τ by which the algorithm weighs KL, asked for at each evaluation; without one there is
+    none. Raises RunError where the first τ is too small for it to be computed.
     """
 
-    def __init__(self, policy: Policy, game: games.Game, prompts: PromptSet, kl_tau: float, temperature: float) -> None:
-        self._policy, self._game, self._kl_tau, self._temperature = policy, game, kl_tau, temperature
+    def __init__(
+        self,
+        policy: Policy,
+        game: games.Game,
+        prompts: PromptSet,
+        temperature: float,
+        kl_tau: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._policy, self._temperature, self._kl_tau = policy, temperature, kl_tau
         self._prompt = next(prompts.all_batches(1))
         ids = [policy.tokenizer.encode(action, add_special_tokens=False) for action in game.actions]
         longest = max(map(len, ids))
         pad = policy.tokenizer.pad_token_id
         self._tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in ids])
         self._mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in ids])
-        self._equilibrium = games.equilibrium(game, kl_tau) if kl_tau > 0 else None
+        self._game = game
+        self._solved: tuple[float, torch.Tensor] | None = None
+        if (first := kl_tau()) > 0:
+            self._equilibrium(played(game, self.probabilities(Role.reference)), first)
 
     def probabilities(self, role: Role) -> torch.Tensor:
         """[n] probabilities of the actions, normalised over them, in float64."""
@@ -38,31 +63,45 @@ class GameEvaluator:
             log_probs = self._policy.log_probs(role, prompts, actions, self._temperature).sum(1)
         return log_probs.double().cpu().softmax(0)
 
+    def _equilibrium(self, game: games.Game, kl_tau: float) -> torch.Tensor:
+        """Computed once for each τ: the reference stays what it is."""
+        if self._solved is None or self._solved[0] != kl_tau:
+            self._solved = kl_tau, games.equilibrium(game, kl_tau)
+        return self._solved[1]
+
     def __call__(self) -> Evaluation:
         """Exploitability, the regularised duality gap, and KL to the equilibrium and to the reference."""
-        policy, reference = self.probabilities(Role.policy), self.probabilities(Role.reference)
+        policy, kl_tau = self.probabilities(Role.policy), self._kl_tau()
+        game = played(self._game, self.probabilities(Role.reference))
+        equilibrium, problem = None, ""
+        try:
+            equilibrium = self._equilibrium(game, kl_tau) if kl_tau > 0 else None
+        except RunError as error:  # a τ that has shrunk since the start must not end a run that is trained
+            problem = str(error)
         metrics = {
-            "win_rate": float(games.win_rate(self._game, policy, reference)),
-            "kl": float(games.kl(policy, reference)),
-            "exploitability": float(games.exploitability(self._game, policy)),
+            "win_rate": float(games.win_rate(game, policy, game.reference)),
+            "kl": float(games.kl(policy, game.reference)),
+            "exploitability": float(games.exploitability(game, policy)),
         }
-        if self._equilibrium is not None:
-            metrics["kl_equilibrium"] = float(games.kl(self._equilibrium, policy))
-            metrics["duality_gap"] = float(games.duality_gap(self._game, policy, self._kl_tau))
-        metrics |= {f"policy/{name}": float(p) for name, p in zip(self._game.actions, policy, strict=True)}
-        mixed = ", ".join(f"{name} {float(p):.3f}" for name, p in zip(self._game.actions, policy, strict=True))
+        if equilibrium is not None:
+            metrics["kl_equilibrium"] = float(games.kl(equilibrium, policy))
+            metrics["duality_gap"] = float(games.duality_gap(game, policy, kl_tau))
+        metrics |= {f"policy/{name}": float(p) for name, p in zip(game.actions, policy, strict=True)}
+        mixed = ", ".join(f"{name} {float(p):.3f}" for name, p in zip(game.actions, policy, strict=True))
         lines = [("policy", mixed)]
         if self._policy.has_opponent:
-            gains, said = self._against(policy, self.probabilities(Role.opponent))
+            gains, said = _against(game, policy, self.probabilities(Role.opponent), kl_tau)
             metrics |= gains
             lines += said
-        if self._equilibrium is not None:
-            target = zip(self._game.actions, self._equilibrium, strict=True)
+        if equilibrium is not None:
+            target = zip(game.actions, equilibrium, strict=True)
             lines += [
                 ("equilibrium", ", ".join(f"{name} {float(p):.3f}" for name, p in target)),
                 ("KL(equilibrium ‖ policy)", f"{metrics['kl_equilibrium']:.5f}"),
                 ("duality gap", f"{metrics['duality_gap']:.5f}"),
             ]
+        elif problem:
+            lines.append(("equilibrium", problem))
         lines += [
             ("exploitability", f"{metrics['exploitability']:.4f}"),
             ("win rate against the reference", f"{metrics['win_rate']:.4f} (exact)"),
@@ -70,15 +109,18 @@ class GameEvaluator:
         ]
         return Evaluation(metrics, lines)
 
-    def _against(self, policy: torch.Tensor, opponent: torch.Tensor) -> tuple[dict[str, float], list[tuple[str, str]]]:
-        """What the policy gains against a frozen opponent, beside the most that any could."""
-        win = float(games.win_rate(self._game, policy, opponent))
-        exploitability = float(games.exploitability(self._game, opponent))
-        metrics = {"opponent/win_rate": win, "opponent/gain": win - 0.5, "opponent/exploitability": exploitability}
-        lines = [("gain against the opponent", f"{win - 0.5:.4f} of at most {exploitability:.4f}")]
-        if self._kl_tau > 0:
-            gain = float(games.regularised_win_rate(self._game, policy, opponent, self._kl_tau)) - 0.5
-            gap = float(games.duality_gap(self._game, opponent, self._kl_tau))
-            metrics |= {"opponent/regularised_gain": gain, "opponent/duality_gap": gap}
-            lines.append(("regularised gain", f"{gain:.5f} of at most {gap / 2:.5f}, half the opponent's duality gap"))
-        return metrics, lines
+
+def _against(
+    game: games.Game, policy: torch.Tensor, opponent: torch.Tensor, kl_tau: float
+) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    """What the policy gains against a frozen opponent, beside the most that any could."""
+    win = float(games.win_rate(game, policy, opponent))
+    exploitability = float(games.exploitability(game, opponent))
+    metrics = {"opponent/win_rate": win, "opponent/gain": win - 0.5, "opponent/exploitability": exploitability}
+    lines = [("gain against the opponent", f"{win - 0.5:.4f} of at most {exploitability:.4f}")]
+    if kl_tau > 0:
+        gain = float(games.regularised_win_rate(game, policy, opponent, kl_tau)) - 0.5
+        gap = float(games.duality_gap(game, opponent, kl_tau))
+        metrics |= {"opponent/regularised_gain": gain, "opponent/duality_gap": gap}
+        lines.append(("regularised gain", f"{gain:.5f} of at most {gap / 2:.5f}, half the opponent's duality gap"))
+    return metrics, lines

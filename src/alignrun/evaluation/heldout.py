@@ -14,7 +14,8 @@ from alignrun import processes
 from alignrun.algorithms.base import Algorithm, Dataset
 from alignrun.data import PairSet
 from alignrun.evaluation.calibration import accuracy
-from alignrun.evaluation.intervals import clustered_mean_interval
+from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
+from alignrun.evaluation.settled import caution
 from alignrun.models.device import batch_to
 from alignrun.types import Evaluation
 
@@ -107,8 +108,12 @@ def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: f
         return {}
     clusters = [example.text for example, known in zip(data.examples, decided, strict=True) if known]
     result: dict[str, float] = {"decided_pairs": len(clusters), "decided_prompts": len(set(clusters))}
-    for name, values in (("accuracy", scores), ("length_accuracy", by_length), ("over_length", scores - by_length)):
-        low, high = clustered_mean_interval(values, clusters, confidence, seed)
+    for name, values, limits in (
+        ("accuracy", scores, SHARE),
+        ("length_accuracy", by_length, SHARE),
+        ("over_length", scores - by_length, (-1.0, 1.0)),
+    ):
+        low, high = clustered_mean_interval(values, clusters, confidence, seed, limits)
         result |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
     return result
 
@@ -118,9 +123,10 @@ def accuracy_line(metrics: dict[str, float], confidence: float) -> tuple[str, st
     if "accuracy_low" not in metrics:
         return "held-out accuracy", "none: every held-out pair is a tie"
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
+    warned = caution(int(metrics["decided_prompts"]))
     return (
         "held-out accuracy",
         f"{metrics['accuracy']:.3f}  ({confidence:.0%} interval {low:.3f} to {high:.3f}, "
         f"{metrics['decided_pairs']} pairs of {metrics['decided_prompts']} prompts that are no ties; the longer "
-        f"completion {metrics['length_accuracy']:.3f})",
+        f"completion {metrics['length_accuracy']:.3f}{warned and '; '}{warned})",
     )

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,16 +14,59 @@ RESAMPLES = 5000
 """Bootstrap draws behind an interval."""
 BATCH_VALUES = 2_000_000
 """How many resampled clusters are held at a time."""
+FEW = 30
+"""Values below which resampling alone is too sure of itself, and the wider of two intervals is taken."""
+
+Limits = tuple[float, float]
+"""Between which the values lie, and so the mean."""
+UNBOUNDED: Limits = (-np.inf, np.inf)
+SHARE: Limits = (0.0, 1.0)
 
 
-def mean_interval(values: Sequence[float], confidence: float, seed: int = 0) -> tuple[float, float]:
+def widened(
+    low: ArrayLike, high: ArrayLike, value: ArrayLike, without_each: ArrayLike, confidence: float, limits: Limits
+) -> tuple[Any, Any]:
+    """The wider of an interval and Student's, value ± t·√((X − 1)/X · Σ_x (θ_x − θ̄)²), for fewer than `FEW` values.
+
+    θ_x is the estimate without the x-th of X values (the jackknife, Tukey 1958): of a mean, the error is s/√X. The ends
+    stay within the limits. Shapes: without_each [X, …], all others […].
+    """
+    estimates = np.asarray(without_each, dtype=np.float64)
+    count = len(estimates)
+    if count >= FEW:
+        return low, high
+    error = np.sqrt((count - 1) * estimates.var(0))
+    half = stats.t.ppf((1 + confidence) / 2, count - 1) * error
+    centre = np.asarray(value, dtype=np.float64)
+    return np.minimum(low, np.maximum(centre - half, limits[0])), np.maximum(high, np.minimum(centre + half, limits[1]))
+
+
+def unvaried(value: Any, count: int, confidence: float, limits: Limits) -> tuple[Any, Any]:
+    """The interval of a mean of X values that are all alike: there is nothing to resample.
+
+    If more than q = 1 − ((1 − confidence)/2)^(1/X) of all values differed from v, X alike would be a rarer chance than
+    a tail (Clopper and Pearson, Biometrika 1934); so the mean is no further than q·(v − limit) from v. A single value
+    leaves the whole range. Without limits nothing follows, and both ends are the value: that is no certainty.
+    """
+    least, most = limits
+    if not np.isfinite([least, most]).all():
+        return value, value
+    differing = 1.0 if count == 1 else 1 - ((1 - confidence) / 2) ** (1 / count)
+    return value - differing * (value - least), value + differing * (most - value)
+
+
+def mean_interval(
+    values: Sequence[float], confidence: float, seed: int = 0, limits: Limits = UNBOUNDED
+) -> tuple[float, float]:
     """A bias-corrected and accelerated bootstrap interval of the mean (Efron, JASA 1987); values are resampled whole.
 
-    With one value or with equal ones there is nothing to resample, and the interval is the mean itself.
+    Of fewer than `FEW` values it is the wider of this one and Student's; one value, or equal ones, are `unvaried`.
     """
     data = np.asarray(values, dtype=np.float64)
-    if len(data) < 2 or np.ptp(data) == 0:
-        return float(data.mean()), float(data.mean())
+    mean, count = float(data.mean()), len(data)
+    if count < 2 or np.ptp(data) == 0:
+        low, high = unvaried(mean, count, confidence, limits)
+        return float(low), float(high)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         interval = stats.bootstrap(
@@ -33,7 +77,9 @@ def mean_interval(values: Sequence[float], confidence: float, seed: int = 0) -> 
             method="BCa",
             rng=np.random.default_rng(seed),
         ).confidence_interval
-    return float(interval.low), float(interval.high)
+    without_each = (data.sum() - data) / (count - 1)
+    low, high = widened(interval.low, interval.high, mean, without_each, confidence, limits)
+    return float(low), float(high)
 
 
 def _ratio(sums: NDArray[np.float64], counts: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
@@ -42,7 +88,11 @@ def _ratio(sums: NDArray[np.float64], counts: NDArray[np.float64], axis: int = -
 
 
 def clustered_mean_interval(
-    values: ArrayLike, clusters: Sequence[Hashable] | NDArray[np.int64], confidence: float, seed: int = 0
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | NDArray[np.int64],
+    confidence: float,
+    seed: int = 0,
+    limits: Limits = UNBOUNDED,
 ) -> tuple[float, float]:
     """A bootstrap interval of the mean over all values, Σ_g sum_g / Σ_g n_g, that draws whole clusters g.
 
@@ -53,8 +103,8 @@ def clustered_mean_interval(
     skewed, and the percentile method corrects neither. Simulated with shares of 0.8 to 0.95, intervals of 95% contain
     the truth in 92 to 94% of cases with 60 clusters and in 90 to 92% with 20; percentiles in 90 to 93% and 84 to 91%.
 
-    With one cluster, or with equal means in all, there is nothing to resample, and the interval is the mean itself:
-    that is no certainty. Shapes: values [N], clusters [N]. Raises InputError on unequal lengths or without values.
+    Of fewer than `FEW` clusters it is the wider of this one and Student's; one cluster, or equal means in all, are
+    `unvaried`. Shapes: values [N], clusters [N]. Raises InputError on unequal lengths or without values.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or len(data) != len(clusters) or not len(data):
@@ -62,8 +112,10 @@ def clustered_mean_interval(
     places: dict[Hashable, int] = {}
     index = [places.setdefault(cluster, len(places)) for cluster in clusters]
     sums, counts = np.bincount(index, weights=data), np.bincount(index).astype(np.float64)
+    mean = float(data.mean())
     if np.ptp(sums / counts) < 1e-12:
-        return float(data.mean()), float(data.mean())
+        low, high = unvaried(mean, len(sums), confidence, limits)
+        return float(low), float(high)
     interval = stats.bootstrap(
         (sums, counts),
         _ratio,
@@ -75,7 +127,9 @@ def clustered_mean_interval(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    without_each = (sums.sum() - sums) / (counts.sum() - counts)
+    low, high = widened(interval.low, interval.high, mean, without_each, confidence, limits)
+    return float(low), float(high)
 
 
 def wilson_interval(share: float, count: int, confidence: float) -> tuple[float, float]:

@@ -1,11 +1,17 @@
 """What a trained best response gains against its opponent on held-out prompts: how exploitable that one is at least."""
 
+from collections.abc import Sequence
+
 import torch
 
 from alignrun.algorithms.rollout import decode_texts, log_ratio, sample_streams, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
-from alignrun.evaluation.intervals import mean_interval
+from alignrun.evaluation.best_of_n import GAIN
+from alignrun.evaluation.bootstrap import mean_estimate
+from alignrun.evaluation.results import Estimate
+from alignrun.evaluation.settled import in_words, metrics_of, verdict
+from alignrun.evaluation.truncation import truncation
 from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
@@ -20,7 +26,8 @@ class OpponentEvaluator:
     """P(π' ≻ π) − ½ and P_τ(π' ≻ π) − ½ of the policy π' against its opponent π, with intervals over prompts.
 
     P_τ(π' ≻ π) = P(π' ≻ π) − τ KL(π'‖μ) + τ KL(π‖μ) (arXiv 2312.00886). Any π' gives a lower bound: the first on the
-    exploitability of π, the second on half its duality gap, at the policy's own τ.
+    exploitability of π, the second on half its duality gap, at the policy's own τ; that one is left out where sampling
+    is truncated.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class OpponentEvaluator:
 
     def __call__(self) -> Evaluation:
         """The win rate against the opponent and both gains."""
+        truncated = truncation(self._config.top_k, self._config.top_p)
         policy, streams = self._policy, self._config.samples_per_prompt
         generator = step_generator(policy.device, self._seed, 0, OPPONENT_STREAM)
         wins, penalties = [], []
@@ -56,41 +64,40 @@ class OpponentEvaluator:
             for ours, theirs in zip(drawn[:streams], drawn[streams:], strict=True):
                 first, second = decode_texts(policy, ours), decode_texts(policy, theirs)
                 wins.append(self._preference(prompts.texts, first, second).double())
-                mine, others = (
-                    log_ratio(policy, role, prompts, completions, self._config.temperature).sum(1)
-                    for role, completions in ((Role.policy, ours), (Role.opponent, theirs))
-                )
-                penalties.append((mine - others).double().cpu())
-        # Batches of prompts, each with all its streams, back to one row for each prompt.
-        win, penalty = (
-            torch.cat([torch.stack(part[start : start + streams]).mean(0) for start in range(0, len(part), streams)])
-            for part in (wins, penalties)
-        )
-        gain = win - 0.5
-        low, high = mean_interval(gain.tolist(), self._config.confidence, self._seed)
-        regularised = gain - self._kl_tau * penalty
-        regularised_low, regularised_high = mean_interval(regularised.tolist(), self._config.confidence, self._seed)
-        metrics = {
-            "opponent/win_rate": float(win.mean()),
-            "opponent/gain": float(gain.mean()),
-            "opponent/gain_low": low,
-            "opponent/gain_high": high,
-            "opponent/regularised_gain": float(regularised.mean()),
-            "opponent/regularised_gain_low": regularised_low,
-            "opponent/regularised_gain_high": regularised_high,
-        }
-        interval = f"{self._config.confidence:.0%} interval"
+                if not truncated:
+                    mine, others = (
+                        log_ratio(policy, role, prompts, completions, self._config.temperature).sum(1)
+                        for role, completions in ((Role.policy, ours), (Role.opponent, theirs))
+                    )
+                    penalties.append((mine - others).double().cpu())
+        gains = _over_streams(wins, streams) - 0.5
+        gain = mean_estimate(gains.tolist(), self._config.confidence, self._seed, GAIN)
+        metrics = {"opponent/win_rate": gain.value + 0.5} | metrics_of("opponent/gain", gain)
+        metrics["prompts"] = len(gains)
+        shown = in_words(gain, self._config.confidence)
         lines = [
-            ("win rate against the opponent", f"{metrics['opponent/win_rate']:.3f}"),
-            (
-                "gain against the opponent",
-                f"{metrics['opponent/gain']:.3f}  ({interval} {low:.3f} to {high:.3f}, {len(win)} held-out prompts): "
-                "its exploitability is at least that",
-            ),
-            (
-                "regularised gain",
-                f"{metrics['opponent/regularised_gain']:.3f}  ({interval} {regularised_low:.3f} to "
-                f"{regularised_high:.3f}): half its duality gap at τ={self._kl_tau:g} is at least that",
-            ),
+            ("win rate against the opponent", f"{gain.value + 0.5:.3f}"),
+            ("gain against the opponent", f"{shown}, {_claim(gain, 'its exploitability')}"),
         ]
-        return Evaluation(metrics, lines)
+        if truncated:
+            lines.append(("regularised gain", f"left out: {truncated} truncates what is sampled"))
+            return Evaluation(metrics, lines)
+        regularised = mean_estimate(
+            (gains - self._kl_tau * _over_streams(penalties, streams)).tolist(), self._config.confidence, self._seed
+        )
+        shown = in_words(regularised, self._config.confidence)
+        claim = _claim(regularised, f"half its duality gap at τ={self._kl_tau:g}")
+        lines.append(("regularised gain", f"{shown}, {claim}"))
+        return Evaluation(metrics | metrics_of("opponent/regularised_gain", regularised), lines)
+
+
+def _over_streams(parts: Sequence[torch.Tensor], streams: int) -> torch.Tensor:
+    """Batches of prompts, each with all its streams, as the means over streams, one for each prompt."""
+    batches = [torch.stack(list(parts[start : start + streams])) for start in range(0, len(parts), streams)]
+    return torch.cat([batch.mean(0) for batch in batches])
+
+
+def _claim(gain: Estimate, quantity: str) -> str:
+    """What a gain says of the opponent: a response that wins nothing for certain has not exploited it."""
+    shown = verdict(gain, 0.0) > 0
+    return f"a lower bound of {quantity}" if shown else f"which does not show that {quantity} is above 0"

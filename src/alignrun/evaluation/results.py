@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its confidence interval; both ends equal the number where it is exact."""
+    """A number with its confidence interval; both ends equal the number where it is exact, or has no interval."""
 
     value: float
     low: float
     high: float
+    prompts: int | None = None
+    """Over how many prompts; None where the number is exact, or its interval is over something else."""
 
 
 @dataclass(frozen=True, slots=True)

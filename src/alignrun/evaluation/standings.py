@@ -14,7 +14,9 @@ from scipy.special import expit, xlogy
 
 from alignrun.errors import InputError, RunError
 from alignrun.evaluation.bootstrap import bootstrap_estimates
+from alignrun.evaluation.intervals import SHARE
 from alignrun.evaluation.results import Estimate
+from alignrun.evaluation.settled import verdict
 from alignrun.games import largest_equilibrium
 
 Array = NDArray[np.float64]
@@ -63,17 +65,17 @@ def win_matrix(prompt_rates: Array, confidence: float, seed: int = 0) -> tuple[t
     players = prompt_rates.shape[1]
     rows, columns = np.triu_indices(players, 1)
     matrix = [[Estimate(0.5, 0.5, 0.5)] * players for _ in range(players)]
-    cells = bootstrap_estimates(prompt_rates[:, rows, columns], confidence, seed)
+    cells = bootstrap_estimates(prompt_rates[:, rows, columns], confidence, seed, limits=SHARE)
     for i, j, cell in zip(rows, columns, cells, strict=True):
         matrix[i][j] = cell
-        matrix[j][i] = Estimate(1 - cell.value, 1 - cell.high, 1 - cell.low)
+        matrix[j][i] = Estimate(1 - cell.value, 1 - cell.high, 1 - cell.low, cell.prompts)
     return tuple(map(tuple, matrix))
 
 
 def averages(prompt_rates: Array, confidence: float, seed: int = 0) -> tuple[Estimate, ...]:
     """How often each player beats the others, Σ_{j≠i} W[i, j] / (n − 1), with intervals. [X, n, n] -> n."""
     others = prompt_rates.shape[1] - 1
-    return bootstrap_estimates((prompt_rates.sum(2) - 0.5) / others, confidence, seed)
+    return bootstrap_estimates((prompt_rates.sum(2) - 0.5) / others, confidence, seed, limits=SHARE)
 
 
 def _most_even(edges: Array, share: Array) -> Array:
@@ -129,6 +131,7 @@ def shares(prompt_rates: Array, confidence: float, seed: int = 0) -> tuple[Estim
         statistic=lambda means: np.stack([equilibrium(matrix)[0] for matrix in means]),
         draws=SHARE_DRAWS,
         method="percentile",
+        limits=SHARE,
     )
 
 
@@ -167,8 +170,8 @@ def misfit(matrix: Array, rating: Array) -> float:
 
 
 def cycles(matrix: Sequence[Sequence[Estimate]], names: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    """Every a ≻ b ≻ c ≻ a whose three intervals lie above ½, once, from the first of its names in their order."""
-    beats = [[cell.low > 0.5 for cell in row] for row in matrix]
+    """Every a ≻ b ≻ c ≻ a whose three wins are settled, once, from the first of its names in their order."""
+    beats = [[verdict(cell) > 0 for cell in row] for row in matrix]
     return tuple(
         (names[a], names[b], names[c])
         for a, b, c in permutations(range(len(names)), 3)

@@ -17,6 +17,8 @@ from alignrun.evaluation.best_of_n import best_response_bound, regularised_bound
 from alignrun.evaluation.bootstrap import bootstrap_estimates
 from alignrun.evaluation.completions import Drawn
 from alignrun.evaluation.diversity import distinct
+from alignrun.evaluation.exact import played
+from alignrun.evaluation.intervals import SHARE, UNBOUNDED, Limits
 from alignrun.evaluation.results import Bound, Comparison, Estimate, PlayerResult
 
 Array = NDArray[np.float64]
@@ -42,7 +44,7 @@ class Sampled:
 
     drawn: Drawn
     log_ratio: Array | None
-    """[X, K] log π(y|x)/μ(y|x) of its completions; None where μ has another vocabulary."""
+    """[X, K] log π(y|x)/μ(y|x) of its completions; None where sampling is truncated, or μ has another vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,6 @@ def sampled_standing(
     rates = standings.prompt_win_rates(table)
     means = rates.mean(0)
     matrix = standings.win_matrix(rates, confidence, seed)
-    if len(rates) == 1:
-        matrix = _unsettled(matrix)
     averages = standings.averages(rates, confidence, seed)
     shares = standings.shares(rates, confidence, seed)
     ratings = standings.ratings(rates, reference, confidence, seed)
@@ -94,8 +94,8 @@ def sampled_standing(
             regularised = regularised_bound(table, place, reference, one.log_ratio, settings.kl_tau, confidence, seed)
         gap = training = None
         if entry.training_rates is not None and place != reference:
-            training = _mean(entry.training_rates, settings)
-            gap = _mean(entry.training_rates - rates[:, place, reference], settings)
+            training = _mean(entry.training_rates, settings, SHARE)
+            gap = _mean(entry.training_rates - rates[:, place, reference], settings, (-1.0, 1.0))
         players.append(
             PlayerResult(
                 name=entry.name,
@@ -120,16 +120,8 @@ def sampled_standing(
     return Standing(tuple(players), matrix, value, misfit, standings.cycles(matrix, names))
 
 
-def _unsettled(matrix: tuple[tuple[Estimate, ...], ...]) -> tuple[tuple[Estimate, ...], ...]:
-    """A single prompt says nothing of others: no win rate is settled by it."""
-    return tuple(
-        tuple(cell if row == column else Estimate(cell.value, 0.0, 1.0) for column, cell in enumerate(cells))
-        for row, cells in enumerate(matrix)
-    )
-
-
-def _mean(values: Array, settings: Settings) -> Estimate:
-    (estimate,) = bootstrap_estimates(values[:, None], settings.confidence, settings.seed)
+def _mean(values: Array, settings: Settings, limits: Limits = UNBOUNDED) -> Estimate:
+    (estimate,) = bootstrap_estimates(values[:, None], settings.confidence, settings.seed, limits=limits)
     return estimate
 
 
@@ -143,7 +135,7 @@ def _texts(one: Sampled, settings: Settings) -> dict[str, Any]:
         "kl": None if one.log_ratio is None else _mean(one.log_ratio.mean(1), settings),
         "length": _mean(lengths.mean(1), settings),
         "words": _mean(words.mean(1), settings),
-        "eos_rate": _mean(np.array(drawn.ends, dtype=np.float64).mean(1), settings),
+        "eos_rate": _mean(np.array(drawn.ends, dtype=np.float64).mean(1), settings, SHARE),
         "distinct": tuple(distinct(everything, n) for n in (1, 2, 3)),
     }
 
@@ -153,8 +145,9 @@ def exact_standing(
 ) -> Standing:
     """The same from the policies' probabilities of a game's actions, without samples or intervals.
 
-    KL is to the policy of the reference player; the regularised game has the game's own μ.
+    The reference player's policy is μ, of KL and of the regularised game: what it plays at the temperature of all.
     """
+    game = played(game, policies[settings.reference])
     n, reference = len(policies), settings.reference
     rates = np.array([[float(games.win_rate(game, a, b)) for b in policies] for a in policies])
     np.fill_diagonal(rates, 0.5)

@@ -8,7 +8,10 @@ import torch
 from alignrun.algorithms.rollout import decode_texts, log_ratio, sample_streams, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
-from alignrun.evaluation.intervals import mean_interval
+from alignrun.evaluation.bootstrap import mean_estimate
+from alignrun.evaluation.intervals import SHARE
+from alignrun.evaluation.settled import in_words, metrics_of
+from alignrun.evaluation.truncation import truncation
 from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
@@ -46,11 +49,12 @@ class WinRateEvaluator:
         )
 
     def __call__(self) -> Evaluation:
-        """Win rate with interval, KL(π‖μ), length and end-of-sequence rate."""
+        """Win rate with interval, KL(π‖μ) unless sampling is truncated, length and end-of-sequence rate."""
+        truncated = truncation(self._config.top_k, self._config.top_p)
         generator = step_generator(self._policy.device, self._seed, 0, EVALUATION_STREAM)
         wins: list[list[float]] = []
         samples: list[Sample] = []
-        totals = torch.zeros(4, dtype=torch.float64)
+        totals, moved = torch.zeros(3, dtype=torch.float64), 0.0
         for _ in range(self._config.samples_per_prompt):
             drawn: list[float] = []
             for batch in self._prompts.all_batches(self._config.batch_size):
@@ -60,29 +64,27 @@ class WinRateEvaluator:
                 preferred: Sequence[float | None] = [None] * len(prompts)
                 if self._preference is not None:
                     preferred = self._preference(prompts.texts, first, second).double().tolist()
-                log_ratios = log_ratio(self._policy, Role.policy, prompts, ours, self._config.temperature)
-                totals += torch.stack(
-                    [log_ratios.sum(), ours.mask.sum(), theirs.mask.sum(), self._policy.ends(ours).sum()]
-                ).to(totals)
+                if not truncated:
+                    ratios = log_ratio(self._policy, Role.policy, prompts, ours, self._config.temperature)
+                    moved += float(ratios.double().sum())
+                totals += torch.stack([ours.mask.sum(), theirs.mask.sum(), self._policy.ends(ours).sum()]).to(totals)
                 drawn += [probability for probability in preferred if probability is not None]
                 samples += [Sample(*row) for row in zip(prompts.texts, first, second, preferred, strict=True)]
             wins.append(drawn)
         draws = len(self._prompts) * self._config.samples_per_prompt
-        kl, length, reference_length, ends = (totals / draws).tolist()
-        metrics = {"kl": kl, "length": length, "reference_length": reference_length, "eos_rate": ends}
+        length, reference_length, ends = (totals / draws).tolist()
+        metrics = {"prompts": len(self._prompts)} | ({} if truncated else {"kl": moved / draws})
+        metrics |= {"length": length, "reference_length": reference_length, "eos_rate": ends}
+        kl = f"{moved / draws:.2f} nats a completion"
+        if truncated:
+            kl = f"left out: {truncated} truncates what is sampled"
         lines = [
-            ("KL(policy ‖ reference)", f"{kl:.2f} nats a completion"),
+            ("KL(policy ‖ reference)", kl),
             ("length", f"{length:.1f} tokens (reference {reference_length:.1f})"),
         ]
         if self._preference is not None:
             per_prompt = np.mean(wins, axis=0).tolist()
-            rate = sum(per_prompt) / len(per_prompt)
-            low, high = mean_interval(per_prompt, self._config.confidence, self._seed)
-            metrics = {"win_rate": rate, "win_rate_low": low, "win_rate_high": high} | metrics
-            metrics |= self._preference.counts()
-            shown = (
-                f"{rate:.3f}  ({self._config.confidence:.0%} interval {low:.3f} to {high:.3f}, "
-                f"{len(per_prompt)} held-out prompts)"
-            )
-            lines.insert(0, ("win rate against the reference", shown))
+            rate = mean_estimate(per_prompt, self._config.confidence, self._seed, SHARE)
+            metrics = metrics_of("win_rate", rate) | metrics | self._preference.counts()
+            lines.insert(0, ("win rate against the reference", in_words(rate, self._config.confidence)))
         return Evaluation(metrics=metrics, lines=lines, samples=samples)

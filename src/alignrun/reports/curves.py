@@ -11,7 +11,7 @@ from alignrun.reports.record import Row
 POINTS = 400
 """A line of more steps than this is drawn as means of neighbours: no screen shows more."""
 EVAL, ACTIONS = "eval/", "actions"
-HIDDEN = {"epoch", "seconds", "decided_pairs", "decided_prompts", "reference_length", "kl_k3"}
+HIDDEN = {"epoch", "seconds", "prompts", "decided_pairs", "decided_prompts", "reference_length", "kl_k3"}
 """Metrics whose curve tells nothing that another does not."""
 
 

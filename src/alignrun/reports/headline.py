@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from alignrun.evaluation.results import Estimate, PlayerResult, TournamentResult
+from alignrun.evaluation.settled import caution, verdict
 from alignrun.reports.text import EXACT, clip, in_words, percent, rate
 
 NAME = 32
@@ -15,7 +16,8 @@ def headline(result: TournamentResult) -> Iterator[str]:
     """Who is preferred, whether to everyone, what the equilibrium plays, and how exploitable the favourite is."""
     best = favourite(result)
     if len(result.players) > 1:
-        yield f"{_name(best)} is the most preferred: it beats the others {_share(best.average)} of the time."
+        how = "wins most often in this sample" if caution(_prompts(result)) else "is the most preferred"
+        yield f"{_name(best)} {how}: it beats the others {_share(best.average)} of the time."
         yield _against_everyone(result, best)
     yield _equilibrium(result)
     if best.exploitability is not None:
@@ -32,16 +34,23 @@ def certainty(result: TournamentResult) -> str:
     return "exactly" if result.samples_per_prompt == 0 else f"at {result.confidence:.0%} confidence"
 
 
+def _prompts(result: TournamentResult) -> int | None:
+    """Over how many prompts its numbers are means; None where they are exact."""
+    return result.prompts if result.samples_per_prompt else None
+
+
 def _against_everyone(result: TournamentResult, best: PlayerResult) -> str:
     """Whether a policy is preferred to all others: a Condorcet winner."""
+    if unsettled := caution(_prompts(result)):
+        return f"No policy is preferred to every other {certainty(result)}: {unsettled}."
     names = [_name(player) for player in result.players]
     for row, name in enumerate(names):
-        if all(result.matrix[row][column].low > 0.5 + EXACT for column in range(len(names)) if column != row):
+        if all(verdict(result.matrix[row][column]) > 0 for column in range(len(names)) if column != row):
             subject = "It" if result.players[row] is best else name
             return f"{subject} is preferred to every other policy, {certainty(result)}."
     row = result.players.index(best)
     others = [column for column in range(len(names)) if column != row]
-    open_against = [names[column] for column in others if not result.matrix[row][column].low > 0.5 + EXACT]
+    open_against = [names[column] for column in others if verdict(result.matrix[row][column]) <= 0]
     beaten = f"{len(others) - len(open_against)} of {len(others)}"
     return (
         f"No policy is preferred to every other {certainty(result)}: "
@@ -64,13 +73,13 @@ def _equilibrium(result: TournamentResult) -> str:
 def _exploitable(best: PlayerResult) -> str:
     bound = best.exploitability
     assert bound is not None
-    wins = _share(Estimate(*(0.5 + gain for gain in (bound.gain.value, bound.gain.low, bound.gain.high))))
+    wins = _share(Estimate(0.5 + bound.gain.value, 0.5 + bound.gain.low, 0.5 + bound.gain.high))
     if bound.proposals == 0:
         return f"A best response to {_name(best)} beats it {wins} of the time."
-    return (
-        f"The best of {bound.proposals} responses to {_name(best)} beats it {wins} of the time: "
-        "it is at least that exploitable."
-    )
+    beats = f"The best of {bound.proposals} responses to {_name(best)} beats it {wins} of the time"
+    if verdict(bound.gain, 0.0) > 0:
+        return f"{beats}: it is at least that exploitable."
+    return f"{beats}, which does not show that it is exploitable."
 
 
 def ratings_in_words(result: TournamentResult) -> str:

@@ -1,5 +1,6 @@
 """What metrics are called on a page, how their values are written, and in which order they stand."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -62,6 +63,8 @@ QUANTITIES = {
     "intransitive": Quantity("intransitive triples", rate),
     "intransitive_high": Quantity("intransitive triples, upper end", rate),
 }
+OVER_PROMPTS = dict.fromkeys(("accuracy", "length_accuracy", "over_length"), "decided_prompts")
+"""The metric that says over how many prompts another's interval is, where that is not `prompts`."""
 ORDER = {name: place for place, name in enumerate(QUANTITIES)}
 
 
@@ -79,13 +82,15 @@ def in_order(names: Mapping[str, object]) -> list[str]:
 
 def with_intervals(metrics: Mapping[str, float]) -> dict[str, Estimate]:
     """`name`, `name_low` and `name_high` as one estimate; a number without them as one without an interval."""
-    return {
-        name: Estimate(value, metrics.get(f"{name}_low", value), metrics.get(f"{name}_high", value))
-        if f"{name}_low" in metrics
-        else Estimate(value, value, value)
-        for name, value in metrics.items()
-        if not _is_end(name, metrics)
-    }
+    return {name: estimate(name, metrics) for name in metrics if not _is_end(name, metrics)}
+
+
+def estimate(name: str, metrics: Mapping[str, float]) -> Estimate:
+    """A metric with its interval, and over how many prompts that is, as far as the others say so."""
+    value = metrics[name]
+    low, high = (metrics.get(f"{name}_{end}", value) for end in ("low", "high"))
+    prompts = metrics.get(OVER_PROMPTS.get(name, "prompts"), math.nan) if f"{name}_low" in metrics else math.nan
+    return Estimate(value, low, high, int(prompts) if math.isfinite(prompts) else None)
 
 
 def _is_end(name: str, metrics: Mapping[str, float]) -> bool:

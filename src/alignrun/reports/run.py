@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from alignrun.evaluation.results import Estimate
+from alignrun.evaluation.settled import caution, verdict
+from alignrun.evaluation.truncation import left_out
 from alignrun.reports import curves, figures
 from alignrun.reports.page import render
 from alignrun.reports.quantities import POLICY, QUANTITIES, in_order, quantity, with_intervals
@@ -38,6 +40,7 @@ def run_page(run: RunDirectory) -> str:
         headline=_headline(record, final),
         status=_status(record),
         unreadable=record.unreadable,
+        notes=_notes(record),
         facts=_facts(record),
         final=[_figure(name, final[name]) for name in in_order(final) if _is_main(name)],
         more_final=[_figure(name, final[name]) for name in in_order(final) if not _is_main(name)],
@@ -96,8 +99,17 @@ def _headline(record: RunRecord, final: Mapping[str, Estimate]) -> str:
     if not found.high - found.low > EXACT:
         return f"{sentence}."
     interval = f"{_confidence(record)} interval {percent(found.low)} to {percent(found.high)}"
-    verdict = ", which includes one half" if found.low <= 0.5 <= found.high else ""
-    return f"{sentence} ({interval}{verdict})."
+    unsettled = f"; {caution(found.prompts)}" if caution(found.prompts) else ", which includes one half"
+    return f"{sentence} ({interval}{'' if verdict(found) else unsettled})."
+
+
+def _notes(record: RunRecord) -> list[str]:
+    """What the reader must know of the figures."""
+    top_k, top_p = record.setting("evaluation.top_k"), record.setting("evaluation.top_p")
+    known = isinstance(top_k, int) and isinstance(top_p, int | float)
+    sampled = any("eval/reference_length" in row.values for row in record.rows)
+    truncated = left_out(top_k, top_p) if known and sampled else ""
+    return [truncated] if truncated else []
 
 
 def _status(record: RunRecord) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
+from alignrun.evaluation.settled import verdict
 from alignrun.reports import figures
 from alignrun.reports.curves import Line
 from alignrun.reports.headline import certainty, headline, ratings_in_words
@@ -67,7 +68,7 @@ def _matrix(result: TournamentResult) -> list[list[Cell]]:
     first, last = _range(result)
 
     def cell(entry: Estimate, own: bool) -> Cell:
-        mark = "▲" if entry.low > 0.5 + EXACT else "▼" if entry.high < 0.5 - EXACT else ""
+        mark = {1: "▲", 0: "", -1: "▼"}[verdict(entry)]
         depth = (entry.value - first) / (last - first) if math.isfinite(entry.value) else 0.0
         return Cell(shown(entry, rate), f"{FULL * depth:.3f}", mark, own)
 

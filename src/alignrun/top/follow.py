@@ -5,14 +5,15 @@ import json
 import math
 import os
 from array import array
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from alignrun.errors import InputError, one_line
+from alignrun.evaluation.results import Estimate
+from alignrun.reports.quantities import estimate
 from alignrun.run_directory import RunDirectory
 
 EVALUATION = "eval/"
@@ -31,14 +32,11 @@ class State(Enum):
     unknown = "running or not: this file system has no locks"
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """A win rate or an accuracy, with its interval where there is one."""
 
     step: int
-    value: float
-    low: float
-    high: float
+    found: Estimate
 
 
 class Tail:
@@ -158,11 +156,11 @@ class Followed:
             kind.setdefault(name.removeprefix(EVALUATION), array("d")).append(value)
         if self.judged_name is None:
             self.judged_name = next((name for name in JUDGED if EVALUATION + name in values), None)
-        judged = f"{EVALUATION}{self.judged_name}"
-        if math.isfinite(value := values.get(judged, math.nan)):
-            low, high = (values.get(f"{judged}_{end}", math.nan) for end in ("low", "high"))
-            known = math.isfinite(low) and math.isfinite(high)
-            self.judged.append(Judged(step, value, low if known else value, high if known else value))
+        name = str(self.judged_name)
+        known = {key.removeprefix(EVALUATION): value for key, value in values.items() if math.isfinite(value)}
+        if EVALUATION + name in values and name in known:
+            whole = {f"{name}_low", f"{name}_high"} <= known.keys()
+            self.judged.append(Judged(step, estimate(name, known if whole else {name: known[name]})))
 
 
 def is_held(lock: Path) -> bool | None:

@@ -11,7 +11,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from alignrun.top.follow import Followed, Judged, State
+from alignrun.evaluation.results import Estimate
+from alignrun.evaluation.settled import verdict
+from alignrun.top.follow import Followed, State
 from alignrun.top.symbols import ABSENT, arrow, clean, figure, sparkline
 
 LEADING = ("loss", "win_rate", "accuracy", "kl", "grad_norm")
@@ -152,34 +154,35 @@ def _judged(run: Followed, width: int) -> list[Text]:
     if not run.judged:
         return []
     digits = max(len(str(point.step)) for point in run.judged)
-    has_interval = any(point.low < point.high for point in run.judged)
-    axis = [0.5, *(end for point in run.judged for end in (point.low, point.value, point.high))]
+    estimates = [point.found for point in run.judged]
+    has_interval = any(found.low < found.high for found in estimates)
+    axis = [0.5, *(end for found in estimates for end in (found.low, found.value, found.high))]
     room = width - (len("step ") + digits + 2 + 5 + (2 + 13 if has_interval else 0)) - 2
     title = str(run.judged_name).replace("_", " ")
     heading = f"{title} at each evaluation" + (f", {run.confidence:.0%} interval" if has_interval else "")
     lines = [Text(heading + ("  (┊ is ½)" if room >= LEAST_SPARKLINE else ""), style="bold")]
-    for point in reversed(run.judged):
-        style = "green" if point.low > 0.5 else "red" if point.high < 0.5 else ""
-        line = Text(f"step {point.step:>{digits}}  ")
-        line.append(f"{point.value:.3f}", style=f"bold {style}")
+    for step, found in reversed(run.judged):
+        style = {1: "green", 0: "", -1: "red"}[verdict(found)]
+        line = Text(f"step {step:>{digits}}  ")
+        line.append(f"{found.value:.3f}", style=f"bold {style}")
         if has_interval:
-            line.append(f"  {point.low:.3f} – {point.high:.3f}")
+            line.append(f"  {found.low:.3f} – {found.high:.3f}")
         if room >= LEAST_SPARKLINE:
-            line.append("  ").append(_interval_plot(point, min(axis), max(axis), min(room, 60)), style=style)
+            line.append("  ").append(_interval_plot(found, min(axis), max(axis), min(room, 60)), style=style)
         lines.append(line)
     return lines
 
 
-def _interval_plot(point: Judged, low: float, high: float, width: int) -> str:
+def _interval_plot(found: Estimate, low: float, high: float, width: int) -> str:
     def column(value: float) -> int:
         return round((value - low) / (high - low or 1.0) * (width - 1))
 
     cells = [" "] * width
-    for index in range(column(point.low), column(point.high) + 1):
+    for index in range(column(found.low), column(found.high) + 1):
         cells[index] = "─"
     half = column(0.5)
     cells[half] = "┊" if cells[half] == " " else "┼"
-    cells[column(point.value)] = "●"
+    cells[column(found.value)] = "●"
     return "".join(cells)
 
 

@@ -23,6 +23,7 @@ from alignrun.evaluation.comparisons import against, compare
 from alignrun.evaluation.completions import CompletionCache
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.results import Comparison, TournamentResult
+from alignrun.evaluation.settled import caution
 from alignrun.evaluation.tournament import (
     Entry,
     Sampled,
@@ -32,6 +33,7 @@ from alignrun.evaluation.tournament import (
     examples,
     sampled_standing,
 )
+from alignrun.evaluation.truncation import left_out
 from alignrun.game_files import load_game
 from alignrun.launch import remove_empty_run
 from alignrun.models.sources import cache_folder
@@ -123,7 +125,7 @@ def _exact(
     temperature = rules.drawing.temperature
     policies = []
     for player, prompts in zip(players, questions.encoded, strict=True):
-        policies.append(GameEvaluator(loader.load(player), game, prompts, 0.0, temperature).probabilities(player.role))
+        policies.append(GameEvaluator(loader.load(player), game, prompts, temperature).probabilities(player.role))
     entries = [Entry(player.name, player.source, player.step) for player in players]
     notes = (f"Exact: from the policies' probabilities of the actions of {rules.preference.game}, without sampling.",)
     return exact_standing(entries, policies, game, settings), _Played(len(questions.texts), notes=notes)
@@ -145,9 +147,12 @@ def _judge(
     preference = build_preference(rules.preference, loader.backbone)
     table = compare(preference, questions.texts, [one.texts for one in drawn], config.pairing)
     notes = [f"{name}: {value:g}" for name, value in preference.counts().items()]
-    if len(questions.texts) == 1:
-        notes.append("One prompt: nothing here says how the policies compare on others.")
-    if any(one.log_ratio is None for one in sampled):
+    if unsettled := caution(len(questions.texts)):
+        count = "One prompt" if len(questions.texts) == 1 else f"{len(questions.texts)} prompts"
+        notes.append(f"{count}: {unsettled}, and nothing here says how the policies compare on others.")
+    if truncated := left_out(rules.drawing.top_k, rules.drawing.top_p):
+        notes.append(truncated)
+    elif any(one.log_ratio is None for one in sampled):
         notes.append("No KL where a policy and the reference have different vocabularies.")
     if questions.left_out:
         notes.append(f"{questions.left_out} prompts are too long for one of the policies and were left out.")

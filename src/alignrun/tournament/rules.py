@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from alignrun.config import Config, DataConfig, ModelSource, TournamentConfig
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import Drawing
+from alignrun.evaluation.truncation import truncation
 from alignrun.preferences.matrix import MatrixConfig
 from alignrun.tournament.players import Player
 
@@ -63,6 +64,9 @@ def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
             notes.append(f"No regularised game: {why}; choose one with kl_tau=.")
     games = [player.config.model.source is ModelSource.game for player in players]
     exact = config.exact and all(games) and isinstance(preference, MatrixConfig)
+    if exact and (truncated := truncation(config.top_k, config.top_p)):
+        exact = False
+        notes.append(f"Sampled and not exact: {truncated} truncates the policies.")
     drawing = Drawing(
         samples=config.samples_per_prompt,
         max_new_tokens=shared(

@@ -14,6 +14,7 @@ from alignrun.data import PromptSet, load_examples
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import CompletionCache, Drawn, content_key, draw, score
 from alignrun.evaluation.tournament import Sampled
+from alignrun.evaluation.truncation import truncation
 from alignrun.tournament.players import Loader, Player
 from alignrun.tournament.rules import Rules, played_on
 from alignrun.types import Example
@@ -66,6 +67,8 @@ def sample_all(
 ) -> list[Sampled]:
     """Draw the completions of every player, and have the reference μ, loaded last, score those of its vocabulary.
 
+    Where sampling is truncated there is nothing to score: see `truncation`.
+
     Args:
         players: who takes part.
         reference: the place of μ.
@@ -96,7 +99,9 @@ def sample_all(
     sampled = []
     for place in range(len(players)):
         one = drawn[place]
-        if place == reference:
+        if truncation(rules.drawing.top_k, rules.drawing.top_p):
+            ratios = None
+        elif place == reference:
             ratios = np.zeros((len(one.texts), rules.drawing.samples))
         elif vocabularies[place] != vocabularies[reference]:
             ratios = None

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alignrun.evaluation.results import Bound, Estimate, TournamentResult
+from alignrun.evaluation.settled import caution, verdict
 from alignrun.reports.headline import headline, ratings_in_words
 
 ABSENT = "–"
@@ -21,7 +22,7 @@ def show(result: TournamentResult, console: Console) -> None:
 def _matrix(result: TournamentResult) -> Table:
     table = Table(
         title="P(row ≻ column): the row beats the column",
-        caption=f"* ½ is outside the {result.confidence:.0%} interval" if result.samples_per_prompt else None,
+        caption=_caption(result),
         title_justify="left",
         caption_justify="left",
     )
@@ -34,9 +35,16 @@ def _matrix(result: TournamentResult) -> Table:
     return table
 
 
+def _caption(result: TournamentResult) -> str | None:
+    """What a star means, or why there is none."""
+    if not result.samples_per_prompt:
+        return None
+    return caution(result.prompts) or f"* ½ is outside the {result.confidence:.0%} interval"
+
+
 def _mark(cell: Estimate) -> str:
     exact = cell.low == cell.high
-    return "" if exact else " " if cell.low <= 0.5 <= cell.high else "*"
+    return "" if exact else "*" if verdict(cell) else " "
 
 
 def _players(result: TournamentResult) -> Table:

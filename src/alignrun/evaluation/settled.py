@@ -1,0 +1,42 @@
+"""Whether a difference is settled: the one place that decides what is marked, coloured or claimed in a sentence."""
+
+from alignrun.evaluation.results import Estimate
+
+FEWEST_PROMPTS = 8
+"""Below this many prompts no difference is settled: a bootstrap of a handful of values is far too narrow."""
+ROUNDING = 1e-9
+"""What lies nearer to the border is on it."""
+
+
+def too_few(prompts: int | None) -> bool:
+    """Whether so many prompts settle nothing; None stands for what is exact."""
+    return prompts is not None and prompts < FEWEST_PROMPTS
+
+
+def verdict(found: Estimate, border: float = 0.5) -> int:
+    """1 where the interval lies above the border, −1 where it lies below, 0 where nothing is settled."""
+    if too_few(found.prompts):
+        return 0
+    return int(found.low > border + ROUNDING) - int(found.high < border - ROUNDING)
+
+
+def caution(prompts: int | None) -> str:
+    """Why so few prompts settle nothing, as a clause; empty where they may."""
+    return f"fewer than {FEWEST_PROMPTS} prompts settle no difference" if too_few(prompts) else ""
+
+
+def in_words(found: Estimate, confidence: float) -> str:
+    """`0.612  (95% interval 0.540 to 0.671, 40 held-out prompts)`, and what too few prompts leave open."""
+    if found.prompts is None:
+        return f"{found.value:.3f}"
+    ends = f"{found.low:.3f} to {found.high:.3f}"
+    interval = f"{confidence:.0%} interval {ends}" if found.high > found.low else "no interval"
+    prompts = "1 held-out prompt" if found.prompts == 1 else f"{found.prompts} held-out prompts"
+    warned = caution(found.prompts)
+    return f"{found.value:.3f}  ({interval}, {prompts}{warned and ': '}{warned})"
+
+
+def metrics_of(name: str, found: Estimate) -> dict[str, float]:
+    """The value as `name`, and where it has an interval, its ends as `name_low` and `name_high`."""
+    ends = {f"{name}_low": found.low, f"{name}_high": found.high} if found.high > found.low else {}
+    return {name: found.value, **ends}
