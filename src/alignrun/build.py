@@ -318,7 +318,7 @@ def build_evaluator(
             against = OpponentEvaluator(policy, preference, prompts, settings, length, kl_tau, config.seed)
             sampled = Together([against, sampled])
     # What is trained is π at one temperature: at another it is another policy.
-    trained_at = config.generation.temperature if algorithm.online else 1.0
+    trained_at = trained_temperature(config)
     if settings.temperature != trained_at:
         said = f"{settings.temperature:g} in this evaluation, {trained_at:g} in training"
         sampled = Together([sampled, lambda: Evaluation({}, [("temperature", said)])])

@@ -10,8 +10,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from alignrun.algorithms.base import ALGORITHMS, Tools
-from alignrun.build import assemble, build_preference, load_trained
+from alignrun.build import assemble, load_trained
 from alignrun.compose import compose
 from alignrun.data import encode_prompt
 from alignrun.errors import InputError, RunError
@@ -236,16 +235,6 @@ def test_an_export_is_sampled_as_it_was_trained(
     card = (folder / "README.md").read_text()
     assert f"divided by T = {temperature:g}," in card
     assert f"sampled at T = {policy.training.evaluation_temperature:g}." in card
-
-
-@pytest.mark.parametrize(("algo", "temperature", "said"), [("dpo", 0.7, 1), ("dpo", 1.0, 0), ("self_play", 0.7, 0)])
-def test_a_run_says_where_it_is_evaluated_at_another_temperature(algo: str, temperature: float, said: int) -> None:
-    config = compose(["experiment=smoke", f"algo={algo}", f"evaluation.temperature={temperature}"])
-    policy = load_trained(config, load_tokenizer(config.model))
-    assert isinstance(policy, Policy)
-    notes = ALGORITHMS[algo](config.algo, Tools(policy, build_preference(config.preference), config)).notes()
-    assert len(notes) == said
-    assert all("trains the policy at temperature 1, and evaluation.temperature=0.7" in note for note in notes)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])

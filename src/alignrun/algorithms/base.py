@@ -151,15 +151,9 @@ class Algorithm(ABC):
 
     def notes(self) -> Sequence[str]:
         """What a user should know once, before the first step."""
-        config = self.tools.config
-        if self.online and not self.policy_alone and config.generation.engine is Engine.server:
+        if self.online and not self.policy_alone and self.tools.config.generation.engine is Engine.server:
             return [
                 f"generation.engine=server: algo={self.name} also samples other policies, which the native engine does"
-            ]
-        if not self.online and config.evaluation.temperature != 1:
-            return [
-                f"algo={self.name} trains the policy at temperature 1, and "
-                f"evaluation.temperature={config.evaluation.temperature:g} measures it at another"
             ]
         return ()
 
