@@ -2,6 +2,8 @@
 
 import os
 import random
+import zlib
+from asyncio import timeout
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from alignrun.errors import InputError, RunError, one_line
 
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, whatever the backoff or the server says."""
+MEGABYTE = 1_000_000
 _jitter = random.Random()  # of its own: the numbers that a seed fixes elsewhere are not drawn from here
 
 
@@ -24,14 +27,15 @@ def is_base(url: str) -> bool:
     return there and not (parsed.userinfo or {"?", "#"} & set(url))
 
 
-def connect(
-    key: str | None, timeout: httpx2.Timeout, parallel: int, headers: Mapping[str, str], who: str, mend: str
-) -> httpx2.AsyncClient:
-    """A client for some requests.
+class TooLong(Exception):
+    """An answer of more bytes than any that was asked for."""
+
+
+def connect(key: str | None, parallel: int, headers: Mapping[str, str], who: str, mend: str) -> httpx2.AsyncClient:
+    """A client for some requests, each of which `ask` sends and limits.
 
     Args:
         key: sent as a bearer token, where there is one.
-        timeout: of each request.
         parallel: requests in flight at once.
         headers: sent beside the key.
         who: the setting that asks, and `mend` what else to do, for the message.
@@ -42,8 +46,9 @@ def connect(
     """
     try:
         return httpx2.AsyncClient(
-            headers={**headers, **({"Authorization": f"Bearer {key}"} if key else {})},
-            timeout=timeout,
+            # A short answer gains nothing by being packed, and a small one that is may become a very large one.
+            headers={**headers, "Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+            timeout=None,
             limits=httpx2.Limits(max_connections=parallel),
             follow_redirects=False,  # to wherever it leads, the key would go too
         )
@@ -52,6 +57,51 @@ def connect(
             f"{who}: no connection can be made ({one_line(error, 160)}): check the proxy and "
             f"certificate variables of the environment{mend}"
         ) from error
+
+
+async def ask(
+    connection: httpx2.AsyncClient, method: str, url: str, content: bytes | None, *, seconds: float, limit: int
+) -> httpx2.Response:
+    """Send a request and read the whole answer.
+
+    Args:
+        connection: from `connect`.
+        method: GET or POST.
+        url: whole.
+        content: the body of the request.
+        seconds: from the first byte sent to the last byte read, however slowly they come.
+        limit: bytes of the answer's body, both as they come and unpacked.
+
+    Raises:
+        TimeoutError: it took longer.
+        TooLong: there were more bytes; the rest was not read.
+        httpx2.RequestError: there was no answer, or it is damaged.
+    """
+    async with timeout(seconds), connection.stream(method, url, content=content) as response:
+        body = await _read(response, limit)
+    dropped = ("content-encoding", "content-length", "transfer-encoding")
+    headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in dropped]
+    return httpx2.Response(response.status_code, headers=headers, content=body, request=response.request)
+
+
+async def _read(response: httpx2.Response, limit: int) -> bytes:
+    """The body, unpacked where a server packs it unasked."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+        raise httpx2.DecodingError(f"the answer is packed as {one_line(Exception(encoding), 40)}, unasked")
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding not in ("", "identity") else None
+    received, body = 0, bytearray()
+    async for chunk in response.aiter_raw():
+        received += len(chunk)
+        try:
+            body += chunk if unpacker is None else unpacker.decompress(chunk, limit + 1 - len(body))
+        except zlib.error as error:
+            raise httpx2.DecodingError(f"the answer cannot be unpacked ({one_line(error, 80)})") from error
+        if max(received, len(body)) > limit:
+            raise TooLong(f"more than {limit / MEGABYTE:.3g} MB")
+    if unpacker is not None and received and not unpacker.eof:
+        raise httpx2.DecodingError("the answer ends before its last packed byte")
+    return bytes(body)
 
 
 def read_key(variable: str, named: str = "") -> str:

@@ -3,13 +3,19 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from generation.serving import VllmLike
+from helpers import random_batch
 
 from alignrun import cli
+from alignrun.algorithms.serving import ServedPolicy
 from alignrun.compose import compose
+from alignrun.errors import RunError
+from alignrun.generation.decode import Sampling
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
 
 
@@ -45,6 +51,20 @@ def test_a_run_samples_from_the_policy_of_every_step(name: str, server: VllmLike
     assert len(temperatures) == (2 if name == "nash_mp" else 1)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len({row["loss"] for row in rows if "loss" in row}) == 3
+
+
+def test_a_token_that_the_policy_does_not_have_is_refused(server: VllmLike, policy: Policy) -> None:
+    config = compose(["experiment=smoke", "generation=server", f"generation.server_url={server.url}"])
+    served = ServedPolicy(policy, config.generation)
+
+    def foreign(answer: dict[str, Any]) -> dict[str, Any]:
+        for choice in answer["choices"]:
+            choice |= {"token_ids": [5, 70_000], "finish_reason": "length"}
+        return answer
+
+    server.alter = foreign
+    with pytest.raises(RunError, match=r"drew token 70000, and the policy has \d+: serve the base that is trained"):
+        served.sample(random_batch(policy)[0], [1.0], Sampling(max_new_tokens=2, stop_ids=[258], pad_id=257), 0)
 
 
 def test_what_was_written_for_the_server_goes_with_the_run(server: VllmLike, tmp_path: Path) -> None:

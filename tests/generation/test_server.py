@@ -389,6 +389,8 @@ def altered(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (altered(token_ids=None), "gave no token ids: use vLLM 0.10.2 or newer, which knows return_token_ids"),
         (altered(token_ids=["1", "2"]), "gave no token ids"),
         (altered(token_ids=[True]), "gave no token ids"),
+        (altered(token_ids=[-1]), "gave no token ids"),
+        (altered(token_ids=[1 << 70]), "gave no token ids"),
         (altered(token_ids=[5] * 9), "went on past 8 tokens"),
         (
             altered(token_ids=[5], finish_reason="length"),

@@ -41,13 +41,20 @@ class ServedPolicy:
         """One stream of completions [B, T] for each temperature, from the policy as it is now.
 
         Raises:
-            RunError: the server fails.
+            RunError: the server fails, or draws tokens that the policy does not have.
         """
         self._load()
         streams = []
         for group, (temperature, members) in enumerate(groupby(temperatures)):
             asked = replace(sampling, temperature=temperature)
             streams += self._server.sample(prompts, len(list(members)), asked, seed * 1009 + group)
+        known = self._policy.model.get_input_embeddings().num_embeddings
+        largest = max(int(stream.tokens[stream.mask].max()) for stream in streams)
+        if largest >= known:
+            raise RunError(
+                f"generation.engine=server: the server drew token {largest}, and the policy has {known}: serve the "
+                "base that is trained, then `alignrun resume RUN`"
+            )
         return streams
 
     def _load(self) -> None:

@@ -56,7 +56,7 @@ class RolloutServer:
             InputError: the server has another base.
             RunError: it does not answer, or not as such a server would.
         """
-        self._client = ServerClient(url, timeout, retries, api_key, parallel, backoff)
+        self._client, self._parallel = ServerClient(url, timeout, retries, api_key, parallel, backoff), parallel
         # No two processes share a name, even of one run: vLLM caches what it has read by the adapter's name, and
         # would go on from another adapter's keys and values (its issue 42125).
         self._run = secrets.token_hex(4)
@@ -170,6 +170,7 @@ class RolloutServer:
     async def _draw(self, prompts: PromptBatch, samples: int, sampling: Sampling, seed: int) -> list[list[list[int]]]:
         """The completions of each prompt, in order."""
         rows = zip(prompts.input_ids.tolist(), prompts.attention_mask.tolist(), strict=True)
+        places = asyncio.Semaphore(self._parallel)  # waiting for one is no delay of the server's
         async with self._client.connect() as connection:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -177,6 +178,7 @@ class RolloutServer:
                         group.create_task(
                             self._complete(
                                 connection,
+                                places,
                                 [token for token, real in zip(ids, mask, strict=True) if real],
                                 samples,
                                 sampling,
@@ -192,6 +194,7 @@ class RolloutServer:
     async def _complete(
         self,
         connection: httpx2.AsyncClient,
+        places: asyncio.Semaphore,
         prompt: list[int],
         samples: int,
         sampling: Sampling,
@@ -199,7 +202,9 @@ class RolloutServer:
     ) -> list[list[int]]:
         """The completions of one prompt."""
         body = request(prompt, samples, sampling, seed) | {"model": self._adapter}
-        response = await self._client.send(connection, "/v1/completions", body)
+        tokens = len(prompt) + samples * sampling.max_new_tokens
+        async with places:
+            response = await self._client.send(connection, "/v1/completions", body, tokens=tokens)
         if response.status_code == 404:
             raise self._client.refusal(
                 response, "if the server was started again, `alignrun resume RUN` gives it the adapter"

@@ -1,6 +1,7 @@
 """Asking the rollout server: requests, retries, what it says is wrong, and the key, which is shown nowhere."""
 
 import asyncio
+import json
 from typing import Any
 
 import httpx2
@@ -10,6 +11,10 @@ from alignrun.errors import RunError, one_line
 
 KEY_VARIABLE = "ALIGNRUN_ROLLOUT_API_KEY"
 """The environment variable with the server's API key; unset, none is sent."""
+ANSWER_BYTES = web.MEGABYTE
+"""An answer may have so many, and more for the tokens that were asked for: nothing else in it is long."""
+TOKEN_BYTES = 1000
+"""For each token: its number, and its text, of which the longest are hundreds of characters."""
 
 
 class ServerClient:
@@ -23,8 +28,8 @@ class ServerClient:
 
     def connect(self) -> httpx2.AsyncClient:
         """For some requests. Raises RunError where the environment's proxy or certificates are of no use."""
-        timeout = httpx2.Timeout(self._timeout, pool=None)  # other requests come first
-        return web.connect(self._key, timeout, self._parallel, {}, "generation.engine=server", "")
+        headers = {"Content-Type": "application/json"}
+        return web.connect(self._key, self._parallel, headers, "generation.engine=server", "")
 
     async def send(
         self,
@@ -34,6 +39,7 @@ class ServerClient:
         *,
         final: tuple[int, ...] = (),
         retries: int | None = None,
+        tokens: int = 0,
     ) -> httpx2.Response:
         """POST a body, or GET where there is none, and try again while the server is down, slow or busy.
 
@@ -43,19 +49,27 @@ class ServerClient:
             body: sent as JSON.
             final: statuses that are an answer here, although they often mean that the server is busy.
             retries: attempts after the first one, where they are not those of this client.
+            tokens: that the answer may hold.
 
         Returns:
             What it answered: a success, or a refusal, of which `complaint` tells the reason.
 
         Raises:
-            RunError: it did not answer.
+            RunError: it did not answer, or with far more than it was asked for.
         """
         url, retries = f"{self.root}{path}", self._retries if retries is None else retries
+        method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+        seconds, limit = self._timeout, ANSWER_BYTES + TOKEN_BYTES * tokens
         for attempt in range(retries + 1):
             try:
-                response = await connection.request("GET" if body is None else "POST", url, json=body)
-            except httpx2.TimeoutException:
-                problem = f"no answer within {self._timeout:g} seconds"
+                response = await web.ask(connection, method, url, content, seconds=seconds, limit=limit)
+            except TimeoutError:
+                problem = f"no answer within {seconds:g} seconds"
+            except web.TooLong as error:
+                raise RunError(
+                    f"generation.engine=server: {url} answered {error}, which nothing that was asked for takes: check "
+                    "that generation.server_url is a vLLM server, then `alignrun resume RUN`"
+                ) from None
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
                 problem = one_line(error, 200)
             else:

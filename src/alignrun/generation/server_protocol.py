@@ -70,7 +70,7 @@ def _read_completion(choice: Any, sampling: Sampling, url: str) -> list[int]:
     one whose last possible token is an end has ended, although vLLM up to 0.10 gives the length as the reason.
     """
     tokens, reason, stop = field(choice, "token_ids"), field(choice, "finish_reason"), field(choice, "stop_reason")
-    if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
+    if not isinstance(tokens, list) or any(type(token) is not int or not 0 <= token < 1 << 31 for token in tokens):
         raise _unusable(url, "gave no token ids", "use vLLM 0.10.2 or newer, which knows return_token_ids")
     stops = list(sampling.stop_ids)
     end = next((place for place, token in enumerate(tokens) if token in stops), None)

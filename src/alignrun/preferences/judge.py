@@ -20,7 +20,7 @@ from alignrun.preferences.base import Preference, preference
 from alignrun.preferences.judge_cache import AnswerCache
 from alignrun.preferences.judge_client import JudgeClient
 from alignrun.preferences.judge_config import PLACEHOLDERS, JudgeConfig
-from alignrun.preferences.judge_verdict import dump_answer, load_answer, read
+from alignrun.preferences.judge_verdict import dump_answer, is_distribution, load_answer, read
 
 Question = tuple[str, str, str]
 """Prompt, first and second completion, in the order in which the judge sees them."""
@@ -85,7 +85,8 @@ class JudgePreference(Preference):
             raise RunError(
                 f"preference=judge: {len(unclear)} of {len(tasks)} answers of {self._config.model} are no verdict, as "
                 f"{' '.join(unclear[0].split())[:100]!r}: mend preference.template, preference.answers or "
-                "preference.max_tokens, or raise preference.max_unclear, then `alignrun resume RUN`"
+                "preference.max_tokens, set preference.use_logprobs=false, or raise preference.max_unclear, then "
+                "`alignrun resume RUN`"
             )
         return {question: task.result() for question, task in tasks.items()}
 
@@ -105,7 +106,8 @@ class JudgePreference(Preference):
         self.stats.asked += 1
         verdict = read(answer, self._config.answers)
         if verdict is None:
-            unclear.append(answer.text)
+            possible = is_distribution(answer.first_token)
+            unclear.append(answer.text if possible else f"{answer.text[:60]} with impossible log-probabilities")
             return 0.5
         if self._cache is not None:
             self._cache.put(key, dump_answer(answer))

@@ -26,9 +26,8 @@ class JudgeClient:
 
     def connect(self) -> httpx2.AsyncClient:
         """For one batch of questions. Raises RunError where the environment's proxy or certificates are of no use."""
-        timeout, headers = httpx2.Timeout(self._config.timeout_seconds), {"Content-Type": "application/json"}
-        mend = ", then `alignrun resume RUN`"
-        return web.connect(self._key, timeout, self._config.concurrency, headers, "preference=judge", mend)
+        headers, mend = {"Content-Type": "application/json"}, ", then `alignrun resume RUN`"
+        return web.connect(self._key, self._config.concurrency, headers, "preference=judge", mend)
 
     async def ask(self, connection: httpx2.AsyncClient, request: dict[str, Any]) -> Answer:
         """The judge's answer, after as many attempts as it takes.
@@ -39,12 +38,18 @@ class JudgeClient:
         config = self._config
         # Half a surrogate pair, which JSON input can bring in, is no text that a server would take.
         content = json.dumps(request, ensure_ascii=False).encode(errors="replace")
+        seconds, limit = config.timeout_seconds, int(config.max_answer_mb * web.MEGABYTE)
         for attempt in range(config.retries + 1):
             wait = web.backed_off(config.backoff, attempt)
             try:
-                response = await connection.post(self.url, content=content)
-            except httpx2.TimeoutException:
-                problem = f"no answer within {config.timeout_seconds:g} seconds"
+                response = await web.ask(connection, "POST", self.url, content, seconds=seconds, limit=limit)
+            except TimeoutError:
+                problem = f"no answer within {seconds:g} seconds"
+            except web.TooLong as error:
+                raise RunError(
+                    f"preference=judge: {self.url} answered {error}: check that preference.url is a judge's, lower "
+                    "preference.max_tokens or raise preference.max_answer_mb, then `alignrun resume RUN`"
+                ) from None
             except httpx2.RequestError as error:
                 problem = one_line(error, 200)
             else:
@@ -57,8 +62,8 @@ class JudgeClient:
             if attempt < config.retries:
                 await asyncio.sleep(min(wait, LONGEST_WAIT))
         raise RunError(
-            f"preference=judge: {self.url} failed {config.retries + 1} times ({problem}): start it again or wait, "
-            "then `alignrun resume RUN`; what it has answered is kept"
+            f"preference=judge: {self.url} failed {config.retries + 1} times ({problem}): start it again or wait, or "
+            "raise preference.timeout_seconds, then `alignrun resume RUN`; what it has answered is kept"
         )
 
     def _answer(self, response: httpx2.Response) -> Answer:

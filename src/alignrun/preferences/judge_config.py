@@ -61,6 +61,10 @@ class JudgeConfig:
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable with the API key; unset, none is sent."""
     timeout_seconds: float = 60.0
+    """For one request, until the last byte of its answer."""
+    max_answer_mb: float = 16.0
+    """The largest answer that is read, in 10⁶ bytes: a verdict takes a few thousand, long thoughts with the
+    probabilities of every token millions."""
     retries: int = 6
     backoff: float = 1.0
     """Seconds before the first retry, doubled before each one that follows."""
@@ -90,6 +94,7 @@ class JudgeConfig:
         require(self.max_tokens >= 1, "preference.max_tokens", "must be at least 1")
         require(bool(self.key_variable), "preference.key_variable", "must name an environment variable")
         require(0 < self.timeout_seconds < math.inf, "preference.timeout_seconds", "must be positive")
+        require(0 < self.max_answer_mb < math.inf, "preference.max_answer_mb", "must be positive")
         require(self.retries >= 0, "preference.retries", "must not be negative")
         require(0 <= self.backoff < math.inf, "preference.backoff", "must not be negative")
         require(self.concurrency >= 1, "preference.concurrency", "must be at least 1")

@@ -31,9 +31,9 @@ def parse_answer(body: Any) -> Answer:
         text if isinstance(text, str) else "",
         dig(choice, "finish_reason") == "length",
         [
-            (token, float(logprob))
+            (token, float(min(max(logprob, -1e6), 1e6)))  # whole numbers may be too large for a float
             for token, logprob in pairs
-            if isinstance(token, str) and isinstance(logprob, (int, float)) and abs(logprob) < 1e6
+            if isinstance(token, str) and type(logprob) in (int, float)
         ],
     )
 
@@ -52,17 +52,34 @@ def load_answer(stored: str) -> Answer:
         return Answer("", False, [])
 
 
+MOST_MASS = 1.01
+"""Of the candidates for one token together, rounding included."""
+
+
+def is_distribution(candidates: list[tuple[str, float]]) -> bool:
+    """Whether log-probabilities of candidates can be those of one token: none of them twice, no more than all mass.
+
+    The same text may come twice, since several tokens may stand for it, but hardly with the same probability.
+    """
+    if not all(logprob < 1 for _, logprob in candidates):  # nor is NaN
+        return False
+    likely = [candidate for candidate in candidates if candidate[1] > math.log(0.01)]
+    once = len(set(likely)) == len(likely)
+    return once and sum(math.exp(logprob) for _, logprob in candidates) <= MOST_MASS
+
+
 def read(answer: Answer, answers: AnswersConfig) -> float | None:
     """The probability that the first completion wins; None where the answer is no verdict.
 
-    p₁ / (p₁ + p₂) of the first token, a tie's share being split, where most of its mass is on verdicts. Otherwise
-    the text decides: it must name one of them only, and begin or end with it. Thoughts in <think> do not count.
+    p₁ / (p₁ + p₂) of the first token, a tie's share being split, where most of its mass is on verdicts. Impossible
+    probabilities are no verdict: a server that gives them cannot be believed in the rest. Otherwise the text decides:
+    it must name one of them only, and begin or end with it. Thoughts in <think> do not count.
     """
+    if not is_distribution(answer.first_token):
+        return None
     values = {answers.first: 1.0, answers.second: 0.0} | ({} if answers.tie is None else {answers.tie: 0.5})
     masses = [
-        (math.exp(logprob), values[token.strip()])
-        for token, logprob in answer.first_token
-        if token.strip() in values and logprob < 1
+        (math.exp(logprob), values[token.strip()]) for token, logprob in answer.first_token if token.strip() in values
     ]
     total = sum(mass for mass, _ in masses)
     if total > 0.5:
