@@ -376,8 +376,8 @@ LAYERS = [
     {"game_files"},
     {"games", "objectives"},
     {"config"},
-    {"web", "processes"},
-    {"types", "errors"},
+    {"web", "processes", "terminal"},
+    {"types", "errors", "text"},
 ]
 
 

@@ -312,9 +312,9 @@ def test_hostile_text_stays_text(run: Path) -> None:
     assert "[red]b[/red]" in text
     assert "[/nonsense]" in text
     assert ":smile:" in text
-    assert "[bold]�x" in text
+    assert "[bold]␛x" in text
     assert not [c for c in text if c != "\n" and unicodedata.category(c).startswith("C")]
-    assert clean("\tمرحبا  世界 👩‍🚀\r\n") == "مرحبا 世界 👩�🚀"
+    assert clean("\tمرحبا  世界 👩\u200d🚀\u202e\r\n") == "مرحبا 世界 👩\u200d🚀[U+202E]"
 
 
 @pytest.mark.parametrize("width", [1, 12, 20, 36, 60, 80, 140, 250])

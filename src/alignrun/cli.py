@@ -13,6 +13,7 @@ from rich.console import Console
 
 from alignrun import __version__
 from alignrun.errors import AlignrunError, InputError, one_line
+from alignrun.terminal import PlainConsole, guard, say
 
 USAGE = """\
 alignrun [key=value …]                train: algo=nash_md model=smollm2-135m unless overridden
@@ -39,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def entry() -> None:
     """What the `alignrun` script and `python -m alignrun` do."""
+    guard()
     code = main()
     if job := _job():
         job.leave(code)
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # region; next to one other busy process they then wait for a core that a spinning thread holds.
     os.environ.setdefault("GOMP_SPINCOUNT", "100")
     # Where nobody looks at a terminal, lines are not broken to its width.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = PlainConsole(width=None if sys.stdout.isatty() else 160)
     try:
         return dispatch(arguments, console)
     except KeyboardInterrupt:
@@ -189,5 +191,5 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"alignrun: error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"alignrun: error: {message}")
     return code

@@ -7,6 +7,7 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -18,6 +19,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -25,6 +27,7 @@ from alignrun.algorithms.base import discover
 from alignrun.config import Config, TournamentConfig
 from alignrun.errors import InputError, one_line
 from alignrun.preferences import PREFERENCES
+from alignrun.text import visible
 
 VERSION_BASE = "1.3"
 PLUGINS = {
@@ -150,8 +153,13 @@ def plain(config: Config | TournamentConfig) -> dict[str, Any]:
 
 
 def dump(config: Config | TournamentConfig) -> str:
-    """The whole configuration as YAML, every default written out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The whole configuration as YAML, every default written out, hidden characters as YAML's escapes."""
+    whole = OmegaConf.structured(config)
+    text = OmegaConf.to_yaml(whole)
+    if visible(text) == text:
+        return text
+    plain = OmegaConf.to_container(whole, enum_to_str=True)
+    return yaml.dump(plain, Dumper=get_omega_conf_dumper(), allow_unicode=False, sort_keys=False)  # type: ignore[no-any-return]
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

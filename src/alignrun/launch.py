@@ -135,7 +135,7 @@ def _resume(config: Config, step: int | None, overrides: Sequence[str], run: Run
 
 def _assemble(config: Config, console: Console) -> Assembly:
     with processes.agreed(), memory_errors(config):
-        return assemble(config, lambda text: console.print(f"[dim]{text}[/]"))
+        return assemble(config, lambda text: console.print(text, style="dim", markup=False))
 
 
 def default_directory(config: Config) -> Path:

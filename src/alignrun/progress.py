@@ -14,6 +14,8 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
+from alignrun.terminal import PlainConsole
+
 ABSENT = "–"
 SHOWN = {
     "loss": "loss {:.4g}",
@@ -31,7 +33,7 @@ class Progress:
     def __init__(self, total: int, *, start: int = 0, console: Console | None = None) -> None:
         self.total = total
         self.start = start
-        self.console = console or Console(stderr=True)
+        self.console = console or PlainConsole(stderr=True)
         self._began = time.monotonic()
         self._bar: Bar | None = None
         if _is_live(self.console):
@@ -85,7 +87,7 @@ class Progress:
 
 def summary_panel(title: str, rows: list[tuple[str, str]], console: Console | None = None) -> None:
     """Print the outcome of a run to standard output: a panel on a terminal, aligned plain lines elsewhere."""
-    console = console or Console()
+    console = console or PlainConsole()
     if _is_live(console):
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, style="dim")

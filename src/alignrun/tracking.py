@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from alignrun.config import TrackerConfig, WandbMode
 from alignrun.errors import one_line
 from alignrun.run_directory import RunDirectory, append_jsonl, truncate_jsonl, write_text_atomic
+from alignrun.terminal import say
 from alignrun.types import Sample
 
 INIT_TIMEOUT = 15.0
@@ -125,7 +125,7 @@ def start_tracking(
     `notify` gets one line for each thing the user should know (default: standard error). No failure of wandb is
     raised; a broken metrics.jsonl is an InputError.
     """
-    notify = notify or _to_stderr
+    notify = notify or say
     if resume_step is not None:
         for file in (run.metrics_file, run.samples_file):
             truncate_jsonl(file, resume_step, lambda row: not resume_evaluated and _is_evaluation(row))
@@ -141,10 +141,6 @@ def start_tracking(
 
 def _is_evaluation(row: Mapping[str, Any]) -> bool:
     return "preference" in row or any(name.startswith("eval/") for name in row)
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _start_wandb(

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from alignrun.evaluation.results import Estimate
-from alignrun.reports.text import clip, in_words, number, percent, rate, shown, signed, visible
+from alignrun.reports.text import clip, in_words, number, percent, rate, shown, signed
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,6 @@ def test_an_interval_is_shown_where_there_is_one() -> None:
     assert str(shown(Estimate(0.6, 0.6, 0.6), rate)) == "0.600"
     assert str(shown(Estimate(0.6, math.nan, math.nan), rate)) == "0.600"
     assert str(shown(None, rate)) == "–"
-
-
-def test_what_cannot_be_seen_becomes_visible() -> None:
-    assert visible("a\x00\x1b\r\n\tb\x7f\x9f") == "a␀␛\n\tb␡�"
-    assert visible("\ud83d \u202etxt\u2069") == "� [U+202E]txt[U+2069]"
-    assert visible("שלום 👩‍👩‍👧 ≻ π") == "שלום 👩‍👩‍👧 ≻ π"
 
 
 def test_a_long_name_keeps_both_ends() -> None:

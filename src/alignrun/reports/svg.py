@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from alignrun.evaluation.plots import as_svg
-from alignrun.reports.text import visible
+from alignrun.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,18 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from alignrun.evaluation.results import Estimate
+from alignrun.text import visible
 
 ABSENT = "–"
 EXACT = 1e-9
 """Ends of an interval that are nearer than this to each other are one number."""
-REPLACEMENT = "\ufffd"
-BIDI_CONTROLS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-UNPRINTABLE: dict[int, str] = {
-    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
-    **dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF), REPLACEMENT),
-    **{code: f"[U+{code:X}]" for code in BIDI_CONTROLS},
-    0x7F: "\u2421",
-}
 
 Form = Callable[[float], str]
 
@@ -69,14 +62,6 @@ def signed(value: float) -> str:
 
 def _minus(digits: str) -> str:
     return "0" if re.fullmatch(r"[-+]0", digits) else re.sub(r"(?<!e)-", "\u2212", digits)
-
-
-def visible(text: str) -> str:
-    """Any string as one that is valid UTF-8 and XML and reads in the order in which it stands.
-
-    Models write anything: control characters become their pictures, direction overrides their code points.
-    """
-    return text.replace("\r\n", "\n").translate(UNPRINTABLE)
 
 
 def clip(text: str, limit: int) -> str:

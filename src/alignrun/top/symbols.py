@@ -1,10 +1,11 @@
 """Values and texts as a few characters."""
 
 import math
-import unicodedata
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from alignrun.text import visible
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ABSENT = "–"
@@ -31,9 +32,8 @@ def sparkline(values: ArrayLike, width: int) -> str:
 
 
 def clean(text: object) -> str:
-    """Text that others wrote, in one line that can do nothing to a terminal: no control or format characters."""
-    folded = " ".join(str(text).split())
-    return "".join("�" if unicodedata.category(character).startswith("C") else character for character in folded)
+    """Text that others wrote, in one line that can do nothing to a terminal."""
+    return " ".join(visible(str(text)).split())
 
 
 def figure(value: float) -> str:
