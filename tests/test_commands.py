@@ -377,7 +377,7 @@ LAYERS = [
     {"games", "objectives"},
     {"config"},
     {"web", "processes", "terminal"},
-    {"types", "errors", "text"},
+    {"types", "errors", "text", "working_directory"},
 ]
 
 

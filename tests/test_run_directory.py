@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import zeros
 
+from alignrun import run_directory
 from alignrun.errors import InputError, RunError
 from alignrun.run_directory import (
     RunDirectory,
@@ -205,15 +206,19 @@ def test_truncation_refuses_a_broken_line_in_the_middle(run: RunDirectory) -> No
     assert run.metrics_file.read_text().endswith('{"step": 2}\n')
 
 
-def test_the_environment_is_json_and_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_environment_is_json_and_names_the_commit_of_alignrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "src" / "alignrun" / "run_directory.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("1")
+    monkeypatch.setattr(run_directory, "__file__", str(module))
     assert environment()["git_commit"] is None
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    subprocess.run(["git", "init", "-q"], check=True)
-    Path("file").write_text("1")
-    subprocess.run([*git, "add", "file"], check=True)
-    subprocess.run([*git, "commit", "-qm", "first"], check=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "src"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
     found = json.loads(json.dumps(environment()))
     assert found["git_commit"] == commit
     assert found["versions"]["python"] == sys.version.split()[0]
@@ -229,7 +234,32 @@ def test_the_environment_is_json_and_names_the_commit(tmp_path: Path, monkeypatc
         "started",
         "command",
     }
-    Path("file").write_text("2")
+    module.write_text("2")
     assert environment()["git_commit"] == f"{commit}-dirty"
     monkeypatch.setenv("PATH", "")
     assert environment()["git_commit"] is None
+
+
+def test_no_repository_can_have_git_run_its_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A monitor of the file system is any program; neither the current folder's nor alignrun's own is run."""
+    ran = tmp_path / "ran"
+    monitor = tmp_path / "monitor"
+    monitor.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    monitor.chmod(0o755)
+    for name in ("here", "own"):
+        folder = tmp_path / name
+        module = folder / "src" / "alignrun" / "run_directory.py"
+        module.parent.mkdir(parents=True)
+        module.write_text("1")
+        git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+        for command in (["init", "-q"], ["add", "src"], ["commit", "-qm", "first"]):
+            subprocess.run([*git, *command], check=True)
+        subprocess.run([*git, "config", "core.fsmonitor", str(monitor)], check=True)
+    monkeypatch.chdir(tmp_path / "here")
+    subprocess.run(["git", "describe", "--always", "--dirty"], check=True, capture_output=True)
+    assert ran.exists(), "git does run it where nothing forbids that"
+    ran.unlink()
+    environment()
+    monkeypatch.setattr(run_directory, "__file__", str(tmp_path / "own" / "src" / "alignrun" / "run_directory.py"))
+    assert environment()["git_commit"]
+    assert not ran.exists()

@@ -14,6 +14,7 @@ from rich.console import Console
 from alignrun import __version__
 from alignrun.errors import AlignrunError, InputError, one_line
 from alignrun.terminal import PlainConsole, guard, say
+from alignrun.working_directory import distrust
 
 USAGE = """\
 alignrun [key=value …]                train: algo=nash_md model=smollm2-135m unless overridden
@@ -40,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def entry() -> None:
     """What the `alignrun` script and `python -m alignrun` do."""
+    distrust()
     guard()
     code = main()
     if job := _job():

@@ -263,10 +263,20 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the current folder, with `-dirty` where tracked files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    """The commit of alignrun's own source tree, with `-dirty` where tracked files differ; None where it has none.
+
+    Nothing is asked about the current folder: a repository's configuration names programs that git runs.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "-C", str(root)]
+    command += ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    # Git's variables could point it elsewhere. It reads the user's configuration, safe.directory with it.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    clean |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, env=clean)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

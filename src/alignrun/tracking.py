@@ -13,6 +13,7 @@ from alignrun.errors import one_line
 from alignrun.run_directory import RunDirectory, append_jsonl, truncate_jsonl, write_text_atomic
 from alignrun.terminal import say
 from alignrun.types import Sample
+from alignrun.working_directory import elsewhere
 
 INIT_TIMEOUT = 15.0
 """Seconds that wandb may take to reach its server at the start."""
@@ -158,7 +159,8 @@ def _start_wandb(
 
     # A configuration that says online outranks an environment that says offline, as in wandb itself.
     wish = {"mode": "online"} if config.mode is WandbMode.online else {}
-    settings = wandb.setup(wandb.Settings(silent=True, **wish)).settings
+    with elsewhere():  # it would take the server's address, to which it sends the key, from the current folder
+        settings = wandb.setup(wandb.Settings(silent=True, **wish)).settings
     mode = mode or settings.mode
     mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
     if mode == "disabled":
@@ -196,7 +198,8 @@ def _start_wandb(
         # The background process of wandb goes on trying, and holds the run id, until it ends.
         with contextlib.suppress(SystemExit):
             wandb.teardown()
-        wandb.setup(wandb.Settings(silent=True))
+        with elsewhere():
+            wandb.setup(wandb.Settings(silent=True))
         opened = wandb.init(**arguments | {"mode": "offline"})
     return WandbTracker(opened, opened.url or str(Path(opened.dir).parent))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from alignrun.evaluation.calibration import Reliability
 from alignrun.evaluation.intervals import wilson_interval
+from alignrun.working_directory import elsewhere
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +19,8 @@ def reliability_plot(reliability: Reliability, title: str) -> "Figure":
 
     A whisker takes the pairs of a bin for independent: it is too short if many are of one prompt.
     """
-    from matplotlib.figure import Figure
+    with elsewhere():  # a matplotlibrc of the current folder is not the user's
+        from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(5.2, 7.0), layout="constrained")

@@ -1,11 +1,12 @@
 """A preference or a reward from the user's own Python function, named by its import path."""
 
 import importlib
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from alignrun import processes
 from alignrun.config import require, schema
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.preferences.base import Preference, Reward, preference
+from alignrun.working_directory import importable
 
 
 class FunctionKind(str, Enum):
@@ -32,7 +34,7 @@ class FunctionConfig:
 
     name: str = "function"
     function: str | None = None
-    """`package.module:name`, importable from the current folder or the environment."""
+    """`package.module:name`, in the environment or, where it is not there, in the current folder."""
     kind: FunctionKind = FunctionKind.preference
     temperature: float = 1.0
     """For a reward: P = σ((r − r') / temperature)."""
@@ -85,7 +87,9 @@ def build(config: FunctionConfig) -> Preference:
 
 
 def import_function(path: str) -> Callable[..., Any]:
-    """Import `package.module:name`, also from the current folder.
+    """Import `package.module:name` from the environment, or from the current folder where it is not there.
+
+    The folder is importable until the module is imported and no longer: what a library looks for later is not there.
 
     Raises:
         InputError: it is not there or not callable.
@@ -93,10 +97,9 @@ def import_function(path: str) -> Callable[..., Any]:
     module_name, separator, name = path.partition(":")
     if not separator or not module_name or not name:
         raise InputError(f"preference.function={path} is not an import path: write package.module:function")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        module = importlib.import_module(module_name)
+        with nullcontext() if _is_installed(module_name.partition(".")[0]) else importable():
+            module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may raise anything while it is imported
         problem = f"{type(error).__name__}: {one_line(error, 120)}"
         raise InputError(
@@ -104,10 +107,19 @@ def import_function(path: str) -> Callable[..., Any]:
         ) from error
     function = getattr(module, name, None)
     if function is None:
-        raise InputError(f"preference.function={path}: module {module_name} has no {name}")
+        where = getattr(module, "__file__", None) or "built into Python"
+        raise InputError(
+            f"preference.function={path}: module {module_name} has no {name}: correct the name, or rename your module "
+            f"if you meant another one than {where}"
+        )
     if not callable(function):
         raise InputError(f"preference.function={path} is not callable")
     return function  # type: ignore[no-any-return]
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a top-level name can be imported without the current folder."""
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: list[str]) -> Tensor:
@@ -120,6 +132,11 @@ def _call(name: str, function: Callable[..., Any], *arguments: list[str]) -> Ten
 def _ask(name: str, function: Callable[..., Any], *arguments: list[str]) -> Tensor:
     try:
         values = torch.as_tensor(function(*arguments), dtype=torch.float32).flatten().cpu()
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"preference.function={name} failed: {one_line(error)}: install it, or import it at the top of the "
+            "function's module, since the current folder is importable only until that is imported"
+        ) from error
     except Exception as error:  # the user's code may raise anything
         raise RunError(f"preference.function={name} failed: {type(error).__name__}: {one_line(error)}") from error
     if len(values) != len(arguments[0]):

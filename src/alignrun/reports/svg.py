@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from alignrun.evaluation.plots import as_svg
 from alignrun.text import visible
+from alignrun.working_directory import elsewhere
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,8 @@ def inline(draw: "Callable[[Figure], None]", size: tuple[float, float], key: str
 
     The label says in words what a reader sees who cannot see it.
     """
-    import matplotlib
+    with elsewhere():  # a matplotlibrc of the current folder is not the user's
+        import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
