@@ -64,6 +64,7 @@ def test_layout_of_a_run(run: RunDirectory) -> None:
         "samples.jsonl",
         "summary.json",
         "environment.json",
+        "pins.json",
         "report.html",
         "wandb_run.json",
         "checkpoints",

@@ -38,6 +38,7 @@ from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_architecture, load_tokenizer
+from alignrun.pins import Pins, take_pins
 from alignrun.preferences import PREFERENCES, Preference
 from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
@@ -53,6 +54,8 @@ class Assembly:
     algorithm: Algorithm
     data: Dataset
     evaluate: Evaluator
+    pins: Pins
+    """What the run stands on, by content."""
 
 
 def check(config: Config) -> None:
@@ -179,12 +182,12 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         if isinstance(trained, Scorer):
             algorithm = kind(config.algo, FeedbackTools(trained, config))
             encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))
-            return Assembly(
-                trained, algorithm, data, FeedbackEvaluator(algorithm, heldout, encode, trained.device, config)
-            )
+            evaluator = FeedbackEvaluator(algorithm, heldout, encode, trained.device, config)
+            return Assembly(trained, algorithm, data, evaluator, take_pins(config, loaded, trained.backbone))
         policy = trained
         if preference is None:
             preference = build_preference(config.preference, policy.backbone)
+        pins = take_pins(config, loaded, policy.backbone, preference)
         algorithm = kind(config.algo, Tools(policy, preference, config))
         for note in algorithm.notes():
             report(note)
@@ -193,7 +196,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)
     questions = distinct_prompts(loaded.heldout)
     evaluate = build_evaluator(config, policy, preference, algorithm, heldout, questions, encoding)
-    return Assembly(trained, algorithm, data, evaluate)
+    return Assembly(trained, algorithm, data, evaluate, pins)
 
 
 def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy | Scorer:

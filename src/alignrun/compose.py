@@ -169,7 +169,7 @@ def _plain(value: Any) -> Any:
 
 def dump(config: Config | TournamentConfig) -> str:
     """The whole configuration as YAML, every default written out."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
