@@ -412,7 +412,7 @@ def test_local_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.Mon
     assert config.preference.path == str(tmp_path / "judge")
     assert config.generation.server_adapter_folder == str(tmp_path / "new")
     assert config.data.path == "org/set", "a name of the hub"
-    config = anchored(compose(["model=path", "model.path=org/name", "data=jsonl", "data.path=~/rows.jsonl"]))
+    config = anchored(compose(["model=path", "model.path=org/name", "data=jsonl", "data.path='~/rows.jsonl'"]))
     assert config.model.path == "org/name"
     assert config.data.path == str(tmp_path / "home" / "rows.jsonl")
     config = anchored(compose(["experiment=game", "preference.game=game.json"]))

@@ -22,7 +22,7 @@ from alignrun.models.device import resolve_device
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import load_tokenizer
-from alignrun.pins import Pins, read_pins
+from alignrun.pins import checked, read_pins
 from alignrun.preferences.base import preference_using
 from alignrun.progress import Progress, summary_panel
 from alignrun.resumption import Resumption, commit, settle
@@ -140,6 +140,15 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
         return _resume(config, stored, step, accepted, overrides, run, console)
 
 
+def _read_overrides(run: RunDirectory) -> list[str]:
+    """What overrides.yaml holds. Raises InputError where that is no list."""
+    try:
+        found = yaml.safe_load(run.overrides_file.read_text(encoding="utf-8")) if run.overrides_file.is_file() else []
+        return [str(override) for override in found]
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{run.overrides_file} cannot be read ({one_line(error, 120)}): delete it") from None
+
+
 def _accepted(overrides: Sequence[str]) -> tuple[bool, list[str]]:
     """Whether the user accepts that what the run stands on has changed, and the overrides of the configuration."""
     key = "resume.changed="
@@ -178,8 +187,8 @@ def _resume(
             read_jsonl(file)
     assembly = _assemble(config, console)
     with processes.agreed():
-        pins = _compared(assembly.pins, run, accepted, checkpoint.step if checkpoint else 0)
-    before = yaml.safe_load(run.overrides_file.read_text(encoding="utf-8")) if run.overrides_file.is_file() else []
+        pins = checked(assembly.pins, run, accepted, checkpoint.step if checkpoint else 0)
+        before = _read_overrides(run)
     going_on = Resumption(
         step=0,
         evaluated=False,
@@ -189,20 +198,6 @@ def _resume(
         outputs=(run.adapter.name, *assembly.algorithm.exports()),
     )
     return _fit(config, replace(assembly, pins=pins), run, console, going_on, checkpoint, stored)
-
-
-def _compared(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
-    """What the run stands on, once it is known to be what it stood on, or the change is accepted. Raises InputError."""
-    before = read_pins(run)
-    if before is None or not (parts := before.differing(now)):
-        return replace(now, changed=before.changed if before else ())
-    if not accepted:
-        raise InputError(
-            f"{run.path}: the {', '.join(parts)} that the run stands on {'is' if len(parts) == 1 else 'are'} not what "
-            f"{'it was' if len(parts) == 1 else 'they were'}: restore {'it' if len(parts) == 1 else 'them'}, or add "
-            "resume.changed=accept to go on with what is there now"
-        )
-    return replace(now, changed=(*before.changed, *(f"{part} from step {step}" for part in parts)))
 
 
 def export(path: str, step: int | None, merge: bool, target: str | None, console: Console) -> int:

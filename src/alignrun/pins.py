@@ -88,6 +88,30 @@ def read_pins(run: RunDirectory) -> Pins | None:
         ) from None
 
 
+def checked(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
+    """The parts as they are now, once they are known to be what a run began with, or the change is accepted.
+
+    Args:
+        now: what is there.
+        run: whose file says what there was.
+        accepted: whether the user accepts a change.
+        step: from which the run is to go on.
+
+    Raises:
+        InputError: a part has changed.
+    """
+    before = read_pins(run)
+    if before is None or not (parts := before.differing(now)):
+        return replace(now, changed=before.changed if before else ())
+    if not accepted:
+        verb, pronoun, were = ("is", "it", "it was") if len(parts) == 1 else ("are", "them", "they were")
+        raise InputError(
+            f"{run.path}: the {', '.join(parts)} that the run stands on {verb} not what {were}: restore {pronoun}, or "
+            "add resume.changed=accept to go on with what is there now"
+        )
+    return replace(now, changed=(*before.changed, *(f"{part} from step {step}" for part in parts)))
+
+
 def examples_digest(examples: Sequence[Example]) -> str:
     """A digest of examples in their order, wherever they were read from."""
     return _digest(*(repr(replace(example, origin="")) for example in examples))
