@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from alignrun import cli, launch, pins, resumption
 from alignrun.checkpoint import list_checkpoints, save_checkpoint
 from alignrun.compose import anchored, compose, dump, load
 from alignrun.config import DataSource
-from alignrun.data import PromptSet
+from alignrun.data import Loaded, PromptSet
 from alignrun.evaluation.win_rate import WinRateEvaluator
-from alignrun.pins import Pins, examples_digest, folder_digest
+from alignrun.models.cards import AdapterCard, write_card
+from alignrun.models.policy import Policy
+from alignrun.pins import Pins, examples_digest, folder_digest, take_pins
 from alignrun.preferences import examples
 from alignrun.reports.record import read
 from alignrun.run_directory import RunDirectory
@@ -451,6 +454,36 @@ def test_a_digest_is_of_weights_and_scaling(tmp_path: Path, monkeypatch: pytest.
     assert folder_digest(tmp_path) == first
     save_file({"w": torch.arange(4096.0) + 1}, file)
     assert folder_digest(tmp_path) != first
+
+
+def test_every_part_is_pinned(policy: Policy, tmp_path: Path) -> None:
+    """Opponent, feedback model, and a base that is held in another form than its files: a change of each is seen."""
+    for name in ("base", "opponent", "judge"):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.zeros(3)}, tmp_path / name / "model.safetensors")
+    card = AdapterCard("preference", base="", template="{prompt}{first}{second}")
+    write_card(tmp_path / "judge", card)
+    config = compose(
+        [
+            *("algo=best_response", f"algo.opponent={tmp_path / 'opponent'}"),
+            *("preference=learned", f"preference.path={tmp_path / 'judge'}"),
+            *("model=path", f"model.path={tmp_path / 'base'}"),
+        ]
+    )
+    quantised = SimpleNamespace(fingerprint="", model=policy.model)
+    judge: Any = SimpleNamespace()
+
+    def now(backbone: Any = quantised) -> Pins:
+        return take_pins(config, Loaded([Example("a", "x")], [Example("b", "y")], 0), backbone, judge)
+
+    before = now()
+    assert before.differing(now(policy.backbone)) == ["base"]
+    for name, part in (("base", "base"), ("opponent", "opponent"), ("judge", "feedback model")):
+        save_file({"w": torch.ones(3)}, tmp_path / name / "model.safetensors")
+        assert before.differing(now()) == [part]
+        save_file({"w": torch.zeros(3)}, tmp_path / name / "model.safetensors")
+    write_card(tmp_path / "judge", replace(card, template="{prompt} {first}{second}"))
+    assert before.differing(now()) == ["feedback model"]
 
 
 def test_what_cannot_be_known_is_no_difference() -> None:
