@@ -406,8 +406,9 @@ def test_a_run_goes_on_from_another_folder(run: Path, tmp_path: Path, monkeypatc
 def test_local_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("base", "judge", "cyc"):
+    for name in ("base", "judge", "cyc", "home"):
         (tmp_path / name).mkdir()
+    (tmp_path / "home" / "rows.jsonl").touch()
     (tmp_path / "game.json").write_text("{}")
     judged = ["preference=learned", "preference.path=judge", "data=hub", "data.path=org/set"]
     config = anchored(compose(["model=path", "model.path=base", "generation.server_adapter_folder=new", *judged]))
@@ -415,6 +416,8 @@ def test_local_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.Mon
     assert config.preference.path == str(tmp_path / "judge")
     assert config.generation.server_adapter_folder == str(tmp_path / "new")
     assert config.data.path == "org/set", "a name of the hub"
+    config = anchored(compose(["model=path", "model.path=./absent"]))
+    assert config.model.path == "./absent", "which is refused as it was typed"
     config = anchored(compose(["model=path", "model.path=org/name", "data=jsonl", "data.path='~/rows.jsonl'"]))
     assert config.model.path == "org/name"
     assert config.data.path == str(tmp_path / "home" / "rows.jsonl")

@@ -252,9 +252,7 @@ def anchored(config: Config) -> Config:
         if not isinstance(value, str):
             return value
         path = Path(value).expanduser()
-        local = key in PATHS or value.startswith(("~", "./", "../")) or path.exists()
-        if key in GAMES:
-            local = path.suffix == ".json"
+        local = path.suffix == ".json" if key in GAMES else key in PATHS or path.exists()
         return str(path.absolute()) if local else value
 
     for key in (*NAMES_OR_PATHS, *GAMES, *PATHS):

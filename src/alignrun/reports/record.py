@@ -85,7 +85,7 @@ def read(run: RunDirectory) -> RunRecord:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8", errors="replace")
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""  # a device may have no end
     except OSError:
         return ""
 
