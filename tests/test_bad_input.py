@@ -90,7 +90,10 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         (["preference.function=math:pi"], "is not callable"),
         (["reference=adapter"], "reference.path"),
         (["reference=adapter", "reference.path=absent"], "reference.path: absent"),
-        (["reference=adapter", "reference.path=.", "adapter=none"], "reference.path=. needs adapter=lora"),
+        (
+            ["reference=adapter", "reference.path=.", "adapter=none"],
+            " needs adapter=lora or qlora: all weights are trained here",
+        ),
         (["data.max_prompt_tokens=3"], "train.jsonl:1"),
     ],
 )

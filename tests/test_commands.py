@@ -366,7 +366,7 @@ LAYERS = [
     {"memory_trace"},
     {"reports"},
     {"evaluation"},
-    {"trainer"},
+    {"resumption", "trainer", "pins"},
     {"algorithms"},
     {"pruning"},
     {"checkpoint", "tracking", "optim", "progress", "job"},

@@ -65,6 +65,7 @@ def test_layout_of_a_run(run: RunDirectory) -> None:
         "samples.jsonl",
         "summary.json",
         "environment.json",
+        "pins.json",
         "report.html",
         "wandb_run.json",
         "checkpoints",
@@ -86,6 +87,29 @@ def test_a_second_run_is_not_made_over_the_first(tmp_path: Path, content: str) -
 def test_a_folder_of_other_things_may_become_a_run(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     RunDirectory.create(tmp_path).close()
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where both have looked before either has made its folder, as `exists` says of none here."""
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    runs = [RunDirectory.create_numbered(tmp_path / "runs" / "now") for _ in range(3)]
+    assert [run.path.name for run in runs] == ["now", "now_2", "now_3"]
+    for run in runs:
+        run.close()
+
+
+def test_a_run_that_was_made_in_the_meantime_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = RunDirectory.lock
+
+    def late(run: RunDirectory) -> None:
+        lock(run)
+        run.config_file.write_text("seed: 1\n")  # another process began, ended and let go before the lock was ours
+
+    monkeypatch.setattr(RunDirectory, "lock", late)
+    with pytest.raises(InputError, match="already holds a run"):
+        RunDirectory.create(tmp_path / "run")
 
 
 @pytest.mark.parametrize("place", ["notes.txt", "notes.txt/run"])

@@ -41,6 +41,7 @@ from alignrun.models.policy import Policy
 from alignrun.models.saving import check_saving
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_architecture, load_tokenizer
+from alignrun.pins import Pins, take_pins
 from alignrun.preferences import PREFERENCES, Preference
 from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
@@ -56,6 +57,8 @@ class Assembly:
     algorithm: Algorithm
     data: Dataset
     evaluate: Evaluator
+    pins: Pins
+    """What the run stands on, by content."""
 
 
 def check(config: Config) -> None:
@@ -102,9 +105,9 @@ def check(config: Config) -> None:
         raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
     device = resolve_device(config.model.device)
     check_split(config.adapter)
-    if (sharding := processes.sharding()) and config.model.cuda_graphs and device.type == "cuda":
+    if (sharding := processes.sharding()) and config.model.cuda_graphs is True and device.type == "cuda":
         raise InputError(
-            f"config: model.cuda_graphs=true records no base that is split by {sharding.value}: set it false"
+            f"config: model.cuda_graphs=true records no base that is split by {sharding.value}: set it to auto or false"
         )
     if config.adapter.name is AdapterKind.qlora:
         if config.model.source in (ModelSource.random, ModelSource.game):
@@ -183,12 +186,12 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         if isinstance(trained, Scorer):
             algorithm = kind(config.algo, FeedbackTools(trained, config))
             encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))
-            return Assembly(
-                trained, algorithm, data, FeedbackEvaluator(algorithm, heldout, encode, trained.device, config)
-            )
+            evaluator = FeedbackEvaluator(algorithm, heldout, encode, trained.device, config)
+            return Assembly(trained, algorithm, data, evaluator, take_pins(config, loaded, trained.backbone))
         policy = trained
         if preference is None:
             preference = build_preference(config.preference, policy.backbone)
+        pins = take_pins(config, loaded, policy.backbone, preference)
         algorithm = kind(config.algo, Tools(policy, preference, config))
         for note in algorithm.notes():
             report(note)
@@ -197,7 +200,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)
     questions = distinct_prompts(loaded.heldout)
     evaluate = build_evaluator(config, policy, preference, algorithm, heldout, questions, encoding)
-    return Assembly(trained, algorithm, data, evaluate)
+    return Assembly(trained, algorithm, data, evaluate, pins)
 
 
 def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy | Scorer:

@@ -86,6 +86,13 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
+def discard_later(directory: Path, step: int) -> None:
+    """Delete the checkpoints of later steps, the newest first: they belong to a future that was given up."""
+    for later, path in reversed(list_checkpoints(directory)):
+        if later > step:
+            _discard(path)
+
+
 class Damaged(InputError):
     """A checkpoint is not what was written."""
 

@@ -2,8 +2,10 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import asdict, is_dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +21,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
 
 from alignrun.algorithms.base import discover
 from alignrun.config import Config, TournamentConfig
@@ -45,6 +45,13 @@ HINTS = {
     "could not be converted to Float": "give a number",
 }
 """How to mend what OmegaConf refuses, by its words."""
+
+NAMES_OR_PATHS = ("model.path", "data.path", "data.eval_path", "reference.path", "preference.path", "algo.opponent")
+"""What may be a path, or else a name of the hub."""
+GAMES = ("preference.game", "data.game")
+"""What may be a file, or else the name of a game."""
+PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
+"""What is a path, also where nothing stands there yet."""
 
 Root = TypeVar("Root", Config, TournamentConfig)
 
@@ -123,8 +130,8 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
         missing = OmegaConf.missing_keys(composed)
         if missing:
             raise InputError(f"config: {', '.join(sorted(missing))} must be given")
-        OmegaConf.resolve(composed)
-        for key, number in _floats(OmegaConf.to_container(composed), ""):
+        # Interpolations are resolved in one round: what a value that was escaped has become is text.
+        for key, number in _floats(OmegaConf.to_container(composed, resolve=True), ""):
             # An architecture may hold what transformers writes into it.
             if not math.isfinite(number) and not key.startswith("model.architecture."):
                 raise InputError(f"config: {key} must be a finite number, not {number}")
@@ -148,25 +155,33 @@ def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
 
 def plain(config: Config | TournamentConfig) -> dict[str, Any]:
     """The whole configuration as dictionaries of plain values."""
-    container: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return dict(container)
+    container: dict[str, Any] = _plain(asdict(config))
+    return container
+
+
+def _plain(value: Any) -> Any:
+    """Enumerations by name; OmegaConf would take `${…}` in a text for a reference."""
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    return value.name if isinstance(value, Enum) else value
 
 
 def dump(config: Config | TournamentConfig) -> str:
     """The whole configuration as YAML, every default written out, hidden characters as YAML's escapes."""
-    whole = OmegaConf.structured(config)
-    text = OmegaConf.to_yaml(whole)
-    if visible(text) == text:
-        return text
-    plain = OmegaConf.to_container(whole, enum_to_str=True)
-    return yaml.dump(plain, Dumper=get_omega_conf_dumper(), allow_unicode=False, sort_keys=False)  # type: ignore[no-any-return]
+    whole = plain(config)
+    text = str(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+    return text if visible(text) == text else str(yaml.safe_dump(whole, sort_keys=False))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that `dump` wrote, with values changed by `key=value`.
 
+    What is stored is data: `${…}` in it is text. In an override it stands for another value.
+
     Raises:
-        InputError: the file is missing, not YAML, or not a configuration of this version.
+        InputError: the file is missing, not YAML, or not a configuration of this version; an override that cannot be.
     """
     for group, _, choice in (override.partition("=") for override in overrides):
         if group in groups():
@@ -175,19 +190,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
                 f"{group}.KEY=…, or start another run"
             )
     try:
-        stored = OmegaConf.load(path)
-        if not isinstance(stored, DictConfig):
-            raise InputError(f"{path} is not a configuration: restore it from a backup")
-        base = OmegaConf.structured(Config)
-        base.algo = discover()[stored.algo.name].config_class
-        base.preference = PREFERENCES[stored.preference.name].config_class
-        merged = OmegaConf.merge(base, stored, OmegaConf.from_dotlist(list(overrides)))
-        assert isinstance(merged, DictConfig)
-        return typed(merged, Config)
-    except OmegaConfBaseException as error:
-        raise InputError(f"{path}: {explain(error)}") from error
-    except (OSError, UnicodeDecodeError, YAMLError, KeyError, AttributeError, TypeError) as error:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        sections = discover()[stored["algo"]["name"]], PREFERENCES[stored["preference"]["name"]]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
+    try:
+        whole = _with_values(stored, *(section.config_class for section in sections))
+        config = typed(whole, Config)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise InputError(f"{path}: {explain(error)}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return changed(config, overrides) if overrides else config
 
 
 def changed(config: Config, overrides: Sequence[str]) -> Config:
@@ -202,11 +216,57 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
         config = replace(config, **{group: getattr(section, group)})
     rest = [override for override in overrides if override.partition("=")[0].partition(".")[0] not in chosen]
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist(list(rest)))
+        whole = _with_values(plain(config), type(config.algo), type(config.preference))
+        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(list(rest)))
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise InputError(
+            f"config: cannot read the overrides {' '.join(rest)} ({one_line(error, 120)}): write key=value"
+        ) from error
     assert isinstance(merged, DictConfig)
     return typed(merged, Config)
+
+
+def _with_values(values: Any, algo: type, preference: type) -> DictConfig:
+    """The schema of a run with plain values in it, each of them as it is."""
+    base = OmegaConf.structured(Config)
+    base.algo, base.preference = algo, preference
+    merged = OmegaConf.merge(base, OmegaConf.create(_literal(values)))
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _literal(value: Any) -> Any:
+    """Plain values in which `${` is escaped, with the backslashes before it, so that OmegaConf reads it as text."""
+    if isinstance(value, dict):
+        return {key: _literal(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_literal(child) for child in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
+def anchored(config: Config) -> Config:
+    """The configuration with every local path absolute: it means the same in any folder."""
+
+    def placed(key: str, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        path = Path(value).expanduser()
+        local = path.suffix == ".json" if key in GAMES else key in PATHS or path.exists()
+        return str(path.absolute()) if local else value
+
+    for key in (*NAMES_OR_PATHS, *GAMES, *PATHS):
+        group, _, name = key.partition(".")
+        section = getattr(config, group)
+        if hasattr(section, name):
+            config = replace(config, **{group: replace(section, **{name: placed(key, getattr(section, name))})})
+    architecture = {
+        name: placed(GAMES[0], value) if name == "game" else value for name, value in config.model.architecture.items()
+    }
+    return replace(config, model=replace(config.model, architecture=architecture))
 
 
 def choices(group: str) -> list[str]:

@@ -2,27 +2,27 @@
 
 import contextlib
 import json
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 from rich.console import Console
 
 from alignrun import compose, processes
 from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.build import Assembly, assemble, check, memory_errors
-from alignrun.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from alignrun.checkpoint import Checkpoint, read_checkpoint
 from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import resolve_device
+from alignrun.pins import checked, read_pins
 from alignrun.progress import Progress, summary_panel
-from alignrun.run_directory import RunDirectory, environment, write_text_atomic
+from alignrun.resumption import Resumption, commit, settle
+from alignrun.run_directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
 from alignrun.tracking import Tracking, start_tracking
 from alignrun.trainer import Outcome, Progressed, Trainer
 
@@ -33,20 +33,30 @@ def train(config: Config, overrides: Sequence[str], console: Console) -> int:
     Raises:
         AlignrunError: bad input, or a run that could not go on.
     """
+    config = compose.anchored(config)
     with job(config, console) as console, contextlib.ExitStack() as held:
-        run = RunDirectory(processes.told(config.run.dir or default_directory(config)))
+        made: RunDirectory | None = None
         with processes.agreed():
             check(config)
             if processes.is_main():
-                run = held.enter_context(contextlib.closing(RunDirectory.create(run.path)))
-        return _train(config, overrides, run, console)
+                made = held.enter_context(contextlib.closing(new_run(config)))
+        path = processes.told(made.path if made else None)
+        return _train(config, overrides, made or RunDirectory(path), console)
+
+
+def new_run(config: Config) -> RunDirectory:
+    """The folder of a new run: run.dir, or runs/DATE_TIME_ALGO_MODEL, numbered where that is taken."""
+    if config.run.dir is not None:
+        return RunDirectory.create(config.run.dir)
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.algo.name}_{config.model.name}"
+    return RunDirectory.create_numbered(Path("runs") / name)
 
 
 def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console: Console) -> int:
     with processes.agreed():
         if processes.is_main():
             write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
-            write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+            write_text_atomic(run.overrides_file, overrides_text(overrides))
     try:
         assembly = _assemble(config, console)
     except BaseException:
@@ -55,8 +65,14 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
         raise
     with processes.agreed():
         if processes.is_main():
+            write_text_atomic(run.pins_file, assembly.pins.text())
             write_text_atomic(run.config_file, compose.dump(config))
     return _fit(config, assembly, run, console)
+
+
+def overrides_text(overrides: Sequence[str]) -> str:
+    """The overrides as overrides.yaml holds them: what was typed, as text."""
+    return str(yaml.safe_dump(list(overrides), allow_unicode=True))
 
 
 @contextlib.contextmanager
@@ -91,6 +107,7 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
         config,
         algo=BestResponseConfig(opponent=str(run.path), **kept),
         adapter=AdapterConfig(name=config.adapter.name),
+        train=replace(config.train, max_kl=None),  # a limit of that run, not of what beats it
         run=RunConfig(),
     )
     return train(compose.changed(config, overrides), overrides, console)
@@ -100,49 +117,88 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
     """Go on from the newest checkpoint of a run, or from that of `step`; the exit code.
 
     What lies after `step` is given up. With overrides the run goes on under the changed configuration, for example
-    with a lower learning rate or more steps.
+    with a lower learning rate or more steps. Until the first step has succeeded, nothing on the disk changes.
 
     Raises:
-        AlignrunError: there is nothing to resume, or the checkpoint is damaged.
+        AlignrunError: there is nothing to resume, or the checkpoint is damaged, or what the run stands on has changed.
     """
     run = RunDirectory.open(path)
-    config = compose.load(run.config_file, overrides)
-    with job(config, console) as console, contextlib.closing(run):
+    accepted, overrides = _accepted(overrides)
+    with job(compose.load(run.config_file, overrides), console) as console, contextlib.closing(run):
         with processes.agreed():
-            check(config)
             if processes.is_main():
                 run.lock()
-        return _resume(config, step, overrides, run, console)
+                settle(run)
+        stored = compose.anchored(compose.load(run.config_file))
+        config = compose.anchored(compose.changed(stored, overrides))
+        with processes.agreed():
+            check(config)
+        return _resume(config, stored, step, accepted, overrides, run, console)
 
 
-def _resume(config: Config, step: int | None, overrides: Sequence[str], run: RunDirectory, console: Console) -> int:
-    finished = run.summary_file.is_file() and json.loads(run.summary_file.read_text())["step"] >= config.train.steps
-    if step is None and finished:
-        console.print(f"{run.path} has finished its {config.train.steps} steps: nothing to resume.")
+def _read_overrides(run: RunDirectory) -> list[str]:
+    """What overrides.yaml holds. Raises InputError where that is no list."""
+    try:
+        found = yaml.safe_load(run.overrides_file.read_text(encoding="utf-8")) if run.overrides_file.is_file() else []
+        return [str(override) for override in found]
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{run.overrides_file} cannot be read ({one_line(error, 120)}): delete it") from None
+
+
+def _accepted(overrides: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether the user accepts that what the run stands on has changed, and the overrides of the configuration."""
+    key = "resume.changed="
+    answers = [override.removeprefix(key) for override in overrides if override.startswith(key)]
+    if wrong := [answer for answer in answers if answer not in ("accept", "refuse")]:
+        raise InputError(f"config: {key}{wrong[0]}: write accept or refuse")
+    return answers[-1:] == ["accept"], [override for override in overrides if not override.startswith(key)]
+
+
+def _resume(
+    config: Config,
+    stored: Config,
+    step: int | None,
+    accepted: bool,
+    overrides: Sequence[str],
+    run: RunDirectory,
+    console: Console,
+) -> int:
+    done = json.loads(run.summary_file.read_text())["step"] if run.summary_file.is_file() else -1
+    if step is None and done == config.train.steps:
+        if config != stored:
+            raise InputError(
+                f"{run.path} has finished its {done} steps, and nothing is left to do with {' '.join(overrides)}: "
+                "raise train.steps, or go on from an earlier checkpoint with --step"
+            )
+        console.print(f"{run.path} has finished its {done} steps: nothing to resume.")
         return 0
-    with processes.agreed():  # before a model is loaded, so that a damaged one is told at once
-        checkpoint = read_checkpoint(
-            run.checkpoints, step, lambda text: console.print(text, highlight=False, markup=False)
-        )
+    with processes.agreed():  # before a model is loaded, so that a damaged one is refused at once
+        checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False))
+        if checkpoint is not None and checkpoint.step > config.train.steps:
+            raise InputError(
+                f"config: train.steps={config.train.steps} lies before step {checkpoint.step}, from which the run "
+                "would go on: raise it, or name an earlier checkpoint with --step"
+            )
+        for file in (run.metrics_file, run.samples_file):
+            read_jsonl(file)
     assembly = _assemble(config, console)
     with processes.agreed():
-        if overrides and processes.is_main():
-            write_text_atomic(run.config_file, compose.dump(config))
-            before: Any = OmegaConf.load(run.overrides_file) if run.overrides_file.is_file() else []
-            write_text_atomic(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create([*before, *overrides])))
-    return _fit(config, assembly, run, console, resumed=True, checkpoint=checkpoint)
+        pins = checked(assembly.pins, run, accepted, checkpoint.step if checkpoint else 0)
+        before = _read_overrides(run)
+    going_on = Resumption(
+        step=0,
+        evaluated=False,
+        config=compose.dump(config),
+        overrides=overrides_text([*before, *overrides]),
+        pins=pins.text(),
+        outputs=(run.adapter.name, *assembly.algorithm.exports()),
+    )
+    return _fit(config, replace(assembly, pins=pins), run, console, going_on, checkpoint, stored)
 
 
 def _assemble(config: Config, console: Console) -> Assembly:
     with processes.agreed(), memory_errors(config):
         return assemble(config, lambda text: console.print(text, style="dim", markup=False))
-
-
-def default_directory(config: Config) -> Path:
-    """runs/DATE_TIME_ALGO_MODEL, numbered where that is taken."""
-    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.algo.name}_{config.model.name}"
-    candidates = (Path("runs") / (stem if number == 1 else f"{stem}_{number}") for number in range(1, 1000))
-    return next(path for path in candidates if not path.exists())
 
 
 def remove_empty_run(run: RunDirectory) -> None:
@@ -159,48 +215,71 @@ def _fit(
     assembly: Assembly,
     run: RunDirectory,
     console: Console,
-    *,
-    resumed: bool = False,
+    going_on: Resumption | None = None,
     checkpoint: Checkpoint | None = None,
+    stored: Config | None = None,
 ) -> int:
+    """Train to the end, and report.
+
+    Args:
+        config: the configuration.
+        assembly: what it is made of.
+        run: where it is kept.
+        console: who is kept informed.
+        going_on: what is written when a resumed run has made its first step; its checkpoint is filled in here.
+        checkpoint: where the resumed run goes on from; None where it has not reached one.
+        stored: the configuration before it was resumed.
+    """
     torch.use_deterministic_algorithms(assembly.trained.device.type == "cpu")
     trainer = Trainer(config, assembly.trained, assembly.algorithm, assembly.data, assembly.evaluate, run)
+    start = Progressed(0, evaluated=False)
     with processes.agreed():
-        start = trainer.restore(checkpoint) if checkpoint is not None else Progressed(0, evaluated=False)
+        if checkpoint is not None and stored is not None:
+            start = trainer.restore(checkpoint, stored.train.batch_size)
+    if start.step == config.train.steps and config != stored:
+        start = replace(start, evaluated=False)  # what was measured under other settings is measured again
     check_alike(assembly, start.step)
-    if processes.is_main():
-        run.summary_file.unlink(missing_ok=True)
-        for later, folder in list_checkpoints(run.checkpoints):
-            if later > start.step:
-                shutil.rmtree(folder)
     with Progress(config.train.steps, start=start.step, console=console) as progress:
-        if resumed:
+        if going_on:
             progress.note(f"resuming {run.path} after step {start.step}")
-        with processes.agreed():
-            tracking = (
-                start_tracking(
-                    config.tracker,
-                    run,
-                    compose.plain(config),
-                    resume_step=start.step if resumed else None,
-                    resume_evaluated=start.evaluated,
-                    notify=progress.note,
-                )
-                if processes.is_main()
-                else Tracking(None, None, 0, progress.note)
+
+        def begin() -> Tracking:
+            if not processes.is_main():
+                return Tracking(None, None, 0, progress.note)
+            known = read_pins(run) if going_on else None
+            if going_on:
+                commit(run, replace(going_on, step=start.step, evaluated=start.evaluated))
+            tracking = start_tracking(
+                config.tracker,
+                run,
+                compose.plain(config),
+                resume_step=start.step if going_on else None,
+                resume_evaluated=start.evaluated,
+                notify=progress.note,
             )
+            if known and (changed := assembly.pins.changed[len(known.changed) :]):
+                append_jsonl(run.metrics_file, {"step": start.step, "changed": changed})
+            return tracking
+
         try:
             with memory_errors(config):
-                outcome = trainer.fit(start, tracking, progress)
-        except BaseException:
-            tracking.finish({}, 1)
+                outcome = trainer.fit(start, begin, progress, resumed=going_on is not None)
+        except BaseException as error:
+            if trainer.tracking is not None:
+                trainer.tracking.finish({}, 1)
+                if processes.is_main() and isinstance(error, Exception):
+                    write_report(run, console)
             raise
+    tracking = trainer.tracking
+    assert tracking is not None
     if outcome.evaluation is None:
         tracking.finish({}, 1)
         return _interrupted(outcome, run, console)
     if not processes.is_main():
         return 0
-    write_text_atomic(run.summary_file, json.dumps({"step": outcome.step, **outcome.evaluation.metrics}, indent=2))
+    changed = {"changed": assembly.pins.changed} if assembly.pins.changed else {}
+    summary = {"step": outcome.step, **changed, **outcome.evaluation.metrics}
+    write_text_atomic(run.summary_file, json.dumps(summary, indent=2))
     location = tracking.location
     tracking.finish(outcome.evaluation.metrics, 0)
     reported = write_report(run, console)

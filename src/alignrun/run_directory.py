@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class RunDirectory:
         self.samples_file = self.path / "samples.jsonl"
         self.summary_file = self.path / "summary.json"
         self.environment_file = self.path / "environment.json"
+        self.pins_file = self.path / "pins.json"
         self.report_file = self.path / "report.html"
         self.wandb_run_file = self.path / "wandb_run.json"
         self.checkpoints = self.path / "checkpoints"
@@ -70,16 +72,39 @@ class RunDirectory:
         Raises InputError where a run stands already, a file is in the way or the place cannot be written.
         """
         run = cls(path)
-        if any(part.exists() for part in (run.config_file, run.metrics_file, run.samples_file, run.checkpoints)):
-            raise InputError(
-                f"{run.path} already holds a run: resume it with `alignrun resume {run.path}` or choose another run.dir"
-            )
+        run._refuse_another()
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot create {run.path}: {error.strerror}; choose another run.dir") from error
         run.lock()
+        try:
+            run._refuse_another()  # one that was made, and let go, in the meantime
+        except InputError:
+            run.close()
+            raise
         return run
+
+    @classmethod
+    def create_numbered(cls, path: Path) -> "RunDirectory":
+        """The same in a folder that this process alone has made: `path`, or `path`_2 and so on where that is taken."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for number in count(1):
+                folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    break
+        except OSError as error:
+            raise InputError(f"cannot create {path}: {error.strerror}; choose another run.dir") from error
+        return cls.create(folder)
+
+    def _refuse_another(self) -> None:
+        if any(part.exists() for part in (self.config_file, self.metrics_file, self.samples_file, self.checkpoints)):
+            raise InputError(
+                f"{self.path} already holds a run: resume it with `alignrun resume {self.path}` or choose another "
+                "run.dir"
+            )
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDirectory":
@@ -220,24 +245,39 @@ def truncate_jsonl(path: Path, after_step: int, stale: Callable[[Mapping[str, An
 
     Rows without a step stay; a missing file is fine. Raises InputError on a broken line elsewhere.
     """
-    if not path.exists():
-        return
-    before = path.read_bytes()
-    lines = before.splitlines()
     kept = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise InputError(f"{path}:{number} is not JSON: mend or delete that line") from None
+    for line, row in read_jsonl(path):
         step = row.get("step") if isinstance(row, dict) else None
         if step is None or step < after_step or (step == after_step and not stale(row)):
             kept.append(line)
     after = b"".join(line + b"\n" for line in kept)
-    if after != before:
+    if path.exists() and after != path.read_bytes():
         write_text_atomic(path, after.decode())
+
+
+def read_jsonl(path: Path) -> list[tuple[bytes, Any]]:
+    """The lines of a JSON Lines file with what they hold, but for a torn last one; none where it is missing.
+
+    Raises InputError on a broken line elsewhere.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append((line, json.loads(line)))
+        except ValueError:
+            if number < len(lines):
+                raise InputError(f"{path}:{number} is not JSON: correct or delete that line") from None
+    return found
+
+
+def discard_output(folder: Path) -> None:
+    """Delete a folder of weights; it loses its name first, so that a kill leaves no half of it."""
+    if folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.rename(partial)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def environment() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from accelerate.utils import patch_environment
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -325,7 +326,7 @@ def _read_overrides(directory: Path) -> list[str]:
     """Those of the run, or those it was to have where it could not start."""
     file = RunDirectory(directory).overrides_file
     job = read_job(directory)
-    stored: Any = OmegaConf.load(file) if file.is_file() else job.overrides if job else ()
+    stored: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else job.overrides if job else ()
     return [override for override in map(str, stored) if not override.startswith("run.dir=")]
 
 

@@ -128,8 +128,7 @@ def start_tracking(
     """
     notify = notify or say
     if resume_step is not None:
-        for file in (run.metrics_file, run.samples_file):
-            truncate_jsonl(file, resume_step, lambda row: not resume_evaluated and _is_evaluation(row))
+        drop_rows(run, resume_step, resume_evaluated)
     wandb_tracker = None
     try:
         wandb_tracker = _start_wandb(config, run, resolved_config, resume_step is not None, notify)
@@ -138,6 +137,13 @@ def start_tracking(
     if wandb_tracker:
         write_text_atomic(run.wandb_run_file, json.dumps({"id": wandb_tracker.run.id}) + "\n")
     return Tracking(JsonlTracker(run.metrics_file, run.samples_file), wandb_tracker, config.samples, notify)
+
+
+def drop_rows(run: RunDirectory, step: int, evaluated: bool) -> None:
+    """Drop the rows that a run going on from `step` writes again: those of later steps, and the evaluation of this one
+    unless it is `evaluated`. Raises InputError for a broken line."""
+    for file in (run.metrics_file, run.samples_file):
+        truncate_jsonl(file, step, lambda row: not evaluated and _is_evaluation(row))
 
 
 def _is_evaluation(row: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from alignrun.errors import InputError, RunError
 from alignrun.models.device import batch_to, release_memory
 from alignrun.optim import flatten_optimizer, learning_rate, make_optimizer, restore_optimizer
 from alignrun.progress import Progress
-from alignrun.run_directory import RunDirectory, write_text_atomic, writing
+from alignrun.run_directory import RunDirectory, discard_output, write_text_atomic, writing
 from alignrun.tracking import Tracking
 from alignrun.types import Evaluation, Evaluator
 
@@ -39,7 +39,9 @@ class Progressed:
 
     step: int
     evaluated: bool
-    """Whether the evaluation that was due at this step, if any, is recorded."""
+    """Whether an evaluation of this step is recorded."""
+    examples: int = 0
+    """Examples of the data that the steps have taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,15 @@ class Trainer:
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
         self._skipped = 0
         self._micro_batch_size = config.train.micro_batch_size
+        self.tracking: Tracking | None = None
+        """Where the run is recorded; None until it is."""
 
-    def restore(self, saved: Checkpoint) -> Progressed:
+    def restore(self, saved: Checkpoint, batch_size: int) -> Progressed:
         """Take weights and optimiser state from a checkpoint; where to go on from.
+
+        Args:
+            saved: the checkpoint.
+            batch_size: that of its steps, where it does not say how many examples they took.
 
         Raises:
             InputError: the checkpoint belongs to another configuration.
@@ -90,19 +98,35 @@ class Trainer:
         for group, settings in zip(self._optimizer.param_groups, configured, strict=True):
             group.update(settings)  # resuming may change the configuration, and then that is what counts
         self._skipped = int(saved.state.get("skipped", 0))
-        return Progressed(saved.step, bool(saved.state["evaluated"]))
+        examples = int(saved.state.get("examples", saved.step * batch_size))
+        return Progressed(saved.step, bool(saved.state["evaluated"]), examples)
 
-    def fit(self, start: Progressed, tracking: Tracking, progress: Progress) -> Outcome:
+    def fit(
+        self, start: Progressed, begin: Callable[[], Tracking], progress: Progress, *, resumed: bool = False
+    ) -> Outcome:
         """Train from `start` to the last step, and evaluate.
+
+        Args:
+            start: how far the run has come.
+            begin: opens the records of the run. A resumed one changes nothing on the disk before its first step has
+                succeeded, or its last evaluation where no step is left: only then is this called.
+            progress: what a person sees.
+            resumed: whether there is a run to be kept as it is until then.
 
         Raises:
             RunError: too many losses or gradients that are not finite, a preference that fails, or files that cannot
                 be written.
         """
-        self._tracking, self._progress = tracking, progress
+        self._begin, self._progress = begin, progress
+        self._held: tuple[int, Evaluation] | None = None
+        self._recorded = start.step if start.evaluated else None
+        self._saved = (start.step, start.evaluated) if resumed else None
         train = self._config.train
+        self._shift = start.examples - start.step * train.batch_size
+        if not resumed:
+            self._open()
         if not start.evaluated and self._due(start.step) and start.step < train.steps:
-            self._record(start.step, self._evaluate())
+            self._record(start.step, self._measure(start.step))
         with stop_requested() as stopped_by:
             for done in range(start.step + 1, train.steps + 1):
                 self._step(done - 1)
@@ -111,21 +135,35 @@ class Trainer:
                 number = processes.largest(stopped_by() or 0)  # whichever process was told to stop, all do
                 signalled = signal.Signals(number) if number else None
                 if self._due(done) and not signalled:
-                    self._record(done, self._evaluate())
+                    self._record(done, self._measure(done))
                 if signalled or (train.checkpoint_every and done % train.checkpoint_every == 0):
-                    # A stop does not wait for an evaluation; the resumed run makes up for it.
-                    self._save(Progressed(done, evaluated=not (self._due(done) and signalled)))
+                    self._save(done)  # a stop does not wait for an evaluation; the resumed run makes up for it
                 if signalled:
                     return Outcome(done, None, signalled)
-            recorded = start.step == train.steps and start.evaluated
-            if not recorded:
-                self._save(Progressed(train.steps, evaluated=False))
-            evaluation = self._evaluate()
-            if not recorded:
+            self._save(train.steps)
+            evaluation = self._measure(train.steps)
+            if self._recorded != train.steps:
                 self._record(train.steps, evaluation)
-                self._save(Progressed(train.steps, evaluated=True))
+            self._open()
+            self._save(train.steps)
             self._write_adapter()
         return Outcome(train.steps, evaluation, None)
+
+    def _open(self) -> None:
+        """Begin to write, with the evaluation that was held back until now."""
+        if self.tracking is None:
+            with processes.agreed():
+                self.tracking = self._begin()
+            if self._held is not None:
+                self._record(*self._held)
+
+    def _measure(self, step: int) -> Evaluation:
+        """An evaluation; where it fails, the steps before it are saved."""
+        try:
+            return self._evaluate()
+        except Exception as error:
+            self._save(step, alone=not getattr(error, "agreed", False))
+            raise
 
     def _due(self, step: int) -> bool:
         every = self._config.evaluation.every
@@ -135,23 +173,23 @@ class Trainer:
         with processes.agreed(), writing(self._run.adapter):
             if not processes.is_main():
                 return
-            self._write(self._trained.save_adapter, self._run.adapter)
-            for name, save in self._algorithm.exports().items():
-                self._write(save, self._run.path / name)
+            for name, save in self._outputs().items():
+                partial = self._run.path / f"{name}.writing"
+                shutil.rmtree(partial, ignore_errors=True)
+                save(partial)
+                discard_output(self._run.path / name)
+                partial.rename(self._run.path / name)
 
-    def _write(self, save: Callable[[Path], None], final: Path) -> None:
-        partial = final.with_name(f"{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+    def _outputs(self) -> dict[str, Callable[[Path], None]]:
+        """How to write the weights of the newest checkpoint for others to load, by the name of the folder."""
+        return {self._run.adapter.name: self._trained.save_adapter, **self._algorithm.exports()}
 
     def _step(self, step: int) -> None:
         started = time.perf_counter()
         rate = learning_rate(self._config.optim, step, self._config.train.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        given = self._data.batch_at(step, self._config.train.batch_size)
+        given = self._data.batch_at(step, self._config.train.batch_size, self._shift)
         if self._algorithm.online:
             given = batch_to(given, self._trained.device)
         updates: list[dict[str, float]] = []
@@ -176,7 +214,7 @@ class Trainer:
             if before is not None:
                 self._return_to(before)
             if not updates:  # the state is still that of the step before, and worth keeping
-                self._save(Progressed(step, evaluated=True), alone=not error.agreed)
+                self._save(step, alone=not error.agreed)
             raise
         seconds = time.perf_counter() - started
         names = updates[-1] if updates else {}
@@ -185,20 +223,22 @@ class Trainer:
             metrics["skipped_steps"] = self._skipped
         metrics |= {
             "learning_rate": rate,
-            "epoch": (step + 1) * self._config.train.batch_size / len(self._data),
+            "epoch": self._examples(step + 1) / len(self._data),
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
         }
-        if (step + 1) % self._config.train.log_every == 0:
+        self._open()
+        assert self.tracking is not None
+        if (step + 1) % self._config.train.log_every == 0 or step + 1 == self._config.train.steps:
             with processes.agreed():
-                self._tracking.log(step + 1, metrics)
+                self.tracking.log(step + 1, metrics)
         self._progress.update(step + 1, metrics)
         self._check_drift(step + 1, metrics)
 
     def _check_drift(self, done: int, metrics: dict[str, float]) -> None:
         limit = self._config.train.max_kl
         if limit is not None and metrics.get("kl", 0.0) > limit:
-            self._save(Progressed(done, evaluated=not self._due(done)))
+            self._save(done)
             with processes.agreed():
                 raise RunError(
                     f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: "
@@ -325,20 +365,37 @@ class Trainer:
             )
 
     def _record(self, step: int, evaluation: Evaluation) -> None:
+        if self.tracking is None:
+            self._held = step, evaluation
+            return
         with processes.agreed():
-            self._tracking.log(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
-            self._tracking.log_samples(step, evaluation.samples)
+            self.tracking.log(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
+            self.tracking.log_samples(step, evaluation.samples)
             for name, text in evaluation.files.items() if processes.is_main() else ():
                 write_text_atomic(self._run.path / name, text)
+        self._recorded = step
         self._progress.note(f"step {step}: " + ", ".join(f"{what} {value}" for what, value in evaluation.lines))
 
-    def _save(self, progressed: Progressed, *, alone: bool = False) -> None:
-        """Write a checkpoint; `alone` where the others are elsewhere and cannot be asked how it went."""
+    def _examples(self, step: int) -> int:
+        """Examples that the steps so far have taken."""
+        return step * self._config.train.batch_size + self._shift
+
+    def _save(self, step: int, *, alone: bool = False) -> None:
+        """Write a checkpoint, unless it stands already; `alone` where the others are elsewhere and cannot be asked how
+        it went."""
+        progressed = Progressed(step, self._recorded == step, self._examples(step))
+        if self._saved == (step, progressed.evaluated):
+            return
         with nullcontext() if alone else processes.agreed():
             if processes.is_main():
                 self._write_checkpoint(progressed)
+        self._saved = step, progressed.evaluated
 
     def _write_checkpoint(self, progressed: Progressed) -> None:
+        if self._saved is not None and self._saved[0] != progressed.step:
+            with writing(self._run.adapter):  # they would stand for another step than the newest checkpoint
+                for name in self._outputs():
+                    discard_output(self._run.path / name)
         optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
         groups: dict[str, Mapping[str, torch.Tensor]] = {"weights": self._weights, "optimizer": optimizer}
         if state_beside := self._algorithm_state():
@@ -347,7 +404,12 @@ class Trainer:
             self._run.checkpoints,
             progressed.step,
             groups,
-            {"optimizer": state, "evaluated": progressed.evaluated, "skipped": self._skipped},
+            {
+                "optimizer": state,
+                "evaluated": progressed.evaluated,
+                "examples": progressed.examples,
+                "skipped": self._skipped,
+            },
             self._config.train.keep_checkpoints,
         )
 

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from helpers import load_policy, random_batch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import StaticLayer
 
+from alignrun import compose, processes
 from alignrun.errors import InputError
 from alignrun.models.adapters import POLICY
 from alignrun.models.cache import decoding_cache
@@ -50,6 +52,41 @@ def test_only_steps_that_are_alike_are_recorded() -> None:
 def test_other_attention_is_left_as_it_is() -> None:
     policy, _ = load_policy("model.attention=eager")
     assert not can_replay(policy.model, decoding_cache(policy.model.config))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fails", "expected"),
+    [("auto", False, True), ("auto", True, False), (True, False, True), (True, True, None), (False, False, False)],
+)
+def test_auto_records_unless_something_forbids_it(
+    wanted: object, fails: bool, expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(model: object) -> None:
+        if fails:
+            raise InputError("it differs")
+
+    own, _ = load_policy(f"model.cuda_graphs={wanted}")
+    monkeypatch.setattr("alignrun.models.policy.check_replay", check)
+    monkeypatch.setattr(Policy, "device", torch.device("cuda"))
+    if expected is None:
+        with pytest.raises(InputError, match="it differs"):
+            _ = own._replays
+    else:
+        assert own._replays is expected
+        monkeypatch.setattr(processes, "sharded", lambda: True)
+        vars(own).pop("_replays")
+        assert own._replays is False
+
+
+def test_old_settings_still_load_and_others_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    text = compose.dump(compose.compose(["experiment=smoke"]))
+    assert "cuda_graphs: auto" in text
+    for stored, expected in (("true", True), ("false", False), ("auto", "auto")):
+        file.write_text(text.replace("cuda_graphs: auto", f"cuda_graphs: {stored}"))
+        assert compose.load(file).model.cuda_graphs == expected
+    with pytest.raises(InputError, match=r"model\.cuda_graphs must be auto, true or false, not never"):
+        compose.compose(["experiment=smoke", "model.cuda_graphs=never"])
 
 
 def test_a_decoder_goes_with_its_last_user() -> None:

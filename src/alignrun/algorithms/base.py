@@ -69,8 +69,8 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch_at(self, step: int, size: int) -> Any:
-        """The batch of a step: a pure function of the seed and its arguments."""
+    def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
+        """The batch of a step: a pure function of the seed and its arguments, as `data.order.rows_at`."""
 
     def all_batches(self, size: int) -> Iterator[Any]:
         """Every example once."""

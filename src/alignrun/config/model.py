@@ -62,9 +62,10 @@ class ModelConfig:
     attention: Attention = Attention.sdpa
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
-    cuda_graphs: bool = True
+    cuda_graphs: Any = "auto"
     """On CUDA, record a decoding step once and replay it for every token, where the model's attention is sdpa over all
-    tokens before; elsewhere it changes nothing."""
+    tokens before; elsewhere it changes nothing. `auto` leaves it where the base is split or the replayed step differs,
+    `true` refuses to run there, `false` never records."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     system_prompt: str | None = None
@@ -73,6 +74,11 @@ class ModelConfig:
     """A Jinja template instead of the tokenizer's own."""
 
     def __post_init__(self) -> None:
+        require(
+            isinstance(self.cuda_graphs, bool) or self.cuda_graphs == "auto",
+            "model.cuda_graphs",
+            f"must be auto, true or false, not {self.cuda_graphs}",
+        )
         if self.source is not ModelSource.hub:
             require(self.path is None, "model.path", f"is of no use with model={self.name}: choose model=path")
 

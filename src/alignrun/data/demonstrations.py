@@ -93,9 +93,9 @@ class DemonstrationSet:
     def __len__(self) -> int:
         return len(self.demonstrations)
 
-    def batch_at(self, step: int, size: int) -> PackedBatch:
+    def batch_at(self, step: int, size: int, shift: int = 0) -> PackedBatch:
         """The batch of a step, a pure function of the seed and its arguments (see `rows_at`)."""
-        return self._batch(rows_at(step, size, len(self), self.seed))
+        return self._batch(rows_at(step, size, len(self), self.seed, shift))
 
     def all_batches(self, size: int) -> Iterator[PackedBatch]:
         """Every demonstration once; the last batch may be smaller."""

@@ -4,13 +4,14 @@ import random
 from functools import lru_cache
 
 
-def rows_at(step: int, size: int, count: int, seed: int) -> list[int]:
-    """Places [step·size, (step + 1)·size) of the stream of epochs over `count` rows, each in an order of its own.
+def rows_at(step: int, size: int, count: int, seed: int, shift: int = 0) -> list[int]:
+    """Places [step·size, (step + 1)·size) + shift of the stream of epochs over `count` rows, each in its own order.
 
     Every row comes once in an epoch; a batch may reach over several. A resumed run goes on where it stopped, since
-    nothing but the arguments matters.
+    nothing but the arguments matters. The shift makes up for steps that were taken with another size.
     """
-    places = (divmod(place, count) for place in range(step * size, (step + 1) * size))
+    first = step * size + shift
+    places = (divmod(place, count) for place in range(first, first + size))
     return [_order(count, seed, epoch)[offset] for epoch, offset in places]
 
 

@@ -93,9 +93,9 @@ class PairSet:
         """The same pairs, each batch of which carries its rows of `log_probs` [N, 2]."""
         return replace(self, reference=log_probs)
 
-    def batch_at(self, step: int, size: int) -> PairBatch:
+    def batch_at(self, step: int, size: int, shift: int = 0) -> PairBatch:
         """The batch of a step, the longest pair first; a pure function of the seed and its arguments, see `rows_at`."""
-        return self._batch(self._by_length(rows_at(step, size, len(self), self.seed)))
+        return self._batch(self._by_length(rows_at(step, size, len(self), self.seed, shift)))
 
     def all_rows(self, size: int) -> Iterator[list[int]]:
         """The rows of the batches of `all_batches`: of similar length, so that little of them is padding."""

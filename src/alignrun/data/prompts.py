@@ -64,9 +64,9 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def batch_at(self, step: int, size: int) -> PromptBatch:
+    def batch_at(self, step: int, size: int, shift: int = 0) -> PromptBatch:
         """The batch of a step, a pure function of the seed and its arguments (see `rows_at`)."""
-        return self._batch(rows_at(step, size, len(self), self.seed))
+        return self._batch(rows_at(step, size, len(self), self.seed, shift))
 
     def all_batches(self, size: int) -> Iterator[PromptBatch]:
         """Every prompt once, in order; the last batch may be smaller."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignrun import processes
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, ReferenceConfig, ReferenceKind
-from alignrun.errors import InputError
+from alignrun.errors import InputError, RunError
 from alignrun.models import adapters
 from alignrun.models.backbone import Backbone, weights_digest
 from alignrun.models.cards import (
@@ -185,10 +186,16 @@ class Policy:
     @cached_property
     def _replays(self) -> bool:
         """Whether decoding steps are recorded and replayed."""
-        wanted = self.backbone.config.cuda_graphs and self.device.type == "cuda"
-        if wanted:
+        wanted = self.backbone.config.cuda_graphs
+        if not wanted or self.device.type != "cuda" or processes.sharded():  # a base that is split cannot be recorded
+            return False
+        try:
             check_replay(self.model)
-        return wanted
+        except (InputError, RunError):
+            if wanted is True:
+                raise
+            return False  # `auto` decodes such a model step by step
+        return True
 
     def log_probs(self, role: Role, prompts: PromptBatch, completions: Completions, temperature: float = 1.0) -> Tensor:
         """[N, T] log π(y_n | x, y_<n) of every completion token, zero on padding.

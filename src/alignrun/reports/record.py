@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
 from alignrun.run_directory import RunDirectory
 from alignrun.types import Sample
@@ -43,6 +41,8 @@ class RunRecord:
     samples_step: int | None
     figures: dict[str, bytes | None]
     """SVG by file name; None for one too large to show."""
+    changed: tuple[str, ...]
+    """Parts that the run stands on which have changed on the way, each with the step."""
     unreadable: tuple[str, ...]
     """Files that are broken, or have broken lines, in words."""
 
@@ -78,13 +78,14 @@ def read(run: RunDirectory) -> RunRecord:
         samples=tuple(_sample(row) for row in sampled if row["step"] == last),
         samples_step=last,
         figures={file.name: _figure(file) for file in sorted(run.path.glob("*.svg"))},
+        changed=_strings(_object(run.pins_file, problems).get("changed")),
         unreadable=tuple(problems),
     )
 
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8", errors="replace")
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""  # a device may have no end
     except OSError:
         return ""
 
@@ -117,13 +118,17 @@ def _lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 def _yaml(file: Path, missing: Any, problems: list[str]) -> Any:
     try:
-        found = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else missing
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else missing
+    except (OSError, ValueError, yaml.YAMLError):
         found = None
     if isinstance(found, type(missing)):
         return found
     problems.append(f"{file.name} cannot be read")
     return missing
+
+
+def _strings(found: Any) -> tuple[str, ...]:
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -138,6 +138,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ),
         ("training", _values(record, "train.steps", "train.batch_size", "optim.learning_rate", "seed")),
         ("sampling", _values(record, "generation.max_new_tokens", "generation.temperature")),
+        ("changed on resuming", ", ".join(record.changed)),
     ]
     return [(part, text) for part, text in facts if text]
 

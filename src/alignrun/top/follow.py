@@ -148,7 +148,8 @@ class Followed:
             return -math.inf
 
     def _record(self, row: dict[str, Any]) -> None:
-        values = {name: _number(value) for name, value in row.items() if name != "step"}
+        numbers = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
+        values = {name: _number(value) for name, value in numbers.items() if name != "step"}
         step = int(row["step"]) if isinstance(row.get("step"), int) else self.step
         self.step = step
         for name, value in values.items():

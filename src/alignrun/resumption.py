@@ -1,0 +1,70 @@
+"""What resuming changes in the folder of a run: all of it or nothing, whenever a kill comes.
+
+The change is written down in one file, then made, and then the file is deleted. A kill before the first leaves the run
+as it was; after that, whoever resumes the run makes the rest of the change first.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from alignrun.checkpoint import discard_later, list_checkpoints
+from alignrun.errors import InputError, one_line
+from alignrun.run_directory import RunDirectory, discard_output, write_text_atomic, writing
+from alignrun.tracking import drop_rows
+
+FILE = "resuming.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """The run goes on from a checkpoint: what lies after that is given up, and these settings hold."""
+
+    step: int
+    """Of the checkpoint."""
+    evaluated: bool
+    """Whether the evaluation of that step stays."""
+    config: str
+    """The text of config.yaml."""
+    overrides: str
+    """The text of overrides.yaml."""
+    pins: str
+    """The text of pins.json."""
+    outputs: tuple[str, ...]
+    """Folders that hold the weights of the newest checkpoint in other formats, as adapter/."""
+
+
+def commit(run: RunDirectory, resumption: Resumption) -> None:
+    """Make the change. Raises RunError where it cannot be written; resuming the run then makes the rest of it."""
+    write_text_atomic(run.path / FILE, json.dumps(asdict(resumption)))
+    settle(run)
+
+
+def settle(run: RunDirectory) -> None:
+    """Make what is left of a change that was cut short; the run must be locked.
+
+    Raises:
+        InputError: the file that says what to change is damaged.
+        RunError: the change cannot be written.
+    """
+    file = run.path / FILE
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        change = Resumption(**found | {"outputs": tuple(found["outputs"])})
+        outputs = [run.path / name for name in change.outputs if Path(name).name == name]
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(f"{file} cannot be read ({one_line(error, 120)}): delete it and resume again") from None
+    with writing(run.config_file):
+        run.summary_file.unlink(missing_ok=True)
+        if any(step > change.step for step, _ in list_checkpoints(run.checkpoints)):
+            for folder in outputs:
+                discard_output(folder)
+            discard_later(run.checkpoints, change.step)
+    drop_rows(run, change.step, change.evaluated)
+    write_text_atomic(run.pins_file, change.pins)
+    write_text_atomic(run.overrides_file, change.overrides)
+    write_text_atomic(run.config_file, change.config)
+    with writing(file):
+        file.unlink()
