@@ -136,6 +136,8 @@ class RunResult:
     """Its evaluations that have both a KL and a win rate, in order of steps; empty where nothing judged."""
     pruned: int | None = None
     """The step at which the sweep stopped it, since it fell behind; it then has an exit code, too."""
+    overrides: tuple[str, ...] = ()
+    """Those of `setting` one by one: a value may hold spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +149,15 @@ class SettingResult:
     failed: int
     """How many of the runs failed; they count in nothing below."""
     metrics: dict[str, Estimate]
-    """Means of the final metrics over seeds, with intervals where there are several."""
+    """Means of the final metrics over seeds, with intervals where seeds tell them."""
     matched: Estimate | None
-    """Mean over seeds of the win rate at the sweep's matched KL, interpolated along each run's evaluations."""
+    """Mean over seeds of the win rate at the sweep's matched KL, interpolated in √KL along each run's evaluations."""
     pruned: int = 0
     """How many of the runs were stopped since they fell behind; they count in nothing either."""
+    overrides: tuple[str, ...] = ()
+    """Those of `setting` one by one: a value may hold spaces."""
+    single: int = 0
+    """How many of the runs were read at the matched KL off one evaluation alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +168,12 @@ class SweepResult:
     settings: tuple[SettingResult, ...]
     runs: tuple[RunResult, ...]
     matched_kl: float | None
-    """The largest KL(π‖μ) that every finished run has reached; None where runs have no trajectory."""
+    """The largest KL(π‖μ) that every finished run which left the reference has reached; None where there is none."""
     ranked_by: str
     """What the order is by, in words."""
     command: str
     confidence: float
+    settled: bool = False
+    """Whether the first setting's interval over seeds lies on the better side of every other setting's."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the table must know: runs left out, intervals that are missing and why."""
