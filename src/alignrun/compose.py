@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -199,6 +200,12 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
         raise InputError(explain(error)) from error
     assert isinstance(merged, DictConfig)
     return typed(merged, Config)
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra's grammar takes it to the letter: only quotes, and backslashes before one, are escaped there."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
+    return f"'{escaped}'"
 
 
 def choices(group: str) -> list[str]:

@@ -103,7 +103,7 @@ def _model_config(source: str, path: Path) -> Config:
     if (path / "adapter_config.json").is_file():
         return _adapter_config(path)
     if (path / "config.json").is_file():
-        return compose.compose(["model=path", f"model.path={_quoted(path)}"])
+        return compose.compose(["model=path", f"model.path={compose.quoted(path)}"])
     if source in compose.choices("model") and source not in ("path", "game"):
         return compose.compose([f"model={source}"])
     local = source.startswith(("/", ".", "~")) or path.exists() or path.parent.is_dir()
@@ -125,14 +125,13 @@ def _adapter_config(folder: Path) -> Config:
     if not base:
         raise InputError(f"runs: {folder} does not say which base it is for: name its run, or a merged model")
     return compose.compose(
-        ["model=path", f"model.path={_quoted(base)}", "reference=adapter", f"reference.path={_quoted(folder)}"]
+        [
+            "model=path",
+            f"model.path={compose.quoted(base)}",
+            "reference=adapter",
+            f"reference.path={compose.quoted(folder)}",
+        ]
     )
-
-
-def _quoted(value: object) -> str:
-    """A value that Hydra's grammar leaves as it is."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
 
 
 def line_up(config: TournamentConfig) -> tuple[list[Player], int]:
