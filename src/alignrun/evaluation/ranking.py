@@ -248,11 +248,6 @@ def _standing(setting: SettingResult) -> tuple[bool, list[float]]:
     return unfinished, [math.inf if value is None else -sign * value for sign, value in values]
 
 
-def _value(setting: SettingResult, criterion: Criterion) -> float | None:
-    estimate = setting.matched if criterion.metric == MATCHED else setting.metrics.get(criterion.metric)
-    return None if estimate is None else estimate.value
-
-
 def _first_used(settings: Sequence[SettingResult]) -> Criterion | None:
     """What the settings are ordered by; None where nothing can be compared."""
     used = (item for item in CRITERIA if any(_value(setting, item) is not None for setting in settings))

@@ -34,11 +34,11 @@ class PlayerResult:
     step: int | None
     """The optimiser step of its checkpoint; None for a model that was not trained here."""
     win_rate: Estimate | None
-    """P(policy ≻ reference) as the tournament's preference has it; None for the reference itself."""
+    """P(policy ≻ its reference) as the tournament's preference has it; None for a reference itself."""
     training_preference: str | None
     """The preference that it was trained with."""
     training_win_rate: Estimate | None
-    """P(policy ≻ reference) as that preference has it; None where it is the tournament's own, or there is none."""
+    """P(policy ≻ its reference) as that preference has it; None where it is the tournament's own, or there is none."""
     hacking_gap: Estimate | None
     """`training_win_rate` − `win_rate`: what the training preference likes and the judge does not."""
     average: Estimate
@@ -46,13 +46,13 @@ class PlayerResult:
     share: Estimate
     """Its probability in the equilibrium of the win matrix."""
     rating: Estimate
-    """Elo: 400/ln 10 times the Bradley-Terry strength, 0 for the reference."""
+    """Elo: 400/ln 10 times the Bradley-Terry strength, 0 for the reference of all, or else on average."""
     exploitability: Bound | None
     """max over responses of P(response ≻ policy) − ½."""
     regularised: Bound | None
     """max over responses of P_τ(response ≻ policy) − ½, half the duality gap at `kl_tau`."""
     kl: Estimate | None
-    """KL(π‖μ), nats a completion; None where the policy and the reference do not share a tokenizer."""
+    """KL(π‖μ) to its reference, nats a completion; None where they do not share a tokenizer, or there is none."""
     length: Estimate | None
     """Tokens of its own tokenizer a completion, the mean."""
     words: Estimate | None
@@ -61,6 +61,8 @@ class PlayerResult:
     """Share of completions that end by themselves rather than at the length limit."""
     distinct: tuple[float, ...]
     """distinct-1, distinct-2, distinct-3: different n-grams of words over all n-grams (arXiv 1510.03055)."""
+    reference: str | None = None
+    """The name of the player that KL and win rate relate to, its own for a reference; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ class TournamentResult:
     """Largest |P(row ≻ column) − P_BT(row ≻ column)|: what no rating can express."""
     cycles: tuple[tuple[str, str, str], ...]
     """Triples a ≻ b ≻ c ≻ a of names, each beating the next with an interval above ½."""
-    reference: str
-    """The name of the player that KL and ratings relate to."""
+    reference: str | None
+    """The name of the player that KL, win rates and ratings of all relate to; None where each has its own, or none."""
     preference: str
     """Who judged, in a few words."""
     prompts: int

@@ -4,7 +4,7 @@ Shape legend: X prompts, n players, K completions of each for a prompt.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Entry:
     name: str
     source: str
     step: int | None
+    reference: int | None = None
+    """The place of the player that its KL and win rate relate to; its own place where it is a reference itself."""
     training_preference: str | None = None
     training_rates: Array | None = None
     """[X] P(policy ≻ reference | x) as the preference that it was trained with has it."""
@@ -42,15 +44,15 @@ class Sampled:
 
     drawn: Drawn
     log_ratio: Array | None
-    """[X, K] log π(y|x)/μ(y|x) of its completions; None where μ has another vocabulary."""
+    """[X, K] log π(y|x)/μ(y|x) of its completions; None where μ has another vocabulary, or is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the results are computed."""
 
-    reference: int
-    """The place of μ among the players."""
+    reference: int | None
+    """The place of μ among the players, where all have one: ratings and the regularised game need it."""
     kl_tau: float | None
     confidence: float
     seed: int
@@ -90,18 +92,19 @@ def sampled_standing(
     players = []
     for place, (entry, one) in enumerate(zip(entries, sampled, strict=True)):
         regularised = None
-        if complete and settings.kl_tau is not None and one.log_ratio is not None:
+        if complete and settings.kl_tau is not None and one.log_ratio is not None and reference is not None:
             regularised = regularised_bound(table, place, reference, one.log_ratio, settings.kl_tau, confidence, seed)
         gap = training = None
-        if entry.training_rates is not None and place != reference:
+        if entry.training_rates is not None and entry.reference not in (None, place):
             training = _mean(entry.training_rates, settings)
-            gap = _mean(entry.training_rates - rates[:, place, reference], settings)
+            gap = _mean(entry.training_rates - rates[:, place, entry.reference], settings)
         players.append(
             PlayerResult(
                 name=entry.name,
                 source=entry.source,
                 step=entry.step,
-                win_rate=None if place == reference else matrix[place][reference],
+                win_rate=_against_reference(matrix, place, entry),
+                reference=_reference(entries, entry),
                 training_preference=entry.training_preference,
                 training_win_rate=training,
                 hacking_gap=gap,
@@ -126,6 +129,15 @@ def _unsettled(matrix: tuple[tuple[Estimate, ...], ...]) -> tuple[tuple[Estimate
         tuple(cell if row == column else Estimate(cell.value, 0.0, 1.0) for column, cell in enumerate(cells))
         for row, cells in enumerate(matrix)
     )
+
+
+def _against_reference(matrix: Sequence[Sequence[Estimate]], place: int, entry: Entry) -> Estimate | None:
+    """P(policy ≻ its reference); None for a reference itself, and without one."""
+    return None if entry.reference is None or entry.reference == place else matrix[place][entry.reference]
+
+
+def _reference(entries: Sequence[Entry], entry: Entry) -> str | None:
+    return None if entry.reference is None else entries[entry.reference].name
 
 
 def _mean(values: Array, settings: Settings) -> Estimate:
@@ -153,7 +165,7 @@ def exact_standing(
 ) -> Standing:
     """The same from the policies' probabilities of a game's actions, without samples or intervals.
 
-    KL is to the policy of the reference player; the regularised game has the game's own μ.
+    KL is to the policy of each one's reference; μ of the regularised game is the reference of all, as it plays.
     """
     n, reference = len(policies), settings.reference
     rates = np.array([[float(games.win_rate(game, a, b)) for b in policies] for a in policies])
@@ -163,14 +175,17 @@ def exact_standing(
     matrix = tuple(tuple(map(_exact, row)) for row in rates.tolist())
     players = []
     for place, (entry, policy) in enumerate(zip(entries, policies, strict=True)):
-        tau = settings.kl_tau
-        half_gap = None if tau is None else Bound(_exact(float(games.duality_gap(game, policy, tau)) / 2), 0)
+        half_gap = None
+        if settings.kl_tau is not None and reference is not None:
+            regularised = replace(game, reference=policies[reference].to(game.reference))
+            half_gap = Bound(_exact(float(games.duality_gap(regularised, policy, settings.kl_tau)) / 2), 0)
         players.append(
             PlayerResult(
                 name=entry.name,
                 source=entry.source,
                 step=entry.step,
-                win_rate=None if place == reference else matrix[place][reference],
+                win_rate=_against_reference(matrix, place, entry),
+                reference=_reference(entries, entry),
                 training_preference=entry.training_preference,
                 training_win_rate=None,
                 hacking_gap=None,
@@ -179,7 +194,7 @@ def exact_standing(
                 rating=_exact(ratings[place]),
                 exploitability=Bound(_exact(float(games.exploitability(game, policy))), 0),
                 regularised=half_gap,
-                kl=_exact(float(games.kl(policy, policies[reference]))),
+                kl=None if entry.reference is None else _exact(float(games.kl(policy, policies[entry.reference]))),
                 length=None,
                 words=None,
                 eos_rate=None,
