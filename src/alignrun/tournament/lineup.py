@@ -36,6 +36,8 @@ class Lineup:
     """So many were named by the user; the others are references, which take part by themselves."""
     references: tuple[int | None, ...]
     """The place of each one's reference."""
+    named: bool = False
+    """Whether the user has named the reference of all."""
 
     def order(self) -> list[int]:
         """The places in the order of loading: a reference comes after all that relate to it."""
@@ -64,8 +66,8 @@ class Lineup:
         own = [place if known is None and place in distinct else known for place, known in enumerate(references)]
         players = [self.players[place] for place in kept]
         for place in range(len(kept)):
-            if kept[place] >= self.listed:
-                relating = [players[other] for other, known in enumerate(own) if known == place and other != place]
+            if kept[place] >= self.listed and not self.named:
+                relating = [one for one, known in zip(players, own, strict=True) if known == place and one.trained_from]
                 players[place] = _called(players[place], relating, players, alone=place == common)
         return Field(tuple(players), tuple(kept), tuple(own), common)
 
@@ -93,7 +95,7 @@ def line_up(config: TournamentConfig) -> Lineup:
         place = next((each.index(config.reference_policy) for each in known if config.reference_policy in each), listed)
         if place == listed:
             players.append(find_player(config.reference_policy, _free("reference", taken)))
-        return Lineup(tuple(players), listed, (place,) * len(players))
+        return Lineup(tuple(players), listed, (place,) * len(players), named=True)
     references: list[int | None] = []
     for player in players[:listed]:
         references.append(None if player.trained_from is None else _reference(player, player.trained_from, players))
