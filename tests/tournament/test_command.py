@@ -144,8 +144,9 @@ LIMIT = [0]
 
 
 def judge_failing(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
-    """It is asked in both orders."""
-    if len(ASKED) + len(prompts) > LIMIT[0]:
+    """It is asked in both orders, and fails at a new prompt once it has answered about so many."""
+    known = {prompt for prompt, _, _ in ASKED}
+    if prompts[0] not in known and len(known) >= LIMIT[0]:
         raise OSError("no connection")
     ASKED.extend(zip(prompts, first, second, strict=True))
     return [0.5] * len(prompts)
@@ -155,14 +156,14 @@ def test_a_judge_that_fails_half_way_is_asked_the_rest(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("alignrun.tournament.journal.CHUNK", 8)
-    LIMIT[0] = 100
+    LIMIT[0] = 3
     judge = ["preference=function", f"preference.function={__name__}:judge_failing", "hacking_gap=false"]
     assert cli.main(["eval", f"runs=[{runs / 'a'}]", "tracker=none", f"run.dir={tmp_path / 't'}", *judge]) == 1
     said = capsys.readouterr()
     assert "no connection" in said.err
     assert "comparisons are kept: the same command goes on from there" in said.out
-    assert 0 < len(ASKED) <= 100
-    LIMIT[0] = 10_000
+    assert len({prompt for prompt, _, _ in ASKED}) == 3
+    LIMIT[0] = 8
     play(tmp_path / "t", [runs / "a"], *judge)
     assert "comparisons are known from an attempt that failed" in capsys.readouterr().out
     assert len(ASKED) == len(set(ASKED)), "nothing was asked twice"
