@@ -18,8 +18,9 @@ from alignrun import cli, compose
 from alignrun.build import check
 from alignrun.errors import InputError
 from alignrun.evaluation.results import RunResult
+from alignrun.job import state
 from alignrun.memory_plan import count_parameters, make_plan
-from alignrun.sweep import read_run, summarise
+from alignrun.sweep_table import read_run, summarise
 
 ROOT = Path(__file__).parents[1]
 
@@ -219,7 +220,8 @@ def test_a_page_that_cannot_be_drawn_loses_no_result(
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.json").write_text(json.dumps({"exit_code": exit_code}))
         (tmp_path / name / "overrides.yaml").write_text(f"- data.path='a [b] c'\n- +seed={name}\n- run.dir=x\n")
-        (tmp_path / name / "summary.json").write_text('{"step": 3, "accuracy": 0.75, "loss": NaN}')
+        if exit_code == 0:
+            (tmp_path / name / "summary.json").write_text('{"step": 3, "accuracy": 0.75, "loss": NaN}')
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 2, "eval/kl": null, "eval/win_rate": 0.5}\n{"st')
     console = Console(width=160)
     assert summarise(tmp_path, "alignrun -m", 0.95, console) == 1
@@ -227,9 +229,10 @@ def test_a_page_that_cannot_be_drawn_loses_no_result(
     assert "report.html could not be drawn: no [bold]ink[/bold] left" in out
     assert "│ data.path='a [b] c' │ 0, 1 │ 0.75 │" in out
     assert "1 failed (exit code 130)" in out
-    finished, failed = (read_run(tmp_path / name, name) for name in ("0", "1"))
-    assert finished == RunResult("0", "data.path='a [b] c'", 0, 0, {"accuracy": 0.75}, ())
-    assert failed == RunResult("1", "data.path='a [b] c'", 1, 130, {}, ())
+    finished, failed = (read_run(tmp_path / name, name, state(tmp_path / name)) for name in ("0", "1"))
+    own = ("data.path='a [b] c'",)
+    assert finished == RunResult("0", *own, 0, 0, {"accuracy": 0.75}, (), overrides=own)
+    assert failed == RunResult("1", *own, 1, 130, {}, (), overrides=own)
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "sweep.json", "ranking.json"}
 
 
@@ -265,7 +268,8 @@ def test_a_repeated_sweep_makes_only_what_is_missing(tmp_path: Path) -> None:
     assert cli.main(arguments) == 0
     assert (sweep / "0" / "report.html").stat().st_mtime_ns == untouched
     assert (sweep / "ranking.json").read_text() == before
-    assert cli.main([*arguments, "train.steps=1"]) == 1, "other runs than those that stand there"
+    assert cli.main([*arguments, "train.steps=1"]) == 2, "another sweep than that which stands there"
+    assert (sweep / "ranking.json").read_text() == before
 
 
 def test_a_sweep_takes_any_path_and_skips_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -361,6 +365,7 @@ LAYERS = [
     {"cli"},
     {"tournament"},
     {"launch", "export", "sweep", "listing", "top"},
+    {"sweep_table"},
     {"build"},
     {"memory_plan", "compose"},
     {"memory_trace"},
@@ -369,14 +374,14 @@ LAYERS = [
     {"resumption", "trainer", "pins"},
     {"algorithms"},
     {"pruning"},
-    {"checkpoint", "tracking", "optim", "progress", "job"},
+    {"checkpoint", "tracking", "optim", "progress", "job", "sweep_definition"},
     {"run_directory"},
     {"preferences"},
     {"data", "generation", "models"},
     {"game_files"},
     {"games", "objectives"},
     {"config"},
-    {"web", "processes", "terminal"},
+    {"web", "processes", "terminal", "fresh"},
     {"types", "errors", "text", "working_directory"},
 ]
 

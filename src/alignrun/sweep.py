@@ -1,21 +1,16 @@
 """`alignrun -m`: Hydra's multirun, each run in a process and a directory of its own, and a table at the end."""
 
-import json
 import logging
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from datetime import datetime
-from math import isfinite, nan
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from accelerate.utils import patch_environment
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,25 +18,21 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from alignrun import compose
 from alignrun.build import check
 from alignrun.errors import InputError, RunError, one_line
-from alignrun.evaluation.ranking import rank
-from alignrun.evaluation.results import Estimate, Point, RunResult, SweepResult
-from alignrun.job import Job, read_job, write_job
+from alignrun.fresh import fresh_directory
+from alignrun.job import JOB, Job, settle_in, state, write_job
 from alignrun.pruning import Watch, check_pruning, merit, scores
-from alignrun.reports.record import read
-from alignrun.run_directory import RunDirectory, write_text_atomic
+from alignrun.run_directory import RunDirectory
+from alignrun.sweep_definition import join
+from alignrun.sweep_table import read_summary, summarise
 
 POLL = 1.0
 """Seconds between two looks at whether a run falls behind."""
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 """Exit codes of a run that was told to stop; the negative ones where that fell before or after its training."""
-COLUMNS = ("win_rate", "kl", "exploitability", "duality_gap", "accuracy", "log_loss", "loss")
-"""The final metrics in the table, where there are any."""
 
 
 def sweep(arguments: Sequence[str], console: Console) -> int:
@@ -50,13 +41,9 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     Raises:
         InputError: any combination is refused. Nothing is started then.
     """
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
     flags = [argument for argument in arguments if argument.startswith("-")]
+    directory, overrides = split_directory([argument for argument in arguments if argument not in flags])
     parsed = parse(overrides)
-    given = [override.value() for override in parsed if override.get_key_element() == "hydra.sweep.dir"]
-    directory = Path(str(given[-1])) if given else _default_directory()
-    if "$" in str(directory):
-        raise InputError("config: hydra.sweep.dir must be a plain path, without interpolations")
     if any(override.get_key_element() == "run.dir" for override in parsed):
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
     check_launcher(parsed)
@@ -65,18 +52,21 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         check(config)
         check_pruning(config)
     command, confidence = shlex.join(["alignrun", *arguments]), configs[0].evaluation.confidence
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create {directory}: {error.strerror}; choose another hydra.sweep.dir") from None
-    if not given:
-        overrides.append(f"hydra.sweep.dir={directory}")
-    overrides += sweeper_settings(parsed)
+    if directory is None:
+        directory = fresh_directory(Path("runs") / "sweeps")
+    with holding(directory):
+        join(directory, parsed)
+        overrides += [f"hydra.sweep.dir={compose.quoted(directory.absolute())}", *sweeper_settings(parsed)]
+        return launch(directory, [*flags, *overrides], command, confidence, console)
+
+
+def launch(directory: Path, arguments: Sequence[str], command: str, confidence: float, console: Console) -> int:
+    """Have Hydra make the runs, and say how they ended. Raises as `sweep`, and RunError where a plugin fails."""
     compose.register_schemas()
     entry = hydra.main(
         version_base=compose.VERSION_BASE, config_path=str(compose.config_folder()), config_name="config"
     )(run_job)
-    previous, sys.argv = sys.argv, ["alignrun", *flags, *overrides]
+    previous, sys.argv = sys.argv, ["alignrun", *arguments]
     try:
         with raising_errors():
             entry()
@@ -89,11 +79,60 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         summarise(directory, command, confidence, console)
         raise RunError(
             f"hydra's launcher or sweeper failed after the runs above, {type(error).__name__}: {one_line(error)}: go "
-            f"on with the same command and hydra.sweep.dir={directory}"
+            f"on with the same command and {shlex.quote(f'hydra.sweep.dir={directory}')}"
         ) from error
     finally:
         sys.argv = previous
     return summarise(directory, command, confidence, console)
+
+
+def split_directory(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Where the sweep is to be, if that is given, and the other overrides. `~` is expanded, `=` needs no quotes.
+
+    Raises:
+        InputError: it is no path of one directory.
+    """
+    key = "hydra.sweep.dir"
+    given = [override for override in overrides if override.lstrip("+").startswith(f"{key}=")]
+    others = [override for override in overrides if override not in given]
+    if not given:
+        return None, others
+    text = given[-1].partition("=")[2]
+    try:
+        (override,) = parse([f"{key}={text}"])
+    except InputError:
+        if set(text) & set("'\""):
+            raise
+        value: Any = text  # Hydra's grammar wants quotes around some characters that paths have
+    else:
+        if override.is_sweep_override():
+            raise InputError(f"config: {key}={text} must be one directory: put a path with commas into quotes")
+        value = override.value()
+    if "$" in str(value) or not str(value or ""):
+        raise InputError(f"config: {key} must be a plain path, without interpolations")
+    return Path(str(value)).expanduser(), others
+
+
+@contextmanager
+def holding(directory: Path) -> Iterator[None]:
+    """Within the context the directory is there, and no other process makes a sweep in it.
+
+    Raises:
+        InputError: it cannot be made, is a run, or another process has it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {directory}: {error.strerror}; choose another hydra.sweep.dir") from None
+    held = RunDirectory(directory)
+    if held.config_file.exists():
+        raise InputError(f"{directory} is a run and no sweep: choose another hydra.sweep.dir")
+    try:
+        held.lock()
+    except InputError as error:
+        raise InputError(str(error).replace("run.dir", "hydra.sweep.dir")) from error
+    with closing(held):
+        yield
 
 
 def check_launcher(overrides: Sequence[Override]) -> None:
@@ -145,11 +184,14 @@ def run_job(composed: DictConfig) -> float | None:
     """
     settings = HydraConfig.get()
     sweep_directory = Path(settings.sweep.dir).absolute()
-    directory, overrides = sweep_directory / str(settings.sweep.subdir), list(settings.overrides.task)
-    directory.mkdir(parents=True, exist_ok=True)
+    overrides = list(settings.overrides.task)
+    directory = settle_in(sweep_directory, str(settings.sweep.subdir), overrides)
     command, run = command_for(directory, overrides), RunDirectory(directory)
+    if command and busy(run):
+        print(f"{directory} is being written by another process, and left to it", file=sys.stderr)
+        return None
     if command:
-        (directory / "job.json").unlink(missing_ok=True)
+        (directory / JOB).unlink(missing_ok=True)
         # These sections only: a sweeper may have drawn other values that the run itself refuses.
         rule: Any = OmegaConf.to_object(composed.sweep)
         watch = Watch(rule, composed.train.steps, directory, sweep_directory)
@@ -162,21 +204,29 @@ def run_job(composed: DictConfig) -> float | None:
             raise KeyboardInterrupt
     elif run.summary_file.is_file():
         write_job(directory, Job(0, tuple(overrides)))  # whatever stood there before it was finished
-    job = read_job(directory)
+    job = state(directory)
     if job is None or job.failed:
         return None
-    found = merit(_read_summary(directory))
+    found = merit(read_summary(directory))
     return next(reversed(scores(directory).values()), None) if found is None else found
 
 
 def command_for(directory: Path, overrides: list[str]) -> list[str]:
-    """What makes a run of the sweep, or goes on with what the same sweep has left of it; nothing where that is done."""
-    run, job = RunDirectory(directory), read_job(directory)
-    if run.config_file.is_file() and run.overrides_file.is_file() and _read_overrides(directory) == overrides:
-        over = run.summary_file.is_file() or (job is not None and job.pruned is not None)
-        return [] if over else ["resume", str(directory)]
-    quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
-    return [*overrides, f"run.dir='{quoted}'"]
+    """What makes a run of the sweep, or goes on with what is there of it; nothing where that is done."""
+    run, job = RunDirectory(directory), state(directory)
+    if run.config_file.is_file():
+        return [] if job is not None and not job.failed else ["resume", str(directory)]
+    return [*overrides, f"run.dir={compose.quoted(directory)}"]
+
+
+def busy(run: RunDirectory) -> bool:
+    """Whether another process is writing the run."""
+    try:
+        with closing(run):
+            run.lock()
+    except InputError:
+        return True
+    return False
 
 
 def run_to_its_end(command: Sequence[str], behind: Callable[[], int | None] = lambda: None) -> tuple[int, int | None]:
@@ -241,104 +291,3 @@ def combinations(overrides: Sequence[Override]) -> list[list[str]]:
     for index, options in enumerate(choices):
         rows += [[*first[:index], option, *first[index + 1 :]] for option in options[1:]]
     return rows
-
-
-def summarise(directory: Path, command: str, confidence: float, console: Console) -> int:
-    """Print the settings of a sweep from best to worst, and keep them; 0 if all of its runs finished, 1 otherwise.
-
-    sweep.json has a row for each run, ranking.json is what is printed, and report.html draws it.
-    """
-    rows: list[dict[str, Any]] = []
-    runs: list[RunResult] = []
-    for job in sorted(directory.rglob("job.json"), key=lambda path: (len(str(path)), str(path))):
-        run = read_run(job.parent, str(job.parent.relative_to(directory)))
-        measured = {} if run.exit_code else _read_summary(job.parent)
-        pruned = {} if run.pruned is None else {"pruned": run.pruned}
-        overrides = " ".join(_read_overrides(job.parent))
-        rows.append({"run": run.name, "overrides": overrides, "exit_code": run.exit_code, **pruned, **measured})
-        runs.append(run)
-    write_text_atomic(directory / "sweep.json", json.dumps(rows, indent=2))
-    result = rank(str(directory), runs, command, confidence)
-    write_text_atomic(directory / "ranking.json", json.dumps(asdict(result), indent=2))
-    print_ranking(result, console)
-    try:
-        from alignrun.reports.sweep import sweep_page
-
-        write_text_atomic(directory / "report.html", sweep_page(result))
-    except Exception as error:  # whatever it is, what the sweep has measured is worth more than its page
-        console.print(Text(f"report.html could not be drawn: {one_line(error)}"))
-    return int(any(run.exit_code and run.pruned is None for run in runs) or not runs)
-
-
-def read_run(directory: Path, name: str) -> RunResult:
-    """What a run of a sweep has left; a failed one has no final metrics, but its evaluations as far as it came."""
-    record, overrides = read(RunDirectory(directory)), _read_overrides(directory)
-    job = read_job(directory)
-    assert job is not None
-    summary = {} if job.exit_code else record.summary or {}
-    seeds = [override.partition("=")[2] for override in overrides if _is_seed(override)]
-    points = [
-        Point(row.step, *(row.values.get(f"eval/{key}", nan) for key in ("kl", "win_rate"))) for row in record.rows
-    ]
-    return RunResult(
-        name=name,
-        setting=" ".join(override for override in overrides if not _is_seed(override)),
-        seed=int(seeds[-1]) if seeds and seeds[-1].removeprefix("-").isdecimal() else None,
-        exit_code=job.exit_code,
-        summary={key: value for key, value in summary.items() if isfinite(value)},
-        trajectory=tuple(point for point in points if isfinite(point.kl) and isfinite(point.win_rate)),
-        pruned=job.pruned,
-    )
-
-
-def print_ranking(result: SweepResult, console: Console) -> None:
-    """A row for each setting, the best first, with what distinguishes it from the others."""
-    console.print(Text(f"{len(result.runs)} runs in {result.directory}, ranked by {result.ranked_by}", "bold"))
-    words = [setting.setting.split(" ") for setting in result.settings]
-    shared = [word for word in words[0] if all(word in others for others in words)] if len(words) > 1 else []
-    if shared:
-        console.print(Text(f"all with {' '.join(shared)}"))
-    names = [name for name in COLUMNS if any(name in setting.metrics for setting in result.settings)]
-    matched = [f"win rate at KL {result.matched_kl:.3g}"] if any(s.matched for s in result.settings) else []
-    table = Table(Column("setting", overflow="fold"), "runs", *matched, *names)
-    exit_codes = {run.name: run.exit_code for run in result.runs if run.pruned is None}
-    for setting, own in zip(result.settings, words, strict=True):
-        runs = ", ".join(setting.runs)
-        if setting.failed:
-            codes = sorted({exit_codes.get(name, 0) for name in setting.runs} - {0})
-            runs += f"\n{setting.failed} failed (exit code {', '.join(map(str, codes))})"
-        if setting.pruned:
-            runs += f"\n{setting.pruned} stopped early"
-        values = [setting.matched] * len(matched) + [setting.metrics.get(name) for name in names]
-        cells = [" ".join(word for word in own if word not in shared), runs, *map(_shown, values)]
-        table.add_row(*map(Text, cells))
-    console.print(table)
-
-
-def _shown(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    interval = f" [{estimate.low:.3g}, {estimate.high:.3g}]" if estimate.low < estimate.high else ""
-    return f"{estimate.value:.4g}{interval}"
-
-
-def _read_overrides(directory: Path) -> list[str]:
-    """Those of the run, or those it was to have where it could not start."""
-    file = RunDirectory(directory).overrides_file
-    job = read_job(directory)
-    stored: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else job.overrides if job else ()
-    return [override for override in map(str, stored) if not override.startswith("run.dir=")]
-
-
-def _is_seed(override: str) -> bool:
-    return override.lstrip("+").startswith("seed=")
-
-
-def _read_summary(directory: Path) -> dict[str, Any]:
-    file = RunDirectory(directory).summary_file
-    summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return summary
-
-
-def _default_directory() -> Path:
-    return Path("runs") / "sweeps" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"

@@ -11,7 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignrun import cli, games
-from alignrun.tournament import sampling
+from alignrun.build import build_preference
+from alignrun.errors import RunError
+from alignrun.tournament import command, sampling
 
 
 def play(target: Path, runs: Sequence[object], *overrides: str) -> dict[str, Any]:
@@ -85,6 +87,87 @@ def test_the_order_of_the_runs_plays_no_part(runs: Path, tmp_path: Path) -> None
         for figure in ("average", "rating", "kl", "win_rate"):
             mine, other = one(forward, name)[figure], one(backward, name)[figure]
             assert (mine is other is None) or mine["value"] == pytest.approx(other["value"], abs=1e-6)
+
+
+def test_policies_of_different_references_relate_to_their_own(runs: Path, tmp_path: Path) -> None:
+    """By the order of the list, the first one's reference was taken for all."""
+    alone = one(play(tmp_path / "alone", [runs / "from_a"]), "from_a")
+    forward = play(tmp_path / "t", [runs / "from_a", runs / "b"])
+    backward = play(tmp_path / "u", [runs / "b", runs / "from_a"])
+    assert forward["reference"] is None
+    own = {"from_a": "reference of from_a", "b": "reference of b"}
+    for name, reference in own.items():
+        found = one(forward, name)
+        assert found["reference"] == reference
+        assert (found["regularised"], one(forward, reference)["kl"]["value"]) == (None, 0)
+        for figure in ("kl", "win_rate", "rating", "average"):
+            assert found[figure]["value"] == pytest.approx(one(backward, name)[figure]["value"], abs=1e-6)
+    assert one(forward, "from_a")["kl"] == alone["kl"]
+    assert sum(player["rating"]["value"] for player in forward["players"]) == pytest.approx(0, abs=1e-6)
+    assert "The policies have different references" in " ".join(forward["notes"])
+    page = (tmp_path / "t" / "report.html").read_text()
+    assert "KL(policy ‖ its reference), nats" in page
+    named = play(tmp_path / "v", [runs / "b", runs / "from_a"], "reference_policy=tiny")
+    assert named["reference"] == "reference"
+    assert one(named, "from_a")["regularised"] is not None
+    assert one(named, "from_a")["kl"]["value"] > alone["kl"]["value"]
+
+
+def test_a_run_that_is_the_reference_of_another_takes_part(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = play(tmp_path / "alone", [runs / "from_a"])
+    results = play(tmp_path / "t", [runs / "a", runs / "from_a"])
+    assert [player["name"] for player in results["players"]] == ["a", "from_a", "reference of a"]
+    assert [player["reference"] for player in results["players"]] == ["reference of a", "a", "reference of a"]
+    assert one(results, "from_a")["kl"] == one(alone, "from_a")["kl"]
+    assert one(results, "from_a")["win_rate"]["value"] == one(alone, "from_a")["win_rate"]["value"]
+    assert "KL to own" in " ".join(capsys.readouterr().out.split())
+
+
+def test_another_judge_does_not_need_the_training_judge(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(section: Any, *rest: Any) -> Any:
+        if section.name == "function":
+            raise RunError("the server does not answer")
+        return build_preference(section, *rest)
+
+    monkeypatch.setattr(command, "build_preference", build)
+    results = play(tmp_path / "t", [runs / "a"], "preference=sentiment")
+    assert (one(results, "a")["hacking_gap"], one(results, "a")["win_rate"] is None) == (None, False)
+    assert "No hacking gap of a: the training preference failed (the server does not answer)." in results["notes"]
+
+
+ASKED: list[tuple[str, str, str]] = []
+LIMIT = [0]
+
+
+def judge_failing(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    """It is asked in both orders, and fails at a new prompt once it has answered about so many."""
+    known = {prompt for prompt, _, _ in ASKED}
+    if prompts[0] not in known and len(known) >= LIMIT[0]:
+        raise OSError("no connection")
+    ASKED.extend(zip(prompts, first, second, strict=True))
+    return [0.5] * len(prompts)
+
+
+def test_a_judge_that_fails_half_way_is_asked_the_rest(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("alignrun.tournament.journal.CHUNK", 8)
+    LIMIT[0] = 3
+    judge = ["preference=function", f"preference.function={__name__}:judge_failing", "hacking_gap=false"]
+    assert cli.main(["eval", f"runs=[{runs / 'a'}]", "tracker=none", f"run.dir={tmp_path / 't'}", *judge]) == 1
+    said = capsys.readouterr()
+    assert "no connection" in said.err
+    assert "comparisons are kept: the same command goes on from there" in said.out
+    assert len({prompt for prompt, _, _ in ASKED}) == 3
+    LIMIT[0] = 8
+    play(tmp_path / "t", [runs / "a"], *judge)
+    assert "comparisons are known from an attempt that failed" in capsys.readouterr().out
+    assert len(ASKED) == len(set(ASKED)), "nothing was asked twice"
+    assert not list((tmp_path / "cache" / "comparisons").iterdir())
 
 
 def test_a_second_judge_samples_nothing_again(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

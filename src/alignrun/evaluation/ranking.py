@@ -1,7 +1,7 @@
 """The settings of a sweep from best to worst: averaged over seeds, policies compared at equal KL from the reference."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +11,11 @@ from scipy import stats
 from alignrun.evaluation.results import Estimate, RunResult, SettingResult, SweepResult
 
 NO_DISTANCE = 1e-6
-"""Nats: a policy that is nearer to the reference is the reference up to rounding."""
+"""Nats: a policy whose estimated KL is smaller, or negative, is not told apart from the reference."""
+OWN_SPREAD = 3
+"""Seeds from which a setting has an interval of its own: of two, Student's t would say between 0 and 1."""
+POOLED_FREEDOM = 2
+"""Degrees of freedom from which the spread within all settings stands in for that of two seeds."""
 SHARE, DISTANCE = (0.0, 1.0), (0.0, math.inf)
 LIMITS = {
     "win_rate": SHARE,
@@ -22,6 +26,8 @@ LIMITS = {
 }
 """Where the true values of metrics lie: intervals end there."""
 MATCHED = "matched"
+ONE_EVALUATION = "†"
+"""Marks a win rate at the matched KL that rests on one evaluation of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ CRITERIA = (
     Criterion("opponent/gain", 1, "gain against the opponent, largest first"),
     Criterion("duality_gap", -1, "duality gap, each at its own kl_tau, smallest first; then exploitability"),
     Criterion("exploitability", -1, "exploitability, smallest first"),
-    Criterion(MATCHED, 1, "win rate at KL {kl:.3g} nats, interpolated"),
+    Criterion(MATCHED, 1, "win rate at KL {kl:.3g} nats, interpolated in √KL"),
     Criterion("win_rate", 1, "final win rate"),
     Criterion("accuracy", 1, "held-out accuracy"),
     Criterion("loss", -1, "held-out loss, smallest first"),
@@ -49,97 +55,177 @@ CRITERIA = (
 """The first that any setting has orders them; the others break ties and order the settings that lack it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How much seeds of one setting differ, taken from all settings of a sweep."""
+
+    deviation: float
+    """√(Σ_g Σ_i (x_gi − x̄_g)² / `freedom`), the pooled standard deviation within settings g."""
+    freedom: int
+    """Degrees of freedom, Σ_g (n_g − 1)."""
+
+
 def rank(directory: str, runs: Sequence[RunResult], command: str, confidence: float = 0.95) -> SweepResult:
     """Aggregate the runs of each setting over seeds and order the settings; those of which no run finished come last.
 
     Every policy wins more the further it goes from the reference, so win rates are compared at the KL(π‖μ) that all
-    finished runs have reached. Where one of them has stayed at the reference no such KL is left, and the final win
-    rates are compared.
+    finished runs have reached. A run whose estimated KL never exceeds 0 cannot be placed there and is left out.
     """
     kl = matched_kl(runs)
-    compared_at = None if kl is None or kl < NO_DISTANCE else kl
-    groups: dict[str, list[RunResult]] = {}
+    groups: dict[tuple[str, ...], list[RunResult]] = {}
     for run in runs:
-        groups.setdefault(run.setting, []).append(run)
-    settings = [_aggregate(setting, group, compared_at, confidence) for setting, group in groups.items()]
+        groups.setdefault(run.overrides or (run.setting,), []).append(run)
+    counted = {overrides: _counted(group) for overrides, group in groups.items()}
+    spreads = {name: pooled(values) for name, values in _rates(list(counted.values()), kl).items()}
+    settings = [_aggregate(group, counted[key], kl, spreads, confidence) for key, group in groups.items()]
     settings.sort(key=_standing)
-    places = {setting.setting: place for place, setting in enumerate(settings)}
+    places = {name: place for place, setting in enumerate(settings) for name in setting.runs}
+    criterion = _first_used(settings)
+    seeds = [len(seeded) for seeded in counted.values() if seeded]
     return SweepResult(
         directory=directory,
         settings=tuple(settings),
-        runs=tuple(sorted(runs, key=lambda run: (run.exit_code != 0, places[run.setting]))),
+        runs=tuple(sorted(runs, key=lambda run: (run.exit_code != 0, places[run.name]))),
         matched_kl=kl,
-        ranked_by=_in_words(settings, kl),
+        ranked_by=_in_words(criterion, kl, runs),
         command=command,
         confidence=confidence,
+        settled=min(seeds, default=0) > 1 and criterion is not None and _settled(settings, criterion),
+        notes=tuple(_notes(settings, runs, kl, seeds, spreads)),
     )
 
 
 def matched_kl(runs: Sequence[RunResult]) -> float | None:
-    """The largest KL that every finished run with a trajectory has reached; None where there is no such run."""
+    """The largest KL that every finished run which has left the reference has reached; None where there is none."""
     paths = [path(run) for run in runs if not run.exit_code]
     return min((max(kl for kl, _ in points) for points in paths if len(points) > 1), default=None)
 
 
 def path(run: RunResult) -> list[tuple[float, float]]:
-    """(KL, win rate) along a run: from the reference, at 0 and ½, through its evaluations."""
-    points = [(point.kl, point.win_rate) for point in run.trajectory]
-    return [(0.0, 0.5), *(point for point in points if all(map(math.isfinite, point)))]
+    """(KL, win rate) along a run: from the reference, at 0 and ½, through its evaluations.
+
+    A KL that is estimated at 0 or less says that the policy is still at the reference, whose win rate is ½ exactly;
+    what was measured there is noise, and no point of the path.
+    """
+    points = [(point.kl, point.win_rate) for point in run.trajectory if math.isfinite(point.win_rate)]
+    return [(0.0, 0.5), *(point for point in points if NO_DISTANCE <= point[0] < math.inf)]
 
 
 def win_rate_at(points: Sequence[tuple[float, float]], kl: float) -> float:
-    """The win rate where a path first reaches a positive KL, linear between its points; it must reach it."""
-    for (before, rate), (after, next_rate) in pairwise(points):
-        if after >= kl:
-            return rate + (kl - before) / (after - before) * (next_rate - rate)
+    """The win rate where a path first reaches a positive KL, linear in √KL between its points; it must reach it.
+
+    Near the reference KL(π_θ‖μ) ≈ ½ Δθᵀ F Δθ is quadratic in the step Δθ, and the win rate − ½ linear in it, so that
+    it grows like √KL (arXiv 2210.10760). Linear in KL, a run with few evaluations would lose most of its margin.
+    """
+    (before, rate), (after, next_rate) = _crossing(points, kl)
+    share = (math.sqrt(kl) - math.sqrt(before)) / (math.sqrt(after) - math.sqrt(before))
+    return rate + share * (next_rate - rate)
+
+
+def rests_on_one_evaluation(points: Sequence[tuple[float, float]], kl: float) -> bool:
+    """Whether the win rate at a KL is that of one evaluation alone: at it, or on the way from the reference to it."""
+    (before, _), (after, _) = _crossing(points, kl)
+    return before == 0.0 or after == kl
+
+
+def _crossing(points: Sequence[tuple[float, float]], kl: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    for start, end in pairwise(points):
+        if end[0] >= kl:
+            return start, end
     raise ValueError(f"no point of the path reaches a KL of {kl}")
 
 
-def over_seeds(values: Sequence[float], confidence: float) -> Estimate:
+def pooled(groups: Sequence[Sequence[float]]) -> Spread:
+    """The spread within groups of values; 0 with no degree of freedom where none has two."""
+    squares = sum(float(np.sum((np.asarray(values) - np.mean(values)) ** 2)) for values in groups if values)
+    freedom = sum(len(values) - 1 for values in groups if values)
+    return Spread(math.sqrt(squares / freedom) if freedom else 0.0, freedom)
+
+
+def over_seeds(values: Sequence[float], confidence: float, spread: Spread | None = None) -> Estimate:
     """The mean with Student's t interval, exact for the few normal values that seeds are.
 
-    A bootstrap of a handful of values is far too narrow. A single value has no interval: both ends equal it.
+    A bootstrap of a handful of values is far too narrow. Two values know too little of their own spread: they take
+    the one that is pooled over all settings, exact where seeds differ equally much in all, if that has `POOLED_FREEDOM`
+    degrees of freedom. Without it, and for a single value, there is no interval: both ends equal the mean.
     """
-    mean = float(np.mean(values))
-    if len(values) < 2:
+    mean, count = float(np.mean(values)), len(values)
+    own = Spread(float(np.std(values, ddof=1)), count - 1) if count >= OWN_SPREAD else None
+    used = own or (spread if count > 1 else None)
+    if used is None or used.freedom < POOLED_FREEDOM:
         return Estimate(mean, mean, mean)
-    quantile = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1))
-    half = quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + confidence) / 2, used.freedom)) * used.deviation / math.sqrt(count)
     return Estimate(mean, mean - half, mean + half)
 
 
-def _aggregate(setting: str, runs: Sequence[RunResult], kl: float | None, confidence: float) -> SettingResult:
+def _counted(runs: Sequence[RunResult]) -> list[RunResult]:
+    """The finished runs of a setting, one for each seed: the copy of a seed would only pretend that seeds agree."""
     by_seed: dict[int | None, RunResult] = {}
     for run in runs:
         if not run.exit_code:
-            by_seed.setdefault(run.seed, run)  # the copy of a seed would only pretend that seeds agree
-    finished = list(by_seed.values())
-    names = dict.fromkeys(name for run in finished for name in run.summary)
-    metrics = {name: _metric(name, finished, confidence) for name in names if not _is_interval_end(name, names)}
-    matched = None
-    paths = [points for run in finished if len(points := path(run)) > 1]
-    if kl is not None and paths:
-        matched = _within(SHARE, over_seeds([win_rate_at(points, kl) for points in paths], confidence))
+            by_seed.setdefault(run.seed, run)
+    return list(by_seed.values())
+
+
+def _rates(groups: Sequence[Sequence[RunResult]], kl: float | None) -> dict[str, list[list[float]]]:
+    """What lies between 0 and 1, by name and setting: seeds differ by about as much in one setting as in another.
+
+    They do not where a quantity has no scale of its own, as a KL or a loss; of those, two seeds have no interval.
+    """
+    found = {
+        name: [values for runs in groups if len(values := _values(name, runs)) > 1]
+        for name, limits in LIMITS.items()
+        if limits == SHARE
+    }
+    return found | {MATCHED: [list(_matched(runs, kl)) for runs in groups]}
+
+
+def _values(name: str, runs: Sequence[RunResult]) -> list[float]:
+    return [value for run in runs if math.isfinite(value := run.summary.get(name, math.nan))]
+
+
+def _matched(runs: Sequence[RunResult], kl: float | None) -> list[float]:
+    paths = [points for run in runs if len(points := path(run)) > 1]
+    return [] if kl is None else [win_rate_at(points, kl) for points in paths]
+
+
+def _aggregate(
+    runs: Sequence[RunResult],
+    counted: Sequence[RunResult],
+    kl: float | None,
+    spreads: Mapping[str, Spread],
+    confidence: float,
+) -> SettingResult:
+    names = dict.fromkeys(name for run in counted for name in run.summary)
+    metrics = {
+        name: _metric(name, counted, spreads.get(name), confidence)
+        for name in names
+        if not _is_interval_end(name, names)
+    }
+    rates = _matched(counted, kl)
+    single = [kl is not None and len(p := path(run)) > 1 and rests_on_one_evaluation(p, kl) for run in counted]
     return SettingResult(
-        setting=setting,
+        setting=runs[0].setting,
+        overrides=runs[0].overrides,
         runs=tuple(run.name for run in runs),
         failed=sum(run.exit_code != 0 and run.pruned is None for run in runs),
         pruned=sum(run.pruned is not None for run in runs),
         metrics={name: value for name, value in metrics.items() if value is not None},
-        matched=matched,
+        matched=_within(SHARE, over_seeds(rates, confidence, spreads[MATCHED])) if rates else None,
+        single=sum(single),
     )
 
 
-def _metric(name: str, runs: Sequence[RunResult], confidence: float) -> Estimate | None:
-    having = [run.summary for run in runs if math.isfinite(run.summary.get(name, math.nan))]
-    if not having:
+def _metric(name: str, runs: Sequence[RunResult], spread: Spread | None, confidence: float) -> Estimate | None:
+    values = _values(name, runs)
+    if not values:
         return None
-    if len(having) == 1:
-        value = having[0][name]
-        low, high = (having[0].get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+    if len(values) == 1:
+        (summary,) = (run.summary for run in runs if math.isfinite(run.summary.get(name, math.nan)))
+        low, high = (summary.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
         own = math.isfinite(low) and math.isfinite(high)
-        return Estimate(value, low, high) if own else Estimate(value, value, value)
-    return _within(LIMITS.get(name), over_seeds([summary[name] for summary in having], confidence))
+        return Estimate(values[0], low, high) if own else Estimate(values[0], values[0], values[0])
+    return _within(LIMITS.get(name), over_seeds(values, confidence, spread))
 
 
 def _is_interval_end(name: str, names: dict[str, None]) -> bool:
@@ -162,16 +248,66 @@ def _standing(setting: SettingResult) -> tuple[bool, list[float]]:
     return unfinished, [math.inf if value is None else -sign * value for sign, value in values]
 
 
+def _first_used(settings: Sequence[SettingResult]) -> Criterion | None:
+    """What the settings are ordered by; None where nothing can be compared."""
+    used = (item for item in CRITERIA if any(_value(setting, item) is not None for setting in settings))
+    return next(used, None)
+
+
+def _estimate(setting: SettingResult, criterion: Criterion) -> Estimate | None:
+    return setting.matched if criterion.metric == MATCHED else setting.metrics.get(criterion.metric)
+
+
 def _value(setting: SettingResult, criterion: Criterion) -> float | None:
-    estimate = setting.matched if criterion.metric == MATCHED else setting.metrics.get(criterion.metric)
+    estimate = _estimate(setting, criterion)
     return None if estimate is None else estimate.value
 
 
-def _in_words(settings: Sequence[SettingResult], kl: float | None) -> str:
-    used = (item for item in CRITERIA if any(_value(setting, item) is not None for setting in settings))
-    first = next(used, None)
-    if first is None:
+def _settled(settings: Sequence[SettingResult], criterion: Criterion) -> bool:
+    """Whether the interval of the first setting lies on the better side of every other one."""
+    first, *others = [found for setting in settings if (found := _estimate(setting, criterion)) is not None]
+    if not others or any(found.low == found.high for found in (first, *others)):
+        return False
+    if criterion.sign > 0:
+        return first.low > max(other.high for other in others)
+    return first.high < min(other.low for other in others)
+
+
+def _still(runs: Sequence[RunResult]) -> list[str]:
+    """The finished runs that were judged and have not left the reference."""
+    return [run.name for run in runs if not run.exit_code and run.trajectory and len(path(run)) == 1]
+
+
+def _in_words(criterion: Criterion | None, kl: float | None, runs: Sequence[RunResult]) -> str:
+    if criterion is None:
         return "the order in which they were run: nothing can be compared"
-    if first.metric == "win_rate" and kl is not None:
-        return f"{first.words}: no KL can be matched, a run has stayed at the reference"
-    return first.words.format(kl=kl)
+    if criterion.metric == "win_rate" and kl is None and _still(runs):
+        return f"{criterion.words}: no KL can be matched, every run has stayed at the reference"
+    return criterion.words.format(kl=kl)
+
+
+def _notes(
+    settings: Sequence[SettingResult],
+    runs: Sequence[RunResult],
+    kl: float | None,
+    seeds: Sequence[int],
+    spreads: Mapping[str, Spread],
+) -> list[str]:
+    """What a reader of the table must know."""
+    notes = []
+    if kl is not None and (still := _still(runs)):
+        notes.append(f"Not read at the matched KL, since their estimated KL is 0 or less: {', '.join(still)}.")
+    if any(setting.single for setting in settings):
+        notes.append(
+            f"{ONE_EVALUATION} Read off a single evaluation, at it or on the way to it from the reference, with all "
+            "its noise: set evaluation.every for more points."
+        )
+    if 2 in seeds:
+        shared = [spread for spread in spreads.values() if spread.freedom >= POOLED_FREEDOM]
+        notes.append(
+            "Two seeds have no interval of their own: those of win rates and accuracies take the spread between seeds "
+            "from all settings, other quantities have none."
+            if shared
+            else "Two seeds of one setting have no interval: run a third seed."
+        )
+    return notes

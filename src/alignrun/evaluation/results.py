@@ -36,11 +36,11 @@ class PlayerResult:
     step: int | None
     """The optimiser step of its checkpoint; None for a model that was not trained here."""
     win_rate: Estimate | None
-    """P(policy ≻ reference) as the tournament's preference has it; None for the reference itself."""
+    """P(policy ≻ its reference) as the tournament's preference has it; None for a reference itself."""
     training_preference: str | None
     """The preference that it was trained with."""
     training_win_rate: Estimate | None
-    """P(policy ≻ reference) as that preference has it; None where it is the tournament's own, or there is none."""
+    """P(policy ≻ its reference) as that preference has it; None where it is the tournament's own, or there is none."""
     hacking_gap: Estimate | None
     """`training_win_rate` − `win_rate`: what the training preference likes and the judge does not."""
     average: Estimate
@@ -48,13 +48,13 @@ class PlayerResult:
     share: Estimate
     """Its probability in the equilibrium of the win matrix."""
     rating: Estimate
-    """Elo: 400/ln 10 times the Bradley-Terry strength, 0 for the reference."""
+    """Elo: 400/ln 10 times the Bradley-Terry strength, 0 for the reference of all, or else on average."""
     exploitability: Bound | None
     """max over responses of P(response ≻ policy) − ½."""
     regularised: Bound | None
     """max over responses of P_τ(response ≻ policy) − ½, half the duality gap at `kl_tau`."""
     kl: Estimate | None
-    """KL(π‖μ), nats a completion; None where the policy and the reference do not share a tokenizer."""
+    """KL(π‖μ) to its reference, nats a completion; None where they do not share a tokenizer, or there is none."""
     length: Estimate | None
     """Tokens of its own tokenizer a completion, the mean."""
     words: Estimate | None
@@ -63,6 +63,8 @@ class PlayerResult:
     """Share of completions that end by themselves rather than at the length limit."""
     distinct: tuple[float, ...]
     """distinct-1, distinct-2, distinct-3: different n-grams of words over all n-grams (arXiv 1510.03055)."""
+    reference: str | None = None
+    """The name of the player that KL and win rate relate to, its own for a reference; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,8 @@ class TournamentResult:
     """Largest |P(row ≻ column) − P_BT(row ≻ column)|: what no rating can express."""
     cycles: tuple[tuple[str, str, str], ...]
     """Triples a ≻ b ≻ c ≻ a of names, each beating the next with an interval above ½."""
-    reference: str
-    """The name of the player that KL and ratings relate to."""
+    reference: str | None
+    """The name of the player that KL, win rates and ratings of all relate to; None where each has its own, or none."""
     preference: str
     """Who judged, in a few words."""
     prompts: int
@@ -138,6 +140,8 @@ class RunResult:
     """Its evaluations that have both a KL and a win rate, in order of steps; empty where nothing judged."""
     pruned: int | None = None
     """The step at which the sweep stopped it, since it fell behind; it then has an exit code, too."""
+    overrides: tuple[str, ...] = ()
+    """Those of `setting` one by one: a value may hold spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +153,15 @@ class SettingResult:
     failed: int
     """How many of the runs failed; they count in nothing below."""
     metrics: dict[str, Estimate]
-    """Means of the final metrics over seeds, with intervals where there are several."""
+    """Means of the final metrics over seeds, with intervals where seeds tell them."""
     matched: Estimate | None
-    """Mean over seeds of the win rate at the sweep's matched KL, interpolated along each run's evaluations."""
+    """Mean over seeds of the win rate at the sweep's matched KL, interpolated in √KL along each run's evaluations."""
     pruned: int = 0
     """How many of the runs were stopped since they fell behind; they count in nothing either."""
+    overrides: tuple[str, ...] = ()
+    """Those of `setting` one by one: a value may hold spaces."""
+    single: int = 0
+    """How many of the runs were read at the matched KL off one evaluation alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +172,12 @@ class SweepResult:
     settings: tuple[SettingResult, ...]
     runs: tuple[RunResult, ...]
     matched_kl: float | None
-    """The largest KL(π‖μ) that every finished run has reached; None where runs have no trajectory."""
+    """The largest KL(π‖μ) that every finished run which left the reference has reached; None where there is none."""
     ranked_by: str
     """What the order is by, in words."""
     command: str
     confidence: float
+    settled: bool = False
+    """Whether the first setting's interval over seeds lies on the better side of every other setting's."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the table must know: runs left out, intervals that are missing and why."""

@@ -135,12 +135,12 @@ def shares(prompt_rates: Array, confidence: float, seed: int = 0) -> tuple[Estim
     )
 
 
-def elo(matrix: Array, anchor: int, games: int) -> Array:
+def elo(matrix: Array, anchor: int | None, games: int) -> Array:
     """Elo ratings 400/ln 10 · (s_i − s_anchor) of maximum likelihood Σ_{i≠j} W'[i, j] log σ(s_i − s_j).
 
     The Bradley-Terry model (Biometrika 1952) of W' = (games·W + ½)/(games + 1): the `games` of every pair and one more,
     drawn, which keeps a policy that always wins finite. Newton steps damped as in arXiv 0910.4627 cannot diverge.
-    [..., n, n] -> [..., n]. Raises RunError if they have not converged.
+    Without an anchor their mean is 0. [..., n, n] -> [..., n]. Raises RunError if they have not converged.
     """
     wins = (games * matrix + 0.5) / (games + 1)
     strength = np.zeros(matrix.shape[:-1])
@@ -153,12 +153,13 @@ def elo(matrix: Array, anchor: int, games: int) -> Array:
         spread = np.ptp(step, axis=-1, keepdims=True)
         strength += step * np.log1p(spread) / np.maximum(spread, 1e-300)
         if spread.max() < 1e-9:
-            rating: Array = ELO * (strength - strength[..., anchor, None])
+            zero = strength.mean(-1, keepdims=True) if anchor is None else strength[..., anchor, None]
+            rating: Array = ELO * (strength - zero)
             return rating
     raise RunError(f"ratings: no maximum of the likelihood after {NEWTON_STEPS} steps")
 
 
-def ratings(prompt_rates: Array, anchor: int, confidence: float, seed: int = 0) -> tuple[Estimate, ...]:
+def ratings(prompt_rates: Array, anchor: int | None, confidence: float, seed: int = 0) -> tuple[Estimate, ...]:
     """The players' `elo`, a pair having played one game a prompt, with intervals; exactly 0 for the anchor."""
     games = len(prompt_rates)
     return bootstrap_estimates(prompt_rates, confidence, seed, statistic=lambda means: elo(means, anchor, games))

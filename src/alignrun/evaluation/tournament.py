@@ -33,6 +33,8 @@ class Entry:
     name: str
     source: str
     step: int | None
+    reference: int | None = None
+    """The place of the player that its KL and win rate relate to; its own place where it is a reference itself."""
     training_preference: str | None = None
     training_rates: Array | None = None
     """[X] P(policy ≻ reference | x) as the preference that it was trained with has it."""
@@ -44,15 +46,16 @@ class Sampled:
 
     drawn: Drawn
     log_ratio: Array | None
-    """[X, K] log π(y|x)/μ(y|x) of its completions; None where sampling is truncated, or μ has another vocabulary."""
+    """[X, K] log π(y|x)/μ(y|x) of its completions; None where sampling is truncated, or μ is unknown or has another
+    vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the results are computed."""
 
-    reference: int
-    """The place of μ among the players."""
+    reference: int | None
+    """The place of μ among the players, where all have one: ratings and the regularised game need it."""
     kl_tau: float | None
     confidence: float
     seed: int
@@ -90,18 +93,19 @@ def sampled_standing(
     players = []
     for place, (entry, one) in enumerate(zip(entries, sampled, strict=True)):
         regularised = None
-        if complete and settings.kl_tau is not None and one.log_ratio is not None:
+        if complete and settings.kl_tau is not None and one.log_ratio is not None and reference is not None:
             regularised = regularised_bound(table, place, reference, one.log_ratio, settings.kl_tau, confidence, seed)
         gap = training = None
-        if entry.training_rates is not None and place != reference:
+        if entry.training_rates is not None and entry.reference not in (None, place):
             training = _mean(entry.training_rates, settings, SHARE)
-            gap = _mean(entry.training_rates - rates[:, place, reference], settings, (-1.0, 1.0))
+            gap = _mean(entry.training_rates - rates[:, place, entry.reference], settings, (-1.0, 1.0))
         players.append(
             PlayerResult(
                 name=entry.name,
                 source=entry.source,
                 step=entry.step,
-                win_rate=None if place == reference else matrix[place][reference],
+                win_rate=_against_reference(matrix, place, entry),
+                reference=_reference(entries, entry),
                 training_preference=entry.training_preference,
                 training_win_rate=training,
                 hacking_gap=gap,
@@ -118,6 +122,15 @@ def sampled_standing(
     misfit = standings.misfit(means, np.array([rating.value for rating in ratings]))
     names = [entry.name for entry in entries]
     return Standing(tuple(players), matrix, value, misfit, standings.cycles(matrix, names))
+
+
+def _against_reference(matrix: Sequence[Sequence[Estimate]], place: int, entry: Entry) -> Estimate | None:
+    """P(policy ≻ its reference); None for a reference itself, and without one."""
+    return None if entry.reference is None or entry.reference == place else matrix[place][entry.reference]
+
+
+def _reference(entries: Sequence[Entry], entry: Entry) -> str | None:
+    return None if entry.reference is None else entries[entry.reference].name
 
 
 def _mean(values: Array, settings: Settings, limits: Limits = UNBOUNDED) -> Estimate:
@@ -145,10 +158,11 @@ def exact_standing(
 ) -> Standing:
     """The same from the policies' probabilities of a game's actions, without samples or intervals.
 
-    The reference player's policy is μ, of KL and of the regularised game: what it plays at the temperature of all.
+    KL is to the policy of each one's reference; μ of the regularised game is the reference of all, as it plays.
     """
-    game = played(game, policies[settings.reference])
     n, reference = len(policies), settings.reference
+    if reference is not None:
+        game = played(game, policies[reference])
     rates = np.array([[float(games.win_rate(game, a, b)) for b in policies] for a in policies])
     np.fill_diagonal(rates, 0.5)
     shares, value = standings.equilibrium(rates)
@@ -156,14 +170,16 @@ def exact_standing(
     matrix = tuple(tuple(map(_exact, row)) for row in rates.tolist())
     players = []
     for place, (entry, policy) in enumerate(zip(entries, policies, strict=True)):
-        tau = settings.kl_tau
-        half_gap = None if tau is None else Bound(_exact(float(games.duality_gap(game, policy, tau)) / 2), 0)
+        half_gap = None
+        if settings.kl_tau is not None and reference is not None:
+            half_gap = Bound(_exact(float(games.duality_gap(game, policy, settings.kl_tau)) / 2), 0)
         players.append(
             PlayerResult(
                 name=entry.name,
                 source=entry.source,
                 step=entry.step,
-                win_rate=None if place == reference else matrix[place][reference],
+                win_rate=_against_reference(matrix, place, entry),
+                reference=_reference(entries, entry),
                 training_preference=entry.training_preference,
                 training_win_rate=None,
                 hacking_gap=None,
@@ -172,7 +188,7 @@ def exact_standing(
                 rating=_exact(ratings[place]),
                 exploitability=Bound(_exact(float(games.exploitability(game, policy))), 0),
                 regularised=half_gap,
-                kl=_exact(float(games.kl(policy, policies[reference]))),
+                kl=None if entry.reference is None else _exact(float(games.kl(policy, policies[entry.reference]))),
                 length=None,
                 words=None,
                 eos_rate=None,

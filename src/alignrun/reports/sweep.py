@@ -1,9 +1,11 @@
 """The page of a sweep: which setting came out best, and the way of every run."""
 
+from dataclasses import replace
 from urllib.parse import quote
 
 from markupsafe import Markup
 
+from alignrun.evaluation.ranking import ONE_EVALUATION
 from alignrun.evaluation.results import Estimate, RunResult, SettingResult, SweepResult
 from alignrun.reports import figures
 from alignrun.reports.page import render
@@ -26,7 +28,7 @@ def sweep_page(result: SweepResult) -> str:
         has_matched=any(setting.matched is not None for setting in result.settings),
         titles=[quantity(name).label for name in names],
         rows=[
-            (setting, _seeds(setting, seeds), shown(setting.matched, rate),
+            (setting, _seeds(setting, seeds), _matched(setting),
              [shown(setting.metrics.get(name), quantity(name).form) for name in names])
             for setting in result.settings
         ],
@@ -52,7 +54,14 @@ def _headline(result: SweepResult) -> str:
     found = [f", with a win rate of {percent(value.value)} {when}" for when, value in rates if value is not None]
     name, count = best.setting or "the default", len(result.settings)
     place = f"Of {count} settings, {name} comes first" if count > 1 else f"The only setting is {name}"
-    return f"{place}{''.join(found[:1])}."
+    unsettled = " Intervals over seeds do not settle that it is the best." if count > 1 and not result.settled else ""
+    return f"{place}{''.join(found[:1])}.{unsettled}"
+
+
+def _matched(setting: SettingResult) -> Shown:
+    """The win rate at the matched KL, marked where it rests on one evaluation of a run."""
+    found = shown(setting.matched, rate)
+    return replace(found, value=f"{found.value} {ONE_EVALUATION}") if setting.single else found
 
 
 def _seeds(setting: SettingResult, seeds: dict[str, int | None]) -> str:

@@ -81,8 +81,10 @@ def _matrix(result: TournamentResult) -> list[list[Cell]]:
 def _properties(result: TournamentResult) -> list[Property]:
     """What was measured of at least one policy."""
     tau = "" if result.kl_tau is None else f", τ = {result.kl_tau:g}"
+    reference = "its reference" if result.reference is None else "the reference"
     found = [
-        Property("win rate against the reference", lambda p: shown(p.win_rate, rate)),
+        Property("reference", lambda p: Shown(ABSENT if result.reference else p.reference or ABSENT)),
+        Property(f"win rate against {reference}", lambda p: shown(p.win_rate, rate)),
         Property("average over the others", lambda p: shown(p.average, rate)),
         Property("share in the equilibrium", lambda p: shown(p.share, rate)),
         Property("Elo", lambda p: shown(p.rating, signed)),
@@ -93,7 +95,7 @@ def _properties(result: TournamentResult) -> list[Property]:
             _at_least("regularised exploitability", [p.regularised for p in result.players]) + tau,
             lambda p: _gain(p.regularised),
         ),
-        Property("KL(policy ‖ reference), nats", lambda p: shown(p.kl, number)),
+        Property(f"KL(policy ‖ {reference.removeprefix('the ')}), nats", lambda p: shown(p.kl, number)),
         Property("length, tokens", lambda p: shown(p.length, number)),
         Property("length, words", lambda p: shown(p.words, number)),
         Property("ends by itself", lambda p: shown(p.eos_rate, rate)),
@@ -123,9 +125,10 @@ def _frontier(result: TournamentResult) -> Markup | None:
     return figures.frontier(placed, "frontier") if len(placed) > 1 else None
 
 
-def _mark(player: PlayerResult, reference: str, key: str) -> figures.Mark | None:
-    win_rate = Estimate(0.5, 0.5, 0.5) if player.name == reference else player.win_rate
-    kl = player.kl or (Estimate(0.0, 0.0, 0.0) if player.name == reference else None)
+def _mark(player: PlayerResult, common: str | None, key: str) -> figures.Mark | None:
+    itself = player.name in (player.reference, common)
+    win_rate = Estimate(0.5, 0.5, 0.5) if itself else player.win_rate
+    kl = player.kl or (Estimate(0.0, 0.0, 0.0) if itself else None)
     if win_rate is None or kl is None or not math.isfinite(win_rate.value + kl.value):
         return None
     return figures.Mark(f"{key} {player.name}", kl, win_rate)

@@ -3,9 +3,8 @@
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from rich.text import Text
 from alignrun import compose
 from alignrun.build import build_preference
 from alignrun.config import Pairing, TournamentConfig
-from alignrun.errors import RunError, one_line
+from alignrun.errors import AlignrunError, RunError, one_line
 from alignrun.evaluation.comparisons import against, compare
 from alignrun.evaluation.completions import CompletionCache
 from alignrun.evaluation.exact import GameEvaluator
@@ -34,15 +33,18 @@ from alignrun.evaluation.tournament import (
     sampled_standing,
 )
 from alignrun.evaluation.truncation import left_out
+from alignrun.fresh import fresh_directory
 from alignrun.game_files import load_game
 from alignrun.launch import remove_empty_run
 from alignrun.models.sources import cache_folder
 from alignrun.reports.panels import log_tournament
 from alignrun.reports.tournament import tournament_page
 from alignrun.run_directory import RunDirectory, environment, write_text_atomic
-from alignrun.tournament.players import Loader, Player, line_up
+from alignrun.tournament.journal import Journal, journal_file
+from alignrun.tournament.lineup import Field, Lineup, line_up
+from alignrun.tournament.players import Loader
 from alignrun.tournament.rules import Rules, agree, describe, training_preference
-from alignrun.tournament.sampling import Questions, ask, sample_all
+from alignrun.tournament.sampling import Questions, ask, introduce, sample_all
 from alignrun.tournament.scoreboard import show
 from alignrun.tracking import start_tracking
 
@@ -54,13 +56,13 @@ def play(arguments: Sequence[str], console: Console) -> int:
         AlignrunError: bad input, or a preference that fails.
     """
     config = compose.compose_tournament(arguments)
-    players, reference = line_up(config)
-    rules = agree(config, players)
-    run = RunDirectory.create(config.run.dir or _default_directory())
+    lineup = line_up(config)
+    rules = agree(config, lineup.players)
+    run = RunDirectory.create(config.run.dir or fresh_directory(Path("runs") / "tournaments"))
     with contextlib.closing(run):
         try:
             write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
-            standing, played = _play(config, players, reference, rules, console)
+            standing, played = _play(config, lineup, rules, console)
         except BaseException:
             remove_empty_run(run)
             raise
@@ -71,7 +73,7 @@ def play(arguments: Sequence[str], console: Console) -> int:
             value=standing.value,
             misfit=standing.misfit,
             cycles=standing.cycles,
-            reference=players[reference].name,
+            reference=played.reference,
             preference=describe(rules.preference),
             prompts=played.prompts,
             samples_per_prompt=0 if rules.exact else rules.drawing.samples,
@@ -85,6 +87,8 @@ def play(arguments: Sequence[str], console: Console) -> int:
             versions=environment()["versions"],
         )
         _keep(config, run, result, played, console)
+        for journal in played.journals:
+            journal.close()
     return 0
 
 
@@ -93,93 +97,148 @@ class _Played:
     """What is told of a tournament beside its standing."""
 
     prompts: int
+    reference: str | None
+    """The name of the reference of all."""
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
     completions: tuple[dict[str, Any], ...] = ()
     """Rows of completions.jsonl."""
+    journals: tuple[Journal, ...] = ()
+    """What was kept of the comparisons, which is of no use any more once the results are."""
 
 
-def _play(
-    config: TournamentConfig, players: Sequence[Player], reference: int, rules: Rules, console: Console
-) -> tuple[Standing, _Played]:
+def _play(config: TournamentConfig, lineup: Lineup, rules: Rules, console: Console) -> tuple[Standing, _Played]:
     def report(text: str) -> None:
         console.print(Text(text, style="dim"), soft_wrap=True)
 
-    questions = ask(config, rules, players)
-    settings = Settings(reference, rules.kl_tau, config.confidence, config.seed)
+    questions = ask(config, rules, lineup.players)
     loader = Loader(config.device, config.dtype)
     try:
         if rules.exact:
-            return _exact(players, rules, questions, settings, loader)
+            return _exact(config, lineup, rules, questions, loader)
         cache = CompletionCache(cache_folder() / "completions" if config.cache else None)
-        sampled = sample_all(players, reference, questions, rules, loader, cache, report)
-        return _judge(config, players, rules, questions, sampled, settings, loader, report)
+        field, sampled = sample_all(lineup, questions, rules, loader, cache, report)
+        return _judge(config, field, rules, questions, sampled, loader, report)
     except torch.OutOfMemoryError as error:
         raise RunError(f"out of memory ({one_line(error, 120)}): lower batch_size (now {config.batch_size})") from error
 
 
 def _exact(
-    players: Sequence[Player], rules: Rules, questions: Questions, settings: Settings, loader: Loader
+    config: TournamentConfig, lineup: Lineup, rules: Rules, questions: Questions, loader: Loader
 ) -> tuple[Standing, _Played]:
-    game = load_game(rules.preference.game)
-    temperature = rules.drawing.temperature
-    policies = []
-    for player, prompts in zip(players, questions.encoded, strict=True):
-        policies.append(GameEvaluator(loader.load(player), game, prompts, temperature).probabilities(player.role))
-    entries = [Entry(player.name, player.source, player.step) for player in players]
-    notes = (f"Exact: from the policies' probabilities of the actions of {rules.preference.game}, without sampling.",)
-    return exact_standing(entries, policies, game, settings), _Played(len(questions.texts), notes=notes)
+    game, temperature = load_game(rules.preference.game), rules.drawing.temperature
+    policies: dict[int, torch.Tensor] = {}
+    same: dict[int, int] = {}
+    for place, policy, _, twin in introduce(lineup, questions, rules, loader):
+        if twin is None:
+            evaluator = GameEvaluator(policy, game, questions.encoded[place], temperature)
+            policies[place] = evaluator.probabilities(lineup.players[place].role)
+        else:
+            same[place] = twin
+    field = lineup.settle(same)
+    entries = [
+        Entry(player.name, player.source, player.step, reference)
+        for player, reference in zip(field.players, field.references, strict=True)
+    ]
+    note = f"Exact: from the policies' probabilities of the actions of {rules.preference.game}, without sampling."
+    standing = exact_standing(
+        entries, [policies[place] for place in field.places], game, _settings(config, field, rules)
+    )
+    return standing, _Played(len(questions.texts), field.reference, notes=(note, *_about(field)))
+
+
+def _settings(config: TournamentConfig, field: Field, rules: Rules) -> Settings:
+    return Settings(field.common, rules.kl_tau, config.confidence, config.seed)
+
+
+def _about(field: Field) -> Iterator[str]:
+    """What is different where the policies have no reference in common."""
+    if field.common is not None:
+        return
+    if any(reference is not None for reference in field.references):
+        yield (
+            "The policies have different references, which take part: KL, win rate and hacking gap of each are to its "
+            "own. Elo is 0 on average, and there is no regularised game: choose one for all with reference_policy=."
+        )
+    unknown = [player.name for player, known in zip(field.players, field.references, strict=True) if known is None]
+    if unknown:
+        yield (
+            f"No KL and no win rate against a reference of {', '.join(unknown)}: what they were trained from is not "
+            "known; choose a reference with reference_policy=."
+        )
 
 
 def _judge(
     config: TournamentConfig,
-    players: Sequence[Player],
+    field: Field,
     rules: Rules,
     questions: Questions,
     sampled: Sequence[Sampled],
-    settings: Settings,
     loader: Loader,
     report: Callable[[str], None],
 ) -> tuple[Standing, _Played]:
-    drawn = [one.drawn for one in sampled]
+    players, drawn = field.players, [one.drawn for one in sampled]
     names = [player.name for player in players]
+    content = [questions.texts, [[names[place], one.texts] for place, one in enumerate(drawn)]]
+    journals: list[Journal] = []
+
+    def asking(section: Any) -> Journal:
+        """A judge whose answers are kept until the tournament is over."""
+        preference = build_preference(section, loader.backbone)
+        folder = cache_folder() / "comparisons"
+        journals.append(Journal(preference, journal_file(folder, section, content) if config.cache else None))
+        if journals[-1].found:
+            report(f"{journals[-1].found} comparisons are known from an attempt that failed (cache=false asks again)")
+        return journals[-1]
+
     report(f"judge: {describe(rules.preference)}")
-    preference = build_preference(rules.preference, loader.backbone)
-    table = compare(preference, questions.texts, [one.texts for one in drawn], config.pairing)
+    preference = asking(rules.preference)
+    try:
+        table = compare(preference, questions.texts, [one.texts for one in drawn], config.pairing)
+    except AlignrunError:
+        if preference.kept:
+            report(f"{preference.kept} comparisons are kept: the same command goes on from there")
+        raise
     notes = [f"{name}: {value:g}" for name, value in preference.counts().items()]
+    notes += _about(field)
     if unsettled := caution(len(questions.texts)):
         count = "One prompt" if len(questions.texts) == 1 else f"{len(questions.texts)} prompts"
         notes.append(f"{count}: {unsettled}, and nothing here says how the policies compare on others.")
+    unscored = [one for one, known in zip(sampled, field.references, strict=True) if known is not None]
     if truncated := left_out(rules.drawing.top_k, rules.drawing.top_p):
         notes.append(truncated)
-    elif any(one.log_ratio is None for one in sampled):
+    elif any(one.log_ratio is None for one in unscored):
         notes.append("No KL where a policy and the reference have different vocabularies.")
     if questions.left_out:
         notes.append(f"{questions.left_out} prompts are too long for one of the policies and were left out.")
     if config.pairing is Pairing.matched or config.samples_per_prompt == 1:
         notes.append("No exploitability: it needs several samples of each policy, and pairing=all.")
-    sections = [training_preference(player) for player in players]
     training: dict[int, NDArray[np.float64]] = {}
-    for place, section in enumerate(sections):
-        if not config.hacking_gap or section is None or section == rules.preference or place in training:
-            continue
-        report(f"training preference of {names[place]}: {describe(section)}")
-        trained_with = build_preference(section, loader.backbone)
-        theirs = drawn[settings.reference].texts
-        for other, same in enumerate(sections):
-            if same == section and other != settings.reference:
-                training[other] = against(trained_with, questions.texts, drawn[other].texts, theirs, config.pairing)
+    for section, group in _trained_otherwise(config, field, rules):
+        trained = ", ".join(names[place] for place in group)
+        report(f"training preference of {trained}: {describe(section)}")
+        try:
+            trained_with = asking(section)
+            for place in group:
+                reference = field.references[place]
+                assert reference is not None
+                ours, theirs = drawn[place].texts, drawn[reference].texts
+                training[place] = against(trained_with, questions.texts, ours, theirs, config.pairing)
+        except (AlignrunError, torch.OutOfMemoryError) as error:
+            left = ", ".join(names[place] for place in group if place not in training)
+            notes.append(f"No hacking gap of {left}: the training preference failed ({one_line(error, 200)}).")
     entries = [
         Entry(
             name=player.name,
             source=player.source,
             step=player.step,
-            training_preference=None if section is None else describe(section),
+            reference=reference,
+            training_preference=None if (section := training_preference(player)) is None else describe(section),
             training_rates=training.get(place),
         )
-        for place, (player, section) in enumerate(zip(players, sections, strict=True))
+        for place, (player, reference) in enumerate(zip(players, field.references, strict=True))
     ]
-    standing = sampled_standing(entries, sampled, table, settings)
+    standing = sampled_standing(entries, sampled, table, _settings(config, field, rules))
     best = max(range(len(players)), key=lambda place: standing.players[place].average.value)
     comparisons = examples(names, questions.texts, drawn, table, best, config.tracker.samples)
     completions = tuple(
@@ -188,7 +247,23 @@ def _judge(
         for prompt, *row in zip(questions.texts, one.texts, one.log_probs, one.ends, strict=True)
         for text, log_prob, ended in zip(*row, strict=True)
     )
-    return standing, _Played(len(questions.texts), comparisons, tuple(notes), completions)
+    prompts = len(questions.texts)
+    return standing, _Played(prompts, field.reference, comparisons, tuple(notes), completions, tuple(journals))
+
+
+def _trained_otherwise(config: TournamentConfig, field: Field, rules: Rules) -> list[tuple[Any, list[int]]]:
+    """Each preference that is not the judge, and the places of those that were trained with it from a reference."""
+    found: list[tuple[Any, list[int]]] = []
+    for place, player in enumerate(field.players if config.hacking_gap else ()):
+        section = training_preference(player)
+        if section is None or section == rules.preference or field.references[place] in (None, place):
+            continue
+        known = next((group for other, group in found if other == section), None)
+        if known is None:
+            found.append((section, [place]))
+        else:
+            known.append(place)
+    return found
 
 
 def _keep(
@@ -211,10 +286,3 @@ def _keep(
     for name, where in (("report", run.report_file), ("results", run.path / "results.json"), ("wandb", location)):
         if where:
             console.print(Text(f"{name}  {where}"), soft_wrap=True)
-
-
-def _default_directory() -> Path:
-    """runs/tournaments/DATE_TIME, numbered where that is taken."""
-    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    names = (stem if number == 1 else f"{stem}_{number}" for number in range(1, 1000))
-    return next(path for name in names if not (path := Path("runs") / "tournaments" / name).exists())

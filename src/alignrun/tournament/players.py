@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from alignrun.config import (
     Precision,
     ReferenceConfig,
     ReferenceKind,
-    TournamentConfig,
 )
 from alignrun.errors import InputError, one_line
 from alignrun.models.backbone import Backbone
@@ -44,6 +42,8 @@ class Player:
     """From which it is loaded; a run's own configuration."""
     checkpoint: Path | None
     """The weights of a run's policy; None where the role is the reference, whose weights the configuration names."""
+    trained_from: Config | None = None
+    """The configuration whose reference it was trained from; None for a model that was not trained here."""
 
     @property
     def role(self) -> Role:
@@ -79,23 +79,18 @@ def find_player(source: str, name: str | None = None) -> Player:
     return Player(name or path.name, source, _model_config(source, path), None)
 
 
-def reference_of(player: Player, name: str = "reference") -> Player:
-    """The policy μ that a run was trained from."""
-    return Player(name, f"the reference of {player.source}", player.config, None)
-
-
 def _of_run(run: RunDirectory, checkpoint: Path, source: str, name: str) -> Player:
     config = compose.load(run.config_file)
     if issubclass(ALGORITHMS[config.algo.name], FeedbackAlgorithm):
         raise InputError(f"runs: {run.path} is a feedback model and no policy: it can judge, with preference=NAME")
-    return Player(name, source, config, checkpoint)
+    return Player(name, source, config, checkpoint, config)
 
 
 def _beside_run(run: RunDirectory, folder: Path, source: str, name: str) -> Player:
     """A further policy that a run has written, such as the average of its weights: an adapter on the run's base."""
     config = compose.load(run.config_file)
     reference = ReferenceConfig(name=ReferenceKind.adapter, path=str(folder))
-    return Player(name, source, replace(config, reference=reference, adapter=AdapterConfig()), None)
+    return Player(name, source, replace(config, reference=reference, adapter=AdapterConfig()), None, config)
 
 
 def _model_config(source: str, path: Path) -> Config:
@@ -103,7 +98,7 @@ def _model_config(source: str, path: Path) -> Config:
     if (path / "adapter_config.json").is_file():
         return _adapter_config(path)
     if (path / "config.json").is_file():
-        return compose.compose(["model=path", f"model.path={_quoted(path)}"])
+        return compose.compose(["model=path", f"model.path={compose.quoted(path)}"])
     if source in compose.choices("model") and source not in ("path", "game"):
         return compose.compose([f"model={source}"])
     local = source.startswith(("/", ".", "~")) or path.exists() or path.parent.is_dir()
@@ -125,54 +120,13 @@ def _adapter_config(folder: Path) -> Config:
     if not base:
         raise InputError(f"runs: {folder} does not say which base it is for: name its run, or a merged model")
     return compose.compose(
-        ["model=path", f"model.path={_quoted(base)}", "reference=adapter", f"reference.path={_quoted(folder)}"]
-    )
-
-
-def _quoted(value: object) -> str:
-    """A value that Hydra's grammar leaves as it is."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
-
-
-def line_up(config: TournamentConfig) -> tuple[list[Player], int]:
-    """The players, the reference among them, and its place.
-
-    Raises:
-        InputError: there is no such run or model, or two have one name.
-    """
-    names: Sequence[str | None] = list(config.names) or [None] * len(config.runs)
-    players = [find_player(source, name) for source, name in zip(config.runs, names, strict=True)]
-    if not config.names:  # two folders may have one name
-        short = [player.name for player in players]
-        players = [
-            replace(player, name=player.source) if short.count(player.name) > 1 else player for player in players
+        [
+            "model=path",
+            f"model.path={compose.quoted(base)}",
+            "reference=adapter",
+            f"reference.path={compose.quoted(folder)}",
         ]
-    taken = [player.name for player in players]
-    for name in taken:
-        if taken.count(name) > 1:
-            raise InputError(f"config: runs names {name} twice: leave one out, or tell them apart with names='[…]'")
-    trained = next((player for player in players if player.checkpoint is not None), None)
-    if config.reference_policy is not None:
-        sources = [player.source for player in players]
-        for known in (taken, sources):
-            if config.reference_policy in known:
-                return players, known.index(config.reference_policy)
-        reference = find_player(config.reference_policy, _free("reference", taken))
-    elif trained is not None:
-        reference = reference_of(trained, _free("reference", taken))
-        for place, player in enumerate(players):
-            if player.role is Role.reference and _share(player.config, reference.config):
-                return players, place
-    elif len(players) > 1:
-        return players, 0
-    else:
-        raise InputError("config: runs holds one model and no run: name a second policy, or a reference_policy=MODEL")
-    return [*players, reference], len(players)
-
-
-def _free(name: str, taken: Sequence[str]) -> str:
-    return name if name not in taken else f"{name} policy"
+    )
 
 
 class Loader:

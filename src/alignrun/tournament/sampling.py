@@ -1,7 +1,7 @@
 """Every player's completions for the same prompts, one player loaded at a time."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,8 +13,10 @@ from alignrun.config import TournamentConfig
 from alignrun.data import PromptSet, load_examples
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import CompletionCache, Drawn, content_key, draw, score
-from alignrun.evaluation.tournament import Sampled
+from alignrun.evaluation.tournament import Array, Sampled
 from alignrun.evaluation.truncation import truncation
+from alignrun.models.policy import Policy
+from alignrun.tournament.lineup import Field, Lineup
 from alignrun.tournament.players import Loader, Player
 from alignrun.tournament.rules import Rules, played_on
 from alignrun.types import Example
@@ -56,25 +58,45 @@ def _encoded(examples: Sequence[Example], encoding: Encoding, player: Player) ->
         raise InputError(f"{player.name}: {error}") from None
 
 
+def introduce(
+    lineup: Lineup, questions: Questions, rules: Rules, loader: Loader
+) -> Iterator[tuple[int, Policy, str | None, int | None]]:
+    """Each place of the line-up with its policy, loaded, the key of its content, and whose place has the same.
+
+    Raises:
+        InputError: a model is not to be had, or two of those that were named are the same policy.
+    """
+    keys: dict[str, int] = {}
+    for place in lineup.order():
+        player = lineup.players[place]
+        policy = loader.load(player)
+        key = content_key(policy, player.role, questions.encoded[place], rules.drawing)
+        twin = None if key is None else keys.setdefault(key, place)
+        if twin is not None and twin != place and place < lineup.listed:
+            raise InputError(
+                f"runs: {lineup.players[twin].name} and {player.name} are the same policy, weight for weight: leave "
+                "one out"
+            )
+        yield place, policy, key, None if twin == place else twin
+
+
 def sample_all(
-    players: Sequence[Player],
-    reference: int,
+    lineup: Lineup,
     questions: Questions,
     rules: Rules,
     loader: Loader,
     cache: CompletionCache,
     report: Callable[[str], None],
-) -> list[Sampled]:
-    """Draw the completions of every player, and have the reference μ, loaded last, score those of its vocabulary.
+) -> tuple[Field, list[Sampled]]:
+    """Draw the completions of everyone, and have the reference of each score those of its own vocabulary.
 
     Where sampling is truncated there is nothing to score: see `truncation`.
 
     Args:
-        players: who takes part.
-        reference: the place of μ.
+        lineup: who takes part.
         questions: what they are asked.
         rules: how completions are drawn.
-        loader: loads one player after another; μ is what it holds in the end.
+        loader: loads one player after another; a reference is what it holds in the end.
         cache: keeps completions by content.
         report: told in a few words what is happening.
 
@@ -84,32 +106,42 @@ def sample_all(
     drawn: dict[int, Drawn] = {}
     keys: dict[int, str | None] = {}
     vocabularies: dict[int, dict[str, int]] = {}
-    for place in [*(place for place in range(len(players)) if place != reference), reference]:
-        player, prompts = players[place], questions.encoded[place]
-        report(f"{player.name}: {rules.drawing.samples} x {len(prompts)} completions")
-        policy = loader.load(player)
-        key = content_key(policy, player.role, prompts, rules.drawing)
-        twins = [players[other].name for other, known in keys.items() if key is not None and known == key]
-        if twins:
-            raise InputError(
-                f"runs: {twins[0]} and {player.name} are the same policy, weight for weight: leave one out"
-            )
+    ratios: dict[int, Array | None] = {}
+    same: dict[int, int] = {}
+    truncated = truncation(rules.drawing.top_k, rules.drawing.top_p)
+
+    def relate(other: int, place: int, policy: Policy) -> None:
+        """log π/μ of the completions at one place by the policy loaded, μ, which stands at another."""
+        one = drawn[other]
+        if truncated or vocabularies[other] != vocabularies[place]:
+            ratios[other] = None
+            return
+        role, prompts = lineup.players[place].role, questions.encoded[place]
+        scoring = partial(score, policy, role, prompts, one.tokens, rules.drawing)
+        ratios[other] = np.asarray(one.log_probs) - cache.scores(_joined(keys[other], keys[place]), scoring)
+
+    for place, policy, key, twin in introduce(lineup, questions, rules, loader):
+        player, prompts = lineup.players[place], questions.encoded[place]
         keys[place], vocabularies[place] = key, policy.tokenizer.get_vocab()
-        drawn[place] = cache.drawn(key, partial(draw, policy, player.role, prompts, rules.drawing, key or player.name))
-    sampled = []
-    for place in range(len(players)):
-        one = drawn[place]
-        if truncation(rules.drawing.top_k, rules.drawing.top_p):
-            ratios = None
-        elif place == reference:
-            ratios = np.zeros((len(one.texts), rules.drawing.samples))
-        elif vocabularies[place] != vocabularies[reference]:
-            ratios = None
+        if twin is None:
+            report(f"{player.name}: {rules.drawing.samples} x {len(prompts)} completions")
+            stream = key or player.name
+            drawn[place] = cache.drawn(key, partial(draw, policy, player.role, prompts, rules.drawing, stream))
         else:
-            scoring = partial(score, policy, player.role, questions.encoded[reference], one.tokens, rules.drawing)
-            ratios = np.asarray(one.log_probs) - cache.scores(_joined(keys[place], keys[reference]), scoring)
-        sampled.append(Sampled(one, ratios))
-    return sampled
+            same[place] = twin
+        for other, reference in enumerate(lineup.references):
+            if reference == place and other not in (place, twin):
+                relate(other, place, policy)
+    field = lineup.settle(same)
+    if field.common is not None:  # the policy that was loaded last
+        for other in field.places:
+            if other not in ratios and other != field.places[field.common]:
+                relate(other, place, policy)
+    sampled = []
+    for place, (other, reference) in enumerate(zip(field.places, field.references, strict=True)):
+        itself = np.zeros((len(drawn[other].texts), rules.drawing.samples))
+        sampled.append(Sampled(drawn[other], itself if reference == place and not truncated else ratios.get(other)))
+    return field, sampled
 
 
 def _joined(key: str | None, other: str | None) -> str | None:

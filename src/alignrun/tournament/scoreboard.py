@@ -51,13 +51,16 @@ def _players(result: TournamentResult) -> Table:
     prompts = "1 prompt" if result.prompts == 1 else f"{result.prompts} prompts"
     table = Table(title=Text(f"{result.preference}, {prompts}"), title_justify="left")
     table.add_column("")
+    reference = "own reference" if result.reference is None else result.reference
+    own = [ABSENT if result.reference else player.reference or ABSENT for player in result.players]
     columns = [
-        (f"≻ {result.reference}", [_interval(player.win_rate) for player in result.players]),
+        ("reference", own),
+        (f"≻ {reference}", [_interval(player.win_rate) for player in result.players]),
         ("Elo", [f"{player.rating.value:+.0f}" for player in result.players]),
         ("equilibrium", [f"{player.share.value:.3f}" for player in result.players]),
         ("exploitable ≥", [_bound(player.exploitability) for player in result.players]),
         (f"½ gap ≥, τ={result.kl_tau}", [_bound(player.regularised) for player in result.players]),
-        ("KL", [_number(player.kl, 2) for player in result.players]),
+        (f"KL to {reference}", [_number(player.kl, 2) for player in result.players]),
         ("tokens", [_number(player.length, 1) for player in result.players]),
         ("ends", [_number(player.eos_rate, 2) for player in result.players]),
         ("distinct-2", [f"{player.distinct[1]:.2f}" if player.distinct else ABSENT for player in result.players]),

@@ -1,0 +1,111 @@
+"""What a judge has answered so far in a tournament that is not over, so that one which fails half-way loses nothing."""
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from alignrun.preferences.base import Preference
+
+CHUNK = 256
+"""Questions that are asked before their answers are kept; those of one prompt stay together."""
+
+
+class Journal(Preference):
+    """A preference whose answers are kept as they come, and taken from there where an earlier attempt had them.
+
+    A tournament that has ended removes the file: it is no cache, which would outlive a change of the judge.
+    """
+
+    def __init__(self, preference: Preference, file: Path | None) -> None:
+        self._preference, self._file = preference, file
+        self._answers = dict(_read(file))
+        self.found = len(self._answers)
+        """How many answers an earlier attempt has left."""
+
+    @property
+    def kept(self) -> int:
+        """How many answers the next attempt will find."""
+        return len(self._answers) if self._file is not None else 0
+
+    def counts(self) -> dict[str, float]:
+        """Those of the preference."""
+        return self._preference.counts()
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[B] what the preference says, asked for what is not known yet."""
+        questions = list(zip(prompts, first, second, strict=True))
+        keys = [hashlib.sha256(json.dumps(question).encode()).hexdigest() for question in questions]
+        places = [place for place, key in enumerate(keys) if key not in self._answers]
+        for chunk in _chunks(places, prompts):
+            asked = self._preference(*(list(side) for side in zip(*(questions[place] for place in chunk), strict=True)))
+            self._keep({keys[place]: value for place, value in zip(chunk, asked.double().tolist(), strict=True)})
+        return torch.tensor([self._answers[key] for key in keys], dtype=torch.float64)
+
+    def close(self) -> None:
+        """The tournament is over."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def _keep(self, answers: dict[str, float]) -> None:
+        self._answers |= answers
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what cannot be kept would have to be asked again, and nothing else
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with self._file.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in answers.items())
+
+
+def journal_file(folder: Path, section: Any, content: Any) -> Path:
+    """The file for a judge, as its section and the files that it names stand now, and for what it is asked about."""
+    plain = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)
+    told = json.dumps([plain, list(_stamps(plain)), content], sort_keys=True, default=str)
+    return folder / f"{hashlib.sha256(told.encode()).hexdigest()}.jsonl"
+
+
+def _stamps(section: Any) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of the weights and of the code that a judge consists of, once it has been loaded."""
+    children = section.items() if isinstance(section, dict) else enumerate(section) if isinstance(section, list) else ()
+    for key, value in children:
+        yield from _stamps(value)
+        files: list[Path] = []
+        if key == "function" and isinstance(value, str):
+            code = getattr(sys.modules.get(value.partition(":")[0]), "__file__", None)
+            files = [Path(code)] if code else []
+        if key == "path" and isinstance(value, str) and Path(value).expanduser().is_dir():
+            files = sorted(Path(value).expanduser().rglob("*.safetensors"))
+        for file in files:
+            with contextlib.suppress(OSError):
+                found = file.stat()
+                yield str(file), found.st_size, found.st_mtime_ns
+
+
+def _chunks(places: Sequence[int], prompts: Sequence[str]) -> Iterator[list[int]]:
+    chunk: list[int] = []
+    for place in places:
+        if len(chunk) >= CHUNK and prompts[place] != prompts[chunk[-1]]:
+            yield chunk
+            chunk = []
+        chunk.append(place)
+    if chunk:
+        yield chunk
+
+
+def _read(file: Path | None) -> Iterator[tuple[str, float]]:
+    """The answers in a file; a line that was torn is left out."""
+    text = ""
+    if file is not None:
+        with contextlib.suppress(OSError):
+            text = file.read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError):
+            key, value = json.loads(line)
+            if isinstance(key, str) and isinstance(value, float):
+                yield key, value

@@ -1,0 +1,135 @@
+"""Who takes part in a tournament, and which policy the KL and the win rate of each relate to: its reference."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from alignrun.config import Config, ModelSource, TournamentConfig
+from alignrun.errors import InputError
+from alignrun.models.policy import Role
+from alignrun.tournament.players import Player, find_player
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Everyone, once it is known who is whom."""
+
+    players: tuple[Player, ...]
+    places: tuple[int, ...]
+    """Where they stood in the line-up."""
+    references: tuple[int | None, ...]
+    """The place of each one's reference, its own where it is one; None where nobody knows what it was trained from."""
+    common: int | None
+    """The place of the reference of all, where they have one."""
+
+    @property
+    def reference(self) -> str | None:
+        """The name of the reference of all."""
+        return None if self.common is None else self.players[self.common].name
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """Everyone before anything is loaded: some may turn out to be the same policy."""
+
+    players: tuple[Player, ...]
+    listed: int
+    """So many were named by the user; the others are references, which take part by themselves."""
+    references: tuple[int | None, ...]
+    """The place of each one's reference."""
+    named: bool = False
+    """Whether the user has named the reference of all."""
+
+    def order(self) -> list[int]:
+        """The places in the order of loading: a reference comes after all that relate to it."""
+        return sorted(range(len(self.players)), key=lambda place: place in self.references)
+
+    def settle(self, same: Mapping[int, int]) -> Field:
+        """Who plays, where the keys of `same` are the policies that stand at its values.
+
+        The only reference of all runs is that of every model, too.
+
+        Raises:
+            InputError: that leaves one policy.
+        """
+        kept = [place for place in range(len(self.players)) if place not in same]
+        if len(kept) < 2:
+            raise InputError(
+                f"runs: {self.players[kept[0]].name} is its own reference, weight for weight: name another"
+            )
+        new = {place: kept.index(same.get(place, place)) for place in range(len(self.players))}
+        found = [self.references[place] for place in kept]
+        references = [None if place is None else new[place] for place in found]
+        distinct = {place for place in references if place is not None}
+        common = distinct.copy().pop() if len(distinct) == 1 else None
+        if common is not None:
+            references = [common] * len(kept)
+        own = [place if known is None and place in distinct else known for place, known in enumerate(references)]
+        players = [self.players[place] for place in kept]
+        for place in range(len(kept)):
+            if kept[place] >= self.listed and not self.named:
+                relating = [one for one, known in zip(players, own, strict=True) if known == place and one.trained_from]
+                players[place] = _called(players[place], relating, players, alone=place == common)
+        return Field(tuple(players), tuple(kept), tuple(own), common)
+
+
+def line_up(config: TournamentConfig) -> Lineup:
+    """The players, the references of the runs among them.
+
+    Raises:
+        InputError: there is no such run or model, or two have one name.
+    """
+    names: Sequence[str | None] = list(config.names) or [None] * len(config.runs)
+    players = [find_player(source, name) for source, name in zip(config.runs, names, strict=True)]
+    if not config.names:  # two folders may have one name
+        short = [player.name for player in players]
+        players = [
+            replace(player, name=player.source) if short.count(player.name) > 1 else player for player in players
+        ]
+    taken = [player.name for player in players]
+    for name in taken:
+        if taken.count(name) > 1:
+            raise InputError(f"config: runs names {name} twice: leave one out, or tell them apart with names='[…]'")
+    listed = len(players)
+    if config.reference_policy is not None:
+        known = [[player.name for player in players], [player.source for player in players]]
+        place = next((each.index(config.reference_policy) for each in known if config.reference_policy in each), listed)
+        if place == listed:
+            players.append(find_player(config.reference_policy, _free("reference", taken)))
+        return Lineup(tuple(players), listed, (place,) * len(players), named=True)
+    references: list[int | None] = []
+    for player in players[:listed]:
+        references.append(None if player.trained_from is None else _reference(player, player.trained_from, players))
+    if len(players) == 1:
+        raise InputError("config: runs holds one model and no run: name a second policy, or a reference_policy=MODEL")
+    return Lineup(tuple(players), listed, (*references, *[None] * (len(players) - listed)))
+
+
+def _reference(player: Player, config: Config, players: list[Player]) -> int:
+    """The place of a run's reference, put behind the players where it does not stand among them."""
+    for place, other in enumerate(players):
+        if other.role is Role.reference and _same_reference(other.config, config):
+            return place
+    players.append(Player(f"reference of {player.name}", f"the reference of {player.source}", config, None))
+    return len(players) - 1
+
+
+def _same_reference(one: Config, other: Config) -> bool:
+    """Whether two configurations name one reference. Others may still turn out to be the same by their weights."""
+    seeds = (one.seed, other.seed) if one.model.source in (ModelSource.random, ModelSource.game) else (0, 0)
+    return seeds[0] == seeds[1] and (one.model, one.adapter.name, one.reference) == (
+        other.model,
+        other.adapter.name,
+        other.reference,
+    )
+
+
+def _called(player: Player, relating: Sequence[Player], others: Sequence[Player], *, alone: bool) -> Player:
+    """A reference that takes part by itself, by a name that does not depend on the order of the runs."""
+    names, sources = (", ".join(sorted(getattr(one, key) for one in relating)) for key in ("name", "source"))
+    name = "reference" if alone else f"reference of {names}"
+    taken = [other.name for other in others if other is not player]
+    return replace(player, name=_free(name, taken), source=f"the reference of {sources}")
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    return name if name not in taken else f"{name} policy"
