@@ -89,15 +89,6 @@ def test_a_folder_of_other_things_may_become_a_run(tmp_path: Path) -> None:
     RunDirectory.create(tmp_path).close()
 
 
-def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where both have looked before either has made its folder, as `exists` says of none here."""
-    monkeypatch.setattr(Path, "exists", lambda _: False)
-    runs = [RunDirectory.create_numbered(tmp_path / "runs" / "now") for _ in range(3)]
-    assert [run.path.name for run in runs] == ["now", "now_2", "now_3"]
-    for run in runs:
-        run.close()
-
-
 def test_a_run_that_was_made_in_the_meantime_is_not_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,6 @@ import json
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from alignrun.build import Assembly, assemble, check, memory_errors
 from alignrun.checkpoint import Checkpoint, read_checkpoint
 from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
+from alignrun.fresh import fresh_directory
 from alignrun.models.device import resolve_device
 from alignrun.pins import checked, read_pins
 from alignrun.progress import Progress, summary_panel
@@ -48,8 +48,7 @@ def new_run(config: Config) -> RunDirectory:
     """The folder of a new run: run.dir, or runs/DATE_TIME_ALGO_MODEL, numbered where that is taken."""
     if config.run.dir is not None:
         return RunDirectory.create(config.run.dir)
-    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.algo.name}_{config.model.name}"
-    return RunDirectory.create_numbered(Path("runs") / name)
+    return RunDirectory.create(fresh_directory(Path("runs"), f"_{config.algo.name}_{config.model.name}"))
 
 
 def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console: Console) -> int:

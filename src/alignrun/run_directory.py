@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +83,6 @@ class RunDirectory:
             run.close()
             raise
         return run
-
-    @classmethod
-    def create_numbered(cls, path: Path) -> "RunDirectory":
-        """The same in a folder that this process alone has made: `path`, or `path`_2 and so on where that is taken."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for number in count(1):
-                folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
-                with contextlib.suppress(FileExistsError):
-                    folder.mkdir()
-                    break
-        except OSError as error:
-            raise InputError(f"cannot create {path}: {error.strerror}; choose another run.dir") from error
-        return cls.create(folder)
 
     def _refuse_another(self) -> None:
         if any(part.exists() for part in (self.config_file, self.metrics_file, self.samples_file, self.checkpoints)):
