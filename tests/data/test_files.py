@@ -90,4 +90,4 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 
 
 def test_unknown_kind(tmp_path: Path) -> None:
-    assert ".jsonl.gz or .json" in file_refusal(write(tmp_path / "p.csv", "prompt\nHello\n"))
+    assert ".jsonl.gz or .json" in file_refusal(write(tmp_path / "p.txt", "prompt\nHello\n"))

@@ -4,7 +4,7 @@ import re
 
 from alignrun.data.values import Turns
 from alignrun.errors import InputError
-from alignrun.types import Message
+from alignrun.types import Message, message_text
 
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -29,7 +29,7 @@ def parse_transcript(text: str, origin: str) -> Turns:
 
 
 def completion_text(turns: Turns) -> str:
-    """A completion: where two transcripts part early, the later turns were judged with it and stay in its text."""
+    """A completion: where two conversations part early, the later turns were judged with it and stay in its text."""
     names = {role: speaker for speaker, role in _SPEAKERS.items()}
-    later = (f"{names[turn['role']]}: {turn['content']}" for turn in turns[1:])
-    return "\n\n".join((turns[0]["content"], *later))
+    later = (f"{names.get(turn['role'], turn['role'])}: {message_text(turn)}" for turn in turns[1:])
+    return "\n\n".join((message_text(turns[0]), *later))
