@@ -11,7 +11,7 @@ from alignrun.config import ColumnsConfig
 from alignrun.data.columns import CONVERSATIONS, check_columns
 from alignrun.data.labels import check_liked, with_label
 from alignrun.data.transcripts import completion_text, parse_transcript
-from alignrun.data.values import Row, Turns, checked_text, kind, require_column, text_or_turns, tools_of
+from alignrun.data.values import Row, Turns, checked_text, kind, likely_prompt, require_column, text_or_turns, tools_of
 from alignrun.errors import InputError
 from alignrun.types import Example, as_turns, message_text
 
@@ -74,7 +74,7 @@ def _pair(row: Row, origin: str, columns: ColumnsConfig, named: bool) -> Example
     prompt: str | Turns
     if implicit:
         sides = [text_or_turns(row, name, origin) for name in names]
-        prompt, answers = _shared_opening(sides, names, origin)
+        prompt, answers = _shared_opening(sides, names, origin, likely_prompt(row))
         prompt = _with_system(prompt, row, columns, origin)
     else:
         prompt, answers = _answers(_prompt(row, origin, columns), row, names, origin)
@@ -189,13 +189,13 @@ def _filled(completion: str, column: str, origin: str) -> str:
 
 
 def _shared_opening(
-    sides: Sequence[str | Turns], columns: Sequence[str], origin: str
+    sides: Sequence[str | Turns], columns: Sequence[str], origin: str, likely: str
 ) -> tuple[str | Turns, list[tuple[str, Turns]]]:
     """The prompt that both sides of a pair open with, and what each says after it."""
     transcripts = isinstance(sides[0], str)
     if isinstance(sides[1], str) != transcripts:
         raise InputError(f"data: {origin} has text on one side and a conversation on the other; write both alike")
-    chosen, rejected = (parse_transcript(side, origin) if isinstance(side, str) else side for side in sides)
+    chosen, rejected = (parse_transcript(side, origin, likely) if isinstance(side, str) else side for side in sides)
     opening = _shared_turns(chosen, rejected, origin)
     prompt = _ends_with_user(opening, origin)
     if transcripts:

@@ -10,13 +10,16 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 
-def parse_transcript(text: str, origin: str) -> Turns:
-    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ...", each stripped. Raises InputError for any other text."""
+def parse_transcript(text: str, origin: str, likely: str = "...") -> Turns:
+    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ...", each stripped.
+
+    Raises InputError for any other text; `likely` is the column in which its prompt may be.
+    """
     head, *pieces = _SPEAKER.split("\n\n" + text.lstrip())
     if head.strip() or not pieces:
         raise InputError(
             f"data: {origin} has no prompt column, and its pair is no transcript of Human: and Assistant: turns; "
-            "name the prompt with data.columns.prompt=..."
+            f"name the prompt with data.columns.prompt={likely}"
         )
     turns: list[Message] = []
     for speaker, content in zip(pieces[::2], pieces[1::2], strict=True):

@@ -32,11 +32,16 @@ def kind(value: object) -> str:
 def require_column(row: Row, role: str, column: str, origin: str) -> None:
     """Raise InputError unless the row has the column that `data.columns.{role}` names."""
     if column not in row:
-        likely = next((known for known in _PROMPT_NAMES if role == "prompt" and known in row), "...")
+        likely = likely_prompt(row) if role == "prompt" else "..."
         present = ", ".join(row) or "none"
         raise InputError(
             f"data: {origin} has no column '{column}' (columns: {present}); name it with data.columns.{role}={likely}"
         )
+
+
+def likely_prompt(row: Row) -> str:
+    """The column in which the prompt of a row may be, for a message."""
+    return next((known for known in _PROMPT_NAMES if known in row), "...")
 
 
 def text_or_turns(row: Row, column: str, origin: str) -> str | Turns:
