@@ -38,16 +38,18 @@ def parse_row(row: Row, origin: str, columns: ColumnsConfig) -> Example:
 
 def _parse(row: Row, origin: str, columns: ColumnsConfig, given: ColumnsConfig) -> Example:
     named = _prompt_is_named(given)
-    demonstrated = columns.completion in row and columns.completion != columns.prompt
-    if columns.chosen in row or columns.rejected in row or columns.votes or (columns.label and not demonstrated):
+    completed = columns.completion in row and columns.completion != columns.prompt
+    messages = _messages_column(row, columns)
+    spoken = messages in row and (columns.messages != ColumnsConfig.messages or not named)
+    judged = columns.votes or (columns.label and not (completed or spoken))
+    if columns.chosen in row or columns.rejected in row or judged:
         return with_label(_pair(row, origin, columns, named), row, columns)
-    if demonstrated:
+    if completed:
         prompt = _prompt(row, origin, columns)
         prompt, (answer,) = _answers(prompt, row, (columns.completion,), origin)
         check_liked(row, columns, origin)
         return Example(prompt, origin, chosen=answer[0], chosen_turns=answer[1])
-    messages = _messages_column(row, columns)
-    if messages in row and (columns.messages != ColumnsConfig.messages or not named):
+    if spoken:
         check_liked(row, columns, origin)
         return _conversation(row, origin, replace(columns, messages=messages))
     return Example(_prompt(row, origin, columns), origin)
