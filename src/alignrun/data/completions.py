@@ -79,7 +79,7 @@ def opened(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def continued(text: str, opening: str) -> str:
-    """A completion as it goes on after what `opened` says that the prompt has begun of it.
+    """The rest of a completion, after what `opened` says that the prompt has begun of it.
 
     Raises UnreadableTextError for a completion that neither begins that way nor closes the tag.
     """
