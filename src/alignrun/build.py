@@ -40,7 +40,7 @@ from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.policy import Policy
 from alignrun.models.saving import check_saving
 from alignrun.models.scorer import Scorer
-from alignrun.models.sources import context_length, load_architecture, load_tokenizer
+from alignrun.models.sources import context_length, load_architecture, load_tokenizer, vocabulary_size
 from alignrun.pins import Pins, take_pins
 from alignrun.preferences import PREFERENCES, Preference
 from alignrun.preferences.feedback_model import find_card
@@ -172,11 +172,15 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         loaded = load_examples(config.data)
         if loaded.skipped:
             report(f"data: {loaded.skipped} rows that cannot be used skipped")
+        for note in loaded.notes:
+            report(f"data: {note}")
         report(f"model: {config.model.name}")
         if config.model.source is ModelSource.hub and config.model.architecture:
             report(describe(count_parameters(config), config))
         encoding = make_encoding(config)
         data, heldout = (kind.dataset(config.algo, rows, encoding) for rows in (loaded.train, loaded.heldout))
+        if data.refused + heldout.refused:
+            report(f"data: {data.refused + heldout.refused} rows that the model cannot read skipped")
         if data.skipped + heldout.skipped:
             report(f"data: {data.skipped + heldout.skipped} examples that are too long skipped")
         if isinstance(data, PairSet):
@@ -259,15 +263,16 @@ def make_encoding(config: Config) -> Encoding:
     Raises:
         InputError: the model is not to be had.
     """
-    tokenizer = load_tokenizer(config.model)
+    tokenizer, architecture = load_tokenizer(config.model), load_architecture(config.model)
     return Encoding(
         tokenizer=tokenizer,
         data=config.data,
         system_prompt=config.model.system_prompt,
-        context=context_length(load_architecture(config.model)),
+        context=context_length(architecture),
         max_new_tokens=config.generation.max_new_tokens,
         seed=config.seed,
         closed=config.model.source is not ModelSource.game,
+        rows=vocabulary_size(architecture),
     )
 
 

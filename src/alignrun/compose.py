@@ -43,6 +43,7 @@ HINTS = {
     "not a valid bool": "use true or false",
     "could not be converted to Integer": "give a whole number",
     "could not be converted to Float": "give a number",
+    "Interpolation key": r"write \${ for the text ${",
 }
 """How to mend what OmegaConf refuses, by its words."""
 

@@ -3,9 +3,10 @@
 Shape legend: B prompts of a batch, P prompt tokens, T completion tokens, R packed rows of S tokens.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -14,7 +15,23 @@ class Message(TypedDict):
     """One turn of a conversation, as chat templates take it."""
 
     role: str
-    content: str
+    content: str | None
+    """None in a turn that does nothing but call tools."""
+    name: NotRequired[str]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
+
+
+def message_text(turn: Message) -> str:
+    """What a turn says, for readers: its text, else the tools that it calls as JSON."""
+    calls = turn.get("tool_calls")
+    return turn["content"] or (json.dumps(calls, ensure_ascii=False) if calls else "")
+
+
+def as_turns(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt as a conversation: plain text is one turn of the user."""
+    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +50,12 @@ class Example:
     """P(chosen ≻ rejected), in [½, 1]."""
     votes: tuple[float, ...] = ()
     """What each annotator said: 1 for `chosen`, 0 for `rejected`, ½ for a tie; empty where only the label is known."""
+    chosen_turns: tuple[Message, ...] = ()
+    """The turns of `chosen` where it is more than one text; `chosen` is then what readers see of them."""
+    rejected_turns: tuple[Message, ...] = ()
+    """The same for `rejected`."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The tools that the assistant may call, as chat templates take them."""
 
     @property
     def text(self) -> str:
@@ -40,8 +63,8 @@ class Example:
         if isinstance(self.prompt, str):
             return self.prompt
         if len(self.prompt) == 1:
-            return self.prompt[0]["content"]
-        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.prompt)
+            return message_text(self.prompt[0])
+        return "\n\n".join(f"{turn['role']}: {message_text(turn)}" for turn in self.prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from alignrun.data import encode_completion, encode_prompt, end_of_turn
+from alignrun.data import Renderer, end_of_turn
 from alignrun.errors import InputError
 from alignrun.models import tiny
 from alignrun.types import Example, Message
@@ -13,8 +13,8 @@ ZEPHYR = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }} </s>\n{
 
 def opened(tokenizer: Any, prompt: str | tuple[Message, ...], answer: str) -> tuple[list[int], list[int]]:
     """Our token ids of prompt and completion, and the template's own of the whole conversation."""
-    ours = encode_prompt(tokenizer, Example(prompt, "x"), None)
-    ours += encode_completion(tokenizer, answer, [end_of_turn(tokenizer)])
+    asked, (answered,) = Renderer(tokenizer).encode(Example(prompt, "x"), [answer])
+    ours = asked + answered
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     turns.append({"role": "assistant", "content": answer})
     return ours, tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
@@ -22,7 +22,7 @@ def opened(tokenizer: Any, prompt: str | tuple[Message, ...], answer: str) -> tu
 
 @pytest.mark.parametrize("name", ["chat_tokenizer", "other_eos_tokenizer", "tiny"])
 @pytest.mark.parametrize("prompt", ["Hello?", TURNS])
-@pytest.mark.parametrize("answer", ["Yes.", " Ça va\n\n\U0001f600 ", "<s>"])
+@pytest.mark.parametrize("answer", ["Yes.", " Ça va\n\n\U0001f600 "])
 def test_prompt_and_completion_are_the_templates_own_conversation(
     name: str, prompt: Any, answer: str, request: pytest.FixtureRequest
 ) -> None:
@@ -63,7 +63,7 @@ def test_a_template_without_an_end_falls_back_to_eos(chat_tokenizer: Any) -> Non
 
 def test_without_a_template_eos_ends_a_completion(plain_tokenizer: Any, closing_tokenizer: Any) -> None:
     for tokenizer in (plain_tokenizer, closing_tokenizer):
-        ids = encode_completion(tokenizer, "Yes.", [end_of_turn(tokenizer)])
+        _, (ids,) = Renderer(tokenizer).encode(Example("Well?", "x"), ["Yes."])
         # One EOS at the end, and no BOS at the beginning.
         assert tokenizer.decode(ids) == "Yes.<|im_end|>"
         assert len(ids) == 5
@@ -72,7 +72,10 @@ def test_without_a_template_eos_ends_a_completion(plain_tokenizer: Any, closing_
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        ("{{ raise_exception('only\n users') if messages | length > 1 }}", r"refuses a user and .* \(only users\)"),
+        (
+            "{{ raise_exception('only\n users') if messages | length > 1 }}",
+            r"refuses the turns user, assistant \(only users\)",
+        ),
         ("{% for m in messages %}{{ m['content'] if m['role'] == 'user' }}{% endfor %}", "leaves out the assistant"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignrun.config import TooLong
-from alignrun.data import DemonstrationSet, encode_completion, encode_prompt, end_of_turn
+from alignrun.data import DemonstrationSet, Renderer
 from alignrun.data.demonstrations import first_fit_decreasing
 from alignrun.data.order import rows_at
 from alignrun.errors import InputError
@@ -54,8 +54,8 @@ def unpack(batch: PackedBatch) -> tuple[list[tuple[list[int], list[int]]], int]:
 
 
 def encoded(tokenizer: Any, example: Example, system_prompt: str | None = None) -> tuple[list[int], list[int]]:
-    completion = encode_completion(tokenizer, str(example.chosen), [end_of_turn(tokenizer)])
-    return encode_prompt(tokenizer, example, system_prompt), completion
+    prompt, (completion,) = Renderer(tokenizer, system_prompt).encode(example, [str(example.chosen)])
+    return prompt, completion
 
 
 @pytest.mark.parametrize("pack_tokens", [None, 34, 40, 100])

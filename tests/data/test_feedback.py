@@ -97,15 +97,16 @@ def test_a_conversation_is_read_as_plain_text(chat_tokenizer: Any) -> None:
 def test_texts_are_never_read_as_templates(chat_tokenizer: Any, plain_tokenizer: Any, text: str) -> None:
     for tokenizer in (chat_tokenizer, plain_tokenizer):
         head, (tail,) = PreferenceEncoder(tokenizer, PREFERENCE).encode(text, [(f"1{text}", f"2{text}")])
-        filled = f"Text - {text}\n1 - 1{text}\n2 - 2{text}\nPreferred -"
+        said = text.rstrip()  # completions are read without the space around them
+        filled = f"Text - {text}\n1 - 1{said}\n2 - 2{said}\nPreferred -"
         assert filled in tokenizer.decode(head + tail)
 
 
-def test_space_at_the_ends_survives_a_template_that_trims(chat_tokenizer: Any) -> None:
+def test_space_around_a_prompt_survives_a_template_that_trims(chat_tokenizer: Any) -> None:
     chat_tokenizer.chat_template = TRIM
     head, (tail,) = RewardEncoder(chat_tokenizer, "\n{prompt}\n{completion}").encode(" Hello? ", [(" Yes. ",)])
     assert chat_tokenizer.decode(head) == "<s><|im_start|>user\nHello? \n"
-    assert chat_tokenizer.decode(tail) == " Yes. <|im_end|>\n<|im_start|>assistant\n"
+    assert chat_tokenizer.decode(tail) == "Yes.<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_templates_may_hold_other_braces(chat_tokenizer: Any) -> None:
 
 @pytest.mark.parametrize(
     ("template", "problem"),
-    [("{{ raise_exception('no\n user') }}", r"refuses a user turn \(no user\)"), ("fixed", "leaves out the user")],
+    [("{{ raise_exception('no\n user') }}", r"refuses the turns user \(no user\)"), ("fixed", "leaves out the user")],
 )
 def test_a_chat_template_that_does_not_serve(chat_tokenizer: Any, template: str, problem: str) -> None:
     chat_tokenizer.chat_template = template

@@ -33,6 +33,47 @@ def test_a_json_list_is_indexed_from_zero(tmp_path: Path) -> None:
     assert list(read_rows(path)) == [("p.json[0]", {"a": 1}), ("p.json[1]", {"a": 2})]
 
 
+def test_a_json_list_may_be_packed(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.json.gz", '[{"a": 1}]')
+    assert list(read_rows(path)) == [("p.json.gz[0]", {"a": 1})]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("p.csv", ","), ("p.tsv", "\t"), ("p.csv.gz", ",")])
+def test_tables_of_text(tmp_path: Path, name: str, separator: str) -> None:
+    lines = ["\ufeffprompt,score", '"Hello, ""you""\ntwo",1.0', "", f"{'é' * 200_000},"]
+    path = write(tmp_path / name, "\r\n".join(line.replace(",", separator) for line in lines))
+    assert list(read_rows(path)) == [
+        (f"{name}:3", {"prompt": f'Hello{separator} "you"\ntwo', "score": "1.0"}),
+        (f"{name}:5", {"prompt": "é" * 200_000, "score": ""}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("a,b\n1,2,3\n", "p.csv:2 has 3 values, and the first line names 2 columns"),
+        ("a,a\n1,2\n", "a column without a name, or two alike"),
+        ("a,\n1,2\n", "a column without a name"),
+        ('a\n"b\n', "is not such a table"),
+        (b"a\ncaf\xe9\n", "is not UTF-8"),
+        ("a,b\n", "holds no rows"),
+        ("", "holds no rows"),
+    ],
+)
+def test_damaged_tables(tmp_path: Path, content: str | bytes, part: str) -> None:
+    assert part in file_refusal(write(tmp_path / "p.csv", content))
+
+
+def test_parquet(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hello?", "chosen": [{"role": "assistant", "content": "Yes."}]}, {"prompt": "b", "chosen": None}]
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    assert list(read_rows(tmp_path / "p.parquet")) == [("p.parquet[0]", rows[0]), ("p.parquet[1]", rows[1])]
+    assert "damaged parquet" in file_refusal(write(tmp_path / "q.parquet", b"PAR1 and no more"))
+    assert "there is no file" in file_refusal(tmp_path / "none.parquet")
+
+
 def test_a_byte_order_mark_is_not_part_of_the_data(tmp_path: Path) -> None:
     assert list(read_rows(write(tmp_path / "p.jsonl", b'\xef\xbb\xbf{"a": 1}\n'))) == [("p.jsonl:1", {"a": 1})]
 
@@ -90,4 +131,4 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 
 
 def test_unknown_kind(tmp_path: Path) -> None:
-    assert ".jsonl.gz or .json" in file_refusal(write(tmp_path / "p.csv", "prompt\nHello\n"))
+    assert ".jsonl.gz or .json" in file_refusal(write(tmp_path / "p.txt", "prompt\nHello\n"))

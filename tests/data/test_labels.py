@@ -39,9 +39,16 @@ def test_a_pair_without_label_or_votes_is_certain() -> None:
 
 @pytest.mark.parametrize(
     ("value", "chosen", "label"),
-    [(1, "Yes.", 1.0), (0.75, "Yes.", 0.75), (0.5, "Yes.", 0.5), (0.25, "No.", 0.75), (0, "No.", 1.0)],
+    [
+        (1, "Yes.", 1.0),
+        (0.75, "Yes.", 0.75),
+        (0.5, "Yes.", 0.5),
+        (0.25, "No.", 0.75),
+        (0, "No.", 1.0),
+        ("0.25", "No.", 0.75),
+    ],
 )
-def test_a_label_turns_the_pair_towards_what_is_preferred(value: float, chosen: str, label: float) -> None:
+def test_a_label_turns_the_pair_towards_what_is_preferred(value: Any, chosen: str, label: float) -> None:
     example = labelled(value)
     assert (example.chosen, example.label, example.votes) == (chosen, label, ())
     assert {example.chosen, example.rejected} == {"Yes.", "No."}
@@ -89,7 +96,7 @@ def test_labels_apply_where_the_prompt_hides_in_the_pair() -> None:
         (True, "is a boolean"),
         (False, "is a boolean"),
         (None, "is null"),
-        ("0.7", "is text"),
+        ("likely", "is text"),
     ],
 )
 def test_a_label_is_a_number_from_zero_to_one(value: Any, found: str) -> None:

@@ -31,9 +31,9 @@ class TestParseRow:
         example = parse_row({"prompt": " Hello? ", "id": 3}, "p:1", COLUMNS)
         assert (example.prompt, example.origin, example.chosen, example.rejected) == (" Hello? ", "p:1", None, None)
 
-    def test_conversation_keeps_role_and_content_only(self) -> None:
-        row = {"prompt": [SYSTEM, {**USER, "name": "Ann", "tool_calls": None}]}
-        assert parse_row(row, "p:1", COLUMNS).prompt == (SYSTEM, USER)
+    def test_a_message_keeps_what_templates_read(self) -> None:
+        row = {"prompt": [SYSTEM, {**USER, "name": "Ann", "id": 3, "tool_calls": None}]}
+        assert parse_row(row, "p:1", COLUMNS).prompt == (SYSTEM, {**USER, "name": "Ann"})
 
     def test_columns_by_name(self) -> None:
         columns = ColumnsConfig(prompt="q", chosen="good", rejected="bad")
@@ -112,7 +112,9 @@ class TestParseRow:
         assert f"message 1 is {kind}" in refusal({"prompt": [value]})
 
     def test_a_message_with_other_keys(self) -> None:
-        assert "message 1 is an object of from, value" in refusal({"prompt": [{"from": "human", "value": "Hello?"}]})
+        assert "message 1 is an object of speaker, value" in refusal(
+            {"prompt": [{"speaker": "human", "value": "Hello?"}]}
+        )
 
     @pytest.mark.parametrize("role", ["bot", "", None, ["user"]])
     def test_unknown_role(self, role: Any) -> None:
@@ -157,8 +159,8 @@ class TestParseRow:
     def test_a_prompt_must_end_with_the_user(self, last: dict[str, str]) -> None:
         assert f"ends with the {last['role']}" in refusal({"prompt": [USER, last]})
 
-    @pytest.mark.parametrize("chosen", [[USER], [OTHER, ANSWER], [SYSTEM, ANSWER], [USER, ANSWER, USER, ANSWER]])
-    def test_a_completion_must_be_one_answer_to_the_prompt(self, chosen: Any) -> None:
+    @pytest.mark.parametrize("chosen", [[USER], [OTHER, ANSWER], [SYSTEM, ANSWER], [ANSWER, USER]])
+    def test_a_completion_must_be_an_answer_to_the_prompt(self, chosen: Any) -> None:
         assert "column 'chosen'" in refusal({"prompt": "Hello?", "chosen": chosen, "rejected": "No."})
 
     def test_pairs_without_a_common_prompt(self) -> None:

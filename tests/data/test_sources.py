@@ -106,6 +106,25 @@ class TestJsonl:
         assert texts(train) == ["a"]
 
 
+class TestNotes:
+    def test_held_out_rows_of_the_training_file_are_named(self, tmp_path: Path) -> None:
+        path = jsonl(tmp_path / "train.jsonl", ["Why not?", "When?"])
+        held = jsonl(tmp_path / "held.jsonl", ["Who?", "why  NOT?", "When?"])
+        assert load_examples(config(DataSource.jsonl, path=path, eval_path=held)).notes == (
+            "1 of 3 held-out prompts are trained on too: held.jsonl:3",
+            "1 of 3 held-out prompts differ from one that is trained on in case or spaces alone: held.jsonl:2",
+        )
+
+    def test_prompts_in_a_file_are_taken_as_they_are(self, tmp_path: Path) -> None:
+        path = jsonl(tmp_path / "p.jsonl", ["a ${b} ${oc.env:HOME}"])
+        assert texts(load_examples(config(DataSource.jsonl, path=path, eval_path=path)).train) == [
+            "a ${b} ${oc.env:HOME}"
+        ]
+
+    def test_the_bundled_rows_have_none(self) -> None:
+        assert load_examples(config(DataSource.bundled)).notes == ()
+
+
 class TestInline:
     def test_the_same_prompts_on_both_sides(self) -> None:
         train, heldout = sides(load_examples(config(DataSource.inline, prompts=["a", "b", "a"], eval_size=2)))
@@ -209,6 +228,12 @@ class TestHub:
         with pytest.raises(InputError, match=r"'trian' of 'org/set' \(Unknown split trian\); check") as caught:
             load_examples(config(DataSource.hub, path="org/set", **fields))
         assert "\n" not in str(caught.value)
+
+    def test_a_folder_in_the_home_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        hub = FakeHub(monkeypatch, {"train": [{"prompt": "prompt 0"}, {"prompt": "prompt 19"}]})
+        load_examples(config(DataSource.hub, path="~/set"))
+        assert hub.calls == [((str(tmp_path / "set"), None), {"split": "train"})]
 
     def test_no_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         FakeHub(monkeypatch, {"train": []})

@@ -48,9 +48,11 @@ def test_the_example_is_left_alone(chat_tokenizer: Any) -> None:
 
 
 def test_a_template_that_refuses_names_the_row(chat_tokenizer: Any) -> None:
-    template = "{{ raise_exception('no system\n role') if messages[0]['role'] == 'system' }}ok"
+    template = (
+        "{{ raise_exception('no system\n role') if messages[0]['role'] == 'system' }}ok {{ messages[0]['content'] }}"
+    )
     chat_tokenizer.chat_template = template
-    assert chat_tokenizer.decode(encode_prompt(chat_tokenizer, PLAIN, None)) == "ok"
+    assert chat_tokenizer.decode(encode_prompt(chat_tokenizer, PLAIN, None)) == "ok Hello?"
     with pytest.raises(InputError, match=r"p\.jsonl:7: .* system, user \(no system role\).*chat_template") as caught:
         encode_prompt(chat_tokenizer, PLAIN, "Be kind.")
     assert "\n" not in str(caught.value)

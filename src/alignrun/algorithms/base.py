@@ -67,6 +67,10 @@ class Dataset(Protocol):
     def skipped(self) -> int:
         """Examples left out because they were too long."""
 
+    @property
+    def refused(self) -> int:
+        """Examples left out because the chat template or the tokenizer refuses them."""
+
     def __len__(self) -> int: ...
 
     def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
@@ -90,6 +94,8 @@ class Encoding:
     seed: int
     closed: bool = True
     """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
+    rows: int | None = None
+    """How many tokens the model has embeddings for, where its configuration says so."""
 
     @property
     def pad_id(self) -> int:
@@ -216,6 +222,8 @@ def prompt_set(examples: Sequence[Example], encoding: Encoding) -> PromptSet:
         max_tokens=min(room, encoding.data.max_prompt_tokens or room),
         too_long=encoding.data.too_long,
         seed=encoding.seed,
+        bad_rows=encoding.data.bad_rows,
+        rows=encoding.rows,
     )
 
 

@@ -58,7 +58,9 @@ class PairsAlgorithm(OfflineAlgorithm):
     @classmethod
     def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> PairSet:
         """The pairs, with the prompt as the policy reads it."""
-        encode = encode_policy_pair(encoding.tokenizer, encoding.system_prompt, closed=encoding.closed)
+        encode = encode_policy_pair(
+            encoding.tokenizer, encoding.system_prompt, closed=encoding.closed, rows=encoding.rows
+        )
         return pair_set(examples, encoding, encode)
 
     def __init__(self, config: Any, tools: Tools) -> None:
@@ -129,4 +131,5 @@ def pair_set(examples: Sequence[Example], encoding: Encoding, encode: Any) -> Pa
         max_tokens=encoding.context,
         too_long=data.too_long,
         seed=encoding.seed,
+        bad_rows=data.bad_rows,
     )

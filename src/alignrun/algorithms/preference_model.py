@@ -56,7 +56,8 @@ class PreferenceModel(FeedbackAlgorithm):
     @classmethod
     def dataset(cls, config: PreferenceModelConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
         """The pairs: both orders after the prompt."""
-        return pair_set(examples, encoding, PreferenceEncoder(encoding.tokenizer, config.template).encode_pair)
+        encoder = PreferenceEncoder(encoding.tokenizer, config.template, encoding.rows)
+        return pair_set(examples, encoding, encoder.encode_pair)
 
     def collect(self, batch: PairBatch, step: int) -> Iterator[PairBatch]:
         """Both orders, or one of them at random with its label."""

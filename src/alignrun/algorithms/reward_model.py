@@ -38,7 +38,8 @@ class RewardModel(FeedbackAlgorithm):
     @classmethod
     def dataset(cls, config: RewardModelConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
         """The pairs: each completion by itself after the prompt."""
-        return pair_set(examples, encoding, RewardEncoder(encoding.tokenizer, config.template).encode_pair)
+        encoder = RewardEncoder(encoding.tokenizer, config.template, encoding.rows)
+        return pair_set(examples, encoding, encoder.encode_pair)
 
     def logits(self, scores: Tensor) -> Tensor:
         """r_w − r_l."""

@@ -11,6 +11,7 @@ from alignrun.algorithms.base import Tools
 from alignrun.algorithms.batches import pieces, select, shared
 from alignrun.algorithms.serving import ServedPolicy
 from alignrun.config import Engine
+from alignrun.data import opened
 from alignrun.generation.decode import Sampling, needs_policy, needs_reference, sample_completions
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
@@ -86,10 +87,11 @@ class _Drawn:
 
 
 def decode_texts(policy: Policy, completions: Completions) -> list[str]:
-    """Completions as text, without special tokens."""
+    """Completions as text, without special tokens, and with what the chat template has begun of every answer."""
     lengths = completions.mask.sum(1).tolist()
     ids = [row[:length] for row, length in zip(completions.tokens.tolist(), lengths, strict=True)]
-    return [text.strip() for text in policy.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    begun = opened(policy.tokenizer)
+    return [(begun + text).strip() for text in policy.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 class Rollouts:

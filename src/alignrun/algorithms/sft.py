@@ -50,6 +50,8 @@ class SFT(OfflineAlgorithm):
             pack_tokens=config.pack_tokens,
             too_long=data.too_long,
             seed=encoding.seed,
+            bad_rows=data.bad_rows,
+            rows=encoding.rows,
         )
 
     def loss(self, batch: PackedBatch) -> Loss:

@@ -48,9 +48,13 @@ class ColumnsConfig:
     completion: str = "completion"
     """The one completion of a demonstration."""
     messages: str = "messages"
-    """A demonstration as one conversation that ends with the assistant."""
+    """A demonstration as one conversation that ends with the assistant; also `conversations`, where it is not there."""
+    system: str | None = "system"
+    """The system prompt of a row, where it has one."""
+    tools: str | None = "tools"
+    """The tools that the assistant may call, where a row has them: for the chat template."""
     label: str | None = None
-    """P(chosen ≻ rejected), a number in [0, 1]."""
+    """P(chosen ≻ rejected), a number in [0, 1]; of a demonstration, whether people liked it."""
     votes: list[str] = field(default_factory=list)
     """One column for each annotator; the share of votes for a completion is its probability, a tie being half a
     vote."""
@@ -58,6 +62,8 @@ class ColumnsConfig:
     """What a vote for the completion in `chosen` is written as; compared as text."""
     vote_rejected: str = "2"
     vote_tie: str = "0"
+    ignored: list[str] = field(default_factory=list)
+    """Columns to leave aside although their names say that they change what a row means, such as `context`."""
 
     def __post_init__(self) -> None:
         require(not (self.label and self.votes), "data.columns.label", "and data.columns.votes exclude each other")
@@ -72,7 +78,8 @@ class DataConfig:
     name: str = MISSING
     source: DataSource = DataSource.bundled
     path: str | None = None
-    """A .jsonl, .jsonl.gz or .json file (source=jsonl), or a data set id (source=hub)."""
+    """A .jsonl, .json, .csv, .tsv or .parquet file, or such a text file with .gz after its name (source=jsonl); a data
+    set id or a folder (source=hub)."""
     eval_path: str | None = None
     """A second file of held-out rows (source=jsonl)."""
     subset: str | None = None
@@ -81,7 +88,7 @@ class DataConfig:
     eval_split: str | None = None
     """The held-out split (source=hub)."""
     prompts: list[str] = field(default_factory=list)
-    """The prompts themselves (source=inline); they are trained on and evaluated on."""
+    """The prompts themselves (source=inline); they are trained on and evaluated on. `\\${` stands for the text `${`."""
     eval_fraction: float = 0.1
     """Share of rows held out, chosen by a hash of the prompt, where no held-out file or split is named."""
     eval_size: int | None = None

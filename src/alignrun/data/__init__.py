@@ -1,6 +1,6 @@
 """Prompts, preference pairs and demonstrations: where they come from, how they are checked, encoded and batched."""
 
-from alignrun.data.completions import encode_completion, end_of_turn
+from alignrun.data.completions import end_of_turn, opened
 from alignrun.data.demonstrations import DemonstrationSet
 from alignrun.data.feedback import FeedbackEncoder, PreferenceEncoder, RewardEncoder, check_template
 from alignrun.data.files import read_rows
@@ -8,8 +8,8 @@ from alignrun.data.padding import collate, padding_id
 from alignrun.data.pairs import EncodedPair, PairSet, check_labels, encode_policy_pair
 from alignrun.data.prompts import PromptSet
 from alignrun.data.records import parse_row
+from alignrun.data.rendering import Renderer, encode_prompt
 from alignrun.data.sources import Loaded, load_examples
-from alignrun.data.templates import encode_prompt
 
 __all__ = [
     "DemonstrationSet",
@@ -19,15 +19,16 @@ __all__ = [
     "PairSet",
     "PreferenceEncoder",
     "PromptSet",
+    "Renderer",
     "RewardEncoder",
     "check_labels",
     "check_template",
     "collate",
-    "encode_completion",
     "encode_policy_pair",
     "encode_prompt",
     "end_of_turn",
     "load_examples",
+    "opened",
     "padding_id",
     "parse_row",
     "read_rows",

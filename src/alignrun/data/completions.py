@@ -1,16 +1,23 @@
-"""Completions as token ids, ending the way the model ends its turn."""
+"""How a chat template opens and closes what the assistant says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
-from alignrun.errors import InputError, one_line
+from alignrun.data.control import UnreadableTextError
+from alignrun.data.templates import Turn, write
+from alignrun.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ANSWER = "ANSWER"
+_QUESTION: Turn = {"role": "user", "content": "Question"}
+_OPEN_TAG = re.compile(r"<([A-Za-z][\w-]*)>\s*$")
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -19,9 +26,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises InputError where there is neither, and for a template that refuses or leaves out an assistant turn.
     """
     if tokenizer.chat_template:
-        written = _after_answer(tokenizer)
         special = {*tokenizer.all_special_ids, *_special_added(tokenizer)}
-        for token in tokenizer(written, add_special_tokens=False)["input_ids"]:
+        for token in tokenizer(after_answer(tokenizer), add_special_tokens=False)["input_ids"]:
             if token in special:
                 return int(token)
     if tokenizer.eos_token_id is None:
@@ -32,24 +38,64 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, end: Sequence[int]) -> list[int]:
-    """The token ids of a completion that follows a prompt of `encode_prompt`, and then those of `end`."""
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *end]
-
-
-def _after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
-    turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": _ANSWER}]
+def after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes after the assistant's text. Raises InputError as `end_of_turn`."""
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception as error:  # a template can raise anything that Jinja and Python can
-        raise InputError(
-            f"data: the chat template refuses a user and an assistant turn ({one_line(error)}); "
-            "mend model.chat_template"
-        ) from error
+        text = write(tokenizer, [_QUESTION, {"role": "assistant", "content": _ANSWER}], answer=False)
+    except UnreadableTextError as error:
+        raise InputError(f"data: {error}") from error
     _, found, rest = text.rpartition(_ANSWER)
     if not found:
-        raise InputError("data: the chat template leaves out the assistant's turn; mend model.chat_template")
+        raise InputError("data: the chat template leaves out the assistant's turn; change model.chat_template")
     return rest
+
+
+def without_end(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+    """Takes off a completion the marks that already end it, and what follows them; leaves other texts as they are."""
+    names = {str(tokenizer.eos_token or "")}
+    with contextlib.suppress(InputError):  # a template for users alone ends no turn of the assistant
+        names.add(str(tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))))
+    marks = "|".join(re.escape(name) for name in sorted(names) if name)
+    return partial(re.compile(rf"(?:(?:{marks})\s*)+$").sub, "") if marks else str
+
+
+def opened(tokenizer: PreTrainedTokenizerBase) -> str:
+    r"""What a chat template has begun of every answer by itself, such as `<think>\n`; empty for most.
+
+    It stands in the prompt and belongs to the answer, for whoever reads that.
+    """
+    if not tokenizer.chat_template:
+        return ""
+    try:
+        prompt = write(tokenizer, [_QUESTION], answer=True)
+        tag = _OPEN_TAG.search(prompt)
+        if tag is None:
+            return ""
+        whole = write(tokenizer, [_QUESTION, {"role": "assistant", "content": _ANSWER}], answer=False)
+    except UnreadableTextError:
+        return ""
+    # A tag that the template also writes before an answer that it is given is how its turns begin.
+    return "" if whole.startswith(prompt + _ANSWER) else tag[0]
+
+
+def continued(text: str, opening: str) -> str:
+    """The rest of a completion, after what `opened` says that the prompt has begun of it.
+
+    Raises UnreadableTextError for a completion that neither begins that way nor closes the tag.
+    """
+    tag = _OPEN_TAG.search(opening)
+    if tag is None:
+        return text
+    begun, spaces = opening.rstrip(), opening[len(opening.rstrip()) :]
+    if text.lstrip().startswith(begun):
+        rest = text.lstrip().removeprefix(begun)
+        return rest.lstrip() if spaces else rest
+    if f"</{tag[1]}>" in text:
+        return text
+    raise UnreadableTextError(
+        f"the chat template begins every answer with {begun}, and a completion has no {begun}...</{tag[1]}>; add it, "
+        "or give a template without it with model.chat_template"
+    )
 
 
 def _special_added(tokenizer: PreTrainedTokenizerBase) -> set[int]:

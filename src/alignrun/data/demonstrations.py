@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from alignrun.config import TooLong
-from alignrun.data.completions import encode_completion, end_of_turn
-from alignrun.data.limits import Limits
+from alignrun.config import BadRows, TooLong
+from alignrun.data.limits import Limits, encode_rows
 from alignrun.data.order import rows_at
 from alignrun.data.padding import padding_id
-from alignrun.data.templates import encode_prompt
+from alignrun.data.rendering import Renderer
 from alignrun.errors import InputError
-from alignrun.types import Example, PackedBatch
+from alignrun.types import Example, Message, PackedBatch, as_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +45,8 @@ class DemonstrationSet:
     seed: int
     skipped: int
     """Demonstrations left out because they were too long."""
+    refused: int = 0
+    """Demonstrations left out because the chat template or the tokenizer refuses them."""
 
     @classmethod
     def build(
@@ -59,27 +61,27 @@ class DemonstrationSet:
         pack_tokens: int | None,
         too_long: TooLong,
         seed: int,
+        bad_rows: BadRows = BadRows.error,
+        rows: int | None = None,
     ) -> DemonstrationSet:
-        """Encode every prompt with its chosen completion; a rejected one is left aside.
+        """Encode every prompt with its chosen completion, for a model that has embeddings for `rows` tokens.
 
-        Raises InputError for an example without a completion, for one that is too long, or, where those are skipped,
-        if none is left; and for one that does not fit into a packed row.
+        A rejected completion is left aside. Of one of several turns the last is learned, and the others stand before
+        it, as in `messages`. Raises InputError for an example without a completion, for one that cannot be read or is
+        too long, or, where those are skipped, if none is left; and for one that does not fit into a packed row.
         """
         limits = Limits(max_prompt_tokens, max_completion_tokens, max_tokens, too_long)
-        end = [end_of_turn(tokenizer)]
-        kept: list[tuple[Example, Demonstration]] = []
+        renderer = Renderer(tokenizer, system_prompt, rows=rows)
         for example in examples:
             if example.chosen is None:
                 raise InputError(
                     f"data: {example.origin} holds a prompt without a completion; name data.columns.completion or "
                     "data.columns.messages, or choose another data set"
                 )
-            prompt = encode_prompt(tokenizer, example, system_prompt)
-            completion = encode_completion(tokenizer, example.chosen, end)
-            if limits.admit(example, len(prompt), len(completion)):
-                kept.append((example, Demonstration(tuple(prompt), tuple(completion))))
+        encoded, refused = encode_rows(examples, partial(_encode, renderer), bad_rows)
+        kept = [pair for pair in encoded if limits.admit(pair[0], len(pair[1].prompt), len(pair[1].completion))]
         if not kept:
-            raise limits.refuse_all(len(examples), "demonstrations")
+            raise limits.refuse_all(len(encoded), "demonstrations")
         example, longest = max(kept, key=lambda pair: len(pair[1]))
         if pack_tokens is not None and len(longest) > pack_tokens:
             raise InputError(
@@ -87,8 +89,8 @@ class DemonstrationSet:
                 f"{len(longest)} instead of {pack_tokens}, or lower data.max_completion_tokens with data.too_long=skip"
             )
         fitting, demonstrations = zip(*kept, strict=True)
-        skipped = len(examples) - len(kept)
-        return cls(fitting, demonstrations, pack_tokens, padding_id(tokenizer), seed, skipped)
+        skipped = len(encoded) - len(kept)
+        return cls(fitting, demonstrations, pack_tokens, padding_id(tokenizer), seed, skipped, refused)
 
     def __len__(self) -> int:
         return len(self.demonstrations)
@@ -107,6 +109,16 @@ class DemonstrationSet:
         lengths = [len(demonstration) for demonstration in chosen]
         packed = first_fit_decreasing(lengths, self.pack_tokens or max(lengths))
         return _lay_out([[chosen[index] for index in row] for row in packed], self.pad_id)
+
+
+def _encode(renderer: Renderer, example: Example) -> Demonstration:
+    answer: str | tuple[Message, ...] = str(example.chosen)
+    if turns := example.chosen_turns:
+        example = replace(example, prompt=(*as_turns(example.prompt), *turns[:-1]))
+        last = turns[-1]
+        answer = last["content"] if last["content"] and last.keys() == {"role", "content"} else (last,)
+    prompt, (completion,) = renderer.encode(example, [answer])
+    return Demonstration(tuple(prompt), tuple(completion))
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -1,26 +1,28 @@
 """What a feedback model reads: a prompt with one completion (reward model) or two (preference model), in a template.
 
 The text is cut once: the head, up to the first completion, is the same for every completion of a prompt; a tail
-holds the completions and whatever follows them. Head and tail are encoded apart, in training as at query time.
+holds the completions and whatever follows them, as the tokens that the whole text has over those of its head. A
+completion is read without the space around it and the marks that end it, in training as at query time.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from itertools import permutations
 from typing import TYPE_CHECKING, ClassVar
 
-from alignrun.data.completions import end_of_turn
+from alignrun.data.completions import end_of_turn, without_end
+from alignrun.data.control import Guard, TextEncoder, UnreadableTextError
 from alignrun.data.pairs import EncodedPair
-from alignrun.errors import InputError, one_line
+from alignrun.data.rendering import row_errors
+from alignrun.data.templates import own_text, write
+from alignrun.errors import InputError
 from alignrun.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Stands for the completions while the chat template is filled in: a character that Unicode keeps free of meaning.
-_MARK = "\ue000"
 
 
 def check_template(template: str, fields: Sequence[str], key: str) -> None:
@@ -38,54 +40,66 @@ class FeedbackEncoder:
     fields: ClassVar[tuple[str, ...]]
     """`prompt`, then one or two completions."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, rows: int | None = None) -> None:
+        """`rows` is how many tokens the model has embeddings for."""
         self._tokenizer = tokenizer
+        self._encoder = TextEncoder(tokenizer, own_text(tokenizer), rows)
         self._pieces = _cut(template, self.fields, "template")
-        self._end = [] if tokenizer.chat_template else [end_of_turn(tokenizer)]
+        self._plain = not tokenizer.chat_template
+        self._end = [end_of_turn(tokenizer)] if self._plain else []
 
     def encode(self, prompt: str, completions: Sequence[Sequence[str]]) -> tuple[list[int], list[list[int]]]:
         """The head of a prompt and one tail for each tuple of completions: (first, second), or (completion,).
 
-        Raises InputError for a chat template that refuses the text or leaves it out.
+        Raises InputError for a chat template that refuses the text or leaves it out, and for a text that the tokenizer
+        or the model cannot read.
         """
-        before, after_prompt, *after = self._pieces
-        head, closing = self._frame(before + prompt + after_prompt)
-        tails = ("".join(text + piece for text, piece in zip(texts, after, strict=True)) for texts in completions)
-        return self._encode_head(head), [[*self._encode(tail + closing), *self._end] for tail in tails]
+        try:
+            return self._encode(prompt, completions)
+        except UnreadableTextError as error:
+            raise InputError(f"data: of the feedback model, {error}") from error
 
     def encode_pair(self, example: Example) -> EncodedPair:
-        """The chosen completion by itself and then the rejected, or both in either order."""
+        """The chosen completion by itself and then the rejected, or both in either order. Raises BadRowError where
+        `encode` raises InputError."""
         texts = (str(example.chosen), str(example.rejected))
-        head, (first, second) = self.encode(example.text, list(permutations(texts, len(self.fields) - 1)))
-        prompt, one, other = (len(self._encode(text)) for text in (example.text, *texts))
+        with row_errors(example):
+            head, (first, second) = self._encode(example.text, list(permutations(texts, len(self.fields) - 1)))
+            guard = self._encoder.guard([example.text, *texts])
+            plain = (example.text, *map(self._bare, texts))
+            prompt, one, other = (len(self._encoder.encode(guard.hide(text), guard)) for text in plain)
         return EncodedPair(tuple(head), tuple(first), tuple(second), plain=(prompt, max(one, other)))
 
-    def _frame(self, head: str) -> tuple[str, str]:
-        """The text up to the first completion, and what the chat template writes after the last."""
-        if not self._tokenizer.chat_template:
-            return head, ""
-        turns = [{"role": "user", "content": head + _MARK}]
-        try:
-            text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template can raise anything that Jinja and Python can
-            raise InputError(
-                f"data: the feedback model's chat template refuses a user turn ({one_line(error)}); "
-                "mend model.chat_template"
-            ) from error
-        opening, found, closing = text.rpartition(_MARK)
-        if not found:
-            raise InputError("data: the feedback model's chat template leaves out the user's text; mend it")
-        return opening, closing
-
-    def _encode_head(self, text: str) -> list[int]:
+    def _encode(self, prompt: str, completions: Sequence[Sequence[str]]) -> tuple[list[int], list[list[int]]]:
+        before, after_prompt, *after = self._pieces
+        bare = [[self._bare(text) for text in texts] for texts in completions]
+        tails = ["".join(text + piece for text, piece in zip(texts, after, strict=True)) for texts in bare]
+        text = before + prompt + after_prompt
+        guard = self._encoder.guard([text, *tails])
+        head, closing = self._frame(guard.hide(text), guard)
         # A chat template has written the special tokens itself.
-        ids: list[int] = self._tokenizer(text, add_special_tokens=not self._tokenizer.chat_template)["input_ids"]
-        # Some tokenizers close every plain text with EOS, but this one goes on.
-        return ids[:-1] if self._end and ids[-1:] == [self._tokenizer.eos_token_id] else ids
+        ids = self._encoder.encode(head, guard, opens=self._plain)
+        follow = partial(self._encoder.follow, head, ids, guard=guard, opens=self._plain)
+        return ids, [[*follow(guard.hide(tail) + closing), *self._end] for tail in tails]
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def _bare(self, completion: str) -> str:
+        return self._without_end(completion).strip()
+
+    @cached_property
+    def _without_end(self) -> Callable[[str], str]:
+        return without_end(self._tokenizer)
+
+    def _frame(self, head: str, guard: Guard) -> tuple[str, str]:
+        """The text up to the first completion, and what the chat template writes after the last."""
+        if self._plain:
+            return head, ""
+        # By itself the mark stands for the completions; behind the first letter of a name it is no more than a break.
+        place = guard.mark * 2
+        text = write(self._tokenizer, [{"role": "user", "content": head + place}], answer=True)
+        opening, found, closing = text.rpartition(place)
+        if not found:
+            raise UnreadableTextError("the chat template leaves out the user's text; change model.chat_template")
+        return opening, closing
 
 
 class RewardEncoder(FeedbackEncoder):

@@ -1,7 +1,9 @@
 """How likely each completion of a pair is to be preferred: a label, or the votes of several people."""
 
+import json
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 from alignrun.config import ColumnsConfig
 from alignrun.data.values import Row, kind, require_column
@@ -19,14 +21,49 @@ def with_label(example: Example, row: Row, columns: ColumnsConfig) -> Example:
         label = fmean(votes)
     elif columns.label is not None:
         votes, label = (), _label(row, columns.label, example.origin)
+    elif row.get("label") is not None and "label" not in columns.ignored:
+        raise InputError(
+            f"data: {example.origin} has a column 'label', which is not read: it may say which completion is better: "
+            "name it with data.columns.label=label, or leave it aside with data.columns.ignored=[label]"
+        )
     else:
         return example
     if label < 0.5:
-        example = replace(example, chosen=example.rejected, rejected=example.chosen)
+        example = replace(
+            example,
+            chosen=example.rejected,
+            rejected=example.chosen,
+            chosen_turns=example.rejected_turns,
+            rejected_turns=example.chosen_turns,
+        )
         votes = tuple(1 - vote for vote in votes)
         # From the votes again, so that two of three votes are the same number whichever side they are for.
         label = fmean(votes) if votes else 1 - label
     return replace(example, label=label, votes=votes)
+
+
+def check_liked(row: Row, columns: ColumnsConfig, origin: str) -> None:
+    """Raise InputError for a completion that people did not like: it demonstrates nothing.
+
+    Its label is a boolean, 0 or 1, in the column that is named, else in `label`.
+    """
+    column = columns.label or "label"
+    if columns.label is not None:
+        require_column(row, "label", column, origin)
+    label = row.get(column)
+    if isinstance(label, str):  # as a CSV file has it
+        label = {"true": True, "1": True, "false": False, "0": False}.get(label.lower(), label)
+    if label is None or column in columns.ignored or (isinstance(label, (int, float)) and label == 1):
+        return
+    if isinstance(label, (int, float)) and label == 0:
+        raise InputError(
+            f"data: {origin} has a completion that people did not like (column '{column}' is {json.dumps(label)}); it "
+            "is not a demonstration"
+        )
+    raise InputError(
+        f"data: {origin}, column '{column}' is {kind(label)}; of a completion it must be true or false: correct it, or "
+        f"leave it aside with data.columns.ignored=[{column}]"
+    )
 
 
 def _vote(row: Row, column: str, origin: str, columns: ColumnsConfig) -> float:
@@ -43,9 +80,17 @@ def _vote(row: Row, column: str, origin: str, columns: ColumnsConfig) -> float:
 
 def _label(row: Row, column: str, origin: str) -> float:
     require_column(row, "label", column, origin)
-    value = row[column]
+    value = _number(row[column])
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (is_number and 0 <= value <= 1):
         found = f"{value:.6g}" if isinstance(value, float) else kind(value)
         raise InputError(f"data: {origin}, column '{column}' is {found}; a label is a number in [0, 1]")
     return float(value)
+
+
+def _number(value: Any) -> Any:
+    """A number that stands as text, as in a CSV file, as a number; other values as they are."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

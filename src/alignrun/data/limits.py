@@ -1,10 +1,37 @@
-"""How long a prompt with its completions may be, and what becomes of one that is longer."""
+"""What becomes of rows that cannot be encoded, and of those that are too long."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from alignrun.config import TooLong
+from alignrun.config import BadRows, TooLong
+from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
 from alignrun.types import Example
+
+Encoded = TypeVar("Encoded")
+
+
+def encode_rows(
+    examples: Sequence[Example], encode: Callable[[Example], Encoded], bad_rows: BadRows
+) -> tuple[list[tuple[Example, Encoded]], int]:
+    """Every example with what `encode` makes of it, and how many were left out since the tokenizer cannot read them.
+
+    Raises InputError for such an example, or, where those are skipped, if none is left.
+    """
+    encoded: list[tuple[Example, Encoded]] = []
+    bad: list[BadRowError] = []
+    for example in examples:
+        try:
+            encoded.append((example, encode(example)))
+        except BadRowError as error:
+            if bad_rows is BadRows.error:
+                raise InputError(f"{error}; data.bad_rows=skip leaves such rows out") from error
+            bad.append(error)
+    if not encoded:
+        first = str(bad[0]).removeprefix("data: ")
+        raise InputError(f"data: none of the {len(bad)} rows can be read by the model; the first: {first}")
+    return encoded, len(bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +60,8 @@ class Limits:
                 continue
             if self.too_long is TooLong.skip:
                 return False
-            mend = f"data.too_long=skip or another {key}" if key else "data.too_long=skip"
-            raise InputError(f"data: {example.origin}: {what} {tokens} tokens, and the limit is {limit}; set {mend}")
+            change = f"data.too_long=skip or another {key}" if key else "data.too_long=skip"
+            raise InputError(f"data: {example.origin}: {what} {tokens} tokens, and the limit is {limit}; set {change}")
         return True
 
     def refuse_all(self, count: int, what: str) -> InputError:

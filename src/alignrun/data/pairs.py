@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from alignrun.config import TooLong
-from alignrun.data.completions import encode_completion, end_of_turn
-from alignrun.data.limits import Limits
+from alignrun.config import BadRows, TooLong
+from alignrun.data.limits import Limits, encode_rows
 from alignrun.data.order import rows_at
 from alignrun.data.padding import collate
-from alignrun.data.templates import encode_prompt
+from alignrun.data.rendering import Renderer
+from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
 from alignrun.types import Example, PairBatch
 
@@ -48,6 +48,8 @@ class PairSet:
     seed: int
     skipped: int
     """Pairs left out because they were too long."""
+    refused: int = 0
+    """Pairs left out because the chat template or the tokenizer refuses them."""
     reference: Tensor | None = None
     """[N, 2] float32, log μ of both completions of each pair, where it was computed ahead."""
 
@@ -63,28 +65,30 @@ class PairSet:
         max_tokens: int,
         too_long: TooLong,
         seed: int,
+        bad_rows: BadRows = BadRows.error,
     ) -> PairSet:
         """Encode every pair; `max_tokens` is for the prompt with the longer completion.
 
-        Raises InputError for an example that is no pair, for one that is too long, or, where those are skipped, if
-        none is left.
+        Raises InputError for an example that is no pair, for one that `encode` refuses or that is too long, or, where
+        those are skipped, if none is left.
         """
         limits = Limits(max_prompt_tokens, max_completion_tokens, max_tokens, too_long)
-        kept: list[tuple[Example, EncodedPair]] = []
         for example in examples:
             if example.chosen is None or example.rejected is None:
                 raise InputError(
                     f"data: {example.origin} holds no pair, only a prompt or a demonstration; name data.columns.chosen "
                     "and data.columns.rejected, or choose another data set"
                 )
-            pair = encode(example)
+        encoded, refused = encode_rows(examples, encode, bad_rows)
+        kept: list[tuple[Example, EncodedPair]] = []
+        for example, pair in encoded:
             prompt, completion = len(pair.prompt), max(len(pair.first), len(pair.second))
             if limits.admit(example, *(pair.plain or (prompt, completion)), together=prompt + completion):
                 kept.append((example, pair))
         if not kept:
-            raise limits.refuse_all(len(examples), "pairs")
+            raise limits.refuse_all(len(encoded), "pairs")
         fitting, pairs = zip(*kept, strict=True)
-        return cls(fitting, pairs, pad_id, seed, skipped=len(examples) - len(kept))
+        return cls(fitting, pairs, pad_id, seed, skipped=len(encoded) - len(kept), refused=refused)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -134,14 +138,17 @@ def check_labels(examples: Sequence[Example]) -> None:
 
 
 def encode_policy_pair(
-    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, *, closed: bool = True
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, *, closed: bool = True, rows: int | None = None
 ) -> Callable[[Example], EncodedPair]:
-    """How a policy reads a pair: its prompt as for sampling, and each completion, by default closed by the end of the
-    turn."""
-    end = [end_of_turn(tokenizer)] if closed else []
+    """How a policy with embeddings for `rows` tokens reads a pair: its prompt as for sampling, and each completion as
+    it follows, by default closed by the end of the turn."""
+    renderer = Renderer(tokenizer, system_prompt, rows=rows, closed=closed)
 
     def encode(example: Example) -> EncodedPair:
-        first, second = (encode_completion(tokenizer, str(text), end) for text in (example.chosen, example.rejected))
-        return EncodedPair(tuple(encode_prompt(tokenizer, example, system_prompt)), tuple(first), tuple(second))
+        answers = (example.chosen_turns or str(example.chosen), example.rejected_turns or str(example.rejected))
+        prompt, (first, second) = renderer.encode(example, answers)
+        if first == second:
+            raise BadRowError(f"data: {example.origin}: both completions are the same tokens; remove the row")
+        return EncodedPair(tuple(prompt), tuple(first), tuple(second))
 
     return encode

@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alignrun.config import TooLong
+from alignrun.config import BadRows, TooLong
+from alignrun.data.limits import encode_rows
 from alignrun.data.order import rows_at
 from alignrun.data.padding import padding_id, prompt_batch
-from alignrun.data.templates import encode_prompt
+from alignrun.data.rendering import Renderer
 from alignrun.errors import InputError
 from alignrun.types import Example, PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MEND = "a smaller generation.max_new_tokens, or another data.max_prompt_tokens"
+_CHANGE = "a smaller generation.max_new_tokens, or another data.max_prompt_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class PromptSet:
     seed: int
     skipped: int
     """Prompts left out because they were too long."""
+    refused: int = 0
+    """Prompts left out because the chat template or the tokenizer refuses them."""
 
     @classmethod
     def build(
@@ -41,25 +44,31 @@ class PromptSet:
         max_tokens: int,
         too_long: TooLong,
         seed: int,
+        bad_rows: BadRows = BadRows.error,
+        rows: int | None = None,
     ) -> PromptSet:
-        """Encode every prompt. Raises InputError for one of more than `max_tokens` tokens, or, where those are
-        skipped, if none is left."""
+        """Encode every prompt, for a model that has embeddings for `rows` tokens.
+
+        Raises InputError for one that it cannot read, or that has more than `max_tokens` tokens, or, where those are
+        skipped, if none is left.
+        """
+        renderer = Renderer(tokenizer, system_prompt, rows=rows)
+        encoded, refused = encode_rows(examples, lambda example: renderer.encode(example)[0], bad_rows)
         kept: list[tuple[str, tuple[int, ...]]] = []
-        for example in examples:
-            ids = encode_prompt(tokenizer, example, system_prompt)
+        for example, ids in encoded:
             if len(ids) <= max_tokens:
                 kept.append((example.text, tuple(ids)))
             elif too_long is TooLong.error:
                 raise InputError(
                     f"data: {example.origin}: the prompt has {len(ids)} tokens, and the limit is {max_tokens}; "
-                    f"set data.too_long=skip, {_MEND}"
+                    f"set data.too_long=skip, {_CHANGE}"
                 )
         if not kept:
             raise InputError(
-                f"data: none of the {len(examples)} prompts fits into the limit of {max_tokens} tokens; set {_MEND}"
+                f"data: none of the {len(encoded)} prompts fits into the limit of {max_tokens} tokens; set {_CHANGE}"
             )
         texts, token_ids = zip(*kept, strict=True)
-        return cls(texts, token_ids, padding_id(tokenizer), seed, skipped=len(examples) - len(kept))
+        return cls(texts, token_ids, padding_id(tokenizer), seed, skipped=len(encoded) - len(kept), refused=refused)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignrun.config import BadRows, ColumnsConfig, DataConfig, DataSource
+from alignrun.data.columns import unread_columns
 from alignrun.data.files import read_rows
 from alignrun.data.game_pairs import game_pairs
+from alignrun.data.overlap import overlap_notes
 from alignrun.data.records import parse_row
 from alignrun.data.values import Row
 from alignrun.errors import InputError, one_line
@@ -26,6 +28,8 @@ class Loaded:
     heldout: list[Example]
     skipped: int
     """Bad rows left out."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about them, in lines."""
 
 
 def load_examples(config: DataConfig) -> Loaded:
@@ -40,15 +44,19 @@ def load_examples(config: DataConfig) -> Loaded:
         pairs = game_pairs(config)
         return Loaded(pairs, pairs[: config.eval_size], skipped=0)
     train_rows, heldout_rows = _rows(config)
-    train, skipped = _parse(train_rows, config)
+    names: set[str] = set()
+    train, skipped = _parse(train_rows, config, names)
     if config.source is DataSource.inline:
-        heldout = train
-    elif heldout_rows is None:
+        return Loaded(train, train[: config.eval_size], skipped)
+    if heldout_rows is None:
         train, heldout = _split(train, config)
     else:
-        heldout, more = _parse(heldout_rows, config)
+        heldout, more = _parse(heldout_rows, config, names)
         skipped += more
-    return Loaded(train, heldout[: config.eval_size], skipped)
+    heldout = heldout[: config.eval_size]
+    unread = unread_columns(names, config.columns)
+    notes = [f"columns that are not read: {', '.join(unread)}"] if unread else []
+    return Loaded(train, heldout, skipped, (*notes, *overlap_notes(train, heldout)))
 
 
 def _rows(config: DataConfig) -> tuple[Rows, Rows | None]:
@@ -66,14 +74,15 @@ def _rows(config: DataConfig) -> tuple[Rows, Rows | None]:
     return ((f"data.prompts[{index}]", {"prompt": prompt}) for index, prompt in prompts), None
 
 
-def _parse(rows: Rows, config: DataConfig) -> tuple[list[Example], int]:
-    """The examples of the rows, and how many rows were left out."""
+def _parse(rows: Rows, config: DataConfig, names: set[str]) -> tuple[list[Example], int]:
+    """The examples of the rows, and how many rows were left out; the names of their columns are put into `names`."""
     # Only a source of the user's own has columns to name.
     named = config.source in (DataSource.jsonl, DataSource.hub)
     columns = config.columns if named else ColumnsConfig()
     examples: list[Example] = []
     bad: list[InputError] = []
     for origin, row in rows:
+        names.update(row)
         try:
             examples.append(parse_row(row, origin, columns))
         except InputError as error:
@@ -94,8 +103,9 @@ def _hub_rows(config: DataConfig, split: str) -> Iterator[tuple[str, Row]]:
     from datasets import load_dataset  # here, since it takes seconds to import
 
     path = str(config.path)
+    source = str(Path(path).expanduser()) if path.startswith("~") else path
     try:
-        rows: list[Row] = list(load_dataset(path, config.subset, split=split))
+        rows: list[Row] = list(load_dataset(source, config.subset, split=split))
     except Exception as error:  # the hub, the network, the disk and the parsers each raise kinds of their own
         raise InputError(
             f"data: cannot load split '{split}' of '{path}' ({one_line(error)}); "

@@ -1,54 +1,67 @@
-"""Prompts as token ids, written the way the model was taught to read them."""
+"""Conversations as one text, written the way the model learned to read them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from alignrun.data.control import UnreadableTextError
 from alignrun.errors import InputError, one_line
-from alignrun.types import Example, Message
+from alignrun.types import Example, Message, as_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Turn = Mapping[str, Any]
+Tools = Sequence[Mapping[str, Any]]
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, system_prompt: str | None) -> list[int]:
-    """The token ids of a prompt, ending where the assistant begins to speak.
 
-    With a chat template, plain text is one user turn, and `system_prompt` is put first unless the conversation has a
-    system turn. Without one, plain text is continued as it stands. Raises InputError for a conversation or a system
-    prompt without a template, a template that refuses the turns, and a prompt of no tokens.
+def write(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Tools = (), *, answer: bool) -> str:
+    """What the chat template makes of the turns, with `answer` up to where the assistant begins to speak.
+
+    Raises UnreadableTextError for a template that refuses the turns.
     """
-    write = _from_template if tokenizer.chat_template else _from_text
-    ids = write(tokenizer, example, system_prompt)
-    if not ids:
-        raise InputError(f"data: {example.origin}: the prompt has no tokens under this tokenizer; check the row")
-    return ids
-
-
-def _from_template(tokenizer: PreTrainedTokenizerBase, example: Example, system_prompt: str | None) -> list[int]:
-    turns: list[Message] = (
-        [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else list(example.prompt)
-    )
-    if system_prompt is not None and all(turn["role"] != "system" for turn in turns):
-        turns.insert(0, {"role": "system", "content": system_prompt})
     try:
-        # The template writes the special tokens itself, so this call adds none: never two BOS.
-        ids: list[int] = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=False
+        text: str = tokenizer.apply_chat_template(
+            list(turns), tools=list(tools) or None, add_generation_prompt=answer, tokenize=False
         )
     except Exception as error:  # a template can raise anything that Jinja and Python can
         roles = ", ".join(turn["role"] for turn in turns)
-        raise InputError(
-            f"data: {example.origin}: the chat template refuses the turns {roles} ({one_line(error)}); "
-            "mend the row, model.system_prompt or model.chat_template"
+        raise UnreadableTextError(
+            f"the chat template refuses the turns {roles} ({one_line(error)}); "
+            "change the row, model.system_prompt or model.chat_template"
         ) from error
-    return ids
+    return text
 
 
-def _from_text(tokenizer: PreTrainedTokenizerBase, example: Example, system_prompt: str | None) -> list[int]:
-    if not isinstance(example.prompt, str):
-        raise InputError(
-            f"data: {example.origin}: the prompt is a conversation, and the tokenizer has no chat template; "
+def own_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that the chat template writes by itself: its source, and what it puts together of roles."""
+    if not tokenizer.chat_template:
+        return ""
+    texts = [str(tokenizer.chat_template)]
+    for roles in (("user", "assistant", "user"), ("system", "user"), ("user", "assistant", "tool")):
+        try:
+            texts.append(write(tokenizer, [{"role": role, "content": ""} for role in roles], answer=True))
+        except UnreadableTextError:  # not every template knows every role
+            continue
+    return "\n".join(texts)
+
+
+def opening_turns(
+    tokenizer: PreTrainedTokenizerBase, example: Example, system_prompt: str | None
+) -> tuple[Message, ...] | None:
+    """The prompt as turns, `system_prompt` first unless it has a system turn; None where plain text is continued.
+
+    Raises UnreadableTextError for a conversation that has no template, and InputError for such a system prompt.
+    """
+    if tokenizer.chat_template:
+        turns = as_turns(example.prompt)
+        if system_prompt is not None and all(turn["role"] != "system" for turn in turns):
+            return ({"role": "system", "content": system_prompt}, *turns)
+        return turns
+    if not isinstance(example.prompt, str) or example.tools:
+        raise UnreadableTextError(
+            "the prompt is a conversation, and the tokenizer has no chat template; "
             "give one with model.chat_template, or use plain prompts"
         )
     if system_prompt is not None:
@@ -56,8 +69,49 @@ def _from_text(tokenizer: PreTrainedTokenizerBase, example: Example, system_prom
             "config: model.system_prompt needs a chat template, and the tokenizer has none; "
             "give one with model.chat_template, or set model.system_prompt=null"
         )
-    ids: list[int] = list(tokenizer(example.prompt)["input_ids"])
-    # Some tokenizers close every text with EOS, after which a model has nothing to say.
-    if ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return ids
+    return None
+
+
+def check_written(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Tools, text: str, *, answer: bool
+) -> None:
+    """Raise UnreadableTextError where the template has left out a turn, a tool call or the tools from `text`.
+
+    What is left out can be changed, and the text stays the same. Thoughts may be left out of all turns but the last.
+    """
+
+    def same(changed: Sequence[Turn], named: Tools = tools) -> bool:
+        return write(tokenizer, changed, named, answer=answer) == text
+
+    squeezed = squeeze(text)
+    for place, turn in enumerate(turns):
+        parts = {"content": f"the {turn['role']} turn", "tool_calls": "the tool calls"}
+        if place == len(turns) - 1:
+            parts["reasoning_content"] = "the reasoning_content"
+        for part, what in parts.items():
+            value = turn.get(part)
+            written = not value or (isinstance(value, str) and squeeze(value) in squeezed)
+            if not written and same([*turns[:place], {**turn, part: _renamed(value)}, *turns[place + 1 :]]):
+                raise _left_out(what)
+    if tools and same(turns, _renamed(tools)):
+        raise _left_out("the tools")
+
+
+def squeeze(text: str) -> str:
+    """The text without white space, of which templates take away and add some."""
+    return "".join(text.split())
+
+
+def _left_out(what: str) -> UnreadableTextError:
+    return UnreadableTextError(
+        f"the chat template leaves out {what}; give one that writes them with model.chat_template, or change the row"
+    )
+
+
+def _renamed(value: Any) -> Any:
+    """Tools or calls, each text in them another."""
+    if isinstance(value, Mapping):
+        return {key: part if key == "type" else _renamed(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_renamed(part) for part in value]
+    return f"{value}x" if isinstance(value, str) else value

@@ -1,5 +1,7 @@
 """The values that a row may hold: text, or a list of messages."""
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignrun.errors import InputError
@@ -8,9 +10,18 @@ from alignrun.types import Message
 Row = dict[str, Any]
 Turns = tuple[Message, ...]
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool", "developer")
+_OTHER_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
+"""Names that data sets in ShareGPT's form give the roles."""
+_HANDED_ON = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+"""What a message may hold for the chat template, over its role and content."""
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _PROMPT_NAMES = ("instruction", "question", "query", "text", "input")
 _KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
+
+
+class BadRowError(InputError):
+    """A row that cannot be used, and that `data.bad_rows=skip` leaves out."""
 
 
 def kind(value: object) -> str:
@@ -21,24 +32,53 @@ def kind(value: object) -> str:
 def require_column(row: Row, role: str, column: str, origin: str) -> None:
     """Raise InputError unless the row has the column that `data.columns.{role}` names."""
     if column not in row:
-        likely = next((known for known in _PROMPT_NAMES if role == "prompt" and known in row), "...")
+        likely = likely_prompt(row) if role == "prompt" else "..."
         present = ", ".join(row) or "none"
         raise InputError(
             f"data: {origin} has no column '{column}' (columns: {present}); name it with data.columns.{role}={likely}"
         )
 
 
+def likely_prompt(row: Row) -> str:
+    """The column in which the prompt of a row may be, for a message."""
+    return next((known for known in _PROMPT_NAMES if known in row), "...")
+
+
 def text_or_turns(row: Row, column: str, origin: str) -> str | Turns:
-    """The value of a column. Raises InputError for anything but text and messages of a known role."""
+    """The value of a column. Raises InputError for anything but text and messages of a known role.
+
+    A message is {role, content}, or {from, value} with the roles human and gpt; one by itself is a list of one.
+    """
     value = row[column]
     where = f"{origin}, column '{column}'"
     if isinstance(value, str):
         return checked_text(value, where)
+    if isinstance(value, dict) and _is_message(value):
+        return (_message(value, where),)
     if not isinstance(value, list):
         raise InputError(f"data: {where} is {kind(value)}; it must be text or a list of messages")
     if not value:
         raise InputError(f"data: {where} is an empty list; remove the row or give it messages")
     return tuple(_message(turn, f"{where}, message {number}") for number, turn in enumerate(value, 1))
+
+
+def tools_of(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+    """The tools that a row offers: a list of objects, or that list as JSON. Raises InputError for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except ValueError as error:
+            raise InputError(f"data: {where} is not JSON ({error}); give the tools as a list of objects") from error
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise InputError(f"data: {where} is {kind(value)}; give the tools as a list of objects")
+    return tuple(without_nulls(tool) for tool in value)
+
+
+def without_nulls(value: Any) -> Any:
+    """A nested value without the keys that hold null: tables give every row all keys of all others."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def checked_text(value: str, where: str) -> str:
@@ -49,13 +89,42 @@ def checked_text(value: str, where: str) -> str:
     return value
 
 
+def _is_message(value: Mapping[str, Any]) -> bool:
+    return {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+
+
 def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, dict) or not {"role", "content"} <= value.keys():
+    if not isinstance(value, dict) or not (_is_message(value) or (value.get("role") and value.get("tool_calls"))):
         found = f"an object of {', '.join(value)}" if isinstance(value, dict) and value else kind(value)
         raise InputError(f'data: {where} is {found}; a message is {{"role": "user", "content": "..."}}')
-    role, content = value["role"], value["content"]
+    role, content = (value["role"], value.get("content")) if "role" in value else (value["from"], value["value"])
+    role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise InputError(f"data: {where} has the unknown role {role!r}; the roles are {', '.join(ROLES)}")
-    if not isinstance(content, str):
+    for media in _MEDIA:
+        if value.get(media):
+            raise InputError(f"data: {where} has '{media}', and a language model reads text; remove the row")
+    if value.get("weight", 1) not in (1, None):
+        raise InputError(f"data: {where} has a weight of {value['weight']}; every answer counts alike: remove it")
+    message: Any = {"role": role, "content": None}
+    message |= {key: without_nulls(value[key]) for key in _HANDED_ON if value.get(key)}
+    if content is not None or "tool_calls" not in message:
+        message["content"] = _content(content, where)
+    checked: Message = message
+    return checked
+
+
+def _content(content: Any, where: str) -> str:
+    """The text of a message, which may come in parts."""
+    if isinstance(content, str):
+        return checked_text(content, where)
+    if not isinstance(content, Sequence) or not content:
         raise InputError(f"data: {where} has {kind(content)} for its content; it must be text")
-    return {"role": role, "content": checked_text(content, where)}
+    texts = []
+    for number, part in enumerate(content, 1):
+        held = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+        if not isinstance(held, str):
+            what = f"of type '{part['type']}'" if isinstance(part, dict) and part.get("type") else kind(part)
+            raise InputError(f"data: {where}, part {number} is {what}; only text is read: remove the part or the row")
+        texts.append(checked_text(held, where))
+    return "".join(texts)

@@ -54,6 +54,11 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         # Padding is always masked, so any token serves; most base models have no pad token of their own.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    # Some name a token for it that they have added and the model has no embedding for.
+    if config.source not in (ModelSource.random, ModelSource.game) and tokenizer.pad_token_id >= tokenizer.vocab_size:
+        rows = vocabulary_size(load_architecture(config))
+        if rows is not None and tokenizer.pad_token_id >= rows:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -127,6 +132,12 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
 def context_length(architecture: PreTrainedConfig) -> int:
     """The most tokens that a model reads at once; as good as unlimited where its configuration does not say."""
     return int(getattr(architecture.get_text_config(), "max_position_embeddings", 1 << 20))
+
+
+def vocabulary_size(architecture: PreTrainedConfig) -> int | None:
+    """How many tokens a model has embeddings for, where its configuration says so."""
+    rows: int | None = getattr(architecture.get_text_config(), "vocab_size", None)
+    return rows
 
 
 def planned_architecture(config: ModelConfig) -> PreTrainedConfig:

@@ -19,7 +19,7 @@ from alignrun.models.backbone import Backbone
 from alignrun.models.cards import AdapterCard, adapter_folder, read_card
 from alignrun.models.device import batch_to
 from alignrun.models.scorer import Scorer
-from alignrun.models.sources import context_length, load_tokenizer
+from alignrun.models.sources import context_length, load_tokenizer, vocabulary_size
 from alignrun.preferences.base import preference_using
 
 KEY = "preference.path"
@@ -110,7 +110,9 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
         config = replace(config, device=backbone.config.device, gradient_checkpointing=False)
         backbone = Backbone.load(config, AdapterConfig(name=AdapterKind(card.adapter)), tokenizer, card.seed)
     scorer = Scorer.read(backbone, folder, card, KEY)
-    encoder = (RewardEncoder if kind == "reward" else PreferenceEncoder)(tokenizer, card.template)
+    encoder = (RewardEncoder if kind == "reward" else PreferenceEncoder)(
+        tokenizer, card.template, vocabulary_size(backbone.model.config)
+    )
     return TextScorer(scorer, encoder, batch_size)
 
 

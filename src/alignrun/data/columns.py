@@ -1,0 +1,80 @@
+"""Columns that change what a row means: each is used, or refused by its name."""
+
+from collections.abc import Iterable
+
+from alignrun.config import ColumnsConfig
+from alignrun.data.values import Row
+from alignrun.errors import InputError
+
+CONVERSATIONS = "conversations"
+"""What ShareGPT calls the messages of a demonstration, and the prompt of a pair."""
+_CHANGE_MEANING = {
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "a language model reads text"),
+    **dict.fromkeys(("weight", "weights", "sample_weight"), "every row counts alike"),
+    **dict.fromkeys(("context", "input"), "it belongs to the prompt: name it with data.columns.input={}"),
+    **dict.fromkeys(
+        ("system", "system_prompt", "system_message"), "it is a system prompt: name it with data.columns.system={}"
+    ),
+    **dict.fromkeys(("tools", "functions"), "it offers tools: name it with data.columns.tools={}"),
+    "history": "the turns before the prompt belong into it, as messages",
+    "chat_template_kwargs": "every row goes through the same template",
+}
+"""Column names that trainers give a meaning to, and why one that is not read is refused."""
+_METADATA = frozenset(
+    [
+        "id",
+        "uuid",
+        "index",
+        "idx",
+        "source",
+        "dataset",
+        "subset",
+        "split",
+        "category",
+        "topic",
+        "language",
+        "lang",
+        "license",
+        "url",
+        "title",
+        "timestamp",
+        "date",
+        "model",
+        "score",
+        "scores",
+        "metadata",
+        "meta",
+        "turn",
+    ]
+)
+"""Column names that say where a row comes from."""
+
+
+def check_columns(row: Row, origin: str, columns: ColumnsConfig) -> None:
+    """Raise InputError for a column that changes what the row means, is not empty, and is not read."""
+    read = named_columns(columns)
+    for column, why in _CHANGE_MEANING.items():
+        if column in row and column not in read and not _is_neutral(column, row[column]):
+            raise InputError(
+                f"data: {origin} has a column '{column}', which is not read: {why.format(column)}; or leave it aside "
+                f"with data.columns.ignored=[{column}]"
+            )
+
+
+def unread_columns(rows: Iterable[str], columns: ColumnsConfig) -> list[str]:
+    """The columns, of those that rows have, which nothing reads and which are more than metadata."""
+    known = named_columns(columns) | _METADATA | set(_CHANGE_MEANING)
+    return sorted(column for column in set(rows) - known if not column.endswith(("_id", "_idx", "_score")))
+
+
+def named_columns(columns: ColumnsConfig) -> set[str]:
+    """Every column that the configuration names, and those that are known without."""
+    named = (columns.prompt, columns.chosen, columns.rejected, columns.completion, columns.messages)
+    more = (columns.input, columns.system, columns.tools, columns.label, *columns.votes, *columns.ignored)
+    return {*named, *(column for column in more if column), CONVERSATIONS, "label"}
+
+
+def _is_neutral(column: str, value: object) -> bool:
+    """Whether a value says nothing: nothing at all, or a weight of one."""
+    blank = value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
+    return blank or ("weight" in column and value == 1)
