@@ -176,6 +176,8 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         if isinstance(data, PairSet):
             check_labels(data.examples)
         trained = load_trained(config, encoding.tokenizer)
+        for note in trained.backbone.notes:
+            report(note)
         if isinstance(trained, Scorer):
             algorithm = kind(config.algo, FeedbackTools(trained, config))
             encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))

@@ -18,7 +18,8 @@ def vocabulary_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     divisor = getattr(text, "logits_scaling", None)
 
     def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = embedding(hidden)
+        # Some families leave the hidden states in float32, as Mamba does.
+        logits: Tensor = embedding(hidden.to(embedding.weight.dtype))
         if multiplier is not None:
             logits = logits * multiplier
         if divisor is not None:
