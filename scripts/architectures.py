@@ -9,7 +9,7 @@ with the merged model.
 import copy
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Row:
     family: str
     attention: str
     adapted: str
-    """Which layers carry the default adapter, and of which others."""
+    """The names of the layers that carry the default adapter."""
     result: str
     """`as transformers`, or the line with which it is refused."""
 
@@ -171,24 +171,25 @@ def build(family: str, *, tied: bool, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def check(family: str) -> Row:
-    """Go the way of a run four times; the first failure counts."""
-    adapted, attention, result = "", "", "as transformers"
-    for dtype in (torch.float32, torch.bfloat16):
-        for tied in (False, True):
-            model = build(family, tied=tied, dtype=dtype)
-            attention = str(model.config._attn_implementation)
-            try:
-                policy = load(model)
-            except InputError as error:
-                result = f"refused: {error}"
-                return Row(family, attention, "", result)
-            adapted = adapted or ", ".join(sorted({name.split(".")[-1] for name in adapted_layers(policy)}))
-            for what, error in errors(policy):
-                if not error <= (EXACT if dtype is torch.float32 else ROUNDED):
-                    where = f"{str(dtype).removeprefix('torch.')}, {'tied' if tied else 'untied'}"
-                    return Row(family, attention, adapted, f"WRONG: {what} by {error:.0e} ({where})")
-    return Row(family, attention, adapted, result)
+ALL = [(dtype, tied) for dtype in (torch.float32, torch.bfloat16) for tied in (False, True)]
+
+
+def check(family: str, variants: Sequence[tuple[torch.dtype, bool]] = ALL) -> Row:
+    """Go the way of a run with each precision and head, tied or not; the first failure counts."""
+    adapted = attention = ""
+    for dtype, tied in variants:
+        model = build(family, tied=tied, dtype=dtype)
+        attention = str(model.config._attn_implementation)
+        try:
+            policy = load(model)
+        except InputError as refusal:
+            return Row(family, attention, "", f"refused: {refusal}")
+        adapted = adapted or ", ".join(sorted({name.split(".")[-1] for name in adapted_layers(policy)}))
+        for what, error in errors(policy):
+            if not error <= (EXACT if dtype is torch.float32 else ROUNDED):
+                where = f"{str(dtype).removeprefix('torch.')}, {'tied' if tied else 'untied'}"
+                return Row(family, attention, adapted, f"WRONG: {what} by {error:.0e} ({where})")
+    return Row(family, attention, adapted, "as transformers")
 
 
 def load(model: PreTrainedModel) -> Policy:
@@ -260,15 +261,15 @@ def page(rows: list[Row]) -> str:
     return "\n".join([
         "# Architectures that were checked",
         "",
-        f"{len(rows)} families of transformers {transformers.__version__} as tiny random models, {good} of which can be "
+        f"{len(rows)} families of transformers {transformers.__version__} as tiny random models; {good} of them can be "
         "trained. `python scripts/architectures.py` writes this page, and a test holds it to what the script finds.",
         "",
-        "Each was built in float32 and bfloat16, with its vocabulary head tied to the embedding and not. *As transformers* "
-        "means: passes over prompts padded on the left, over a prompt shared by several completions, and decoding with a "
-        "cache give what a plain pass over each text gives; with a LoRA adapter on the default layers, log-probabilities "
-        "of policy and reference are those of transformers and PEFT; and so are those of the merged model. Attention "
-        "windows are shorter than the texts. *Attention* is what `model.attention` must say. Any other model is checked "
-        "in the same way when it is loaded, and refused in one line where it differs.",
+        "Each was built in float32 and bfloat16, with its vocabulary head tied to the embedding and not. *As "
+        "transformers* means: passes over prompts padded on the left, over a prompt shared by several completions, and "
+        "decoding with a cache give what a plain pass over each text gives; with a LoRA adapter on the default layers, "
+        "the log-probabilities of policy and reference are those of transformers and PEFT, and so are those of the "
+        "merged model. Attention windows are shorter than the texts. *Attention* is what `model.attention` must say. "
+        "Any other model is checked in the same way when it is loaded, and refused in one line where it differs.",
         "",
         "| family | attention | layers adapted by default | log-probabilities |",
         "|---|---|---|---|",
