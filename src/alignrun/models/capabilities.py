@@ -63,8 +63,8 @@ def tolerance(model: PreTrainedModel) -> float:
     """The largest relative error that rounding explains.
 
     Sums in another order differ by 1e-7 to 1e-4 in float32 (4e-5 with the 30 layers of SmolLM2), 1e-3 with TF32
-    products, and by 0.003 to 0.06 in half precision, where an error grows from layer to layer; a text that sees padding, or not its own past, is off by
-    about as much as texts differ from each other, 0.2 to 2.
+    products, and by 0.003 to 0.06 in half precision, where an error grows from layer to layer; a text that sees
+    padding, or not its own past, is off by about as much as texts differ from each other, 0.2 to 2.
     """
     return 1e-2 if _exact(model) else 0.15
 
