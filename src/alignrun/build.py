@@ -187,6 +187,8 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
             check_labels(data.examples)
         trained = load_trained(config, encoding.tokenizer)
         check_saving(trained.describe)
+        for note in trained.backbone.notes:
+            report(note)
         if isinstance(trained, Scorer):
             algorithm = kind(config.algo, FeedbackTools(trained, config))
             encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))

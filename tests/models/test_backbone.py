@@ -82,7 +82,7 @@ def test_a_quantised_base_has_no_fingerprint() -> None:
         ({"use_dora": True}, "is not a plain LoRA adapter"),
         ({"trainable_token_indices": [1, 2]}, "is not a plain LoRA adapter"),
         ({"modules_to_save": ["lm_head"]}, "is not a plain LoRA adapter"),
-        ({"target_modules": ["embed_tokens", "q_proj"]}, "adapts embeddings"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, r"adapts model\.embed_tokens \(Embedding\)"),
     ],
 )
 def test_adapters_that_are_more_than_linear_layers_are_refused(

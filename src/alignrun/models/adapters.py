@@ -1,6 +1,7 @@
 """LoRA adapters on the base, and which adapter each row of a batch goes through."""
 
 import hashlib
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,14 +11,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from alignrun.config import AdapterConfig, AdapterKind
 from alignrun.errors import InputError, one_line
+from alignrun.models.adapter_fields import WEIGHTS_FILE, check_adapter
+from alignrun.models.targets import ALL_LINEAR, default_targets, not_linear
 
 POLICY = "policy"
 """The adapter that is trained."""
@@ -44,11 +48,11 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, config: AdapterCo
     """A new trained LoRA adapter whose product is zero, so that it starts as the base; it becomes the active one.
 
     Raises:
-        InputError: the target modules do not exist in this model.
+        InputError: the target modules do not exist in this model, or are not linear layers.
     """
     targets: str | list[str] = list(config.target_modules)
-    if targets == ["all-linear"]:
-        targets = "all-linear"
+    if targets == [ALL_LINEAR]:
+        targets = default_targets(model)
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
         if isinstance(model, PeftModel):
@@ -56,14 +60,17 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, config: AdapterCo
             peft.add_adapter(name, lora)
         else:
             peft = get_peft_model(model, lora, adapter_name=name)
-    except ValueError as error:
-        linear = sorted({key.split(".")[-1] for key, layer in model.named_modules() if isinstance(layer, nn.Linear)})
+        unfit = not_linear(peft, name)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        unfit = one_line(error, 120)
+    if unfit is not None:
+        known = default_targets(model)
+        names = [key for key, layer in model.named_modules() if isinstance(layer, nn.Linear) and ".lora_" not in key]
+        linear = sorted({key.split(".")[-1] for key in (names if known == ALL_LINEAR else known)} - {"base_layer"})
         raise InputError(
-            f"adapter.target_modules={list(config.target_modules)} does not fit this model "
-            f"({one_line(error, 120)}): use all-linear or some of {', '.join(linear)}"
-        ) from None
-    if any(layer.lora_embedding_A for layer in lora_layers(model)):
-        raise InputError("adapter.target_modules: only linear layers can be adapted, not embeddings")
+            f"adapter.target_modules={list(config.target_modules)} does not fit this model ({unfit}): only linear "
+            f"layers can be adapted, not embeddings, experts or routers: use all-linear or some of {', '.join(linear)}"
+        )
     peft.set_adapter(name)
     return peft
 
@@ -94,43 +101,55 @@ def read_adapter(
         key: the configuration key that named the folder, for messages.
 
     Raises:
-        InputError: the folder is not a plain LoRA adapter in safetensors, or it was trained on another base.
+        InputError: the folder is not an adapter that `check_adapter` accepts, or it was trained on another base.
     """
-    adapter_file = folder / "adapter_model.safetensors"
-    if not adapter_file.is_file():
-        raise InputError(f"{key}: {adapter_file} does not exist: name a finished run or a PEFT adapter folder")
+    check_adapter(folder, key)
+    active = model.active_adapter if isinstance(model, PeftModel) else name
+    trained = isinstance(model, PeftModel) and any(weight.requires_grad for weight in model.parameters())
     try:
-        stored = PeftConfig.from_pretrained(str(folder))
-        # The roles' rows go through the low-rank product alone, so an adapter must consist of nothing else.
-        plain = stored.peft_type == "LORA" and not (
-            stored.use_dora
-            or stored.lora_bias
-            or stored.modules_to_save
-            or stored.trainable_token_indices
-            or stored.bias != "none"
-        )
-        if not plain:
-            raise InputError(
-                f"{key}: {folder} is not a plain LoRA adapter (DoRA, biases, tokens and modules_to_save are "
-                "not supported): merge it into its base and use model=path"
-            )
-        active = model.active_adapter if isinstance(model, PeftModel) else name
-        trained = isinstance(model, PeftModel) and any(weight.requires_grad for weight in model.parameters())
-        if isinstance(model, PeftModel):
-            peft = model
-            peft.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
-        else:
-            peft = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # which are looked for below
+            if isinstance(model, PeftModel):
+                peft = model
+                peft.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+            else:
+                peft = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=trainable)
+        unfit = not_linear(peft, name)
+        if unfit is None:
+            _check_weights(peft, name, folder)
     except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
         raise InputError(
             f"{key}: {folder} does not fit this base model ({one_line(error, 160)}): "
             "use the base that the adapter was trained on"
         ) from None
-    if any(name in layer.lora_embedding_A for layer in lora_layers(model)):
-        raise InputError(f"{key}: {folder} adapts embeddings, not linear layers alone: merge it and use model=path")
+    if unfit is not None:
+        raise InputError(
+            f"{key}: {folder} adapts {unfit}, and only linear layers are supported: merge it into its base with PEFT's "
+            "merge_and_unload, and use model=path model.path=DIR"
+        )
     # Also where nothing changes: layers that only the new adapter has must learn that another one is active.
     peft.set_adapter(name if trainable else active, inference_mode=not (trainable or trained))
     return peft
+
+
+def _check_weights(peft: PeftModel, name: str, folder: Path) -> None:
+    """Whether the adapter is what its file says, no weight more or less. Raises ValueError."""
+    stored = load_file(folder / WEIGHTS_FILE)
+    digests = sorted(_digest(weight) for weight in stored.values())
+    loaded = [
+        factors[name].weight
+        for layer in lora_layers(peft)
+        for factors in (layer.lora_A, layer.lora_B)
+        if name in factors
+    ]
+    if len(stored) != len(loaded):
+        raise ValueError(f"{len(stored)} weights are stored and {len(loaded)} belong to its target_modules")
+    if digests != sorted(_digest(weight) for weight in loaded):
+        raise ValueError("its weights have other names than the layers of this model")
+
+
+def _digest(weight: Tensor) -> str:
+    return hashlib.sha256(weight.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def quantization(config: AdapterConfig, device: torch.device, dtype: torch.dtype) -> Any:
@@ -239,7 +258,7 @@ def _forward(layer: LoraLayer, adapter: str | None, x: Tensor) -> Tensor:
 
 def _forward_by_span(layer: LoraLayer, spans: Sequence[Span], rows: int) -> Forward:
     """The layer's forward pass where the rows are mixed: up to the last bits the same as `_forward`. In decoding rows
-    are few and every operation is dear, so all is looked up ahead."""
+    are few and every operation counts, so all is looked up ahead."""
     base = layer.base_layer
     factors = [
         (span, layer.lora_A[adapter].weight.T, layer.lora_B[adapter].weight.T, layer.scaling[adapter])

@@ -17,9 +17,11 @@ from alignrun import processes
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
 from alignrun.errors import InputError
 from alignrun.models import adapters
+from alignrun.models.capabilities import check_passes, check_rows
 from alignrun.models.device import lay_out_weights, resolve_device, resolve_dtype
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
 from alignrun.models.sources import base_name, load_model
+from alignrun.models.targets import ALL_LINEAR, left_out
 
 
 class Backbone:
@@ -33,6 +35,8 @@ class Backbone:
         """What others load this model by; found now, since folders may be moved while a run lasts."""
         self.peft: PeftModel | None = None
         self.layers: list[LoraLayer] = []
+        self.notes: list[str] = []
+        """What a user should know of what was done with this model."""
 
     @classmethod
     def load(
@@ -41,7 +45,7 @@ class Backbone:
         """Load the base and move it to its device, with no adapter on it yet.
 
         Raises:
-            InputError: the model or the device is not to be had.
+            InputError: the model or the device is not available, or padding and caching change what the model computes.
         """
         check_split(adapter)
         device = resolve_device(config.device)
@@ -64,6 +68,7 @@ class Backbone:
             _ = backbone.fingerprint  # before the weights are split, which it needs whole
             shard(model.requires_grad_(False), device)
         backbone.settle()
+        check_passes(model)
         return backbone
 
     @property
@@ -74,13 +79,17 @@ class Backbone:
 
     def add(self, name: str, config: AdapterConfig) -> None:
         """Put a new adapter on the base, to be trained. Raises as `adapters.add_adapter`."""
+        if config.target_modules == [ALL_LINEAR] and (note := left_out(self.model)):
+            self.notes = [note]
         self.peft = adapters.add_adapter(self.peft or self.model, name, config)
         self.settle()
+        check_rows(self.model, name)
 
     def read(self, name: str, folder: Path, *, trainable: bool, key: str) -> None:
         """Put an adapter from a folder on the base. Raises as `adapters.read_adapter`."""
         self.peft = adapters.read_adapter(self.peft or self.model, name, folder, trainable=trainable, key=key)
         self.settle()
+        check_rows(self.model, name)
 
     def copy(self, source: str, name: str) -> None:
         """Put a frozen copy of an adapter on the base."""

@@ -6,8 +6,8 @@ Shape legend: R rows, H heads, T tokens so far, D head size.
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 ROOM = 64
 """Tokens that a new buffer has room for beyond those it must hold; a quarter of them where that is more."""
@@ -57,6 +57,24 @@ def plain_attention(config: PreTrainedConfig) -> bool:
     window or keeps a state, and no bias depends on the distance."""
     alibi = getattr(config.get_text_config(), "alibi", False)
     return not alibi and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def recurrent(config: PreTrainedConfig) -> bool:
+    """Whether some layer keeps a state that every token changes in place, as in Mamba: no gradient goes through it."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers)
+
+
+def attends(cache: Cache) -> bool:
+    """Whether some layer looks back at tokens, so that a step needs a mask of those before it."""
+    return any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
+def select_rows(cache: Cache, index: Tensor) -> None:
+    """Keep (or repeat) the given rows of keys, values and states."""
+    for layer in cache.layers:
+        # transformers 5.24 selects rows of a state only under the name that beam search uses.
+        stateful = isinstance(layer, LinearAttentionCacheLayerMixin)
+        (layer.reorder_cache if stateful else layer.batch_select_indices)(index)
 
 
 class PassingLayer(DynamicLayer):  # type: ignore[misc]

@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 
 from alignrun.errors import InputError
 from alignrun.models.adapters import Forward, Span, forwards_as, forwards_on_rows, lora_layers
-from alignrun.models.cache import decoding_cache
+from alignrun.models.cache import attends, decoding_cache, select_rows
 from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import masked
 from alignrun.models.replay import ReplayedSteps, can_replay
@@ -81,7 +81,7 @@ class CachedDecoder:
             self._replayed.select(index)
             return
         self._mask = self._mask[index]
-        self._cache.batch_select_indices(index)
+        select_rows(self._cache, index)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token [R] to each row; [R, V] logits of the next."""
@@ -90,7 +90,7 @@ class CachedDecoder:
                 self._replayed = ReplayedSteps(self._cache, self._mask, self._capacity)
             return self._replayed(tokens, self._forward)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-        mask = self._mask if self._padded else None
+        mask = self._mask if self._padded and attends(self._cache) else None
         return self._forward(tokens[:, None], mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache) -> Tensor:

@@ -18,6 +18,8 @@ def vocabulary_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     divisor = getattr(text, "logits_scaling", None)
 
     def head(hidden: Tensor) -> Tensor:
+        if embedding.weight.is_floating_point():  # and not quantised
+            hidden = hidden.to(embedding.weight.dtype)  # some families leave it in float32, as Mamba does
         logits: Tensor = embedding(hidden)
         if multiplier is not None:
             logits = logits * multiplier

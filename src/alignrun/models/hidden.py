@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from alignrun import processes
 from alignrun.errors import InputError
-from alignrun.models.cache import passing_cache, plain_attention
+from alignrun.models.cache import passing_cache, plain_attention, recurrent
 from alignrun.types import PackedBatch, PromptBatch
 
 
@@ -45,8 +45,9 @@ def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor,
 
     Where a prompt has several continuations, its keys and values are computed once and repeated: the same values as
     row by row, and the same gradients, since those of the prompt are the sum over its continuations. Layers whose
-    activations are recomputed in the backward pass keep no cache, so there every continuation comes with its prompt;
-    so it does where DeepSpeed splits the base, which after two passes forward does not let go of it on the way back.
+    activations are recomputed in the backward pass keep no cache, and a recurrent state passes no gradient on, so
+    there every continuation comes with its prompt; so it does where DeepSpeed splits the base, which after two passes
+    forward does not let go of it on the way back.
 
     Args:
         module: the causal language model, its active adapter included.
@@ -55,7 +56,8 @@ def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor,
         mask: [N, S] true on their tokens.
     """
     zero3 = processes.sharding() is processes.Sharding.zero3
-    shared = len(tokens) > len(prompts) and not module.is_activation_checkpointing and not zero3
+    alone = module.is_activation_checkpointing or zero3 or recurrent(module.config)
+    shared = len(tokens) > len(prompts) and not alone
     return (_after_shared_prompts if shared else _in_rows)(module, prompts, tokens, mask)
 
 

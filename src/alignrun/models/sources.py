@@ -33,6 +33,7 @@ from alignrun.config import ModelConfig, ModelSource
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.game_files import load_game
 from alignrun.models.game_lm import game_llama, game_tokenizer
+from alignrun.models.loading_errors import refuse_adapter, remedy
 from alignrun.models.tiny import byte_tokenizer, random_llama
 
 
@@ -89,6 +90,12 @@ def load_model(
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     with _told_in_one_line(config, "weights"), quiet_transformers():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(config), **options, **_hub_options(config))
+    if getattr(model, "_hf_peft_config_loaded", False):  # of a hub's repository, transformers loads the base, too
+        base = model.config._name_or_path
+        raise InputError(
+            f"model.path={config.path} is an adapter and not a model: download it, and name its base: "
+            f"reference=adapter reference.path=DIR model=path model.path={base}"
+        )
     return model.eval()
 
 
@@ -175,6 +182,7 @@ def locate(config: ModelConfig) -> str:
     looks_local = path.startswith(("/", "./", "../", "~"))
     if looks_local and not Path(path).expanduser().is_dir():
         raise InputError(f"model.path={path} is not a folder: name a folder with config.json, or a hub id")
+    refuse_adapter(path)
     return str(Path(path).expanduser()) if looks_local else path
 
 
@@ -264,8 +272,7 @@ def _told_in_one_line(config: ModelConfig, part: str) -> Iterator[None]:
     except Exception as error:  # files that are damaged, or from elsewhere, make their readers fail in any way
         raise InputError(
             f"model={config.name}: the {part} of {config.path or config.fallback or config.name} cannot be loaded "
-            f"({one_line(error, 160)}): check the name, log in with `hf auth login` if it is gated, or give a local "
-            "folder with `model=path model.path=DIR`"
+            f"({one_line(error, 160)}): {remedy(error, config)}"
         ) from error
 
 
