@@ -370,6 +370,7 @@ LAYERS = [
     {"algorithms"},
     {"pruning"},
     {"checkpoint", "tracking", "optim", "progress", "job"},
+    {"wandb_run"},
     {"run_directory"},
     {"preferences"},
     {"data", "generation", "models"},
@@ -377,7 +378,7 @@ LAYERS = [
     {"games", "objectives"},
     {"config"},
     {"web", "processes"},
-    {"types", "errors"},
+    {"types", "errors", "merit"},
 ]
 
 

@@ -95,6 +95,7 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
         config,
         algo=BestResponseConfig(opponent=str(run.path), **kept),
         adapter=AdapterConfig(name=config.adapter.name),
+        tracker=replace(config.tracker, name=None),
         run=RunConfig(),
     )
     return train(compose.changed(config, overrides), overrides, console)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import signal
 import subprocess
@@ -31,7 +32,8 @@ from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.ranking import rank
 from alignrun.evaluation.results import Estimate, Point, RunResult, SweepResult
 from alignrun.job import Job, read_job, write_job
-from alignrun.pruning import Watch, check_pruning, merit, scores
+from alignrun.merit import merit
+from alignrun.pruning import Watch, check_pruning, scores
 from alignrun.reports.record import read
 from alignrun.run_directory import RunDirectory, write_text_atomic
 
@@ -39,6 +41,8 @@ POLL = 1.0
 """Seconds between two looks at whether a run falls behind."""
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 """Exit codes of a run that was told to stop; the negative ones where that fell before or after its training."""
+SWEPT = "ALIGNRUN_SWEPT"
+"""The variable by which the runs of a sweep learn which keys differ between them, whatever launches them."""
 COLUMNS = ("win_rate", "kl", "exploitability", "duality_gap", "accuracy", "log_loss", "loss")
 """The final metrics in the table, where there are any."""
 
@@ -71,13 +75,14 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     if not given:
         overrides.append(f"hydra.sweep.dir={directory}")
     overrides += sweeper_settings(parsed)
+    swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
     compose.register_schemas()
     entry = hydra.main(
         version_base=compose.VERSION_BASE, config_path=str(compose.config_folder()), config_name="config"
     )(run_job)
     previous, sys.argv = sys.argv, ["alignrun", *flags, *overrides]
     try:
-        with raising_errors():
+        with raising_errors(), patch_environment(**{SWEPT: ",".join(swept)}):
             entry()
     except KeyboardInterrupt:
         summarise(directory, command, confidence, console)
@@ -152,7 +157,8 @@ def run_job(composed: DictConfig) -> float | None:
         # These sections only: a sweeper may have drawn other values that the run itself refuses.
         rule: Any = OmegaConf.to_object(composed.sweep)
         watch = Watch(rule, composed.train.steps, directory, sweep_directory)
-        exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
+        with patch_environment(**wandb_names(sweep_directory, directory, overrides)):
+            exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
         directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
         if pruned is not None and run.summary_file.is_file():
             exit_code, pruned = 0, None  # it had come to its end before it was told
@@ -166,6 +172,15 @@ def run_job(composed: DictConfig) -> float | None:
         return None
     found = merit(_read_summary(directory))
     return next(reversed(scores(directory).values()), None) if found is None else found
+
+
+def wandb_names(sweep_directory: Path, directory: Path, overrides: Sequence[str]) -> dict[str, str]:
+    """What wandb is to call a run of the sweep, as its own variables, where the user has not set them: the group is the
+    sweep, the name the values that differ between its runs."""
+    swept = os.environ.get(SWEPT, "").split(",")
+    setting = " ".join(override for override in overrides if override.partition("=")[0] in swept)
+    names = {"WANDB_RUN_GROUP": sweep_directory.name, "WANDB_NAME": setting[:128] or directory.name}
+    return {variable: name for variable, name in names.items() if not os.environ.get(variable)}
 
 
 def command_for(directory: Path, overrides: list[str]) -> list[str]:

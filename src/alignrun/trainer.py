@@ -328,6 +328,7 @@ class Trainer:
         with processes.agreed():
             self._tracking.log(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
             self._tracking.log_samples(step, evaluation.samples)
+            self._tracking.log_adapter(step, evaluation.metrics, self._trained.save_adapter)
             for name, text in evaluation.files.items() if processes.is_main() else ():
                 write_text_atomic(self._run.path / name, text)
         self._progress.note(f"step {step}: " + ", ".join(f"{what} {value}" for what, value in evaluation.lines))

@@ -164,20 +164,38 @@ class WandbMode(str, Enum):
     disabled = "disabled"
 
 
+class Artifact(str, Enum):
+    """Which adapter wandb keeps as an artifact; with adapter=none it is the whole model."""
+
+    never = "never"
+    end = "end"
+    """That of the last step."""
+    best = "best"
+    """That of every evaluation that is better than all before it."""
+
+
 @schema
 class TrackerConfig:
     """wandb, beside metrics.jsonl and samples.jsonl, which are always written."""
 
     mode: WandbMode = WandbMode.auto
-    project: str = "alignrun"
+    project: str | None = None
+    """By default $WANDB_PROJECT, or else alignrun."""
     entity: str | None = None
+    """By default $WANDB_ENTITY, or else that of the account."""
+    name: str | None = None
+    """By default $WANDB_NAME, or else the values that a sweep gives to a run, or the run's folder."""
     group: str | None = None
+    """By default $WANDB_RUN_GROUP, or else the sweep's folder."""
     tags: list[str] = field(default_factory=list)
+    """By default $WANDB_TAGS; the algorithm, model, data and preference are added."""
+    artifact: Artifact = Artifact.never
     samples: int = 8
     """Completions recorded at each evaluation."""
 
     def __post_init__(self) -> None:
         require(self.samples >= 0, "tracker.samples", f"must not be negative, not {self.samples}")
+        require(all(0 < len(tag) <= 64 for tag in self.tags), "tracker.tags", "must have 1 to 64 characters each")
 
 
 class Pruner(str, Enum):
