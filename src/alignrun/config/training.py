@@ -120,6 +120,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", f"must be at least 1, not {getattr(self, name)}")
+        require(self.steps < 10**9, "train.steps", f"must be less than a billion, not {self.steps}")
         require(self.max_kl is None or self.max_kl > 0, "train.max_kl", f"must be positive, not {self.max_kl}")
         for name in ("checkpoint_every", "max_skipped_steps"):
             require(getattr(self, name) >= 0, f"train.{name}", "must not be negative")
@@ -232,3 +233,6 @@ class RunConfig:
 
     dir: str | None = None
     """By default runs/DATE_TIME_ALGO_MODEL."""
+
+    def __post_init__(self) -> None:
+        require(self.dir != "", "run.dir", "is empty: name a folder, or leave it out")
