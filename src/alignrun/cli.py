@@ -191,12 +191,19 @@ def _is_path(argument: str) -> bool:
 def _parse(
     verb: str, arguments: Sequence[str], names: Sequence[str], options: Sequence[str] = ()
 ) -> argparse.Namespace:
-    parser = _Parser(prog=f"alignrun {verb}", add_help=False)
+    parser = _Parser(prog=f"alignrun {verb}", add_help=False, allow_abbrev=False)
     for name in names:
         parser.add_argument(name, nargs="?" if verb == "ls" else None)
     for option in options:
         parser.add_argument(option, **OPTIONS[option])
-    return parser.parse_args(arguments)
+    given, others = parser.parse_known_args(arguments)
+    if others and verb in ("resume", "exploit"):
+        raise InputError(stray(others, verb) or "")
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if "" in (getattr(given, name, None) for name in (*names, "to")):
+        parser.error("an argument is empty: name a folder")
+    return given
 
 
 class _Parser(argparse.ArgumentParser):

@@ -46,6 +46,8 @@ def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
 
 def _check_section(key: str, value: str) -> None:
     """Refuse what is no name of a choice, nor values of the section. Hydra raises ValueError for some of it."""
+    if key == "run" and value.startswith("["):
+        raise InputError(f"config: run={value}: did you mean runs={shlex.quote(value)}?")
     if key in ("train", "evaluation", "run", "sweep") and not value.startswith("{"):
         raise InputError(f"config: {key} is a section of keys: write {key}.KEY=VALUE")
     if not value or value in ("null", "true", "false") or re.fullmatch(r"[-+.\d[{].*", value):
@@ -65,6 +67,10 @@ def _readable(override: str, types: Sequence[Any]) -> str:
             return f"{key}={quoted(value)}"
         if listed and (items := re.fullmatch(r"\[([^\[\]{}'\"]*)\]", value)):
             return f"{key}=[{','.join(quoted(item.strip()) for item in items[1].split(','))}]"
+        if listed:
+            raise InputError(f"config: cannot read {override!r}: {key} is a list: write {key}='[A,B]'") from error
+        if types:
+            raise InputError(f"config: cannot read the override {override!r}: write {key}=VALUE") from error
         raise InputError(unreadable(override)) from error
     if parsed.is_sweep_override():
         if text:
@@ -77,7 +83,7 @@ def _readable(override: str, types: Sequence[Any]) -> str:
         )
     found = parsed.value()
     if listed and isinstance(found, str) and "${" not in found:
-        raise InputError(f"config: {key} is a list: write {key}={shlex.quote(f'[{value}]')}")
+        raise InputError(f"config: {key} is a list: write {key}={shlex.quote('[' + (value or 'A,B') + ']')}")
     if text and found is not None and not isinstance(found, str | QuotedString):
         return f"{key}={quoted(value)}"
     return override
@@ -93,6 +99,8 @@ def unreadable(override: str) -> str:
     key, given, value = override.partition("=")
     if not given or not re.fullmatch(r"[+~]{0,2}[\w./@-]+", key):
         return f"config: cannot read the override {override!r}: write key=value"
+    if re.search(r"\s[\w.]+=", value):
+        return f"config: {override!r} is one argument with several overrides: leave out the quotes around them"
     typed = f"{key}={quoted(value)}"
     typed = shlex.quote(typed) if set(typed) & set('"$`\\!') else f'"{typed}"'
     return f"config: cannot read the override {override!r}: if its special characters are a text, write {typed}"

@@ -88,6 +88,9 @@ ALIASES = {
 }
 """What other trainers call it, and how it is written here, up to the equals sign."""
 
+HYDRA = ("c", "cfg", "p", "package", "r", "i", "info", "cn", "config-name", "cp", "config-path", "cd", "config-dir")
+HYDRA += ("resolve", "hydra-help", "experimental-rerun", "shell-completion")
+"""Options of Hydra's own command line."""
 EPOCHS = ("epochs", "num_epochs", "num_train_epochs")
 NOTE = "a run is as long as its optimiser steps: epochs × examples / train.batch_size"
 
@@ -126,17 +129,27 @@ def stray(arguments: Sequence[str], verb: str = "") -> str | None:
         if "=" in other or other.startswith("-"):
             break
         following.append(other)
+    before, after = arguments[place - 1] if place else "", arguments[place + 1] if place + 1 < len(arguments) else ""
+    if before.endswith("=") or after.startswith("="):
+        pair = f"{before}{word}" if before.endswith("=") else "".join(arguments[place : place + 3 - (len(after) > 1)])
+        return f"{begun}: no spaces around the equals sign: write {pair}"
+    if word in ("-m", "--multirun"):
+        return f"{begun}: {word} sweeps runs and goes with no command: leave it out"
+    if word.startswith("-") and word.lstrip("-").partition("=")[0] in HYDRA:
+        return f"{begun}: {word} is an option of Hydra, which alignrun does not take: see `alignrun --help`"
     if word.startswith("-"):
         return f"{begun}: {word.partition('=')[0]} is not an option: {_as_override(word, following, verb)}"
     if verb == "eval":
         return f"alignrun eval takes its runs as a list: write runs={shlex.quote(_listed([word, *following]))}"
     if verb:
         return f"{begun}: {word!r} is not key=value{_pair(word, following)}"
-    if place and word in VERBS:
+    if not place and word in VERBS:
+        return f"{word!r} is a command, and -m is for runs: leave one of them out"
+    if word in VERBS:
         others = [argument for argument in arguments if argument != word]
         return f"{word!r} is a command, which comes first: alignrun {word} {shlex.join(others)}"
-    if word in ("train", "run", "fit", "sft", "dpo", "grpo", "ppo"):
-        chosen = "" if word in ("train", "run", "fit") else f" algo={word}"
+    if word in ("alignrun", "train", "run", "fit", "sft", "dpo", "grpo", "ppo"):
+        chosen = "" if word in ("alignrun", "train", "run", "fit") else f" algo={word}"
         return f"{word!r} is no command, a run has none: write alignrun{chosen} key=value …"
     near = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.6)
     if near and not place:
@@ -152,12 +165,17 @@ def _as_override(option: str, following: Sequence[str], verb: str) -> str:
         value = following[0] if following else "…"
     if verb == "eval" and key in ("runs", "run") and following:
         return f"write runs={shlex.quote(_listed(following))}"
+    if verb == "plan" and key == "gpu":
+        return f"write plan.gpu={value}"
     if known := alias(key):
         return f"write {known}=…{note(key)}" if note(key) else f"write {known}={value}"
     return f"write {key.replace('-', '_')}={value}" if key else "write key=value"
 
 
 def _pair(word: str, following: Sequence[str]) -> str:
+    key, colon, value = word.partition(":")
+    if colon and key.replace(".", "").isidentifier() and value:
+        return f": did you mean {alias(key) or key}={value}?"
     if not following:
         return ": see `alignrun --help`"
     return f": did you mean {alias(word) or word}={following[0]}?"

@@ -67,6 +67,7 @@ class TournamentConfig:
 
     def __post_init__(self) -> None:
         require(len(self.runs) > 0, "runs", "is empty: name policies, as in runs='[runs/a,runs/b]'")
+        require(all(self.runs), "runs", "names nothing between two commas")
         require(not self.names or len(self.names) == len(self.runs), "names", "must be as many as runs, or none")
         require(
             self.tracker.artifact is Artifact.never, "tracker.artifact", "must be never: a tournament trains nothing"
