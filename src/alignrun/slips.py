@@ -88,8 +88,10 @@ ALIASES = {
 }
 """What other trainers call it, and how it is written here, up to the equals sign."""
 
-HYDRA = ("c", "cfg", "p", "package", "r", "i", "info", "cn", "config-name", "cp", "config-path", "cd", "config-dir")
-HYDRA += ("resolve", "hydra-help", "experimental-rerun", "shell-completion")
+HYDRA = frozenset(
+    "c cfg p package r i info cn config-name cp config-path cd config-dir resolve hydra-help experimental-rerun "
+    "shell-completion".split()
+)
 """Options of Hydra's own command line."""
 EPOCHS = ("epochs", "num_epochs", "num_train_epochs")
 NOTE = "a run is as long as its optimiser steps: epochs × examples / train.batch_size"
