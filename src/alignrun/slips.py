@@ -89,8 +89,25 @@ ALIASES = {
 """What other trainers call it, and how it is written here, up to the equals sign."""
 
 HYDRA = frozenset(
-    "c cfg p package r i info cn config-name cp config-path cd config-dir resolve hydra-help experimental-rerun "
-    "shell-completion".split()
+    [
+        "c",
+        "cfg",
+        "p",
+        "package",
+        "r",
+        "i",
+        "info",
+        "cn",
+        "config-name",
+        "cp",
+        "config-path",
+        "cd",
+        "config-dir",
+        "resolve",
+        "hydra-help",
+        "experimental-rerun",
+        "shell-completion",
+    ]
 )
 """Options of Hydra's own command line."""
 EPOCHS = ("epochs", "num_epochs", "num_train_epochs")
