@@ -339,17 +339,23 @@ def test_the_module_runs_as_a_command() -> None:
     assert "nash_md" in done.stdout
 
 
-def test_the_algorithm_of_contributing_runs_as_written(tmp_path: Path) -> None:
-    """Its two files are put into a copy of the package, where it must run without further wiring."""
+def test_the_files_of_contributing_work_as_written(tmp_path: Path) -> None:
+    """An algorithm and a preference are put into a copy of the package, and found without further wiring."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0]
-    settings = text.split("```yaml\n")[1].split("```")[0]
     shutil.copytree(ROOT / "src" / "alignrun", tmp_path / "src" / "alignrun")
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    (tmp_path / "src/alignrun/algorithms/against_reference.py").write_text(code)
-    (tmp_path / "conf/algo/against_reference.yaml").write_text(settings)
+    for file, language in (
+        ("src/alignrun/algorithms/against_reference.py", "python"),
+        ("conf/algo/against_reference.yaml", "yaml"),
+        ("src/alignrun/preferences/brevity.py", "python"),
+        ("conf/preference/brevity.yaml", "yaml"),
+    ):
+        assert f"`{file}`" in text
+        (tmp_path / file).write_text(text.split(f"`{file}`")[1].split(f"```{language}\n")[1].split("```")[0])
+    arguments = ["algo=against_reference", "preference=brevity", "experiment=smoke", "train.steps=1", "run.dir=run"]
+    script = f"from alignrun import cli; print(cli.main(['plan', *{arguments}]), cli.main({arguments}))"
     done = subprocess.run(
-        [sys.executable, "-m", "alignrun", "algo=against_reference", "experiment=smoke", "train.steps=1"],
+        [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         check=False,
@@ -357,7 +363,10 @@ def test_the_algorithm_of_contributing_runs_as_written(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
     )
     assert done.returncode == 0, done.stderr
+    assert "against_reference on tiny: 0.1M parameters" in done.stdout
     assert "against_reference on tiny: 1 steps" in done.stdout
+    assert done.stdout.endswith("0 0\n"), done.stderr
+    assert "name: brevity" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 LAYERS = [
@@ -368,13 +377,14 @@ LAYERS = [
     {"sweep_table"},
     {"build"},
     {"memory_plan", "compose"},
-    {"memory_trace"},
+    {"memory_trace", "overrides"},
     {"reports"},
     {"evaluation"},
     {"resumption", "trainer", "pins"},
     {"algorithms"},
     {"pruning"},
     {"checkpoint", "tracking", "optim", "progress", "job", "sweep_definition"},
+    {"wandb_run"},
     {"run_directory"},
     {"preferences"},
     {"data", "generation", "models"},
@@ -382,7 +392,7 @@ LAYERS = [
     {"games", "objectives"},
     {"config"},
     {"web", "processes", "terminal", "fresh"},
-    {"types", "errors", "text", "working_directory"},
+    {"types", "errors", "text", "working_directory", "merit", "slips"},
 ]
 
 

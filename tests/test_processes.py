@@ -372,7 +372,8 @@ def test_what_does_not_go_with_several_processes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **environment}.items():
+    launcher = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in {**launcher, **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("accelerate.PartialState", lambda **_: None)
     monkeypatch.setattr(processes, "find_spec", lambda _: None)

@@ -18,10 +18,11 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-import alignrun.tracking
-from alignrun.config import TrackerConfig, WandbMode
+import alignrun.wandb_run
+from alignrun.config import Artifact, TrackerConfig, WandbMode
 from alignrun.errors import RunError
 from alignrun.run_directory import RunDirectory
+from alignrun.sweep import wandb_names
 from alignrun.tracking import Tracking, start_tracking
 from alignrun.types import Sample
 
@@ -41,9 +42,9 @@ class Bench:
         self.run.path.mkdir()
         self.notices: list[str] = []
 
-    def start(self, mode: WandbMode = WandbMode.auto, resume_step: int | None = None) -> Tracking:
-        config = TrackerConfig(mode=mode, samples=2, tags=["test"])
-        resolved = {"optim": {"learning_rate": 0.1}, "seed": 3}
+    def start(self, mode: WandbMode = WandbMode.auto, resume_step: int | None = None, **given: Any) -> Tracking:
+        config = TrackerConfig(mode=mode, samples=2, **{"tags": ["test"]} | given)
+        resolved = {"optim": {"learning_rate": 0.1}, "seed": 3, "algo": {"name": "ipo"}, "preference": {"name": "none"}}
         return start_tracking(config, self.run, resolved, resume_step=resume_step, notify=self.notices.append)
 
     def rows(self, name: str = "metrics") -> list[dict[str, Any]]:
@@ -63,7 +64,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(alignrun.tracking, "INIT_TIMEOUT", 0.3)
+    monkeypatch.setattr(alignrun.wandb_run, "INIT_TIMEOUT", 0.3)
     monkeypatch.chdir(tmp_path)
     wandb.teardown()
     yield Bench(tmp_path / "run")
@@ -91,12 +92,22 @@ def read_wandb(path: Path) -> Iterator[Any]:
 
 
 def wandb_history(path: Path) -> dict[int, dict[str, Any]]:
-    history = {}
+    """What was logged at each of our steps."""
+    history: dict[int, dict[str, Any]] = {}
     for record in read_wandb(path):
         if record.HasField("history"):
             row = {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
-            history[row["_step"]] = {key: value for key, value in row.items() if not key.startswith("_")}
+            step = row.pop("step")
+            history.setdefault(step, {}).update({k: value for k, value in row.items() if not k.startswith("_")})
     return history
+
+
+def wandb_summary(path: Path) -> dict[str, Any]:
+    summary = {}
+    for record in read_wandb(path):
+        for item in record.summary.update if record.HasField("summary") else ():
+            summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return summary
 
 
 def test_an_offline_run_holds_what_the_json_lines_hold(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
@@ -110,16 +121,21 @@ def test_an_offline_run_holds_what_the_json_lines_hold(bench: Bench, capfd: pyte
     assert path.stat().st_size > 32768  # more than a block of the log
     assert tracking.location == str(path.parent)
     history = wandb_history(path)
-    table = {key: history[400].pop(key) for key in list(history[400]) if key.startswith("samples.")}
+    table = {key: history[400].pop(key) for key in list(history[400]) if key.startswith("eval/samples.")}
     rows = bench.rows()
     assert len(rows) == 400
-    assert history == {row.pop("step"): row for row in rows}
-    assert rows[3] == {"loss": 1 / 4.1, "eval/win_rate": 4 / 7, "count": 4}
+    assert history == {
+        row["step"]: {"train/loss": row["loss"], "eval/win_rate": row["eval/win_rate"], "train/count": row["count"]}
+        for row in rows
+    }
+    assert rows[3] == {"step": 4, "loss": 1 / 4.1, "eval/win_rate": 4 / 7, "count": 4}
 
-    assert table["samples.nrows"] == 2
-    stored = json.loads((path.parent / "files" / table["samples.path"]).read_text())
-    assert stored["columns"] == ["step", "prompt", "first", "second", "preference"]
-    assert [dict(zip(stored["columns"], row, strict=True)) for row in stored["data"]] == bench.rows("samples")
+    assert table["eval/samples.nrows"] == 2
+    stored = json.loads((path.parent / "files" / table["eval/samples.path"]).read_text())
+    assert stored["columns"] == [
+        "step", "prompt", "policy completion", "reference completion", "P(policy is preferred)",
+    ]  # fmt: skip
+    assert stored["data"] == [list(row.values()) for row in bench.rows("samples")]
     assert bench.rows("samples")[0] == {
         "step": 400,
         "prompt": "Say hi.",
@@ -130,11 +146,9 @@ def test_an_offline_run_holds_what_the_json_lines_hold(bench: Bench, capfd: pyte
     assert bench.rows("samples")[1]["prompt"] == SAMPLES[1].prompt
 
     records = list(read_wandb(path))
-    summary = {item.key: item.value_json for r in records if r.HasField("summary") for item in r.summary.update}
-    assert json.loads(summary["win_rate"]) == 0.625
-    assert json.loads(summary["model"]) == "tiny"
+    assert wandb_summary(path)["eval/model"] == "tiny"
     (start,) = [record.run for record in records if record.HasField("run")]
-    assert (start.project, start.display_name, list(start.tags)) == ("alignrun", "run", ["test"])
+    assert (start.project, start.display_name, set(start.tags)) == ("alignrun", "run", {"test", "ipo"})
     config = {item.key: json.loads(item.value_json) for item in start.config.update}
     assert config["optim"] == {"learning_rate": 0.1}
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
@@ -199,7 +213,7 @@ def test_offline_for_good_reason(
     tracking.log(1, {"loss": 1.0})
     tracking.finish({})
     (path,) = bench.wandb_files()
-    assert wandb_history(path) == {1: {"loss": 1.0}}
+    assert wandb_history(path) == {1: {"train/loss": 1.0}}
     assert [notice in line for line in bench.notices if notice] == ([True] if notice else [])
     assert all("\n" not in line for line in bench.notices)
     assert capfd.readouterr() == ("", "")
@@ -232,6 +246,176 @@ def test_a_resumed_run_is_the_same_wandb_run(bench: Bench, monkeypatch: pytest.M
     assert json.loads(bench.run.wandb_run_file.read_text())["id"] != first
 
 
+class FakeRun:
+    """A wandb run that notes what is asked of it."""
+
+    id, url, dir = "fake", "https://example.org/run", "run/wandb/files"
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+        self.summary: dict[str, Any] = {}
+        self.rules: dict[str, str | None] = {}
+        self.artifacts: list[tuple[str, list[str], list[str]]] = []
+
+    def define_metric(self, name: str, summary: str | None = None, **_: Any) -> None:
+        self.rules[name] = summary
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.summary.update(row)
+
+    def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
+        self.artifacts.append((artifact.name, aliases, sorted(artifact.manifest.entries)))
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+@pytest.fixture
+def fake(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
+    """The runs that were opened, none of which starts a process."""
+    opened: list[FakeRun] = []
+
+    def init(**arguments: Any) -> FakeRun:
+        opened.append(FakeRun(**arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(wandb, "init", init)
+    return opened
+
+
+def test_training_batches_do_not_replace_held_out_prompts_in_the_summary(bench: Bench) -> None:
+    tracking = bench.start(WandbMode.offline)
+    for step, (batch, heldout) in enumerate([(0.9, 0.5), (0.95, 0.7), (1.0, 0.6)], start=1):
+        tracking.log(step, {"win_rate": batch, "kl": 10 * batch})
+        tracking.log(step, {"eval/win_rate": heldout, "eval/kl": heldout})
+    tracking.log(4, {"win_rate": 0.1, "kl": 7.0})
+    tracking.finish({"win_rate": 0.6, "kl": 0.6, "length": 12.0}, 0)
+    (path,) = bench.wandb_files()
+    summary = wandb_summary(path)
+    assert {name: summary[name] for name in ("train/win_rate", "train/kl", "eval/kl", "eval/length")} == {
+        "train/win_rate": 0.1, "train/kl": 7.0, "eval/kl": 0.6, "eval/length": 12.0,
+    }  # fmt: skip
+    assert summary["eval/win_rate"] == {"last": 0.6, "max": 0.7}
+    assert "win_rate" not in summary
+    metrics = [record.metric for record in read_wandb(path) if record.HasField("metric")]
+    assert {metric.glob_name for metric in metrics} >= {"train/*", "eval/*"}
+    assert {metric.step_metric for metric in metrics if metric.name != "step"} == {"step"}
+
+
+def test_what_the_overview_shows(bench: Bench, fake: list[FakeRun]) -> None:
+    bench.start(WandbMode.offline)
+    assert fake[0].rules == {
+        "step": None, "train/*": None, "eval/*": None,
+        "eval/win_rate": "last,max", "eval/accuracy": "last,max", "eval/loss": "last,min",
+    }  # fmt: skip
+
+
+VARIABLES = {
+    "WANDB_PROJECT": "their-project",
+    "WANDB_ENTITY": "their-team",
+    "WANDB_NAME": "their-name",
+    "WANDB_RUN_GROUP": "their-group",
+    "WANDB_JOB_TYPE": "their-job",
+    "WANDB_TAGS": "x,y",
+    "WANDB_DIR": "elsewhere",
+}
+
+
+def test_defaults_and_what_outranks_them(bench: Bench, fake: list[FakeRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("project", "entity", "name", "group", "job_type", "tags", "dir")
+
+    def opened(**given: Any) -> list[Any]:
+        wandb.teardown()  # which reads the variables again
+        bench.start(WandbMode.offline, **given)
+        return [fake[-1].arguments[key] for key in keys]
+
+    own = str(bench.run.path)
+    assert opened(tags=[]) == ["alignrun", None, "run", None, "train", ["ipo"], own]
+    given: dict[str, Any] = {"project": "alignrun", "entity": "us", "name": "ours", "group": "g", "tags": ["t"]}
+    expected = ["alignrun", "us", "ours", "g", "train", ["t", "ipo"], own]
+    assert opened(**given) == expected
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    theirs = ["their-project", "their-team", "their-name", "their-group", "their-job", ["x", "y", "ipo"], "elsewhere"]
+    assert opened(tags=[]) == theirs
+    # What the user has said to us counts more, also where it is the default's value.
+    assert opened(**given) == [*expected[:4], "their-job", ["t", "ipo"], "elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "job_type", "tags"),
+    [
+        (
+            {"algo": {"name": "dpo"}, "model": {"name": "tiny"}, "data": {"name": "hub"}},
+            "train",
+            ["dpo", "tiny", "hub"],
+        ),
+        ({"algo": {"name": "best_response"}, "preference": {"name": "judge"}}, "exploit", ["best_response", "judge"]),
+        ({"runs": ["a"], "data": None, "preference": {"name": "panel"}}, "eval", ["panel"]),
+    ],
+)
+def test_the_kind_of_job(
+    bench: Bench, fake: list[FakeRun], sections: dict[str, Any], job_type: str, tags: list[str]
+) -> None:
+    start_tracking(TrackerConfig(mode=WandbMode.offline), bench.run, sections, resume_step=None)
+    assert (fake[0].arguments["job_type"], fake[0].arguments["tags"]) == (job_type, tags)
+
+
+def test_a_run_of_a_sweep_keeps_its_name_when_it_is_resumed(
+    bench: Bench, fake: list[FakeRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNRUN_SWEPT", "algo.kl_tau,seed")
+    overrides = ["experiment=smoke", "algo.kl_tau=0.1", "seed=2"]
+    named = wandb_names(Path("sweeps/mine"), Path("sweeps/mine/3"), overrides)
+    assert named == {"WANDB_RUN_GROUP": "mine", "WANDB_NAME": "algo.kl_tau=0.1 seed=2"}
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_names(Path("other"), Path("other/3"), overrides) == {}
+    bench.start(WandbMode.offline)
+    for name in named:
+        monkeypatch.delenv(name)
+    wandb.teardown()
+    bench.start(WandbMode.offline, resume_step=0)
+    bench.start(WandbMode.offline, resume_step=0, group="explicit")
+    assert [[run.arguments[key] for key in ("name", "group", "id")] for run in fake] == [
+        ["algo.kl_tau=0.1 seed=2", "mine", None],
+        ["algo.kl_tau=0.1 seed=2", "mine", "fake"],
+        ["algo.kl_tau=0.1 seed=2", "explicit", "fake"],
+    ]
+
+
+def save_adapter(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def test_the_adapter_as_an_artifact(bench: Bench, fake: list[FakeRun]) -> None:
+    def play(resume_step: int | None, rates: list[float], artifact: Artifact, exit_code: int = 0) -> None:
+        tracking = bench.start(WandbMode.offline, resume_step, artifact=artifact)
+        for step, rate in enumerate(rates, start=(resume_step or 0) + 1):
+            tracking.log(step, {"eval/win_rate": rate})
+            tracking.log_adapter(step, {"win_rate": rate}, save_adapter)
+        tracking.finish({"win_rate": rates[-1]}, exit_code)
+
+    save_adapter(bench.run.adapter)
+    play(None, [0.5, 0.7, 0.6], Artifact.best)
+    play(3, [0.65, 0.8], Artifact.best)
+    play(5, [0.9], Artifact.never)
+    play(6, [0.9], Artifact.end)
+    play(7, [0.9], Artifact.end, exit_code=1)
+    assert [[aliases for _, aliases, _ in run.artifacts] for run in fake] == [
+        [["best", "step-1"], ["best", "step-2"]],
+        [["best", "step-5"]],
+        [],
+        [["end"]],
+        [],
+    ]
+    assert fake[0].artifacts[0][::2] == ("adapter-fake", ["adapter_config.json"])
+    assert not bench.notices
+    bench.start(WandbMode.disabled, artifact=Artifact.end)
+    assert bench.notices == ["tracker.artifact=end: wandb is disabled, so it keeps no adapter"]
+
+
 class BrokenRun:
     """A wandb run that fails at whatever is asked of it."""
 
@@ -257,7 +441,7 @@ def test_wandb_that_breaks_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyP
     assert len(bench.rows("samples")) == 6
     assert broken.calls == 1
     assert bench.notices == [
-        "wandb failed and is left out from here on, metrics.jsonl goes on: log: the service process died"
+        "wandb failed and is left out from here on, metrics.jsonl goes on: define_metric: the service process died"
     ]
 
 
@@ -333,4 +517,4 @@ def test_a_wandb_server_that_does_not_answer(bench: Bench, monkeypatch: pytest.M
     assert "could not go online" in bench.notices[0]
     assert [row["step"] for row in bench.rows()] == [1, 2]
     (path,) = bench.wandb_files()
-    assert wandb_history(path) == {1: {"loss": 1.0}, 2: {"loss": 0.5}}
+    assert wandb_history(path) == {1: {"train/loss": 1.0}, 2: {"train/loss": 0.5}}

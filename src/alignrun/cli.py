@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from alignrun import __version__
 from alignrun.errors import AlignrunError, InputError, one_line
+from alignrun.slips import stray
 from alignrun.terminal import PlainConsole, guard, say
 from alignrun.working_directory import distrust
 
@@ -89,7 +91,10 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         AlignrunError: whatever the command cannot do.
     """
     verb, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
-    if verb in ("-h", "--help", "help"):
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):  # a byte that Python could not decode
+            raise InputError(f"{argument!a} is not UTF-8: rename the file, or type it again")
+    if verb == "help" or not {"-h", "--help"}.isdisjoint(arguments):
         console.print(USAGE, end="", highlight=False, markup=False)
         return 0
     if verb == "--version":
@@ -111,12 +116,13 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         from alignrun.memory_plan import gpu_sizes, show_plan
 
         sizes = [argument for argument in rest if argument.startswith("plan.")]
-        show_plan(compose([argument for argument in rest if argument not in sizes]), console, gpu_sizes(sizes))
+        config = compose([argument for argument in rest if argument not in sizes], verb)
+        show_plan(config, console, gpu_sizes(sizes))
         return 0
     if verb == "config":
         from alignrun.compose import compose, dump
 
-        console.print(dump(compose(rest)), end="", highlight=False, markup=False, soft_wrap=True)
+        console.print(dump(compose(rest, verb)), end="", highlight=False, markup=False, soft_wrap=True)
         return 0
     if verb == "eval":
         from alignrun.tournament.command import play
@@ -143,13 +149,14 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
 
         given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to"))
         return export(given.run, given.step, given.merge, given.to, console)
-    if any(argument in ("-m", "--multirun") for argument in arguments):
+    if not {"-m", "--multirun"}.isdisjoint(arguments):
+        if problem := stray([argument for argument in arguments if argument not in ("-m", "--multirun")]):
+            raise InputError(problem)
         from alignrun.sweep import sweep
 
         return sweep(list(arguments), console)
-    wrong = [argument for argument in arguments if "=" not in argument]
-    if wrong:
-        raise InputError(f"{wrong[0]!r} is neither a command nor key=value: see `alignrun --help`")
+    if problem := stray(arguments):
+        raise InputError(problem)
     launcher = [argument for argument in arguments if argument.lstrip("+~").startswith(("hydra.", "hydra/"))]
     if launcher:
         raise InputError(f"config: {launcher[0]} is for sweeps (-m): a single run has run.dir")
@@ -169,20 +176,41 @@ def _job() -> ModuleType | None:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides, and the other arguments, among which paths may hold an equals sign."""
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith(("-", "/", "."))]
-    return overrides, [argument for argument in arguments if argument not in overrides]
+    """The overrides, and the other arguments: options, and the run, whose path may hold an equals sign.
+
+    What looks like a path is one, and so is the first argument that stands on the disk where no other does.
+    """
+    pairs = [place for place, argument in enumerate(arguments) if "=" in argument and not _is_path(argument)]
+    rest = [argument for place, argument in enumerate(arguments) if place not in pairs]
+    if not any(Path(argument).exists() for argument in rest):
+        existing = [place for place in pairs if Path(arguments[place]).exists()]
+        pairs = [place for place in pairs if place not in existing[:1]]
+    return (
+        [arguments[place] for place in pairs],
+        [argument for place, argument in enumerate(arguments) if place not in pairs],
+    )
+
+
+def _is_path(argument: str) -> bool:
+    return argument.startswith(("-", "/", ".", "~")) or "/" in argument.partition("=")[0]
 
 
 def _parse(
     verb: str, arguments: Sequence[str], names: Sequence[str], options: Sequence[str] = ()
 ) -> argparse.Namespace:
-    parser = _Parser(prog=f"alignrun {verb}", add_help=False)
+    parser = _Parser(prog=f"alignrun {verb}", add_help=False, allow_abbrev=False)
     for name in names:
         parser.add_argument(name, nargs="?" if verb == "ls" else None)
     for option in options:
         parser.add_argument(option, **OPTIONS[option])
-    return parser.parse_args(arguments)
+    given, others = parser.parse_known_args(arguments)
+    if others and verb in ("resume", "exploit"):
+        raise InputError(stray(others, verb) or "")
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if "" in (getattr(given, name, None) for name in (*names, "to")):
+        parser.error("an argument is empty: name a folder")
+    return given
 
 
 class _Parser(argparse.ArgumentParser):

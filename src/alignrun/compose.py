@@ -26,7 +26,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from alignrun.algorithms.base import discover
 from alignrun.config import Config, TournamentConfig
 from alignrun.errors import InputError, one_line
+from alignrun.overrides import readable, unreadable
 from alignrun.preferences import PREFERENCES
+from alignrun.slips import alias, note
 from alignrun.text import visible
 
 VERSION_BASE = "1.3"
@@ -39,11 +41,16 @@ PLUGINS = {
 }
 """Hydra's launchers and sweepers that sweeps have been tried with, and the package of each."""
 
+REFERENCE = r"${KEY} stands for the value of another key, and \${ for the two characters: KEY='\${…}'"
 HINTS = {
     "not a valid bool": "use true or false",
     "could not be converted to Integer": "give a whole number",
     "could not be converted to Float": "give a number",
-    "Interpolation key": r"write \${ for the text ${",
+    "is not a ListConfig": "write it as a list, KEY='[a,b]'",
+    "Interpolation": REFERENCE,
+    "interpolation": REFERENCE,
+    "token recognition error": REFERENCE,
+    "no viable alternative": REFERENCE,
 }
 """How to mend what OmegaConf refuses, by its words."""
 
@@ -75,17 +82,18 @@ def register_schemas() -> None:
         store.store(group="preference/schema", name=name, node=kind.config_class)
 
 
-def compose(overrides: Sequence[str]) -> Config:
-    """The configuration of a run that the overrides select.
+def compose(overrides: Sequence[str], verb: str = "") -> Config:
+    """The configuration of a run that the overrides of a command select.
 
     Raises:
         InputError: an unknown key or choice, a wrong type, or values that a section refuses.
     """
-    return _composed("config", Config, overrides)
+    return _composed("config", Config, readable(overrides, Config, verb))
 
 
 def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
     """The configuration of a tournament that the overrides select. Raises as `compose`."""
+    overrides = readable(overrides, TournamentConfig, "eval")
     for group in ("data", "preference"):
         given = [override for override in overrides if override.startswith(f"{group}.")]
         if given and not any(override.startswith(f"{group}=") for override in overrides):
@@ -290,7 +298,7 @@ def explain(error: Exception, kind: type = Config) -> str:
     """One line for an error of Hydra or OmegaConf: what is wrong, and the nearest name that would be right."""
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     if isinstance(error, OverrideParseException):
-        return f"config: cannot read the override {error.override!r}: write key=value (quote special characters)"
+        return unreadable(str(error.override))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"config: {group}={name} does not exist{_nearest(name, choices(group))}"
@@ -307,7 +315,7 @@ def explain(error: Exception, kind: type = Config) -> str:
     where = f"{full_key}: " if full_key and str(full_key) not in first else ""
     if "Could not override" in first and "No match in the defaults list" in str(cause):
         name = first.split("'")[1]
-        return f"config: unknown group {name}{_nearest(name, _groups_of(kind))}"
+        return f"config: unknown group {name}{_nearest(name, known_keys(kind), _groups_of(kind))}"
     hint = next((f": {hint}" for words, hint in HINTS.items() if words in first), "")
     return f"config: {where}{one_line(Exception(first))}{hint}"
 
@@ -357,8 +365,13 @@ def _flatten(node: Any, prefix: str) -> list[str]:
     return keys
 
 
-def _nearest(name: str, candidates: Sequence[str]) -> str:
-    """A suggestion, compared over the whole name and over its last part."""
+def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) -> str:
+    """A suggestion: another trainer's name for a candidate, or else the nearest of those that are offered, by default
+    all of them, compared over the whole name and over its last part."""
+    known = alias(name)
+    if known and known.rpartition(" ")[2] in candidates:
+        return f": did you mean {known}{'=…' if ' ' in known else ''}?{note(name)}"
+    candidates = offered or candidates
     last = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
     match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75) or [
         last[near] for near in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=1, cutoff=0.7)

@@ -107,6 +107,7 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
         algo=BestResponseConfig(opponent=str(run.path), **kept),
         adapter=AdapterConfig(name=config.adapter.name),
         train=replace(config.train, max_kl=None),  # a limit of that run, not of what beats it
+        tracker=replace(config.tracker, name=None),
         run=RunConfig(),
     )
     return train(compose.changed(config, overrides), overrides, console)

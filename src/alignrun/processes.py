@@ -10,7 +10,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from enum import Enum
 from importlib.util import find_spec
@@ -29,9 +29,31 @@ GONE = ("gloo", "connection closed", "connection reset", "broken pipe", "nccl", 
 """What errors of torch say where another process cannot be reached."""
 
 
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What every launcher sets."""
+
+
 def launched() -> int:
-    """How many processes a launcher has started for this job; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    """How many processes a launcher has started for this job; 1 without one.
+
+    Raises:
+        InputError: the environment is that of no launcher: one variable without the other, or no number.
+    """
+    rank, world = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
+    if rank is None and world in (None, "1"):
+        return 1
+    if rank is None or world is None:
+        missing, given = ("WORLD_SIZE", "RANK") if world is None else ("RANK", "WORLD_SIZE")
+        raise InputError(
+            f"{given} is set and {missing} is not: start the processes of a job with accelerate launch or torchrun, or "
+            f"a single one with env -u {given} alignrun …"
+        )
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise InputError(
+            f"RANK={rank} and WORLD_SIZE={world} are no rank and size of a job: start its processes with accelerate "
+            "launch or torchrun, or a single one with env -u RANK -u WORLD_SIZE alignrun …"
+        )
+    return int(world)
 
 
 def start(device: torch.device) -> None:
@@ -58,6 +80,12 @@ def start(device: torch.device) -> None:
     if device.index is not None:
         raise InputError(
             f"model.device={device} names one device for {launched()} processes: use auto, which gives each its own"
+        )
+    missing = [name for name in LAUNCHER if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE={launched()} is set and {', '.join(missing)} not: start the processes of a job with "
+            "accelerate launch or torchrun, or a single one with env -u RANK -u WORLD_SIZE alignrun …"
         )
     from accelerate import PartialState  # here, since a single process does without it
 
@@ -107,7 +135,9 @@ def size() -> int:
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    if dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ["RANK"]) if launched() > 1 else 0
 
 
 def is_main() -> bool:
@@ -261,7 +291,9 @@ def speaks(error: AlignrunError) -> bool:
     """Whether this process tells the user of an error; before they join, the first one of each machine does."""
     if dist.is_initialized():
         return is_main() or not error.agreed
-    return launched() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+    with suppress(InputError):  # of an environment that no launcher made, where each speaks for itself
+        return launched() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+    return True
 
 
 @contextmanager

@@ -6,7 +6,7 @@ and for any sweeper.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +14,11 @@ from typing import TYPE_CHECKING, Any
 from alignrun.config import Config, Pruner, SweepConfig
 from alignrun.errors import InputError
 from alignrun.job import read_job
+from alignrun.merit import merit
 from alignrun.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
-
-MERITS = (("win_rate", 1), ("accuracy", 1), ("loss", -1))
-"""What an evaluation is judged by: the first that there is, times its sign the larger the better."""
-
-
-def merit(metrics: Mapping[str, Any]) -> float | None:
-    """How good a policy, or a feedback model, is by its evaluation; None where nothing was measured."""
-    values = (sign * metrics[name] for name, sign in MERITS if isinstance(metrics.get(name), float))
-    return next(values, None)
 
 
 def check_pruning(config: Config) -> None:

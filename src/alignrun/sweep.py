@@ -1,6 +1,7 @@
 """`alignrun -m`: Hydra's multirun, each run in a process and a directory of its own, and a table at the end."""
 
 import logging
+import os
 import shlex
 import signal
 import subprocess
@@ -24,15 +25,19 @@ from alignrun.build import check
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.fresh import fresh_directory
 from alignrun.job import JOB, Job, settle_in, state, write_job
-from alignrun.pruning import Watch, check_pruning, merit, scores
+from alignrun.merit import merit
+from alignrun.pruning import Watch, check_pruning, scores
 from alignrun.run_directory import RunDirectory
 from alignrun.sweep_definition import join
 from alignrun.sweep_table import read_summary, summarise
+from alignrun.terminal import say
 
 POLL = 1.0
 """Seconds between two looks at whether a run falls behind."""
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 """Exit codes of a run that was told to stop; the negative ones where that fell before or after its training."""
+SWEPT = "ALIGNRUN_SWEPT"
+"""The variable by which the runs of a sweep learn which keys differ between them, whatever launches them."""
 
 
 def sweep(arguments: Sequence[str], console: Console) -> int:
@@ -57,7 +62,9 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     with holding(directory):
         join(directory, parsed)
         overrides += [f"hydra.sweep.dir={compose.quoted(directory.absolute())}", *sweeper_settings(parsed)]
-        return launch(directory, [*flags, *overrides], command, confidence, console)
+        swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
+        with patch_environment(**{SWEPT: ",".join(swept)}):
+            return launch(directory, [*flags, *overrides], command, confidence, console)
 
 
 def launch(directory: Path, arguments: Sequence[str], command: str, confidence: float, console: Console) -> int:
@@ -188,14 +195,15 @@ def run_job(composed: DictConfig) -> float | None:
     directory = settle_in(sweep_directory, str(settings.sweep.subdir), overrides)
     command, run = command_for(directory, overrides), RunDirectory(directory)
     if command and busy(run):
-        print(f"{directory} is being written by another process, and left to it", file=sys.stderr)
+        say(f"{directory} is being written by another process, and left to it")
         return None
     if command:
         (directory / JOB).unlink(missing_ok=True)
         # These sections only: a sweeper may have drawn other values that the run itself refuses.
         rule: Any = OmegaConf.to_object(composed.sweep)
         watch = Watch(rule, composed.train.steps, directory, sweep_directory)
-        exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
+        with patch_environment(**wandb_names(sweep_directory, directory, overrides)):
+            exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
         directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
         if pruned is not None and run.summary_file.is_file():
             exit_code, pruned = 0, None  # it had come to its end before it was told
@@ -209,6 +217,15 @@ def run_job(composed: DictConfig) -> float | None:
         return None
     found = merit(read_summary(directory))
     return next(reversed(scores(directory).values()), None) if found is None else found
+
+
+def wandb_names(sweep_directory: Path, directory: Path, overrides: Sequence[str]) -> dict[str, str]:
+    """What wandb is to call a run of the sweep, as its own variables, where the user has not set them: the group is the
+    sweep, the name the values that differ between its runs."""
+    swept = os.environ.get(SWEPT, "").split(",")
+    setting = " ".join(override for override in overrides if override.partition("=")[0] in swept)
+    names = {"WANDB_RUN_GROUP": sweep_directory.name, "WANDB_NAME": setting[:128] or directory.name}
+    return {variable: name for variable, name in names.items() if not os.environ.get(variable)}
 
 
 def command_for(directory: Path, overrides: list[str]) -> list[str]:

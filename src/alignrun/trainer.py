@@ -371,6 +371,7 @@ class Trainer:
         with processes.agreed():
             self.tracking.log(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
             self.tracking.log_samples(step, evaluation.samples)
+            self.tracking.log_adapter(step, evaluation.metrics, self._trained.save_adapter)
             for name, text in evaluation.files.items() if processes.is_main() else ():
                 write_text_atomic(self._run.path / name, text)
         self._recorded = step

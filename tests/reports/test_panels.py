@@ -53,6 +53,9 @@ def test_everything_of_the_page_is_in_wandb(tmp_path: Path) -> None:
     assert by_name["reference"]["win_rate"] is None
     assert by_name["dpo"]["distinct_3"] == 0.914
     comparisons = tables["tournament/comparisons"]
+    assert comparisons["columns"] == [
+        "prompt", "player", "player's completion", "opponent", "opponent's completion", "P(player beats opponent)",
+    ]  # fmt: skip
     assert comparisons["data"][0][1] == "nash_md"
     assert comparisons["data"][0][-1] == 0.871
     charts = {name for name in summary if name.startswith("tournament/")}

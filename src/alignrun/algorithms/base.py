@@ -148,8 +148,12 @@ class Algorithm(ABC):
 
     @classmethod
     def workload(cls, config: Any) -> Workload:
-        """What a step asks of the model for every prompt: by default K samples of the policy, all learned from."""
-        return Workload(learned=config.samples_per_prompt, drawn=(0.0,) * config.samples_per_prompt)
+        """What a step asks of the model for every prompt: by default `samples_per_prompt` samples of the policy, all
+        learned from; without that key, one of the policy, which is learned from, and one of the reference."""
+        samples = getattr(config, "samples_per_prompt", None)
+        if samples is None:
+            return Workload.against(1, 1.0)
+        return Workload(learned=samples, drawn=(0.0,) * samples)
 
     def prepare(self, data: Dataset) -> Dataset:
         """Called once for each of the data sets, before the first step, for what is worth computing ahead."""

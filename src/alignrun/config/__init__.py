@@ -23,6 +23,7 @@ from alignrun.config.model import (
 from alignrun.config.schema import require, schema
 from alignrun.config.tournament import Pairing, TournamentConfig
 from alignrun.config.training import (
+    Artifact,
     Engine,
     EvaluationConfig,
     GenerationConfig,
@@ -39,6 +40,7 @@ from alignrun.config.training import (
 __all__ = [
     "AdapterConfig",
     "AdapterKind",
+    "Artifact",
     "Attention",
     "BadRows",
     "ColumnsConfig",

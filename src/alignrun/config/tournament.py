@@ -9,7 +9,7 @@ from omegaconf import MISSING
 from alignrun.config.data import DataConfig
 from alignrun.config.model import Precision
 from alignrun.config.schema import require, schema
-from alignrun.config.training import RunConfig, TrackerConfig
+from alignrun.config.training import Artifact, RunConfig, TrackerConfig
 
 
 class Pairing(str, Enum):
@@ -67,7 +67,11 @@ class TournamentConfig:
 
     def __post_init__(self) -> None:
         require(len(self.runs) > 0, "runs", "is empty: name policies, as in runs='[runs/a,runs/b]'")
+        require(all(self.runs), "runs", "names nothing between two commas")
         require(not self.names or len(self.names) == len(self.runs), "names", "must be as many as runs, or none")
+        require(
+            self.tracker.artifact is Artifact.never, "tracker.artifact", "must be never: a tournament trains nothing"
+        )
         require(len(set(self.names)) == len(self.names), "names", "must differ from each other")
         require(self.prompts is None or self.prompts >= 1, "prompts", f"must be at least 1, not {self.prompts}")
         require(

@@ -120,6 +120,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", f"must be at least 1, not {getattr(self, name)}")
+        require(self.steps < 10**9, "train.steps", f"must be less than a billion, not {self.steps}")
         require(self.max_kl is None or self.max_kl > 0, "train.max_kl", f"must be positive, not {self.max_kl}")
         for name in ("checkpoint_every", "max_skipped_steps"):
             require(getattr(self, name) >= 0, f"train.{name}", "must not be negative")
@@ -164,20 +165,38 @@ class WandbMode(str, Enum):
     disabled = "disabled"
 
 
+class Artifact(str, Enum):
+    """Which adapter wandb keeps as an artifact; with adapter=none it is the whole model."""
+
+    never = "never"
+    end = "end"
+    """That of the last step."""
+    best = "best"
+    """That of every evaluation that is better than all before it."""
+
+
 @schema
 class TrackerConfig:
     """wandb, beside metrics.jsonl and samples.jsonl, which are always written."""
 
     mode: WandbMode = WandbMode.auto
-    project: str = "alignrun"
+    project: str | None = None
+    """By default $WANDB_PROJECT, or else alignrun."""
     entity: str | None = None
+    """By default $WANDB_ENTITY, or else that of the account."""
+    name: str | None = None
+    """By default $WANDB_NAME, or else the values that a sweep gives to a run, or the run's folder."""
     group: str | None = None
+    """By default $WANDB_RUN_GROUP, or else the sweep's folder."""
     tags: list[str] = field(default_factory=list)
+    """By default $WANDB_TAGS; the algorithm, model, data and preference are added."""
+    artifact: Artifact = Artifact.never
     samples: int = 8
     """Completions recorded at each evaluation."""
 
     def __post_init__(self) -> None:
         require(self.samples >= 0, "tracker.samples", f"must not be negative, not {self.samples}")
+        require(all(0 < len(tag) <= 64 for tag in self.tags), "tracker.tags", "must have 1 to 64 characters each")
 
 
 class Pruner(str, Enum):
@@ -214,3 +233,6 @@ class RunConfig:
 
     dir: str | None = None
     """By default runs/DATE_TIME_ALGO_MODEL."""
+
+    def __post_init__(self) -> None:
+        require(self.dir != "", "run.dir", "is empty: name a folder, or leave it out")

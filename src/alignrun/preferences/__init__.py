@@ -1,18 +1,11 @@
-"""Preferences over pairs of completions. Importing the package registers the ones that are built in."""
+"""Preferences over pairs of completions. Importing the package registers every file of it that is one."""
 
-from alignrun.preferences import bradley_terry, function, judge, learned, matrix, none, panel, sentiment
+import importlib
+import pkgutil
+
 from alignrun.preferences.base import PREFERENCES, Preference, Reward
 
-__all__ = [
-    "PREFERENCES",
-    "Preference",
-    "Reward",
-    "bradley_terry",
-    "function",
-    "judge",
-    "learned",
-    "matrix",
-    "none",
-    "panel",
-    "sentiment",
-]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["PREFERENCES", "Preference", "Reward"]

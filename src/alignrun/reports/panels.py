@@ -11,6 +11,14 @@ from alignrun.text import visible
 
 IN_SUMMARY = {"win_rate", "average", "share", "rating", "exploitability", "regularised", "hacking_gap", "kl"}
 """What of a player stands in the overview of the run; the rest is in the table."""
+COMPARISON_COLUMNS = {
+    "prompt": "prompt",
+    "first_player": "player",
+    "first": "player's completion",
+    "second_player": "opponent",
+    "second": "opponent's completion",
+}
+"""The texts of a comparison, and what the table calls them."""
 
 
 def log_tournament(run: Any, result: TournamentResult) -> None:
@@ -46,10 +54,12 @@ def _tables(result: TournamentResult) -> Iterator[tuple[str, Any]]:
         ),
     )
     if result.comparisons:
-        columns = ["prompt", "first_player", "first", "second_player", "second"]
-        texts = [[visible(getattr(pair, name)[:COMPLETION_LIMIT]) for name in columns] for pair in result.comparisons]
+        texts = [
+            [visible(getattr(pair, name)[:COMPLETION_LIMIT]) for name in COMPARISON_COLUMNS]
+            for pair in result.comparisons
+        ]
         judged = [[*row, pair.preference] for row, pair in zip(texts, result.comparisons, strict=True)]
-        yield "comparisons", wandb.Table([*columns, "P(first beats second)"], judged)
+        yield "comparisons", wandb.Table([*COMPARISON_COLUMNS.values(), "P(player beats opponent)"], judged)
 
 
 def _charts(result: TournamentResult) -> Iterator[tuple[str, Any]]:

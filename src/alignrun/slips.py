@@ -1,0 +1,204 @@
+"""What to type instead of a word that is no command and no key=value, and of names that other trainers use.
+
+Nothing here waits for torch: a mistyped command is answered at once.
+"""
+
+import difflib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+VERBS = ("eval", "exploit", "resume", "top", "plan", "export", "ls", "config")
+
+ALIASES = {
+    "batch_size": "train.batch_size",
+    "per_device_train_batch_size": "train.batch_size",
+    "train_batch_size": "train.batch_size",
+    "micro_batch_size": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "max_steps": "train.steps",
+    "num_steps": "train.steps",
+    "steps": "train.steps",
+    "total_steps": "train.steps",
+    "epochs": "train.steps",
+    "num_epochs": "train.steps",
+    "num_train_epochs": "train.steps",
+    "save_steps": "train.checkpoint_every",
+    "save_total_limit": "train.keep_checkpoints",
+    "logging_steps": "train.log_every",
+    "eval_steps": "evaluation.every",
+    "lr": "optim.learning_rate",
+    "learning_rate": "optim.learning_rate",
+    "lr_scheduler_type": "optim.schedule",
+    "scheduler": "optim.schedule",
+    "max_grad_norm": "optim.max_grad_norm",
+    "grad_clip": "optim.max_grad_norm",
+    "adam_beta1": "optim.beta1",
+    "adam_beta2": "optim.beta2",
+    "adam_epsilon": "optim.epsilon",
+    "output_dir": "run.dir",
+    "out_dir": "run.dir",
+    "save_dir": "run.dir",
+    "run_dir": "run.dir",
+    "beta": "algo.kl_tau",
+    "tau": "algo.kl_tau",
+    "kl_coef": "algo.kl_tau",
+    "init_kl_coef": "algo.kl_tau",
+    "kl_coeff": "algo.kl_tau",
+    "num_generations": "algo.samples_per_prompt",
+    "loss_type": "algo",
+    "trainer": "algo",
+    "algorithm": "algo",
+    "model_name": "model=path model.path",
+    "model_name_or_path": "model=path model.path",
+    "model_path": "model=path model.path",
+    "base_model": "model=path model.path",
+    "ref_model": "reference=adapter reference.path",
+    "dtype": "model.dtype",
+    "torch_dtype": "model.dtype",
+    "device": "model.device",
+    "attn_implementation": "model.attention",
+    "gradient_checkpointing": "model.gradient_checkpointing",
+    "system_prompt": "model.system_prompt",
+    "dataset": "data",
+    "dataset_name": "data=hub data.path",
+    "dataset_path": "data=jsonl data.path",
+    "data_path": "data=jsonl data.path",
+    "train_file": "data=jsonl data.path",
+    "eval_file": "data.eval_path",
+    "max_prompt_length": "data.max_prompt_tokens",
+    "judge": "preference=judge preference.model",
+    "reward_model": "preference=bradley_terry preference.path",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "lora_target_modules": "adapter.target_modules",
+    "max_new_tokens": "generation.max_new_tokens",
+    "max_completion_length": "generation.max_new_tokens",
+    "max_tokens": "generation.max_new_tokens",
+    "temperature": "generation.temperature",
+    "vllm_server": "generation.server_url",
+    "report_to": "tracker",
+    "run_name": "tracker.name",
+    "wandb_project": "tracker.project",
+    "wandb_entity": "tracker.entity",
+    "project": "tracker.project",
+    "tags": "tracker.tags",
+}
+"""What other trainers call it, and how it is written here, up to the equals sign."""
+
+HYDRA = frozenset(
+    [
+        "c",
+        "cfg",
+        "p",
+        "package",
+        "r",
+        "i",
+        "info",
+        "cn",
+        "config-name",
+        "cp",
+        "config-path",
+        "cd",
+        "config-dir",
+        "resolve",
+        "hydra-help",
+        "experimental-rerun",
+        "shell-completion",
+    ]
+)
+"""Options of Hydra's own command line."""
+EPOCHS = ("epochs", "num_epochs", "num_train_epochs")
+NOTE = "a run is as long as its optimiser steps: epochs × examples / train.batch_size"
+
+
+def alias(key: str) -> str | None:
+    """How another trainer's setting is written here; None for a name that is in no such table, or is ours."""
+    found = ALIASES.get(_bare(key))
+    return None if found == key else found
+
+
+def note(key: str) -> str:
+    """What has to be said where the value of another trainer's setting means something else."""
+    return f" ({NOTE})" if _bare(key) in EPOCHS else ""
+
+
+def _bare(key: str) -> str:
+    name = key.lower().replace("-", "_")
+    return next((name.removeprefix(part) for part in ("train.", "algo.", "args.") if name.startswith(part)), name)
+
+
+def stray(arguments: Sequence[str], verb: str = "") -> str | None:
+    """The line for the first argument that is not key=value; None where all of them are.
+
+    Args:
+        arguments: what was typed, after the verb if there is one.
+        verb: the command that takes them; empty for a run.
+    """
+    place, word = next(
+        ((place, word) for place, word in enumerate(arguments) if "=" not in word or word.startswith("-")), (0, None)
+    )
+    if word is None:
+        return None
+    begun = f"alignrun {verb}".rstrip()
+    following = []
+    for other in arguments[place + 1 :]:
+        if "=" in other or other.startswith("-"):
+            break
+        following.append(other)
+    before, after = arguments[place - 1] if place else "", arguments[place + 1] if place + 1 < len(arguments) else ""
+    if before.endswith("=") or after.startswith("="):
+        pair = f"{before}{word}" if before.endswith("=") else "".join(arguments[place : place + 3 - (len(after) > 1)])
+        return f"{begun}: no spaces around the equals sign: write {pair}"
+    if word in ("-m", "--multirun"):
+        return f"{begun}: {word} sweeps runs and goes with no command: leave it out"
+    if word.startswith("-") and word.lstrip("-").partition("=")[0] in HYDRA:
+        return f"{begun}: {word} is an option of Hydra, which alignrun does not take: see `alignrun --help`"
+    if word.startswith("-"):
+        return f"{begun}: {word.partition('=')[0]} is not an option: {_as_override(word, following, verb)}"
+    if verb == "eval":
+        return f"alignrun eval takes its runs as a list: write runs={shlex.quote(_listed([word, *following]))}"
+    if verb:
+        return f"{begun}: {word!r} is not key=value{_pair(word, following)}"
+    if not place and word in VERBS:
+        return f"{word!r} is a command, and -m is for runs: leave one of them out"
+    if word in VERBS:
+        others = [argument for argument in arguments if argument != word]
+        return f"{word!r} is a command, which comes first: alignrun {word} {shlex.join(others)}"
+    if word in ("alignrun", "train", "run", "fit", "sft", "dpo", "grpo", "ppo"):
+        chosen = "" if word in ("alignrun", "train", "run", "fit") else f" algo={word}"
+        return f"{word!r} is no command, a run has none: write alignrun{chosen} key=value …"
+    near = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.6)
+    if near and not place:
+        return f"{word!r} is neither a command nor key=value: did you mean {near[0]}?"
+    if word and Path(word).is_dir():
+        return f"{word!r} is a folder: name a command for it, as in alignrun resume {shlex.quote(word)}"
+    return f"{word!r} is neither a command nor key=value{_pair(word, following)}"
+
+
+def _as_override(option: str, following: Sequence[str], verb: str) -> str:
+    key, given, value = option.lstrip("-").partition("=")
+    if not given:
+        value = following[0] if following else "…"
+    if verb == "eval" and key in ("runs", "run") and following:
+        return f"write runs={shlex.quote(_listed(following))}"
+    if verb == "plan" and key == "gpu":
+        return f"write plan.gpu={value}"
+    if known := alias(key):
+        return f"write {known}=…{note(key)}" if note(key) else f"write {known}={value}"
+    return f"write {key.replace('-', '_')}={value}" if key else "write key=value"
+
+
+def _pair(word: str, following: Sequence[str]) -> str:
+    key, colon, value = word.partition(":")
+    if colon and key.replace(".", "").isidentifier() and value:
+        return f": did you mean {alias(key) or key}={value}?"
+    if not following:
+        return ": see `alignrun --help`"
+    return f": did you mean {alias(word) or word}={following[0]}?"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"[{','.join(words)}]"
