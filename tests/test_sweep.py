@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from alignrun import cli, sweep
-from alignrun.compose import quoted
 from alignrun.config import SweepConfig
 from alignrun.errors import InputError
 from alignrun.fresh import fresh_directory
 from alignrun.job import Job, members, settle_in, started_with, state, write_job
+from alignrun.overrides import quoted
 from alignrun.run_directory import RunDirectory
 from alignrun.sweep import split_directory
 from alignrun.sweep_definition import join

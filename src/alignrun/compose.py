@@ -278,12 +278,6 @@ def anchored(config: Config) -> Config:
     return replace(config, model=replace(config.model, architecture=architecture))
 
 
-def quoted(value: object) -> str:
-    """A value as Hydra's grammar takes it to the letter: only quotes, and backslashes before one, are escaped there."""
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
-    return f"'{escaped}'"
-
-
 def choices(group: str) -> list[str]:
     """The names that a group offers, sorted."""
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))

@@ -89,9 +89,10 @@ def _readable(override: str, types: Sequence[Any]) -> str:
     return override
 
 
-def quoted(text: str) -> str:
-    """A text as a quoted string of Hydra's grammar, where backslashes count only before a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+def quoted(value: object) -> str:
+    """A value as Hydra's grammar takes it to the letter: only quotes, and backslashes before one, are escaped there."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
+    return f"'{escaped}'"
 
 
 def unreadable(override: str) -> str:

@@ -26,6 +26,7 @@ from alignrun.errors import InputError, RunError, one_line
 from alignrun.fresh import fresh_directory
 from alignrun.job import JOB, Job, settle_in, state, write_job
 from alignrun.merit import merit
+from alignrun.overrides import quoted
 from alignrun.pruning import Watch, check_pruning, scores
 from alignrun.run_directory import RunDirectory
 from alignrun.sweep_definition import join
@@ -61,7 +62,7 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         directory = fresh_directory(Path("runs") / "sweeps")
     with holding(directory):
         join(directory, parsed)
-        overrides += [f"hydra.sweep.dir={compose.quoted(directory.absolute())}", *sweeper_settings(parsed)]
+        overrides += [f"hydra.sweep.dir={quoted(directory.absolute())}", *sweeper_settings(parsed)]
         swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
         with patch_environment(**{SWEPT: ",".join(swept)}):
             return launch(directory, [*flags, *overrides], command, confidence, console)
@@ -233,7 +234,7 @@ def command_for(directory: Path, overrides: list[str]) -> list[str]:
     run, job = RunDirectory(directory), state(directory)
     if run.config_file.is_file():
         return [] if job is not None and not job.failed else ["resume", str(directory)]
-    return [*overrides, f"run.dir={compose.quoted(directory)}"]
+    return [*overrides, f"run.dir={quoted(directory)}"]
 
 
 def busy(run: RunDirectory) -> bool:

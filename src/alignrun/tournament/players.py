@@ -24,6 +24,7 @@ from alignrun.errors import InputError, one_line
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_tokenizer
+from alignrun.overrides import quoted
 from alignrun.run_directory import RunDirectory
 from alignrun.trainer import restore_weights
 
@@ -98,7 +99,7 @@ def _model_config(source: str, path: Path) -> Config:
     if (path / "adapter_config.json").is_file():
         return _adapter_config(path)
     if (path / "config.json").is_file():
-        return compose.compose(["model=path", f"model.path={compose.quoted(path)}"])
+        return compose.compose(["model=path", f"model.path={quoted(path)}"])
     if source in compose.choices("model") and source not in ("path", "game"):
         return compose.compose([f"model={source}"])
     local = source.startswith(("/", ".", "~")) or path.exists() or path.parent.is_dir()
@@ -122,9 +123,9 @@ def _adapter_config(folder: Path) -> Config:
     return compose.compose(
         [
             "model=path",
-            f"model.path={compose.quoted(base)}",
+            f"model.path={quoted(base)}",
             "reference=adapter",
-            f"reference.path={compose.quoted(folder)}",
+            f"reference.path={quoted(folder)}",
         ]
     )
 
