@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 run: setup  ## train SmolLM2-135M with Nash-MD until it is preferred to its reference (add ARGS="key=value …")
 	$(BIN)/alignrun $(ARGS)
 
-test: setup  ## check style and types, then run all tests
+test: setup  ## check style and types, then run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -38,7 +38,7 @@ lint: setup  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup  ## format the code and mend what ruff can mend
+format: setup  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
