@@ -21,7 +21,7 @@ from alignrun.compose import compose, dump, load
 from alignrun.errors import InputError
 from alignrun.progress import Progress, summary_panel
 from alignrun.run_directory import append_jsonl
-from alignrun.sweep import print_ranking
+from alignrun.sweep_table import print_ranking
 from alignrun.terminal import PlainConsole, guard
 from alignrun.tournament import scoreboard
 
@@ -92,7 +92,7 @@ def test_what_is_printed_during_a_run_and_after_it(capsys: pytest.CaptureFixture
     summary_panel(EVIL, [(EVIL, EVIL)], console)
     players = (player(EVIL, 0.6), *tournament().players[1:])
     scoreboard.show(replace(tournament(), players=players, reference=EVIL, preference=EVIL, notes=(EVIL,)), console)
-    settings = tuple(replace(setting, setting=f"{number} {EVIL}") for number, setting in enumerate(sweep().settings))
+    settings = tuple(replace(one, overrides=(f"{place} {EVIL}",)) for place, one in enumerate(sweep().settings))
     print_ranking(replace(sweep(), directory=EVIL, settings=settings, runs=()), console)
     said = capsys.readouterr().out
     assert said.count(HARMLESS) >= 8

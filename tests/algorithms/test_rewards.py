@@ -188,7 +188,8 @@ def test_the_value_has_its_own_gradient_and_the_policy_none_of_it(recompute: boo
         gradients.append({name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None})
         assert gradients[-1].keys() == weights.keys()
     for name, gradient in gradients[1].items():
-        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-5)
+        # In norm, since single elements that cancel keep the rounding of their summands, more or less by processor.
+        assert (gradients[0][name] - gradient).norm() <= 1e-5 * gradient.norm()
     with plain.value.active():
         values = plain.value.values(prompts, batch.completions.flat())
         returns, old = batch.returns.flatten(0, 1), batch.values.flatten(0, 1)

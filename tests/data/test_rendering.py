@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from alignrun import games
 from alignrun.algorithms.rollout import decode_texts
 from alignrun.config import BadRows, TooLong
 from alignrun.data import (
@@ -23,6 +24,7 @@ from alignrun.data import (
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
 from alignrun.models import tiny
+from alignrun.models.game_lm import game_tokenizer
 from alignrun.types import Completions, Example, Message
 
 THINKS = (
@@ -336,3 +338,11 @@ class TestRowsThatCannotBeRead:
                 bad_rows=BadRows.skip,
             )
         assert "none of the" not in str(caught.value)
+
+
+def test_a_vocabulary_of_words_loses_none_at_the_border() -> None:
+    """Joined to the prompt a word is unknown, and what comes after it must not stand for the whole answer."""
+    tokenizer = game_tokenizer(games.CYC)
+    for prompt in ("play", "unheard of"):
+        _, answers = Renderer(tokenizer).encode(Example(prompt, "row 1"), ["a", "b c"])
+        assert [tokenizer.decode(answer) for answer in answers] == ["a <eos>", "b c <eos>"]

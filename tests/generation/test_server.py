@@ -631,14 +631,14 @@ def test_without_a_key_no_header_is_sent(serve: Serve, monkeypatch: pytest.Monke
 
 def test_the_configuration_reaches_the_server(serve: Serve, policy: Policy, adapter: Path) -> None:
     server = serve()
-    config = configured(server, server_parallel=1, server_timeout_seconds=0.4, server_model=BASE)
+    config = configured(server, server_parallel=1, server_timeout_seconds=2, server_model=BASE)
     rollouts = RolloutServer.connect(config)
     rollouts.load_adapter(adapter, 0)
     server.peak = 0
     rollouts.sample(random_batch(policy, prompts=6)[0], 1, sampling(), seed=0)
     assert server.peak == 1
-    server.interfere = lambda path, body: time.sleep(1)
-    assert "failed 1 times (no answer within 0.4 seconds)" in refused(
+    server.interfere = lambda path, body: time.sleep(3)
+    assert "failed 1 times (no answer within 2 seconds)" in refused(
         lambda: rollouts.sample(random_batch(policy)[0], 1, sampling(), seed=0)
     )
     server.interfere = lambda path, body: None

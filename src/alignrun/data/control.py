@@ -108,13 +108,14 @@ class TextEncoder:
         The difference of two encodings. Where the tokenizer joins letters across the border, which nobody who speaks
         after `before` can do, `after` is encoded as the rest of another text.
         """
-        whole = self.encode(before + after, guard, opens=opens)
-        if whole[: len(ids)] == list(ids):
-            return whole[len(ids) :]
-        for anchor in _ANCHORS:
-            alone, joined = (self.encode(text, guard) for text in (anchor, anchor + after))
-            if alone and joined[: len(alone)] == alone:
-                return joined[len(alone) :]
+        leads = [(before, list(ids))] + [(anchor, self.encode(anchor, guard)) for anchor in _ANCHORS]
+        for place, (lead, alone) in enumerate(leads):
+            whole = self.encode(lead + after, guard, opens=opens and place == 0)
+            rest = whole[len(alone) :]
+            # A token that stands for anything unknown may have swallowed the start of `after`.
+            apart = alone and alone[-1] != self.tokenizer.unk_token_id
+            if apart and whole[: len(alone)] == alone and (rest or not after.strip()):
+                return rest
         return self.encode(after, guard)
 
     @cached_property

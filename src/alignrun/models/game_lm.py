@@ -20,7 +20,7 @@ def game_tokenizer(game: Game) -> PreTrainedTokenizerFast:
     words = ["<pad>", "<eos>", PROMPT, *game.actions]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<pad>")
 
 
 def game_llama(game: Game, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
