@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +12,17 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig
 
 from alignrun import cli
 from alignrun.algorithms.rollout import sample_streams
 from alignrun.build import load_trained, make_encoding
 from alignrun.compose import compose
-from alignrun.config import AdapterKind
+from alignrun.config import AdapterKind, Config
+from alignrun.errors import InputError
 from alignrun.generation.decode import Sampling
 from alignrun.memory_plan import largest_batches, make_plan, sampling_bytes, workload
-from alignrun.memory_trace import Pass, training_peak
+from alignrun.memory_trace import Kept, Pass, kept_in_cache, training_peak
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import planned_architecture
 from alignrun.objectives.likelihood import CHUNK_SIZE
@@ -57,6 +60,40 @@ def test_the_traced_pass_holds_what_the_real_one_does(
     sampled = Completions(tokens, torch.ones_like(tokens, dtype=torch.bool))
     measured = measured_peak(lambda: policy.log_probs(Role.policy, batch, sampled).sum().backward())
     assert predicted == pytest.approx(measured, rel=0.15)
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+ATTENTION = SMALL | {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+PERIODS = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+MAMBA = {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}
+
+
+def plan_of(folder: Path, family: str, fields: dict[str, Any], *overrides: str) -> Config:
+    AutoConfig.for_model(family, **fields).save_pretrained(folder)
+    model = ["model=path", f"model.path={folder}", "model.dtype=float32"]
+    return compose([*model, "data.max_prompt_tokens=8", "generation.max_new_tokens=4", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "by_token", "state"),
+    [
+        ("mixtral", ATTENTION | {"num_local_experts": 4, "num_experts_per_tok": 2}, 2 * 2 * 2 * 8, 0),
+        ("mamba", SMALL | {"state_size": 8}, 0, 2 * 64 * (4 + 8)),  # layers, inner size, convolution and state
+        ("jamba", ATTENTION | {"num_experts": 4} | PERIODS | MAMBA, 2 * 2 * 8, 64 * (4 + 8)),  # a layer of each kind
+    ],
+)
+def test_experts_and_recurrent_layers_are_planned(
+    family: str, fields: dict[str, Any], by_token: int, state: int, tmp_path: Path
+) -> None:
+    config = plan_of(tmp_path, family, fields, *["model.attention=eager"] * (family == "mamba"))
+    plan = make_plan(config)
+    assert plan.training > 0 < plan.sampling
+    assert kept_in_cache(planned_architecture(config.model)) == Kept(by_token, state)
+
+
+def test_an_attention_that_a_model_lacks_ends_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be traced .* set model\.attention=eager"):
+        make_plan(plan_of(tmp_path, "bloom", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from alignrun import cli, launch, pins, resumption
 from alignrun.checkpoint import list_checkpoints, save_checkpoint
-from alignrun.compose import anchored, compose, dump, load
+from alignrun.compose import anchored, changed, compose, dump, load
 from alignrun.config import DataSource
 from alignrun.data import Loaded, PromptSet
 from alignrun.evaluation.win_rate import WinRateEvaluator
@@ -439,6 +439,15 @@ def test_any_text_survives_being_stored(text: str, tmp_path: Path) -> None:
     file.write_text(dump(config))
     assert load(file) == config
     assert load(file, ["seed=3"]).data.prompts == [text]
+
+
+def test_an_escaped_reference_survives_being_stored_and_resumed(tmp_path: Path) -> None:
+    config = compose(["experiment=smoke", r"model.system_prompt='Say \${x}'"])
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config))
+    for overrides in ([], ["train.steps=6"]):
+        assert load(file, overrides).model.system_prompt == "Say ${x}"
+        assert changed(load(file), overrides).model.system_prompt == "Say ${x}"
 
 
 def test_a_digest_is_of_weights_and_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

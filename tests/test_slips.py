@@ -188,6 +188,7 @@ def test_texts_come_through_unchanged() -> None:
     )
     assert (config.tracker.name, config.model.system_prompt) == ("a, 0", "Don't say [x]: 1e-4")
     assert config.run.dir == "1_0"
+    assert compose.compose(["data=inline", r"data.prompts=['a \${b}']"]).data.prompts == ["a ${b}"]
 
 
 def test_a_run_keeps_an_equals_sign_in_its_path() -> None:

@@ -4,7 +4,8 @@ The architecture is built on the meta device, so that a model of any size is pla
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,12 +17,13 @@ from alignrun.algorithms.base import discover
 from alignrun.algorithms.feedback import FeedbackAlgorithm
 from alignrun.algorithms.workload import Workload, decoding_rows
 from alignrun.config import AdapterKind, Config, Precision
-from alignrun.errors import InputError
+from alignrun.errors import AlignrunError, InputError, one_line
 from alignrun.generation.decode import needs_policy, needs_reference
-from alignrun.memory_trace import Pass, training_peak
+from alignrun.memory_trace import Kept, Pass, kept_in_cache, training_peak
 from alignrun.models.adapters import POLICY, add_adapter, lora_layers
 from alignrun.models.cache import capacity
 from alignrun.models.device import resolve_device, resolve_dtype
+from alignrun.models.loading_errors import remedy
 from alignrun.models.sources import planned_architecture, preview_prompt
 from alignrun.objectives.likelihood import CHUNK_SIZE
 
@@ -100,7 +102,7 @@ def make_plan(config: Config) -> MemoryPlan:
     """Predict the memory of a run. Models that judge, and what they hold while they do, are not counted.
 
     Raises:
-        InputError: as `count_parameters`.
+        InputError: as `count_parameters`, or its passes cannot be traced.
     """
     size, dtype, work = count_parameters(config), planned_dtype(config), workload(config)
     weights, adapters, moments = _resident_bytes(config, size, work, dtype)
@@ -160,23 +162,45 @@ def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int
 
 def sampling_bytes(config: Config, betas: tuple[float, ...], prompts: int, dtype: torch.dtype) -> int:
     """What one decoding loop holds: the key-value cache, and the logits of a step on their way to a token."""
-    text = planned_architecture(config.model).get_text_config()
+    architecture = planned_architecture(config.model)
+    text = architecture.get_text_config()
     width = torch.finfo(dtype).bits // 8
     streams = len(betas) * prompts
     rows = decoding_rows(betas) * prompts
     mixed = sum(needs_policy(beta) and needs_reference(beta) for beta in betas) * prompts
     tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
-    cache = rows * tokens * _cache_width(text) * width
+    kept = _kept(config, architecture)
+    cache = rows * (tokens * kept.by_token + kept.state) * width
     # The model's logits are there throughout. A mixture takes three tensors on the way to its log-probabilities, with
     # those of the last token still held; drawing takes no more than that.
     return int(cache + text.vocab_size * (rows * width + FLOAT32 * (2 * streams + 3 * mixed)))
 
 
-def _cache_width(text: PreTrainedConfig) -> int:
-    """Numbers that a token leaves in the key-value cache of all layers."""
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return int(text.num_hidden_layers * 2 * heads * head_size)
+_known: dict[str, Kept] = {}
+
+
+def _kept(config: Config, architecture: PreTrainedConfig) -> Kept:
+    """`kept_in_cache`, once for an architecture."""
+    key = architecture.to_json_string(use_diff=False)
+    if key not in _known:
+        with _predictable(config, "sampling"):
+            _known[key] = kept_in_cache(architecture)
+    return _known[key]
+
+
+@contextmanager
+def _predictable(config: Config, what: str) -> Iterator[None]:
+    try:
+        yield
+    except AlignrunError:
+        raise
+    except Exception as error:  # a library's code for an architecture fails in its own way
+        advice = remedy(error, config.model)
+        if not advice.startswith("set "):
+            advice = "its memory is only known once it runs: start with a small train.batch_size"
+        raise InputError(
+            f"model={config.model.name}: a pass of {what} cannot be traced ({one_line(error, 160)}): {advice}"
+        ) from error
 
 
 def _training_bytes(config: Config, work: Workload, dtype: torch.dtype, prompts: int) -> int:
@@ -191,9 +215,9 @@ def _training_bytes(config: Config, work: Workload, dtype: torch.dtype, prompts:
         accumulating=prompts < config.train.batch_size,
         vocabulary=not issubclass(kind, FeedbackAlgorithm),
     )
-    return training_peak(
-        planned_architecture(config.model), config.adapter, dtype, config.model.attention.value, one_pass
-    )
+    architecture = planned_architecture(config.model)
+    with _predictable(config, "training"):
+        return training_peak(architecture, config.adapter, dtype, config.model.attention.value, one_pass)
 
 
 @dataclass(frozen=True, slots=True)

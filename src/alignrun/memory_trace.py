@@ -5,10 +5,10 @@ backward. What it allocates is counted by storage, until nothing holds it any mo
 completions of each, T tokens.
 """
 
+import contextlib
 import copy
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from alignrun.config import AdapterConfig, AdapterKind
 from alignrun.models.adapters import POLICY, add_adapter, apply_active, lora_layers
@@ -25,6 +26,8 @@ from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import hidden_states
 from alignrun.objectives.likelihood import token_log_probs
 from alignrun.types import PromptBatch
+
+GROUPED = torch.ops.aten._grouped_mm.default
 
 SHALLOW, DEEPER = 2, 4
 """Layers of the two models that are traced; one layer more costs the same at any depth."""
@@ -59,6 +62,36 @@ def training_peak(
     return deeper + (depth - DEEPER) * (deeper - shallow) // (DEEPER - SHALLOW)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a row leaves in the cache of all layers while it is decoded, in numbers."""
+
+    by_token: int
+    """Keys and values of one token."""
+    state: int
+    """Recurrent states, which are as large for one token as for many."""
+
+
+def kept_in_cache(architecture: PreTrainedConfig) -> Kept:
+    """What one token leaves there, read off a pass over it; windows count as if they held all tokens."""
+    with torch.device("meta"), torch.no_grad():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=torch.bfloat16)
+        cache = DynamicCache(config=architecture)
+        model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long), cache=cache, use_cache=True)
+    by_token = state = 0
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer):
+            by_token += layer.keys.numel() + layer.values.numel()
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            state += sum(one.numel() for one in tree_leaves(vars(layer)) if _is_state(layer, one))
+    return Kept(by_token, state)
+
+
+def _is_state(layer: Any, value: Any) -> bool:
+    attended = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return isinstance(value, Tensor) and not any(value is one for one in attended)
+
+
 class _Held(TorchDispatchMode):
     """Counts the bytes of the storages that operations return, those of the model left out, until they are freed."""
 
@@ -69,7 +102,7 @@ class _Held(TorchDispatchMode):
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = _grouped(args, kwargs or {}) if func is GROUPED else func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._hold(leaf.untyped_storage())
@@ -86,6 +119,16 @@ class _Held(TorchDispatchMode):
 
     def _free(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
+
+
+def _grouped(args: Any, kwargs: Any) -> Tensor:
+    """The product of experts: torch knows its shape in bfloat16 alone, and it is the same in every precision."""
+    rounded, options = (
+        tree_map_only(Tensor, lambda one: one.bfloat16() if one.is_floating_point() else one, values)
+        for values in (args, kwargs)
+    )
+    product: Tensor = GROUPED(*rounded, **options)
+    return product.to(args[0].dtype)
 
 
 def _traced(
@@ -112,7 +155,7 @@ def _traced(
     return int(held.peak + grown)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _without_data(model: PreTrainedModel) -> Iterator[None]:
     """Within the context the model, made on the meta device, seems to be on the CPU, and so do new tensors."""
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -154,6 +197,7 @@ def _with_layers(architecture: PreTrainedConfig, layers: int) -> PreTrainedConfi
     shape = copy.deepcopy(architecture)
     text = shape.get_text_config()
     if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
+        with contextlib.suppress(AttributeError):  # some compute it from the number of layers
+            text.layer_types = text.layer_types[:layers]
     text.num_hidden_layers = layers
     return shape

@@ -131,4 +131,6 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 
 
 def test_unknown_kind(tmp_path: Path) -> None:
-    assert ".jsonl.gz or .json" in file_refusal(write(tmp_path / "p.txt", "prompt\nHello\n"))
+    assert ".jsonl, .json, .csv or .tsv (each also .gz), or .parquet" in file_refusal(
+        write(tmp_path / "p.txt", "prompt\nHello\n")
+    )

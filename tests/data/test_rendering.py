@@ -119,8 +119,8 @@ class TestTheBorder:
         assert tail[-1] == end_of_turn(kinds)
         assert end_of_turn(kinds) not in own[len(prompt) + len(tail) :]
         example = Example("Q?", "x:1", "S", "no", chosen_turns=tuple(turns))
-        pair = encode_policy_pair(kinds, None)(example)
-        assert (list(pair.prompt), list(pair.first)) == (prompt, tail)
+        with pytest.raises(BadRowError, match="x:1: its sides part before the last turn"):
+            encode_policy_pair(kinds, None)(example)
         limits: Any = {"max_prompt_tokens": 999, "max_completion_tokens": None, "max_tokens": 999, "pack_tokens": None}
         (last,) = DemonstrationSet.build(
             [example], kinds, system_prompt=None, too_long=TooLong.error, seed=0, **limits

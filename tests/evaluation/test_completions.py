@@ -63,6 +63,12 @@ def test_the_key_follows_all_that_completions_depend_on(prompts: PromptSet) -> N
     for field, value in (("samples", 2), ("max_new_tokens", 5), ("temperature", 1.0), ("top_k", 3), ("top_p", 0.5)):
         others.append(content_key(policy, Role.policy, prompts, replace(DRAWING, **{field: value})))
     others.append(content_key(policy, Role.policy, replace(prompts, token_ids=prompts.token_ids[::-1]), DRAWING))
+    begun = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
+    policy.tokenizer.chat_template = begun
+    others.append(content_key(policy, Role.policy, prompts, DRAWING))
+    policy.tokenizer.chat_template = None
+    policy.tokenizer.add_tokens(["<new>"])
+    others.append(content_key(policy, Role.policy, prompts, DRAWING))
     weight = next(iter(policy.trainable().values()))
     with torch.no_grad():
         weight[0, 0] += 1e-6

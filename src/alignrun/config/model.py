@@ -100,7 +100,8 @@ class AdapterConfig:
     alpha: float = 32.0
     """The low-rank product is multiplied by alpha / rank."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Names of linear layers, or `all-linear` for every one but the vocabulary head."""
+    """Names of linear layers, or `all-linear` for every one but the vocabulary head; in models with experts or
+    state-space mixers, those that can be adapted."""
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "adapter.rank", f"must be at least 1, not {self.rank}")

@@ -39,8 +39,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         values = _read_parquet(path)
     else:
         raise InputError(
-            f"data: {path} is of an unknown kind; the name must end in .jsonl, .jsonl.gz or .json, .csv, .tsv or "
-            ".parquet"
+            f"data: {path} is of an unknown kind; the name must end in .jsonl, .json, .csv or .tsv (each "
+            "also .gz), or .parquet"
         )
     empty = True
     for origin, value in values:

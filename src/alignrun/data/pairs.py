@@ -146,6 +146,11 @@ def encode_policy_pair(
 
     def encode(example: Example) -> EncodedPair:
         answers = (example.chosen_turns or str(example.chosen), example.rejected_turns or str(example.rejected))
+        if any(turn["role"] != "assistant" for answer in answers if not isinstance(answer, str) for turn in answer):
+            raise BadRowError(
+                f"data: {example.origin}: its sides part before the last turn, and what users or tools say in between "
+                "would be trained on; end both sides after the first answer that differs, or set data.bad_rows=skip"
+            )
         prompt, (first, second) = renderer.encode(example, answers)
         if first == second:
             raise BadRowError(f"data: {example.origin}: both completions are the same tokens; remove the row")

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from alignrun.algorithms.rollout import decode_texts, sample_streams
-from alignrun.data import PromptSet
+from alignrun.data import PromptSet, opened
 from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
 from alignrun.run_directory import write_text_atomic
 from alignrun.types import Completions, PromptBatch
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same inputs would give other completions."""
 
 
@@ -55,7 +55,9 @@ def content_key(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing
     if not fingerprint:
         return None
     where = [str(policy.model.dtype), policy.device.type, policy.stop_ids]
-    parts = [FORMAT, fingerprint, where, list(prompts.token_ids), asdict(drawing)]
+    tokenizer = policy.tokenizer
+    read = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids), opened(tokenizer)]
+    parts = [FORMAT, fingerprint, where, read, list(prompts.token_ids), asdict(drawing)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
