@@ -1,5 +1,6 @@
 """Resuming is a transaction, on what the run began with; what fails on the way loses nothing."""
 
+import copy
 import json
 import math
 import os
@@ -400,7 +401,9 @@ def test_a_run_goes_on_from_another_folder(run: Path, tmp_path: Path, monkeypatc
     config = load(run / "config.yaml")
     assert config.data.path == str(tmp_path / "train.jsonl")
     assert cli.main(["resume", str(run), "--step", "3"]) == 0
-    assert {"base", "training data", "held-out data"} == json.loads((run / "pins.json").read_text())["parts"].keys()
+    assert {"base", "tokenizer", "training data", "held-out data"} == json.loads((run / "pins.json").read_text())[
+        "parts"
+    ].keys()
 
 
 def test_local_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,7 +485,7 @@ def test_every_part_is_pinned(policy: Policy, tmp_path: Path) -> None:
             *("model=path", f"model.path={tmp_path / 'base'}"),
         ]
     )
-    quantised = SimpleNamespace(fingerprint="", model=policy.model)
+    quantised = SimpleNamespace(fingerprint="", model=policy.model, tokenizer=policy.tokenizer)
     judge: Any = SimpleNamespace()
 
     def now(backbone: Any = quantised) -> Pins:
@@ -496,6 +499,13 @@ def test_every_part_is_pinned(policy: Policy, tmp_path: Path) -> None:
         save_file({"w": torch.zeros(3)}, tmp_path / name / "model.safetensors")
     write_card(tmp_path / "judge", replace(card, template="{prompt} {first}{second}"))
     assert before.differing(now()) == ["feedback model"]
+    write_card(tmp_path / "judge", card)
+    quantised.tokenizer = copy.deepcopy(policy.tokenizer)
+    assert before.differing(now()) == []
+    quantised.tokenizer(["a", "longer"], padding=True)  # how batches are padded does not count
+    assert before.differing(now()) == []
+    quantised.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert before.differing(now()) == ["tokenizer"]
 
 
 def test_what_cannot_be_known_is_no_difference() -> None:

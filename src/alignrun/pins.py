@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from alignrun.config import Config, ReferenceKind
 from alignrun.data import Loaded
 from alignrun.errors import InputError, one_line
@@ -54,7 +56,10 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
     Raises:
         InputError: one of them cannot be read.
     """
-    parts = {"base": backbone.fingerprint or _base_digest(config, backbone)}
+    parts = {
+        "base": backbone.fingerprint or _base_digest(config, backbone),
+        "tokenizer": tokenizer_digest(backbone.tokenizer),
+    }
     if config.reference.name is ReferenceKind.adapter:
         parts["reference"] = folder_digest(adapter_folder(str(config.reference.path)))
     if opponent := getattr(config.algo, "opponent", None):
@@ -115,6 +120,14 @@ def checked(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
 def examples_digest(examples: Sequence[Example]) -> str:
     """A digest of examples in their order, wherever they were read from."""
     return _digest(*(repr(replace(example, origin="")) for example in examples))
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of how texts become tokens, chat template included; how batches are padded does not count."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    said = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+    return _digest(json.dumps(said, sort_keys=True), str(tokenizer.chat_template))
 
 
 def folder_digest(folder: Path) -> str:
