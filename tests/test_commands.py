@@ -373,10 +373,11 @@ LAYERS = [
     {"run_directory"},
     {"preferences"},
     {"data", "generation", "models"},
-    {"game_files"},
+    {"game_files", "trust"},
     {"games", "objectives"},
     {"config"},
     {"web", "processes", "terminal"},
+    {"files"},
     {"types", "errors", "text", "working_directory"},
 ]
 

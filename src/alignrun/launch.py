@@ -25,6 +25,7 @@ from alignrun.resumption import Resumption, commit, settle
 from alignrun.run_directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
 from alignrun.tracking import Tracking, start_tracking
 from alignrun.trainer import Outcome, Progressed, Trainer
+from alignrun.trust import check_own, read_signature, signature_text
 
 
 def train(config: Config, overrides: Sequence[str], console: Console) -> int:
@@ -66,8 +67,19 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
     with processes.agreed():
         if processes.is_main():
             write_text_atomic(run.pins_file, assembly.pins.text())
+            if signature := signed(config, console):
+                write_text_atomic(run.signature_file, signature)
             write_text_atomic(run.config_file, compose.dump(config))
     return _fit(config, assembly, run, console)
+
+
+def signed(config: Config, console: Console) -> str:
+    """The text of signature.json, which lets this user open the run again without being asked; empty without a key."""
+    try:
+        return signature_text(compose.plain(config))
+    except InputError as error:
+        console.print(f"the run is not signed, and --trust may be needed to resume it: {error}", style="dim")
+        return ""
 
 
 def overrides_text(overrides: Sequence[str]) -> str:
@@ -96,6 +108,7 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
     """
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
+    check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), overrides=overrides)
     if not run.adapter.is_dir():
         raise InputError(f"{run.path} has not finished: go on with `alignrun resume {run.path}` first")
     kept = {
@@ -129,7 +142,12 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
             if processes.is_main():
                 run.lock()
                 settle(run)
-        stored = compose.anchored(compose.load(run.config_file))
+        stored = compose.load(run.config_file)
+        with processes.agreed():
+            if processes.is_main():
+                signature = read_signature(run.signature_file)
+                check_own(compose.plain(stored), signature, str(run.path), overrides=overrides)
+        stored = compose.anchored(stored)
         config = compose.anchored(compose.changed(stored, overrides))
         with processes.agreed():
             check(config)
@@ -191,6 +209,7 @@ def _resume(
         config=compose.dump(config),
         overrides=overrides_text([*before, *overrides]),
         pins=pins.text(),
+        signature=signed(config, console) if processes.is_main() else "",
         outputs=(run.adapter.name, *assembly.algorithm.exports()),
     )
     return _fit(config, replace(assembly, pins=pins), run, console, going_on, checkpoint, stored)

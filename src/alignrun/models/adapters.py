@@ -108,11 +108,12 @@ def read_adapter(
             or stored.modules_to_save
             or stored.trainable_token_indices
             or stored.bias != "none"
+            or stored.megatron_config  # with which PEFT imports whatever module megatron_core names
         )
         if not plain:
             raise InputError(
-                f"{key}: {folder} is not a plain LoRA adapter (DoRA, biases, tokens and modules_to_save are "
-                "not supported): merge it into its base and use model=path"
+                f"{key}: {folder} is not a plain LoRA adapter (DoRA, biases, tokens, modules_to_save "
+                "and Megatron are not supported): merge it into its base and use model=path"
             )
         active = model.active_adapter if isinstance(model, PeftModel) else name
         trained = isinstance(model, PeftModel) and any(weight.requires_grad for weight in model.parameters())
