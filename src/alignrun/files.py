@@ -83,6 +83,11 @@ def _unreadable(path: Path, reason: str, advice: str) -> InputError:
     return InputError(f"{path} cannot be read ({reason})" + (f": {advice}" if advice else ""))
 
 
+def is_step(value: Any) -> bool:
+    """Whether a value is a number of steps that a float holds exactly."""
+    return type(value) is int and 0 <= value <= 1 << 53
+
+
 def parse_json(text: str | bytes) -> Any:
     """JSON as data. Raises ValueError for what is not JSON, nested too deeply, or has a number of too many digits."""
     try:

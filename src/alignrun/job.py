@@ -1,9 +1,12 @@
 """What a sweep keeps beside each of its runs: how it was started and how it ended, in job.json."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from alignrun.errors import InputError
+from alignrun.files import is_step, read_json
 from alignrun.run_directory import write_text_atomic
 
 
@@ -30,7 +33,14 @@ def write_job(directory: Path, job: Job) -> None:
 def read_job(directory: Path) -> Job | None:
     """What was kept in a run's directory; None while the run goes on."""
     file = directory / "job.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return Job(found["exit_code"], tuple(found.get("overrides", ())), found.get("pruned"))
+    advice = "delete it, and the same sweep makes the run again"
+    found = read_json(file, advice)
+    try:
+        job = Job(found["exit_code"], tuple(map(str, found.get("overrides", ()))), found.get("pruned"))
+    except (LookupError, TypeError, AttributeError):
+        raise InputError(f"{file} does not say how a run ended: {advice}") from None
+    if type(job.exit_code) is not int or not (job.pruned is None or is_step(job.pruned)):
+        raise InputError(f"{file} does not say how a run ended: {advice}")
+    return job

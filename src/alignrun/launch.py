@@ -18,6 +18,7 @@ from alignrun.build import Assembly, assemble, check, memory_errors
 from alignrun.checkpoint import Checkpoint, read_checkpoint
 from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
+from alignrun.files import is_step, read_json, read_yaml
 from alignrun.models.device import resolve_device
 from alignrun.pins import checked, read_pins
 from alignrun.progress import Progress, summary_panel
@@ -157,10 +158,21 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
 def _read_overrides(run: RunDirectory) -> list[str]:
     """What overrides.yaml holds. Raises InputError where that is no list."""
     try:
-        found = yaml.safe_load(run.overrides_file.read_text(encoding="utf-8")) if run.overrides_file.is_file() else []
+        found = read_yaml(run.overrides_file, "delete it") if run.overrides_file.is_file() else []
         return [str(override) for override in found]
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{run.overrides_file} cannot be read ({one_line(error, 120)}): delete it") from None
+    except TypeError:
+        raise InputError(f"{run.overrides_file} cannot be read (it holds no list): delete it") from None
+
+
+def _finished_steps(run: RunDirectory) -> int:
+    """How many steps a finished run has; −1 before that. Raises InputError where summary.json is damaged."""
+    if not run.summary_file.is_file():
+        return -1
+    advice = "delete it, and resume evaluates the run again"
+    found = read_json(run.summary_file, advice)
+    if not isinstance(found, dict) or not is_step(found.get("step")):
+        raise InputError(f"{run.summary_file} does not say how many steps the run has: {advice}")
+    return int(found["step"])
 
 
 def _accepted(overrides: Sequence[str]) -> tuple[bool, list[str]]:
@@ -181,7 +193,7 @@ def _resume(
     run: RunDirectory,
     console: Console,
 ) -> int:
-    done = json.loads(run.summary_file.read_text())["step"] if run.summary_file.is_file() else -1
+    done = _finished_steps(run)
     if step is None and done == config.train.steps:
         if config != stored:
             raise InputError(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from accelerate.utils import patch_environment
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,6 +30,7 @@ from alignrun.build import check
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.ranking import rank
 from alignrun.evaluation.results import Estimate, Point, RunResult, SweepResult
+from alignrun.files import read_json, read_yaml
 from alignrun.job import Job, read_job, write_job
 from alignrun.pruning import Watch, check_pruning, merit, scores
 from alignrun.reports.record import read
@@ -326,7 +326,9 @@ def _read_overrides(directory: Path) -> list[str]:
     """Those of the run, or those it was to have where it could not start."""
     file = RunDirectory(directory).overrides_file
     job = read_job(directory)
-    stored: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else job.overrides if job else ()
+    stored: Any = read_yaml(file, "delete it") if file.is_file() else job.overrides if job else ()
+    if not isinstance(stored, list | tuple):
+        raise InputError(f"{file} cannot be read (it holds no list): delete it")
     return [override for override in map(str, stored) if not override.startswith("run.dir=")]
 
 
@@ -336,8 +338,10 @@ def _is_seed(override: str) -> bool:
 
 def _read_summary(directory: Path) -> dict[str, Any]:
     file = RunDirectory(directory).summary_file
-    summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return summary
+    found = read_json(file, "delete it") if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise InputError(f"{file} cannot be read (it holds no mapping): delete it")
+    return found
 
 
 def _default_directory() -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alignrun.config import TrackerConfig, WandbMode
-from alignrun.errors import one_line
+from alignrun.errors import InputError, one_line
+from alignrun.files import read_json
 from alignrun.run_directory import RunDirectory, append_jsonl, truncate_jsonl, write_text_atomic
 from alignrun.terminal import say
 from alignrun.types import Sample
@@ -221,7 +222,7 @@ def _no_credentials(wandb: Any) -> str | None:
 def _previous_id(run: RunDirectory) -> str | None:
     """The id of the wandb run to go on with; None where there was none."""
     try:
-        found = json.loads(run.wandb_run_file.read_text(encoding="utf-8"))["id"]
-    except (OSError, ValueError, LookupError, TypeError):
+        found = read_json(run.wandb_run_file)["id"]
+    except (InputError, LookupError, TypeError):
         return None
     return found if isinstance(found, str) else None
