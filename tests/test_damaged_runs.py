@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
 from alignrun import cli
-from alignrun.checkpoint import load_newest
+from alignrun.checkpoint import Checkpoint, load_newest
 from alignrun.errors import InputError
+from alignrun.files import parse_json, parse_yaml, read_bytes
 from alignrun.job import Job, write_job
 from alignrun.reports.run import run_page
 from alignrun.run_directory import RunDirectory
 from alignrun.sweep import summarise
+from alignrun.trainer import restore_weights
 
-MUTATIONS = 360
 STOP = "a model would be loaded here"
 TEXTS = ("config.yaml", "overrides.yaml", "summary.json", "pins.json", "environment.json", "job.json", "resuming.json")
 ROWS = ("metrics.jsonl", "samples.jsonl")
@@ -190,11 +192,12 @@ COMMANDS = {
 
 
 @pytest.mark.usefixtures("stopped")
-def test_any_damage_ends_in_one_line(finished: Path, tmp_path: Path) -> None:
-    draw, refused, passed = random.Random(0), 0, 0
+@pytest.mark.parametrize("mutations", [24, pytest.param(400, marks=pytest.mark.slow)])
+def test_any_damage_ends_in_one_line(mutations: int, finished: Path, tmp_path: Path) -> None:
+    draw, refused, passed = random.Random(mutations), 0, 0
     problems: list[str] = []
     files = (*TEXTS, *ROWS, *CHECKPOINT, "config.yaml", "config.yaml", "metrics.jsonl", "summary.json")
-    for number in range(MUTATIONS):
+    for number in range(mutations):
         folder = tmp_path / str(number)
         run = shutil.copytree(finished, folder / "run")
         file = run / files[number % len(files)]
@@ -215,5 +218,111 @@ def test_any_damage_ends_in_one_line(finished: Path, tmp_path: Path) -> None:
         passed, refused = passed + stands, refused + (not stands)
         shutil.rmtree(folder)
     assert not problems, "\n".join(problems)
-    assert refused > MUTATIONS // 4
-    assert passed > MUTATIONS // 10, "commands read no more than they need, and small damage is harmless"
+    assert refused > mutations // 4
+    assert passed > mutations // 10, "commands read no more than they need, and small damage is harmless"
+
+
+def test_more_metrics_than_can_be_drawn(finished: Path, tmp_path: Path) -> None:
+    run = copied(finished, tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3} | {f"m{number}": 0.5 for number in range(3_000)}) + "\n")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert cli.main(["top", str(run), "--once"]) == 0
+    assert "more than 500 metrics: the first ones are shown" in output.getvalue()
+    assert len(output.getvalue().splitlines()) < 600
+
+
+LINKS = (
+    *("config.yaml", ".lock", "samples.jsonl", "metrics.jsonl", "curve.svg", "report.html", "signature.json"),
+    *("resuming.json", "checkpoints", "checkpoints/step-9", "adapter", "adapter/alignrun.json", "average", "wandb"),
+)
+
+
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize("place", LINKS)
+def test_no_link_is_followed_out_of_a_run(place: str, finished: Path, tmp_path: Path) -> None:
+    run, outside = copied(finished, tmp_path / "run"), tmp_path / "outside"
+    shutil.copytree(finished / "checkpoints", outside)
+    (outside / "secret.svg").write_text("<svg>secret</svg>")
+    (outside / "config.yaml").write_text((run / "config.yaml").read_text())
+    before = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
+    link = run / place
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    is_file = (finished / place).is_file() or "." in place
+    target = outside / ("config.yaml" if place == "config.yaml" else "secret.svg")
+    link.symlink_to(target if is_file else outside)
+    for name in ("resume", "finished", "export", "exploit", "eval", "top", "report", "checkpoint"):
+        code, said = command(name, run)
+        assert code == 2, name
+        assert f"{link} is a link, and none is followed out of a run folder" in said, name
+    assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_and_its_parents_may_be_links(finished: Path, tmp_path: Path) -> None:
+    copied(finished, tmp_path / "disk" / "run")
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    (tmp_path / "mine").symlink_to(tmp_path / "runs" / "run")
+    for run in (tmp_path / "runs" / "run", tmp_path / "mine"):
+        assert command("top", run) == (0, "")
+    wandb = tmp_path / "disk" / "run" / "wandb"
+    wandb.mkdir()
+    (wandb / "latest-run").symlink_to("offline-run-1")  # as wandb makes it
+    (tmp_path / "disk" / "run" / "notes").symlink_to("/etc/hosts")  # which alignrun does not touch
+    assert command("top", tmp_path / "mine") == (0, "")
+
+
+@pytest.mark.parametrize("name", [".lock", "adapter", "samples.jsonl", "metrics.jsonl", "checkpoints"])
+def test_a_new_run_writes_through_no_link(name: str, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "outside" / ("file" if "." in name else ""))
+    with pytest.raises(InputError):
+        RunDirectory.create(tmp_path / "run")
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_a_resumption_names_folders_of_the_run_alone(finished: Path, tmp_path: Path) -> None:
+    run = copied(finished, tmp_path / "parent" / "run")
+    change = json.loads((finished / "resuming.json").read_text())
+    for output in ("..", "", "a/b", "/etc", 3):
+        (run / "resuming.json").write_text(json.dumps(change | {"step": 0, "outputs": [output]}))
+        code, said = command("resume", run)
+        assert code == 2
+        assert "resuming.json" in said
+        assert "delete it and resume again" in said
+    assert (run / "checkpoints" / "step-2").is_dir()
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_whole_numbers_are_no_weights(kind: torch.dtype) -> None:
+    live = {"a": torch.zeros(2)}
+    saved = Checkpoint(Path("step-1"), 1, {"weights": {"a": torch.ones(2).to(kind)}}, {})
+    with pytest.raises(InputError, match=f"^step-1: a holds {kind} where the model has torch.float32"):
+        restore_weights(live, saved)
+    assert live["a"].tolist() == [0, 0]
+
+
+def test_limits_of_files(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with pytest.raises(InputError, match="No such file"):
+        read_bytes(file)
+    file.write_bytes(b"12345")
+    assert read_bytes(file, 5) == b"12345"
+    with pytest.raises(InputError, match="has more than 4e-06 MB"):
+        read_bytes(file, 4)
+    with pytest.raises(InputError, match="no regular file"):
+        read_bytes(Path("/dev/zero"))
+    for text in ("[" * 65 + "]" * 65, "[" * 10**5, '{"a": ' + "1" * 41 + "}", "{", "\ufeff{}"):
+        with pytest.raises(ValueError):  # noqa: PT011
+            parse_json(text)
+    for text in (BOMB, "[" * 65 + "]" * 65, "[" * 10**5, "a: " + "1" * 41, "a: 0x" + "1" * 41, "a: " + "1:" * 30 + "1",
+                 "!!python/object/apply:os.system [ls]", "2001-99-99", "{", "a: \x00", "[{}]: 1"):  # fmt: skip
+        with pytest.raises(ValueError):  # noqa: PT011
+            parse_yaml(text)
+    assert parse_json("[" * 64 + "]" * 64)
+    assert parse_json("1" * 40) == parse_yaml("1" * 40) == int("1" * 40)
+    assert parse_yaml("a: '" + "1" * 41 + "'") == {"a": "1" * 41}
+    assert parse_yaml(str(yaml.safe_dump({"a": [[], [], {}], "b": ["x", "x"]}))) == {"a": [[], [], {}], "b": ["x", "x"]}

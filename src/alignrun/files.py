@@ -95,7 +95,7 @@ def parse_json(text: str | bytes) -> Any:
         found = json.loads(text, parse_int=_integer)
     except RecursionError:
         raise ValueError(f"it is nested more than {DEPTH} deep") from None
-    if text.count("[") + text.count("{") > DEPTH:
+    if isinstance(found, dict | list) and text.count("[") + text.count("{") > DEPTH:
         _check_depth(found)
     return found
 
@@ -108,13 +108,9 @@ def _integer(digits: str) -> int:
 
 def _check_depth(value: Any) -> None:
     level = [value]
-    for _ in range(DEPTH + 1):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-        ]
+    for _ in range(DEPTH):
+        children = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [child for group in children for child in group if isinstance(child, dict | list)]
         if not level:
             return
     raise ValueError(f"it is nested more than {DEPTH} deep")
