@@ -1,5 +1,8 @@
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 # Set before anything imports torch, transformers or wandb: tests never reach for a network, and tiny tensors are
 # slower on several threads than on one.
@@ -7,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The key that signs runs is one of these tests, and not the user's.
+os.environ["ALIGNRUN_CONFIG"] = tempfile.mkdtemp(prefix="alignrun-tests-")
 
 import pytest
 import torch
@@ -16,6 +21,7 @@ from alignrun.models.policy import Policy
 
 
 def pytest_configure() -> None:
+    atexit.register(shutil.rmtree, os.environ["ALIGNRUN_CONFIG"], ignore_errors=True)
     # A shell starts background jobs with Ctrl-C ignored, and so would be the commands that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignrun import cli
-from alignrun.trainer import Trainer
+from alignrun.files import open_regular
 
 SMOKE = ("experiment=smoke",)
 
@@ -238,19 +238,15 @@ def test_a_full_disk_is_told_and_loses_nothing(
 def test_records_on_a_full_disk(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real ENOSPC: samples.jsonl lies on Linux's full device when the last evaluation is recorded."""
+    """A real ENOSPC: Linux's full device stands in for samples.jsonl when the last evaluation is recorded."""
     run = tmp_path / "run"
-    original = Trainer._step
 
-    def fill(self: Trainer, step: int) -> None:
-        original(self, step)
-        if step == 2:
-            (run / "samples.jsonl").symlink_to("/dev/full")
+    def full(path: Path, flags: int = os.O_RDONLY) -> int:
+        return os.open("/dev/full", flags) if path.name == "samples.jsonl" else open_regular(path, flags)
 
-    monkeypatch.setattr(Trainer, "_step", fill)
+    monkeypatch.setattr("alignrun.run_directory.open_regular", full)
     assert "No space left on device" in refuse(capsys, *SMOKE, f"run.dir={run}", code=1)
     monkeypatch.undo()
-    (run / "samples.jsonl").unlink()
     assert cli.main(["resume", str(run)]) == 0
     assert (run / "samples.jsonl").read_text()
 

@@ -388,10 +388,11 @@ LAYERS = [
     {"run_directory"},
     {"preferences"},
     {"data", "generation", "models"},
-    {"game_files"},
+    {"game_files", "trust"},
     {"games", "objectives"},
     {"config"},
     {"web", "processes", "terminal", "fresh"},
+    {"files"},
     {"types", "errors", "text", "working_directory", "merit", "slips"},
 ]
 

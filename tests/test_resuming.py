@@ -22,6 +22,7 @@ from alignrun.checkpoint import list_checkpoints, save_checkpoint
 from alignrun.compose import anchored, changed, compose, dump, load
 from alignrun.config import DataSource
 from alignrun.data import Loaded, PromptSet
+from alignrun.errors import InputError
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.models.cards import AdapterCard, write_card
 from alignrun.models.policy import Policy
@@ -245,7 +246,9 @@ def count_down(patch: pytest.MonkeyPatch, moment: int) -> list[int]:
 def test_a_change_names_no_folder_elsewhere(tmp_path: Path) -> None:
     run = folder_of_a_run(tmp_path / "run")
     (tmp_path / "mine").mkdir()
-    resumption.commit(run, replace(CHANGE, outputs=("../mine", str(tmp_path / "mine"))))
+    for name in ("../mine", str(tmp_path / "mine"), ".."):
+        with pytest.raises(InputError, match=r"resuming\.json .* is no folder of a run"):
+            resumption.commit(run, replace(CHANGE, outputs=(name,)))
     assert (tmp_path / "mine").is_dir()
     assert run.adapter.is_dir()
 

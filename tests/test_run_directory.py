@@ -71,6 +71,7 @@ def test_layout_of_a_run(run: RunDirectory) -> None:
         "checkpoints",
         "adapter",
         "wandb",
+        "signature.json",
     }
     assert run.path.is_absolute()
     assert RunDirectory.open(run.path).path == run.path
@@ -150,8 +151,8 @@ def test_the_lock_is_held_against_another_process_and_freed_by_its_death(run: Ru
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line_that_says_how_to_go_on(run: RunDirectory) -> None:
-    run.metrics_file.symlink_to("/dev/full")
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignrun.run_directory.open_regular", lambda *_: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(RunError) as caught:
         append_jsonl(run.metrics_file, {"step": 1})
     assert str(caught.value) == (
@@ -163,7 +164,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(run: RunDirectory) -> No
     ("code", "advice"),
     [
         (errno.EDQUOT, "free space"),
-        (errno.EROFS, "check permissions"),
+        (errno.EROFS, "copy the folder to a disk that can be written"),
         (errno.EACCES, "check permissions"),
         (errno.EIO, "check the disk"),
     ],

@@ -15,10 +15,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignrun.errors import InputError, one_line
+from alignrun.files import open_regular, parse_json, read_bytes
 from alignrun.run_directory import writing
 
 FORMAT = 1
@@ -151,9 +153,12 @@ def _read(path: Path) -> Checkpoint:
     try:
         step, names = _verify(path)
         tensors = {Path(name).stem: load_file(path / name) for name in names if name != STATE}
-        return Checkpoint(path, step, tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
-    except OSError as error:
+        state = parse_json(read_bytes(path / STATE))
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"cannot be read: {one_line(error)}") from error
+    if not isinstance(state, dict):
+        raise Damaged(f"{STATE} holds no mapping")
+    return Checkpoint(path, step, tensors, state)
 
 
 def _verify(path: Path) -> tuple[int, list[str]]:
@@ -167,10 +172,10 @@ def _verify(path: Path) -> tuple[int, list[str]]:
     if not manifest.is_file():
         raise Damaged(f"{MANIFEST} is missing")
     try:
-        text = manifest.read_bytes().decode()
-        found = json.loads(text)
+        text = read_bytes(manifest).decode()
+        found = parse_json(text)
         form, step, files = found["format"], int(found["step"]), dict(found["files"])
-    except (ValueError, TypeError, LookupError):
+    except (InputError, ValueError, TypeError, LookupError, OverflowError):
         raise Damaged(f"{MANIFEST} was changed or cut short") from None
     if form != FORMAT:
         raise InputError(f"{MANIFEST} has format {form}, and this version reads format {FORMAT}")
@@ -223,7 +228,7 @@ def _manifest_text(step: int, files: Mapping[str, Any]) -> str:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 

@@ -27,6 +27,7 @@ alignrun resume RUN [--step N] [key=value …]  go on where a run stopped, bit f
 alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
 alignrun plan [plan.gpu=24GB] [key=value …]  parameters, predicted memory, and the batches that fit a GPU
 alignrun export RUN [--merge]         a PEFT adapter, or a merged model, for transformers and vLLM
+    eval, exploit, resume and export take --trust, for runs of others that execute code or contact a server
 alignrun ls [GROUP]                   what can be picked: algorithms, models, data, preferences, …
 alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
 """
@@ -90,6 +91,8 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     Raises:
         AlignrunError: whatever the command cannot do.
     """
+    if "--trust" in arguments:
+        return _trusting([argument for argument in arguments if argument != "--trust"], console)
     verb, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):  # a byte that Python could not decode
@@ -164,6 +167,16 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     from alignrun.launch import train
 
     return train(compose(arguments), arguments, console)
+
+
+def _trusting(arguments: Sequence[str], console: Console) -> int:
+    """The command with what its runs, made by others, would execute and contact."""
+    from alignrun.trust import accepting
+
+    if not {"-m", "--multirun", "ls", "plan", "config", "top"}.isdisjoint(arguments):
+        raise InputError("--trust is for commands that open a run: resume, eval, exploit, export, or a single training")
+    with accepting(True):
+        return dispatch(arguments, console)
 
 
 def _job() -> ModuleType | None:

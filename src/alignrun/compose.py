@@ -25,7 +25,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from alignrun.algorithms.base import discover
 from alignrun.config import Config, TournamentConfig
+from alignrun.config.shipped import config_folder as config_folder
 from alignrun.errors import InputError, one_line
+from alignrun.files import read_yaml
 from alignrun.overrides import readable, unreadable
 from alignrun.preferences import PREFERENCES
 from alignrun.slips import alias, note
@@ -62,13 +64,6 @@ PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
 """What is a path, also where nothing stands there yet."""
 
 Root = TypeVar("Root", Config, TournamentConfig)
-
-
-def config_folder() -> Path:
-    """The YAML files: inside the installed package, or `conf/` of the source tree it runs from."""
-    package = Path(__file__).parent
-    shipped = package / "conf"
-    return shipped if shipped.is_dir() else package.parents[1] / "conf"
 
 
 def register_schemas() -> None:
@@ -199,9 +194,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
                 f"{group}.KEY=…, or start another run"
             )
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stored = read_yaml(path)
         sections = discover()[stored["algo"]["name"]], PREFERENCES[stored["preference"]["name"]]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
     try:
         whole = _with_values(stored, *(section.config_class for section in sections))

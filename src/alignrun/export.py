@@ -16,6 +16,7 @@ from alignrun.models.sources import load_tokenizer
 from alignrun.preferences.base import preference_using
 from alignrun.run_directory import RunDirectory, writing_folder
 from alignrun.trainer import restore_weights
+from alignrun.trust import check_own, read_signature
 
 
 def export(path: str, step: int | None, merge: bool, target: str | None, console: Console) -> int:
@@ -29,6 +30,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
     """
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
+    check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), ("model",))
     folder = Path(target).expanduser() if target else run.path / ("merged" if merge else "export")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"{folder} is taken: choose another folder with --to")

@@ -5,14 +5,14 @@ A member is known by its overrides, which are written once and never changed; it
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-
+from alignrun.errors import InputError
+from alignrun.files import is_step, read_json, read_yaml
 from alignrun.run_directory import RunDirectory, write_text_atomic
 
 MEMBER, JOB = "member.json", "job.json"
@@ -41,10 +41,17 @@ def write_job(directory: Path, job: Job) -> None:
 def read_job(directory: Path) -> Job | None:
     """What was kept in a run's directory; None while the run goes on."""
     file = directory / JOB
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return Job(found["exit_code"], tuple(found.get("overrides", ())), found.get("pruned"))
+    advice = "delete it, and the same sweep makes the run again"
+    found = read_json(file, advice)
+    try:
+        job = Job(found["exit_code"], tuple(map(str, found.get("overrides", ()))), found.get("pruned"))
+    except (LookupError, TypeError, AttributeError):
+        raise InputError(f"{file} does not say how a run ended: {advice}") from None
+    if type(job.exit_code) is not int or not (job.pruned is None or is_step(job.pruned)):
+        raise InputError(f"{file} does not say how a run ended: {advice}")
+    return job
 
 
 def state(directory: Path) -> Job | None:
@@ -85,8 +92,8 @@ def keyed(overrides: Sequence[str]) -> dict[str, str]:
 
 def started_with(directory: Path) -> list[str] | None:
     """The overrides by which a run of a sweep is known: those it was first started with; None where no run is."""
-    with contextlib.suppress(OSError, ValueError):
-        return list(map(str, json.loads((directory / MEMBER).read_text(encoding="utf-8"))["overrides"]))
+    with contextlib.suppress(InputError, LookupError, TypeError):
+        return list(map(str, read_json(directory / MEMBER)["overrides"]))
     job = read_job(directory)  # of a version that kept them there
     return list(job.overrides) if job is not None and job.overrides else recorded(directory)
 
@@ -96,7 +103,9 @@ def recorded(directory: Path) -> list[str] | None:
     file = RunDirectory(directory).overrides_file
     if not file.is_file():
         return None
-    stored: Any = OmegaConf.load(file)
+    stored = read_yaml(file, "delete it")
+    if not isinstance(stored, list):
+        raise InputError(f"{file} cannot be read (it holds no list): delete it")
     return [override for override in map(str, stored) if not override.startswith("run.dir=")]
 
 

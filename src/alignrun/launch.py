@@ -17,6 +17,7 @@ from alignrun.build import Assembly, assemble, check, memory_errors
 from alignrun.checkpoint import Checkpoint, read_checkpoint
 from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
+from alignrun.files import is_step, read_json, read_yaml
 from alignrun.fresh import fresh_directory
 from alignrun.models.device import resolve_device
 from alignrun.pins import checked, read_pins
@@ -25,6 +26,7 @@ from alignrun.resumption import Resumption, commit, settle
 from alignrun.run_directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
 from alignrun.tracking import Tracking, start_tracking
 from alignrun.trainer import Outcome, Progressed, Trainer
+from alignrun.trust import check_own, read_signature, signature_text
 
 
 def train(config: Config, overrides: Sequence[str], console: Console) -> int:
@@ -65,8 +67,19 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
     with processes.agreed():
         if processes.is_main():
             write_text_atomic(run.pins_file, assembly.pins.text())
+            if signature := signed(config, console):
+                write_text_atomic(run.signature_file, signature)
             write_text_atomic(run.config_file, compose.dump(config))
     return _fit(config, assembly, run, console)
+
+
+def signed(config: Config, console: Console) -> str:
+    """The text of signature.json, which lets this user open the run again without being asked; empty without a key."""
+    try:
+        return signature_text(compose.plain(config))
+    except InputError as error:
+        console.print(f"the run is not signed, and --trust may be needed to resume it: {error}", style="dim")
+        return ""
 
 
 def overrides_text(overrides: Sequence[str]) -> str:
@@ -95,6 +108,7 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
     """
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
+    check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), overrides=overrides)
     if not run.adapter.is_dir():
         raise InputError(f"{run.path} has not finished: go on with `alignrun resume {run.path}` first")
     kept = {
@@ -129,7 +143,12 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
             if processes.is_main():
                 run.lock()
                 settle(run)
-        stored = compose.anchored(compose.load(run.config_file))
+        stored = compose.load(run.config_file)
+        with processes.agreed():
+            if processes.is_main():
+                signature = read_signature(run.signature_file)
+                check_own(compose.plain(stored), signature, str(run.path), overrides=overrides)
+        stored = compose.anchored(stored)
         config = compose.anchored(compose.changed(stored, overrides))
         with processes.agreed():
             check(config)
@@ -139,10 +158,21 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
 def _read_overrides(run: RunDirectory) -> list[str]:
     """What overrides.yaml holds. Raises InputError where that is no list."""
     try:
-        found = yaml.safe_load(run.overrides_file.read_text(encoding="utf-8")) if run.overrides_file.is_file() else []
+        found = read_yaml(run.overrides_file, "delete it") if run.overrides_file.is_file() else []
         return [str(override) for override in found]
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{run.overrides_file} cannot be read ({one_line(error, 120)}): delete it") from None
+    except TypeError:
+        raise InputError(f"{run.overrides_file} cannot be read (it holds no list): delete it") from None
+
+
+def _finished_steps(run: RunDirectory) -> int:
+    """How many steps a finished run has; −1 before that. Raises InputError where summary.json is damaged."""
+    if not run.summary_file.is_file():
+        return -1
+    advice = "delete it, and resume evaluates the run again"
+    found = read_json(run.summary_file, advice)
+    if not isinstance(found, dict) or not is_step(found.get("step")):
+        raise InputError(f"{run.summary_file} does not say how many steps the run has: {advice}")
+    return int(found["step"])
 
 
 def _accepted(overrides: Sequence[str]) -> tuple[bool, list[str]]:
@@ -163,7 +193,7 @@ def _resume(
     run: RunDirectory,
     console: Console,
 ) -> int:
-    done = json.loads(run.summary_file.read_text())["step"] if run.summary_file.is_file() else -1
+    done = _finished_steps(run)
     if step is None and done == config.train.steps:
         if config != stored:
             raise InputError(
@@ -191,6 +221,7 @@ def _resume(
         config=compose.dump(config),
         overrides=overrides_text([*before, *overrides]),
         pins=pins.text(),
+        signature=signed(config, console) if processes.is_main() else "",
         outputs=(run.adapter.name, *assembly.algorithm.exports()),
     )
     return _fit(config, replace(assembly, pins=pins), run, console, going_on, checkpoint, stored)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from alignrun.config import Config, ReferenceKind
 from alignrun.data import Loaded
 from alignrun.errors import InputError, one_line
+from alignrun.files import read_json
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import adapter_folder
 from alignrun.models.sources import locate
@@ -84,9 +85,10 @@ def read_pins(run: RunDirectory) -> Pins | None:
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return Pins({str(name): str(value) for name, value in found["parts"].items()}, tuple(found["changed"]))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        found = read_json(file)
+        parts = {str(name): str(value) for name, value in found["parts"].items()}
+        return Pins(parts, tuple(map(str, found["changed"])))
+    except (InputError, TypeError, LookupError, AttributeError) as error:
         raise InputError(
             f"{file} cannot be read ({one_line(error, 120)}): delete it to resume without a check of what the run "
             "stands on"

@@ -5,7 +5,6 @@ and for any sweeper.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignrun.config import Config, Pruner, SweepConfig
 from alignrun.errors import InputError
+from alignrun.files import ROWS_LIMIT, is_step, parse_json, read_bytes
 from alignrun.job import read_job
 from alignrun.merit import merit
 from alignrun.run_directory import RunDirectory
@@ -129,9 +129,9 @@ def _pruner(config: SweepConfig) -> "BasePruner":
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    text = read_bytes(file, ROWS_LIMIT).decode(errors="replace") if file.is_file() else ""
     for line in text.split("\n")[:-1]:  # the last one may be half written
         with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict):
+            row = parse_json(line)
+            if isinstance(row, dict) and is_step(row.get("step")):
                 yield row

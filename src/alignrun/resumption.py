@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alignrun.checkpoint import discard_later, list_checkpoints
 from alignrun.errors import InputError, one_line
+from alignrun.files import read_json
 from alignrun.run_directory import RunDirectory, discard_output, write_text_atomic, writing
 from alignrun.tracking import drop_rows
 
@@ -32,6 +33,8 @@ class Resumption:
     """The text of pins.json."""
     outputs: tuple[str, ...]
     """Folders that hold the weights of the newest checkpoint in other formats, as adapter/."""
+    signature: str = ""
+    """The text of signature.json; empty where the configuration is not signed."""
 
 
 def commit(run: RunDirectory, resumption: Resumption) -> None:
@@ -51,11 +54,13 @@ def settle(run: RunDirectory) -> None:
     if not file.is_file():
         return
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, "delete it and resume again")
         change = Resumption(**found | {"outputs": tuple(found["outputs"])})
-        outputs = [run.path / name for name in change.outputs if Path(name).name == name]
-    except (OSError, ValueError, TypeError, LookupError) as error:
+        _check(change)
+        outputs = [run.path / name for name in change.outputs]
+    except (ValueError, TypeError, LookupError) as error:
         raise InputError(f"{file} cannot be read ({one_line(error, 120)}): delete it and resume again") from None
+    run.refuse_links()
     with writing(run.config_file):
         run.summary_file.unlink(missing_ok=True)
         if any(step > change.step for step, _ in list_checkpoints(run.checkpoints)):
@@ -65,6 +70,17 @@ def settle(run: RunDirectory) -> None:
     drop_rows(run, change.step, change.evaluated)
     write_text_atomic(run.pins_file, change.pins)
     write_text_atomic(run.overrides_file, change.overrides)
+    if change.signature:
+        write_text_atomic(run.signature_file, change.signature)
     write_text_atomic(run.config_file, change.config)
     with writing(file):
         file.unlink()
+
+
+def _check(change: Resumption) -> None:
+    """Raises ValueError where a file says something that `commit` would not have written."""
+    texts = (change.config, change.overrides, change.pins, change.signature, *change.outputs)
+    if type(change.step) is not int or not all(isinstance(text, str) for text in texts):
+        raise ValueError("it has values of the wrong types")
+    if wrong := [name for name in change.outputs if Path(name).name != name or name in ("", "..")]:
+        raise ValueError(f"{wrong[0]!r} is no folder of a run")

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from alignrun.errors import InputError, RunError
+from alignrun.files import ROWS_LIMIT, open_regular, parse_json, read_bytes, refuse_links
 
 PACKAGES = (
     "alignrun",
@@ -41,8 +42,13 @@ REMEDIES = {
     errno.EDQUOT: "free space",
     errno.EACCES: "check permissions",
     errno.EPERM: "check permissions",
-    errno.EROFS: "check permissions",
+    errno.EROFS: "copy the folder to a disk that can be written",
+    errno.ELOOP: "delete that link",
 }
+
+
+PARTS = (".lock", "resuming.json", "job.json", "average", "adapter.partial", "average.partial")
+"""What else may stand in the folder of a run."""
 
 
 class RunDirectory:
@@ -62,6 +68,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.wandb = self.path / "wandb"
+        self.signature_file = self.path / "signature.json"
         self._lock: int | None = None
 
     @classmethod
@@ -72,6 +79,7 @@ class RunDirectory:
         """
         run = cls(path)
         run._refuse_another()
+        run.refuse_links()
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -96,6 +104,7 @@ class RunDirectory:
         """The run at `path`, to read; call `lock` before writing. Raises InputError where there is none."""
         run = cls(path)
         if run.config_file.is_file():
+            run.refuse_links()
             return run
         if run.path.is_dir():
             problem = "is not a run: it has no config.yaml"
@@ -106,17 +115,26 @@ class RunDirectory:
         hint = f"did you mean {' or '.join(near)}?" if near else "name the folder of a run"
         raise InputError(f"{run.path} {problem}; {hint}")
 
+    def refuse_links(self) -> None:
+        """Raise InputError where a part of the run is a link, by which others' files would be read or changed."""
+        figures = [entry.name for entry in self.path.glob("*.svg")]
+        own = [part.name for part in vars(self).values() if isinstance(part, Path) and part.parent == self.path]
+        if not self.wandb.is_symlink():
+            own.remove(self.wandb.name)  # what is inside is wandb's, which makes links there
+        refuse_links(self.path, [*PARTS, *own, *figures])
+
     def lock(self) -> None:
         """Hold the run for this process, until `close` or its death. Raises InputError where another one has it."""
         if self._lock is not None:
             return
         path = self.path / ".lock"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise InputError(
-                f"cannot write in {self.path}: {error.strerror}; check permissions or choose another run.dir"
-            ) from error
+            remedy = "choose another run.dir"
+            if self.config_file.is_file():
+                remedy = f"copy the run to where you may write (`cp -r {self.path} COPY`) and name the copy"
+            raise InputError(f"cannot write in {self.path}: {error.strerror}; {remedy}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -184,7 +202,9 @@ def write_text_atomic(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with writing(path):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            temporary.unlink(missing_ok=True)
+            descriptor = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -221,8 +241,9 @@ def _umask() -> int:
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Add one row to a JSON Lines file; a kill loses at most this row. Raises RunError where it cannot be written."""
     # Half a surrogate pair, which JSON input can bring in, becomes its \u escape: that is valid JSON again.
-    with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    line = (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    with writing(path), os.fdopen(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
+        file.write(line)
 
 
 def truncate_jsonl(path: Path, after_step: int, stale: Callable[[Mapping[str, Any]], bool] = lambda _: False) -> None:
@@ -233,10 +254,10 @@ def truncate_jsonl(path: Path, after_step: int, stale: Callable[[Mapping[str, An
     kept = []
     for line, row in read_jsonl(path):
         step = row.get("step") if isinstance(row, dict) else None
-        if step is None or step < after_step or (step == after_step and not stale(row)):
+        if not isinstance(step, int) or step < after_step or (step == after_step and not stale(row)):
             kept.append(line)
     after = b"".join(line + b"\n" for line in kept)
-    if path.exists() and after != path.read_bytes():
+    if path.exists() and after != read_bytes(path, ROWS_LIMIT):
         write_text_atomic(path, after.decode())
 
 
@@ -245,11 +266,11 @@ def read_jsonl(path: Path) -> list[tuple[bytes, Any]]:
 
     Raises InputError on a broken line elsewhere.
     """
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines = read_bytes(path, ROWS_LIMIT).splitlines() if path.exists() else []
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append((line, json.loads(line)))
+            found.append((line, parse_json(line)))
         except ValueError:
             if number < len(lines):
                 raise InputError(f"{path}:{number} is not JSON: correct or delete that line") from None
@@ -258,7 +279,7 @@ def read_jsonl(path: Path) -> list[tuple[bytes, Any]]:
 
 def discard_output(folder: Path) -> None:
     """Delete a folder of weights; it loses its name first, so that a kill leaves no half of it."""
-    if folder.is_dir():
+    if folder.is_dir() and not folder.is_symlink():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         folder.rename(partial)

@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 
 from alignrun.errors import InputError, one_line
+from alignrun.files import read_json
 from alignrun.run_directory import write_text_atomic
 
 FILE = "definition.json"
@@ -55,7 +56,7 @@ def _read(file: Path) -> tuple[dict[str, str], set[str]] | None:
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         return dict(found["fixed"]), set(found["swept"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({one_line(error, 100)}): choose another hydra.sweep.dir") from None

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from alignrun.errors import one_line
+from alignrun.errors import InputError, one_line
 from alignrun.evaluation.ranking import ONE_EVALUATION, rank
 from alignrun.evaluation.results import Estimate, Point, RunResult, SettingResult, SweepResult
+from alignrun.files import read_json
 from alignrun.job import Job, keyed, members, recorded, started_with, state
 from alignrun.reports.record import read
 from alignrun.run_directory import RunDirectory, write_text_atomic
@@ -132,5 +133,7 @@ def _is_seed(override: str) -> bool:
 def read_summary(directory: Path) -> dict[str, Any]:
     """The final metrics of a run; nothing where it has none."""
     file = RunDirectory(directory).summary_file
-    summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return summary
+    found = read_json(file, "delete it") if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise InputError(f"{file} cannot be read (it holds no mapping): delete it")
+    return found

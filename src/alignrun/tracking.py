@@ -9,7 +9,7 @@ from typing import Any
 from alignrun.config import Artifact, TrackerConfig
 from alignrun.errors import one_line
 from alignrun.merit import merit
-from alignrun.run_directory import RunDirectory, append_jsonl, truncate_jsonl, write_text_atomic
+from alignrun.run_directory import RunDirectory, append_jsonl, read_jsonl, truncate_jsonl, write_text_atomic
 from alignrun.terminal import say
 from alignrun.types import Sample
 from alignrun.wandb_run import WandbTracker, start_wandb
@@ -137,8 +137,6 @@ def _is_evaluation(row: Mapping[str, Any]) -> bool:
 
 def _best(metrics_file: Path) -> float | None:
     """The merit of the best evaluation that is recorded, after its rows were checked; None before the first one."""
-    if not metrics_file.is_file():
-        return None
-    rows = map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines())
+    rows = [row for _, row in read_jsonl(metrics_file) if isinstance(row, dict)]
     found = (merit({name.removeprefix("eval/"): row[name] for name in row if name.startswith("eval/")}) for row in rows)
     return max((value for value in found if value is not None), default=None)

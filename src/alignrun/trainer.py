@@ -19,7 +19,7 @@ from alignrun.algorithms.batches import Trial, count, rows
 from alignrun.checkpoint import Checkpoint, save_checkpoint
 from alignrun.config import Config
 from alignrun.data.trimming import trim
-from alignrun.errors import InputError, RunError
+from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import batch_to, release_memory
 from alignrun.optim import flatten_optimizer, learning_rate, make_optimizer, restore_optimizer
 from alignrun.progress import Progress
@@ -94,12 +94,20 @@ class Trainer:
         restore_weights(self._weights, saved)
         restore_weights(self._algorithm_state(), saved, "algorithm")
         configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
-        restore_optimizer(self._optimizer, list(self._trainable), saved.tensors["optimizer"], saved.state["optimizer"])
+        state, names = saved.state, list(self._trainable)
+        try:
+            restore_optimizer(self._optimizer, names, saved.tensors["optimizer"], state["optimizer"])
+            self._skipped = int(state.get("skipped", 0))
+            examples = int(state.get("examples", saved.step * batch_size))
+            evaluated = bool(state["evaluated"])
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+            raise InputError(
+                f"{saved.path}: its state is not what this version writes ({type(error).__name__}: "
+                f"{one_line(error, 120)}): resume from another checkpoint with --step"
+            ) from None
         for group, settings in zip(self._optimizer.param_groups, configured, strict=True):
             group.update(settings)  # resuming may change the configuration, and then that is what counts
-        self._skipped = int(saved.state.get("skipped", 0))
-        examples = int(saved.state.get("examples", saved.step * batch_size))
-        return Progressed(saved.step, bool(saved.state["evaluated"]), examples)
+        return Progressed(saved.step, evaluated, examples)
 
     def fit(
         self, start: Progressed, begin: Callable[[], Tracking], progress: Progress, *, resumed: bool = False
@@ -438,6 +446,12 @@ def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, gr
         raise InputError(
             f"{checkpoint.path} does not fit this model ({len(wrong)} tensors differ, as {wrong[0]}): "
             "resume with the model, adapter and algorithm of the run's own config.yaml"
+        )
+    kinds = [name for name, tensor in live.items() if tensor.is_floating_point() != saved[name].is_floating_point()]
+    if kinds:
+        raise InputError(
+            f"{checkpoint.path}: {kinds[0]} holds {saved[kinds[0]].dtype} where the model has {live[kinds[0]].dtype}: "
+            "it is no checkpoint of this run"
         )
     with torch.no_grad():
         for name, tensor in live.items():

@@ -6,7 +6,6 @@ wandb's own variables (WANDB_PROJECT, WANDB_NAME, …) and settings files outran
 """
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from alignrun.config import Artifact, TrackerConfig, WandbMode
-from alignrun.errors import one_line
+from alignrun.errors import InputError, one_line
+from alignrun.files import read_json
 from alignrun.merit import MERITS, merit
 from alignrun.run_directory import RunDirectory
 from alignrun.types import Sample
@@ -214,8 +214,8 @@ def _no_credentials(wandb: Any) -> str | None:
 def _read(run: RunDirectory) -> dict[str, str]:
     """The id, name and group of the wandb run to go on with; nothing where there was none."""
     try:
-        found = json.loads(run.wandb_run_file.read_text(encoding="utf-8"))
+        found = read_json(run.wandb_run_file)
         kept = {name: found[name] for name in ("id", "name", "group") if isinstance(found.get(name), str)}
-    except (OSError, ValueError, AttributeError):
+    except (InputError, AttributeError):
         return {}
     return kept if "id" in kept else {}

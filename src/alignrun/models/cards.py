@@ -1,12 +1,15 @@
 """What a saved adapter or model says about itself: alignrun.json for this program, README.md for people."""
 
+import contextlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from alignrun.errors import InputError, one_line
+from alignrun.files import read_json, refuse_links
 from alignrun.models.backbone import Backbone
+from alignrun.trust import sign
 
 FILE = "alignrun.json"
 README = "README.md"
@@ -28,6 +31,8 @@ class AdapterCard:
     """The seed of the run; random bases depend on it."""
     adapter: str = "lora"
     """`lora`, or `qlora` where the base was quantised."""
+    signature: str = ""
+    """Of the model section, by the user who trained it; empty where that could not be signed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,10 @@ UNTRAINED = Training("none", 1.0, 1.0, 0, "base", "none", "none", 0)
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
-    """Write the card into an adapter's folder."""
+    """Write the card into an adapter's folder, signed where it names a model to load."""
+    if card.model:
+        with contextlib.suppress(InputError):  # without a key, others must be asked whether they trust it
+            card = replace(card, signature=sign({"model": card.model}))
     (folder / FILE).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -68,9 +76,20 @@ def read_card(folder: Path, key: str) -> AdapterCard | None:
     if not path.is_file():
         return None
     try:
-        return AdapterCard(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        card = AdapterCard(**read_json(path))
+        _check_types(card)
+    except (InputError, TypeError) as error:
         raise InputError(f"{key}: {path} is damaged ({one_line(error, 120)}): export the run again") from None
+    return card
+
+
+def _check_types(card: AdapterCard) -> None:
+    """Raises TypeError where a value is not of its field's type."""
+    for name, value in asdict(AdapterCard("", "")).items():
+        if type(getattr(card, name)) is not type(value):
+            raise TypeError(f"{name} is no {type(value).__name__}")
+    if card.adapter not in ("lora", "qlora"):
+        raise TypeError(f"adapter is {card.adapter!r}, which is neither lora nor qlora")
 
 
 def check_card(backbone: Backbone, folder: Path, kind: str, key: str) -> None:
@@ -90,9 +109,10 @@ def check_card(backbone: Backbone, folder: Path, kind: str, key: str) -> None:
 
 
 def adapter_folder(path: str) -> Path:
-    """The adapter inside a run directory, or the folder itself."""
+    """The adapter inside a run directory, or the folder itself. Raises InputError where a link leads out of the run."""
     folder = Path(path).expanduser()
     inside = folder / "adapter"
+    refuse_links(folder, [inside.name])
     return inside if inside.is_dir() else folder
 
 

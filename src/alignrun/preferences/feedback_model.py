@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from enum import Enum
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from alignrun.models.device import batch_to
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_tokenizer, vocabulary_size
 from alignrun.preferences.base import preference_using
+from alignrun.trust import check_own
 
 KEY = "preference.path"
 Question = tuple[tuple[int, ...], tuple[int, ...]]
@@ -98,8 +100,10 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
     """
     folder, card = find_card(path, kind)
     config = _model_config(card, path)
-    # The folder may come from anyone: running a repository's code is for the user of this run to allow.
-    config = replace(config, trust_remote_code=config.trust_remote_code and backbone.config.trust_remote_code)
+    # The folder may come from anyone: a model from elsewhere, or its code, is for the user to allow.
+    if _origin(config) != _origin(backbone.config) or config.trust_remote_code > backbone.config.trust_remote_code:
+        values = {name: value.name if isinstance(value, Enum) else value for name, value in asdict(config).items()}
+        check_own({"model": values}, card.signature, f"{KEY}: {folder}", ("model",))
     same = card.base == backbone.fingerprint
     if not (card.base and backbone.fingerprint):
         same = _origin(config) == _origin(backbone.config)

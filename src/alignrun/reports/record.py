@@ -1,14 +1,14 @@
 """What stands in the folder of a run, read without failing: a run may be young, killed or half copied."""
 
-import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from alignrun.errors import InputError
+from alignrun.files import LIMIT, ROWS_LIMIT, YAML_LIMIT, is_step, parse_json, parse_yaml, read_bytes
 from alignrun.run_directory import RunDirectory
 from alignrun.types import Sample
 
@@ -57,20 +57,20 @@ class RunRecord:
     def total_steps(self) -> int | None:
         """How many steps the run is to have."""
         steps = self.setting("train.steps")
-        return steps if isinstance(steps, int) else None
+        return steps if is_step(steps) and steps > 0 else None
 
 
 def read(run: RunDirectory) -> RunRecord:
     """Read the folder; what is missing is empty, what is broken is named in `unreadable`."""
     problems: list[str] = []
     summary = _object(run.summary_file, problems)
-    metrics = [row for row in _lines(run.metrics_file, problems) if isinstance(row.get("step"), int)]
-    sampled = [row for row in _lines(run.samples_file, problems) if isinstance(row.get("step"), int)]
+    metrics = [row for row in _lines(run.metrics_file, problems) if is_step(row.get("step"))]
+    sampled = [row for row in _lines(run.samples_file, problems) if is_step(row.get("step"))]
     last = max((row["step"] for row in sampled), default=None)
     return RunRecord(
         path=run.path,
         config=_yaml(run.config_file, {}, problems),
-        config_text=_text(run.config_file),
+        config_text=_text(run.config_file, YAML_LIMIT, []),
         overrides=tuple(map(str, _yaml(run.overrides_file, [], problems))),
         environment=_object(run.environment_file, problems),
         summary=_numbers(summary) or None,
@@ -83,19 +83,20 @@ def read(run: RunDirectory) -> RunRecord:
     )
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, limit: int, problems: list[str]) -> str:
     try:
-        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""  # a device may have no end
-    except OSError:
+        return read_bytes(file, limit).decode(errors="replace") if os.path.lexists(file) else ""
+    except InputError:
+        problems.append(f"{file.name} cannot be read")
         return ""
 
 
 def _object(file: Path, problems: list[str]) -> dict[str, Any]:
-    text = _text(file)
+    text = _text(file, LIMIT, problems)
     if not text:
         return {}
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if isinstance(found, dict):
@@ -106,11 +107,11 @@ def _object(file: Path, problems: list[str]) -> dict[str, Any]:
 
 def _lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file."""
-    lines = _text(file).split("\n")
+    lines = _text(file, ROWS_LIMIT, problems).split("\n")
     found = []
     for line in lines:
         try:
-            found.append(json.loads(line) if line.strip() else None)
+            found.append(parse_json(line) if line.strip() else None)
         except ValueError:
             problems.append(f"a line of {file.name} is torn and left out")
     return [row for row in found if isinstance(row, dict)]
@@ -118,8 +119,8 @@ def _lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 def _yaml(file: Path, missing: Any, problems: list[str]) -> Any:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else missing
-    except (OSError, ValueError, yaml.YAMLError):
+        found = parse_yaml(text) if (text := _text(file, YAML_LIMIT, problems)) else missing
+    except ValueError:
         found = None
     if isinstance(found, type(missing)):
         return found
@@ -152,7 +153,6 @@ def _sample(row: Mapping[str, Any]) -> Sample:
 
 def _figure(file: Path) -> bytes | None:
     try:
-        content = file.read_bytes()
-    except OSError:
+        return read_bytes(file, FIGURE_LIMIT)
+    except InputError:
         return None
-    return content if len(content) <= FIGURE_LIMIT else None

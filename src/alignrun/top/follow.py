@@ -1,7 +1,6 @@
 """A run as it stands on the disk, read again and again at the cost of what is new."""
 
 import fcntl
-import json
 import math
 import os
 from array import array
@@ -9,10 +8,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from alignrun.errors import InputError, one_line
 from alignrun.evaluation.results import Estimate
+from alignrun.files import ROWS_LIMIT, is_step, open_regular, parse_json, read_json, read_yaml
 from alignrun.reports.quantities import estimate
 from alignrun.run_directory import RunDirectory
 
@@ -21,6 +19,10 @@ JUDGED = ("win_rate", "accuracy")
 """The evaluation metrics that come with an interval; a run's first of these is shown step by step."""
 RECENT_STEPS = 20
 """The time left is estimated from this many."""
+
+
+MOST_METRICS = 500
+"""Of training, and of evaluation: more than any run has, and as many as can be drawn at once."""
 
 
 class State(Enum):
@@ -55,8 +57,8 @@ class Tail:
         A line that is still being written is left for the next call, one that is no JSON object is skipped.
         """
         try:
-            file = self._path.open("rb")
-        except FileNotFoundError:
+            file = os.fdopen(open_regular(self._path), "rb")
+        except OSError:  # missing; a link or a device is no record either
             gone = self._inode is not None
             self._rewind()
             return [], gone
@@ -68,7 +70,7 @@ class Tail:
                 self._rewind()
                 file.seek(0)
             self._inode = inode
-            lines = file.read().split(b"\n")[:-1]
+            lines = file.read(ROWS_LIMIT).split(b"\n")[:-1]
         if lines:
             self._offset += sum(len(line) + 1 for line in lines)
             self._last = lines[-1] + b"\n"
@@ -86,6 +88,7 @@ class Followed:
         evaluation: the same for evaluations, without `eval/`.
         judged: the win rates, or else the accuracies, with their steps and intervals.
         judged_name: which of the two, None while there is neither.
+        left_out: whether there are more than `MOST_METRICS` of them, of which the first are shown.
         sample: the last row of samples.jsonl.
     """
 
@@ -128,32 +131,38 @@ class Followed:
         self.step = 0
         self.training: dict[str, array[float]] = {}
         self.evaluation: dict[str, array[float]] = {}
+        self.left_out = False
         self.judged_name: str | None = None
         self.judged: list[Judged] = []
 
     def _configure(self) -> None:
         file = self._directory.config_file
         try:
-            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            config = read_yaml(file)
             self.title = f"{config['algo']['name']} on {config['model']['name']}"
             self.steps = int(config["train"]["steps"])
             self.confidence = float(config["evaluation"]["confidence"])
-        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+            if not (is_step(self.steps) and 0 < self.confidence < 1):
+                raise ValueError("train.steps or evaluation.confidence is out of range")
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise InputError(f"{file} cannot be read as a run's configuration ({one_line(error, 160)})") from error
 
     def _finished_step(self) -> float:
         try:
-            return float(json.loads(self._directory.summary_file.read_text(encoding="utf-8"))["step"])
-        except (OSError, ValueError, LookupError, TypeError):
+            return float(read_json(self._directory.summary_file)["step"])
+        except (InputError, ValueError, LookupError, TypeError):
             return -math.inf
 
     def _record(self, row: dict[str, Any]) -> None:
         numbers = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
         values = {name: _number(value) for name, value in numbers.items() if name != "step"}
-        step = int(row["step"]) if isinstance(row.get("step"), int) else self.step
+        step = int(row["step"]) if is_step(row.get("step")) else self.step
         self.step = step
         for name, value in values.items():
             kind = self.evaluation if name.startswith(EVALUATION) else self.training
+            if len(kind) == MOST_METRICS and name.removeprefix(EVALUATION) not in kind:
+                self.left_out = True
+                continue
             kind.setdefault(name.removeprefix(EVALUATION), array("d")).append(value)
         if self.judged_name is None:
             self.judged_name = next((name for name in JUDGED if EVALUATION + name in values), None)
@@ -170,9 +179,11 @@ def is_held(lock: Path) -> bool | None:
     A shared lock is refused while somebody writes. It is let go at once, so that a resume is not in its way.
     """
     try:
-        descriptor = os.open(lock, os.O_RDONLY)
+        descriptor = open_regular(lock)
     except FileNotFoundError:
         return False
+    except OSError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -186,7 +197,7 @@ def is_held(lock: Path) -> bool | None:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from alignrun.evaluation.results import Estimate
 from alignrun.evaluation.settled import verdict
-from alignrun.top.follow import Followed, State
+from alignrun.top.follow import MOST_METRICS, Followed, State
 from alignrun.top.symbols import ABSENT, arrow, clean, figure, sparkline
 
 LEADING = ("loss", "win_rate", "accuracy", "kl", "grad_norm")
@@ -45,6 +45,8 @@ class View:
         """One line after another."""
         run, width = self._run, options.max_width
         lines = _head(run, console, width, live=self._fit)
+        if run.left_out:
+            lines.append(Text(f"more than {MOST_METRICS} metrics: the first ones are shown", style="dim"))
         tables = [
             _metrics("training", run.training, width),
             _metrics("evaluation", run.evaluation, width),

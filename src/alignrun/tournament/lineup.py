@@ -79,7 +79,10 @@ def line_up(config: TournamentConfig) -> Lineup:
         InputError: there is no such run or model, or two have one name.
     """
     names: Sequence[str | None] = list(config.names) or [None] * len(config.runs)
-    players = [find_player(source, name) for source, name in zip(config.runs, names, strict=True)]
+    # The runs' own data and preferences are used where the command line names no others.
+    asked = config.preference is None or config.hacking_gap
+    sections = ["model", *["data"] * (config.data is None), *["preference"] * asked]
+    players = [find_player(source, name, sections) for source, name in zip(config.runs, names, strict=True)]
     if not config.names:  # two folders may have one name
         short = [player.name for player in players]
         players = [
@@ -94,7 +97,7 @@ def line_up(config: TournamentConfig) -> Lineup:
         known = [[player.name for player in players], [player.source for player in players]]
         place = next((each.index(config.reference_policy) for each in known if config.reference_policy in each), listed)
         if place == listed:
-            players.append(find_player(config.reference_policy, _free("reference", taken)))
+            players.append(find_player(config.reference_policy, _free("reference", taken), sections))
         return Lineup(tuple(players), listed, (place,) * len(players), named=True)
     references: list[int | None] = []
     for player in players[:listed]:

@@ -1,7 +1,7 @@
 """Whom a name stands for in a tournament: a run, one of its checkpoints, or a model that was not trained here."""
 
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from alignrun.config import (
     ReferenceKind,
 )
 from alignrun.errors import InputError, one_line
+from alignrun.files import read_json, refuse_links
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_tokenizer
 from alignrun.overrides import quoted
 from alignrun.run_directory import RunDirectory
 from alignrun.trainer import restore_weights
+from alignrun.trust import check_own, read_signature
 
 CHECKPOINT = re.compile(r"step-\d+")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -57,39 +59,51 @@ class Player:
         return None if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step-").partition(".")[0])
 
 
-def find_player(source: str, name: str | None = None) -> Player:
+def find_player(source: str, name: str | None = None, sections: Sequence[str] = ("model",)) -> Player:
     """The player that a path, a name of `alignrun ls model` or a hub id stands for.
 
+    Args:
+        source: the path or the name.
+        name: what it is to be called.
+        sections: the parts of a run's configuration that will be used.
+
     Raises:
-        InputError: there is no such run, checkpoint or model.
+        InputError: there is no such run, checkpoint or model, or a run of others asks for what only the user may allow.
     """
     path = Path(source).expanduser()
     if CHECKPOINT.fullmatch(path.name) and path.parent.name == "checkpoints":
         run = RunDirectory.open(path.parents[1])
         if not path.is_dir():
             raise InputError(f"runs: {path} does not exist: see {run.checkpoints}")
-        return _of_run(run, path, source, name or f"{run.path.name}@{path.name.removeprefix('step-')}")
+        return _of_run(run, path, source, name or f"{run.path.name}@{path.name.removeprefix('step-')}", sections)
     if (path / "config.yaml").is_file():
         run = RunDirectory.open(path)
         newest = latest_checkpoint(run.checkpoints)
         if newest is None:
             raise InputError(f"runs: {run.path} has no checkpoint yet: let the run reach one first")
-        return _of_run(run, newest, source, name or run.path.name)
+        return _of_run(run, newest, source, name or run.path.name, sections)
     if (path / "adapter_config.json").is_file() and (path.parent / "config.yaml").is_file():
         return _beside_run(RunDirectory.open(path.parent), path, source, name or f"{path.parent.name}/{path.name}")
     return Player(name or path.name, source, _model_config(source, path), None)
 
 
-def _of_run(run: RunDirectory, checkpoint: Path, source: str, name: str) -> Player:
-    config = compose.load(run.config_file)
+def _of_run(run: RunDirectory, checkpoint: Path, source: str, name: str, sections: Sequence[str]) -> Player:
+    config = _config_of(run, sections)
     if issubclass(ALGORITHMS[config.algo.name], FeedbackAlgorithm):
         raise InputError(f"runs: {run.path} is a feedback model and no policy: it can judge, with preference=NAME")
     return Player(name, source, config, checkpoint, config)
 
 
+def _config_of(run: RunDirectory, sections: Sequence[str]) -> Config:
+    config = compose.load(run.config_file)
+    check_own(compose.plain(config), read_signature(run.signature_file), f"runs: {run.path}", sections)
+    return config
+
+
 def _beside_run(run: RunDirectory, folder: Path, source: str, name: str) -> Player:
     """A further policy that a run has written, such as the average of its weights: an adapter on the run's base."""
-    config = compose.load(run.config_file)
+    refuse_links(run.path, [folder.name])
+    config = _config_of(run, ("model",))
     reference = ReferenceConfig(name=ReferenceKind.adapter, path=str(folder))
     return Player(name, source, replace(config, reference=reference, adapter=AdapterConfig()), None, config)
 
@@ -115,11 +129,14 @@ def _model_config(source: str, path: Path) -> Config:
 def _adapter_config(folder: Path) -> Config:
     """A PEFT adapter folder, on the base that it names."""
     try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        base = read_json((folder / "adapter_config.json").resolve())[
+            "base_model_name_or_path"
+        ]  # a link in hubs' caches
+    except (LookupError, TypeError) as error:
         raise InputError(f"runs: {folder}/adapter_config.json cannot be read ({one_line(error, 100)})") from None
     if not base:
         raise InputError(f"runs: {folder} does not say which base it is for: name its run, or a merged model")
+    check_own({"model": {"source": "hub", "path": base}}, "", f"runs: {folder}")
     return compose.compose(
         [
             "model=path",
