@@ -1,12 +1,17 @@
 """Many rows are encoded when they are drawn, and make the same batches."""
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from alignrun import cli
+from alignrun.checkpoint import list_checkpoints
 from alignrun.config import BadRows, TooLong
 from alignrun.data import DemonstrationSet, EncodedPair, PairSet, PromptSet, drawn
 from alignrun.data.values import BadRowError
@@ -120,3 +125,24 @@ def test_prompts_and_demonstrations_drawn_late_make_the_same_batches(chat_tokeni
         DemonstrationSet.build(EXAMPLES, chat_tokenizer, drawn=report, **settings) for report in (lambda _: None, None)
     )
     assert torch.equal(ours.batch_at(2, 16).input_ids, theirs.batch_at(2, 16).input_ids)
+
+
+def test_the_state_is_saved_before_a_late_bad_row_ends_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawn, "_LOOKED_AT", 1)
+    path, run = tmp_path / "p.jsonl", tmp_path / "run"
+    # Every ninth row is too long, and not the one that is looked at.
+    path.write_text("".join(json.dumps({"prompt": f"q{row}" + "x" * 90 * (row % 9 == 5)}) + "\n" for row in range(120)))
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    command = ["experiment=smoke", "data=jsonl", f"data.path={path}", f"data.eval_path={held}", f"run.dir={run}"]
+    tiny = ["train.steps=40", "train.checkpoint_every=0", "evaluation.every=0", "data.max_prompt_tokens=80"]
+    tiny += ["generation.max_new_tokens=2"]
+    assert cli.main([*command, *tiny, "train.batch_size=2", "train.micro_batch_size=null"]) == 1
+    said = capsys.readouterr().err.strip()
+    assert re.fullmatch(
+        r".*p\.jsonl:\d+: the prompt has \d+ tokens, and the limit is 80; set data.too_long=skip.*", said
+    )
+    ((step, _),) = list_checkpoints(run / "checkpoints")
+    assert cli.main(["resume", str(run), "data.too_long=skip", f"train.steps={step + 1}"]) == 0
