@@ -178,7 +178,9 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         if config.model.source is ModelSource.hub and config.model.architecture:
             report(describe(count_parameters(config), config))
         encoding = make_encoding(config)
-        data, heldout = (kind.dataset(config.algo, rows, encoding) for rows in (loaded.train, loaded.heldout))
+        ahead = getattr(config.algo, "precompute_reference", False)  # which reads every row before the first step
+        data = kind.dataset(config.algo, loaded.train, encoding if ahead else replace(encoding, drawn=report))
+        heldout = kind.dataset(config.algo, loaded.heldout, encoding)
         if data.refused + heldout.refused:
             report(f"data: {data.refused + heldout.refused} rows that the model cannot read skipped")
         if data.skipped + heldout.skipped:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -121,7 +122,10 @@ def checked(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
 
 def examples_digest(examples: Sequence[Example]) -> str:
     """A digest of examples in their order, wherever they were read from."""
-    return _digest(*(repr(replace(example, origin="")) for example in examples))
+    # What `repr` makes of each without its origin, several times as fast.
+    form = ", ".join("origin=''" if each.name == "origin" else f"{each.name}={{!r}}" for each in fields(Example))
+    values = attrgetter(*(each.name for each in fields(Example) if each.name != "origin"))
+    return _digest_of(f"Example({form})".format(*values(example)) for example in examples)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -168,6 +172,10 @@ def _file_digest(path: Path) -> str:
 
 
 def _digest(*texts: str) -> str:
+    return _digest_of(texts)
+
+
+def _digest_of(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))

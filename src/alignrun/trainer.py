@@ -197,14 +197,14 @@ class Trainer:
         rate = learning_rate(self._config.optim, step, self._config.train.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        given = self._data.batch_at(step, self._config.train.batch_size, self._shift)
-        if self._algorithm.online:
-            given = batch_to(given, self._trained.device)
         updates: list[dict[str, float]] = []
         tokens = 0.0
         before: _Moment | None = None
         try:
             with processes.others_there():
+                given = self._data.batch_at(step, self._config.train.batch_size, self._shift)
+                if self._algorithm.online:
+                    given = batch_to(given, self._trained.device)
                 for batch in self._algorithm.collect(given, step):
                     if before is not None:
                         self._return_to(before)

@@ -96,6 +96,8 @@ class Encoding:
     """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
     rows: int | None = None
     """How many tokens the model has embeddings for, where its configuration says so."""
+    drawn: Callable[[str], None] | None = None
+    """Where many rows may be encoded when they are drawn: what reports those that are left out then."""
 
     @property
     def pad_id(self) -> int:
@@ -228,6 +230,7 @@ def prompt_set(examples: Sequence[Example], encoding: Encoding) -> PromptSet:
         seed=encoding.seed,
         bad_rows=encoding.data.bad_rows,
         rows=encoding.rows,
+        drawn=encoding.drawn,
     )
 
 

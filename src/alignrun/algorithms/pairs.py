@@ -132,4 +132,5 @@ def pair_set(examples: Sequence[Example], encoding: Encoding, encode: Any) -> Pa
         too_long=data.too_long,
         seed=encoding.seed,
         bad_rows=data.bad_rows,
+        drawn=encoding.drawn,
     )

@@ -52,6 +52,7 @@ class SFT(OfflineAlgorithm):
             seed=encoding.seed,
             bad_rows=data.bad_rows,
             rows=encoding.rows,
+            drawn=encoding.drawn,
         )
 
     def loss(self, batch: PackedBatch) -> Loss:

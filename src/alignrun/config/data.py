@@ -100,6 +100,9 @@ class DataConfig:
     """Longest prompt in tokens; by default what the model's context leaves beside the completion."""
     max_completion_tokens: int | None = None
     """Longest completion of a pair or a demonstration, in tokens; by default what the context leaves."""
+    max_row_mb: float = 4.0
+    """The largest row, in megabytes of its text; encoding takes some 200 times as much memory. A larger one is
+    refused, or with `too_long=skip` left out."""
     too_long: TooLong = TooLong.error
     bad_rows: BadRows = BadRows.error
 
@@ -123,6 +126,7 @@ class DataConfig:
             require(len(self.prompts) > 0, "data.prompts", "is empty: give at least one, as in data.prompts='[Hello]'")
         require(0 < self.eval_fraction < 1, "data.eval_fraction", f"must lie in (0, 1), not {self.eval_fraction}")
         require(self.eval_size is None or self.eval_size >= 1, "data.eval_size", "must be at least 1")
+        require(self.max_row_mb > 0, "data.max_row_mb", f"must be above 0, not {self.max_row_mb}")
         for key in ("max_prompt_tokens", "max_completion_tokens"):
             limit = getattr(self, key)
             require(limit is None or limit >= 1, f"data.{key}", "must be at least 1")

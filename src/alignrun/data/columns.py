@@ -52,6 +52,8 @@ _METADATA = frozenset(
 
 def check_columns(row: Row, origin: str, columns: ColumnsConfig) -> None:
     """Raise InputError for a column that changes what the row means, is not empty, and is not read."""
+    if _CHANGE_MEANING.keys().isdisjoint(row):
+        return
     read = named_columns(columns)
     for column, why in _CHANGE_MEANING.items():
         if column in row and column not in read and not _is_neutral(column, row[column]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from alignrun.config import BadRows, TooLong
-from alignrun.data.limits import Limits, encode_rows
+from alignrun.data.drawn import select
+from alignrun.data.limits import Limits
 from alignrun.data.order import rows_at
 from alignrun.data.padding import padding_id
 from alignrun.data.rendering import Renderer
@@ -37,8 +38,8 @@ class Demonstration:
 class DemonstrationSet:
     """Demonstrations as text and as token ids, in the order of the data set."""
 
-    examples: tuple[Example, ...]
-    demonstrations: tuple[Demonstration, ...]
+    examples: Sequence[Example]
+    demonstrations: Sequence[Demonstration]
     pack_tokens: int | None
     """The length of a packed row; None for the longest demonstration of the batch."""
     pad_id: int
@@ -63,8 +64,10 @@ class DemonstrationSet:
         seed: int,
         bad_rows: BadRows = BadRows.error,
         rows: int | None = None,
+        drawn: Callable[[str], None] | None = None,
     ) -> DemonstrationSet:
-        """Encode every prompt with its chosen completion, for a model that has embeddings for `rows` tokens.
+        """Encode every prompt with its chosen completion, for a model that has embeddings for `rows` tokens; with
+        `drawn` as `select` does.
 
         A rejected completion is left aside. Of one of several turns the last is learned, and the others stand before
         it, as in `messages`. Raises InputError for an example without a completion, for one that cannot be read or is
@@ -78,19 +81,20 @@ class DemonstrationSet:
                     f"data: {example.origin} holds a prompt without a completion; name data.columns.completion or "
                     "data.columns.messages, or choose another data set"
                 )
-        encoded, refused = encode_rows(examples, partial(_encode, renderer), bad_rows)
-        kept = [pair for pair in encoded if limits.admit(pair[0], len(pair[1].prompt), len(pair[1].completion))]
-        if not kept:
-            raise limits.refuse_all(len(encoded), "demonstrations")
-        example, longest = max(kept, key=lambda pair: len(pair[1]))
-        if pack_tokens is not None and len(longest) > pack_tokens:
-            raise InputError(
-                f"data: {example.origin} has {len(longest)} tokens, more than a packed row holds; set pack_tokens to "
-                f"{len(longest)} instead of {pack_tokens}, or lower data.max_completion_tokens with data.too_long=skip"
-            )
-        fitting, demonstrations = zip(*kept, strict=True)
-        skipped = len(encoded) - len(kept)
-        return cls(fitting, demonstrations, pack_tokens, padding_id(tokenizer), seed, skipped, refused)
+
+        def admit(example: Example, one: Demonstration) -> bool:
+            fits = limits.admit(example, len(one.prompt), len(one.completion))
+            if fits and pack_tokens is not None and len(one) > pack_tokens:
+                raise InputError(
+                    f"data: {example.origin} has {len(one)} tokens, more than a packed row holds; set pack_tokens to "
+                    f"{len(one)} instead of {pack_tokens}, or lower data.max_completion_tokens with data.too_long=skip"
+                )
+            return fits
+
+        used = select(examples, partial(_encode, renderer), admit, bad_rows, drawn)
+        if not used.examples:
+            raise limits.refuse_all(used.read, "demonstrations")
+        return cls(used.examples, used.encoded, pack_tokens, padding_id(tokenizer), seed, used.skipped, used.refused)
 
     def __len__(self) -> int:
         return len(self.demonstrations)

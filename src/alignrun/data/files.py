@@ -6,31 +6,35 @@ Every failure is an `InputError` of one line that names the file or the row and 
 import csv
 import gzip
 import io
-import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from alignrun.data.values import Row, kind
+from alignrun.data.values import BadRowError, DuplicateKeyError, LargeRowError, Row, kind, load_json, unique_keys
 from alignrun.errors import InputError, one_line
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_LONGEST_FIELD = 1 << 30
+_LONGEST_FIELD = 1 << 26
 """Characters; Python's own limit of 131,072 is shorter than a conversation may be."""
+_MEGABYTE = 1_000_000
+_UNPACKED, _UNPACKED_TIMES = 64 * _MEGABYTE, 100
+"""A packed file may hold so many bytes, or so many times its own size: text packs to a third or a twentieth."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, max_row_mb: float = 4.0) -> Iterator[tuple[str, Row | BadRowError]]:
     """Yield (origin, row) from a .jsonl, .json, .csv or .tsv file, with or without .gz after its name, or a .parquet.
 
     The origin is `name.jsonl:12` (the line, from 1; blank lines are skipped) or `name.json[12]` (the index of the row,
-    from 0). The values of a CSV file are texts. Raises InputError, while iterating, for a file that is missing,
-    unreadable, damaged or empty, and for a row that is not an object.
+    from 0). The values of a CSV file are texts. In place of a row that is larger than `max_row_mb`, or that has a key
+    twice, comes the error that says so. Raises InputError, while iterating, for a file that is missing, unreadable,
+    damaged, empty or packed so tightly that it would fill the memory, and for a row that is not an object.
     """
     kind_of_file = Path(path.name.lower().removesuffix(".gz")).suffix
     if kind_of_file == ".jsonl":
-        values = _read_lines(path)
+        values = _read_lines(path, max_row_mb)
     elif kind_of_file == ".json":
         values = _read_list(path)
     elif kind_of_file in _DELIMITERS:
@@ -44,12 +48,82 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         )
     empty = True
     for origin, value in values:
-        if not isinstance(value, dict):
+        if isinstance(value, dict):
+            value = checked_row(value, origin, max_row_mb) if kind_of_file != ".jsonl" else value
+        elif not isinstance(value, BadRowError):
             raise InputError(f'data: {origin} is {kind(value)}; a row is a JSON object such as {{"prompt": "..."}}')
         empty = False
         yield origin, value
     if empty:
         raise InputError(f"data: {path} holds no rows; add some, or name another file")
+
+
+def checked_row(row: Row, origin: str, max_row_mb: float) -> Row | BadRowError:
+    """The row itself, or the error that says that it is larger than `max_row_mb` or has a key twice."""
+    size, parts = 0, [row]  # no recursion: a row may be nested deeply
+    while parts:
+        part: Any = parts.pop()
+        if isinstance(part, _Doubled):
+            return _has_twice(origin, DuplicateKeyError(part.key))
+        if isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif isinstance(part, list):
+            parts += part
+        elif isinstance(part, str):
+            size += len(part if part.isascii() else part.encode("utf-8", "surrogatepass"))
+        else:
+            size += len(part) if isinstance(part, bytes) else 1
+    return _too_large(origin, max_row_mb) if size > max_row_mb * _MEGABYTE else row
+
+
+def _too_large(origin: str, max_row_mb: float) -> LargeRowError:
+    return LargeRowError(
+        f"data: {origin} is larger than data.max_row_mb={max_row_mb:g}; shorten it, or raise the limit"
+    )
+
+
+def _has_twice(origin: str, error: DuplicateKeyError) -> BadRowError:
+    return BadRowError(f"data: {origin}: {error}, and readers differ in which of the values they take; remove one")
+
+
+class _Doubled(dict[str, Any]):
+    """An object that has a key twice."""
+
+    key = ""
+
+
+def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    try:
+        return unique_keys(pairs)
+    except DuplicateKeyError as error:
+        doubled = _Doubled(pairs)
+        doubled.key = error.key
+        return doubled
+
+
+class _Unpacked(io.RawIOBase):
+    """What a packed file holds, as far as that is no more than a file of texts can hold."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._path = gzip.GzipFile(path), path
+        self._left = max(_UNPACKED, _UNPACKED_TIMES * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise InputError(
+                f"data: {self._path} unpacks to more than {_UNPACKED_TIMES} times its size: that would fill the "
+                "memory; if its rows are what you want, unpack it and name the unpacked file"
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextmanager
@@ -68,22 +142,34 @@ def _file_errors(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    return io.BufferedReader(_Unpacked(path), 1 << 20) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with _file_errors(path), _open(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                origin = f"{path.name}:{number}"
-                yield origin, _decode(line, origin, "a .jsonl file holds one JSON object a line")
+def _read_lines(path: Path, max_row_mb: float) -> Iterator[tuple[str, Any]]:
+    hint = "a .jsonl file holds one JSON object a line"
+    longest = int(max_row_mb * _MEGABYTE) + 2  # and the end of the line
+    with _file_errors(path), _open(path) as file:
+        for number in count(1):
+            line = file.readline(longest)
+            if not line:
+                return
+            origin = f"{path.name}:{number}"
+            if len(line) == longest and not line.endswith(b"\n"):
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(longest)
+                yield origin, _too_large(origin, max_row_mb)
+            elif not line.isspace():
+                try:
+                    yield origin, _decode(line, origin, hint)
+                except DuplicateKeyError as error:
+                    yield origin, _has_twice(origin, error)
 
 
 def _read_list(path: Path) -> Iterator[tuple[str, Any]]:
     with _file_errors(path), _open(path) as file:
         content = file.read()
     hint = "a .json file holds one list of rows; a file of one row a line is named .jsonl"
-    values = _decode(content, str(path), hint) if content.strip() else []
+    values = _decode(content, str(path), hint, _marked) if content.strip() else []
     if not isinstance(values, list):
         raise InputError(f"data: {path} holds {kind(values)}; {hint}")
     yield from ((f"{path.name}[{index}]", value) for index, value in enumerate(values))
@@ -119,16 +205,25 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
     with _file_errors(path), path.open("rb") as file:
         try:
-            batches = parquet.ParquetFile(file).iter_batches()
-            rows = (row for batch in batches for row in batch.to_pylist())
+            batches = parquet.ParquetFile(file).iter_batches(batch_size=1024)
+            rows = (row for batch in batches for row in _unpacked_rows(batch))
             yield from ((f"{path.name}[{index}]", row) for index, row in enumerate(rows))
         except pyarrow.ArrowException as error:
             raise InputError(f"data: {path} is a damaged parquet file ({one_line(error)}); fetch it again") from error
 
 
-def _decode(content: bytes, where: str, hint: str) -> Any:
+def _unpacked_rows(batch: Any) -> Iterator[Row]:
+    """The rows of a batch; where they are large, one at a time."""
+    size = batch.num_rows if batch.nbytes < _UNPACKED else 1
+    for start in range(0, batch.num_rows, size or 1):
+        yield from batch.slice(start, size).to_pylist()
+
+
+def _decode(content: bytes, where: str, hint: str, hook: Callable[..., Any] = unique_keys) -> Any:
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return load_json(content.decode("utf-8-sig"), hook)
+    except DuplicateKeyError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(f"data: {where} is not UTF-8 ({one_line(error)}); save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:

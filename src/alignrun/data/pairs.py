@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from alignrun.config import BadRows, TooLong
-from alignrun.data.limits import Limits, encode_rows
+from alignrun.data.drawn import select
+from alignrun.data.limits import Limits
 from alignrun.data.order import rows_at
 from alignrun.data.padding import collate
 from alignrun.data.rendering import Renderer
@@ -42,8 +43,8 @@ class EncodedPair:
 class PairSet:
     """Pairs as text and as token ids, in the order of the data set."""
 
-    examples: tuple[Example, ...]
-    pairs: tuple[EncodedPair, ...]
+    examples: Sequence[Example]
+    pairs: Sequence[EncodedPair]
     pad_id: int
     seed: int
     skipped: int
@@ -66,8 +67,9 @@ class PairSet:
         too_long: TooLong,
         seed: int,
         bad_rows: BadRows = BadRows.error,
+        drawn: Callable[[str], None] | None = None,
     ) -> PairSet:
-        """Encode every pair; `max_tokens` is for the prompt with the longer completion.
+        """Encode every pair, with `drawn` as `select` does; `max_tokens` is for the prompt with the longer completion.
 
         Raises InputError for an example that is no pair, for one that `encode` refuses or that is too long, or, where
         those are skipped, if none is left.
@@ -79,16 +81,15 @@ class PairSet:
                     f"data: {example.origin} holds no pair, only a prompt or a demonstration; name data.columns.chosen "
                     "and data.columns.rejected, or choose another data set"
                 )
-        encoded, refused = encode_rows(examples, encode, bad_rows)
-        kept: list[tuple[Example, EncodedPair]] = []
-        for example, pair in encoded:
+
+        def admit(example: Example, pair: EncodedPair) -> bool:
             prompt, completion = len(pair.prompt), max(len(pair.first), len(pair.second))
-            if limits.admit(example, *(pair.plain or (prompt, completion)), together=prompt + completion):
-                kept.append((example, pair))
-        if not kept:
-            raise limits.refuse_all(len(encoded), "pairs")
-        fitting, pairs = zip(*kept, strict=True)
-        return cls(fitting, pairs, pad_id, seed, skipped=len(encoded) - len(kept), refused=refused)
+            return limits.admit(example, *(pair.plain or (prompt, completion)), together=prompt + completion)
+
+        used = select(examples, encode, admit, bad_rows, drawn)
+        if not used.examples:
+            raise limits.refuse_all(used.read, "pairs")
+        return cls(used.examples, used.encoded, pad_id, seed, used.skipped, used.refused)
 
     def __len__(self) -> int:
         return len(self.pairs)

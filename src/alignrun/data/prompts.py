@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignrun.config import BadRows, TooLong
-from alignrun.data.limits import encode_rows
+from alignrun.data.drawn import column, select
 from alignrun.data.order import rows_at
 from alignrun.data.padding import padding_id, prompt_batch
 from alignrun.data.rendering import Renderer
@@ -24,9 +24,9 @@ _CHANGE = "a smaller generation.max_new_tokens, or another data.max_prompt_token
 class PromptSet:
     """Prompts as text and as token ids, in the order of the data set."""
 
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     """The prompts as readers and preferences see them."""
-    token_ids: tuple[tuple[int, ...], ...]
+    token_ids: Sequence[tuple[int, ...]]
     pad_id: int
     seed: int
     skipped: int
@@ -46,29 +46,33 @@ class PromptSet:
         seed: int,
         bad_rows: BadRows = BadRows.error,
         rows: int | None = None,
+        drawn: Callable[[str], None] | None = None,
     ) -> PromptSet:
-        """Encode every prompt, for a model that has embeddings for `rows` tokens.
+        """Encode every prompt, or with `drawn` as `select` does, for a model that has embeddings for `rows` tokens.
 
         Raises InputError for one that it cannot read, or that has more than `max_tokens` tokens, or, where those are
         skipped, if none is left.
         """
         renderer = Renderer(tokenizer, system_prompt, rows=rows)
-        encoded, refused = encode_rows(examples, lambda example: renderer.encode(example)[0], bad_rows)
-        kept: list[tuple[str, tuple[int, ...]]] = []
-        for example, ids in encoded:
-            if len(ids) <= max_tokens:
-                kept.append((example.text, tuple(ids)))
-            elif too_long is TooLong.error:
+
+        def encode(example: Example) -> tuple[int, ...]:
+            return tuple(renderer.encode(example)[0])
+
+        def admit(example: Example, ids: tuple[int, ...]) -> bool:
+            if len(ids) > max_tokens and too_long is TooLong.error:
                 raise InputError(
                     f"data: {example.origin}: the prompt has {len(ids)} tokens, and the limit is {max_tokens}; "
                     f"set data.too_long=skip, {_CHANGE}"
                 )
-        if not kept:
+            return len(ids) <= max_tokens
+
+        used = select(examples, encode, admit, bad_rows, drawn)
+        if not used.examples:
             raise InputError(
-                f"data: none of the {len(encoded)} prompts fits into the limit of {max_tokens} tokens; set {_CHANGE}"
+                f"data: none of the {used.read} prompts fits into the limit of {max_tokens} tokens; set {_CHANGE}"
             )
-        texts, token_ids = zip(*kept, strict=True)
-        return cls(texts, token_ids, padding_id(tokenizer), seed, skipped=len(encoded) - len(kept), refused=refused)
+        texts = column(used.examples, lambda example: example.text)
+        return cls(texts, used.encoded, padding_id(tokenizer), seed, used.skipped, used.refused)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -31,7 +31,9 @@ def parse_row(row: Row, origin: str, columns: ColumnsConfig) -> Example:
     """
     check_columns(row, origin, columns)
     prompt_column = _prompt_column(row, columns)
-    example = _parse(row, origin, replace(columns, prompt=prompt_column), columns)
+    # Copying the columns takes longer than reading a short row.
+    renamed = columns if prompt_column == columns.prompt else replace(columns, prompt=prompt_column)
+    example = _parse(row, origin, renamed, columns)
     tools = row.get(columns.tools) if columns.tools else None
     return replace(example, tools=tools_of(tools, f"{origin}, column '{columns.tools}'")) if tools else example
 

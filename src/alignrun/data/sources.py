@@ -5,19 +5,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignrun.config import BadRows, ColumnsConfig, DataConfig, DataSource
+from alignrun.config import BadRows, ColumnsConfig, DataConfig, DataSource, TooLong
 from alignrun.data.columns import unread_columns
-from alignrun.data.files import read_rows
+from alignrun.data.files import checked_row, read_rows
 from alignrun.data.game_pairs import game_pairs
 from alignrun.data.overlap import overlap_notes
 from alignrun.data.records import parse_row
-from alignrun.data.values import Row
+from alignrun.data.values import BadRowError, LargeRowError, Row
 from alignrun.errors import InputError, one_line
 from alignrun.types import Example
 
 _BUNDLED = Path(__file__).parent / "bundled"
 
-Rows = Iterable[tuple[str, Row]]
+Rows = Iterable[tuple[str, Row | BadRowError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ def _rows(config: DataConfig) -> tuple[Rows, Rows | None]:
         case DataSource.bundled:
             return read_rows(_BUNDLED / "train.jsonl"), read_rows(_BUNDLED / "heldout.jsonl")
         case DataSource.jsonl:
-            heldout = None if config.eval_path is None else _file_rows(config.eval_path)
-            return _file_rows(str(config.path)), heldout
+            heldout = None if config.eval_path is None else _file_rows(config.eval_path, config)
+            return _file_rows(str(config.path), config), heldout
         case DataSource.hub:
             heldout = None if config.eval_split is None else _hub_rows(config, config.eval_split)
             return _hub_rows(config, config.split), heldout
@@ -82,24 +82,31 @@ def _parse(rows: Rows, config: DataConfig, names: set[str]) -> tuple[list[Exampl
     examples: list[Example] = []
     bad: list[InputError] = []
     for origin, row in rows:
-        names.update(row)
         try:
+            if isinstance(row, BadRowError):
+                raise row
+            names.update(row)
             examples.append(parse_row(row, origin, columns))
-        except InputError as error:
-            if config.bad_rows is BadRows.error:
-                raise InputError(f"{error}; data.bad_rows=skip leaves such rows out") from error
+        except LargeRowError as error:
+            if config.too_long is TooLong.error:
+                raise InputError(f"{error}; data.too_long=skip leaves such rows out") from error
             bad.append(error)
+        except (InputError, RecursionError) as error:
+            shown = error if isinstance(error, InputError) else InputError(f"data: {origin} is nested too deeply")
+            if config.bad_rows is BadRows.error:
+                raise InputError(f"{shown}; data.bad_rows=skip leaves such rows out") from error
+            bad.append(shown)
     if not examples:
         first = str(bad[0]).removeprefix("data: ")
         raise InputError(f"data: none of the {len(bad)} rows can be used; the first: {first}")
     return examples, len(bad)
 
 
-def _file_rows(path: str) -> Iterator[tuple[str, Row]]:
-    return read_rows(Path(path).expanduser())
+def _file_rows(path: str, config: DataConfig) -> Rows:
+    return read_rows(Path(path).expanduser(), config.max_row_mb)
 
 
-def _hub_rows(config: DataConfig, split: str) -> Iterator[tuple[str, Row]]:
+def _hub_rows(config: DataConfig, split: str) -> Iterator[tuple[str, Row | BadRowError]]:
     from datasets import load_dataset  # here, since it takes seconds to import
 
     path = str(config.path)
@@ -113,7 +120,9 @@ def _hub_rows(config: DataConfig, split: str) -> Iterator[tuple[str, Row]]:
         ) from error
     if not rows:
         raise InputError(f"data: split '{split}' of '{path}' holds no rows; name another split")
-    yield from ((f"{path}[{split}]:{index}", row) for index, row in enumerate(rows))
+    for index, row in enumerate(rows):
+        origin = f"{path}[{split}]:{index}"
+        yield origin, checked_row(row, origin, config.max_row_mb)
 
 
 def _split(examples: list[Example], config: DataConfig) -> tuple[list[Example], list[Example]]:

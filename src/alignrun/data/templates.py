@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from alignrun.data.control import UnreadableTextError
 from alignrun.errors import InputError, one_line
 from alignrun.types import Example, Message, as_turns
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Turn = Mapping[str, Any]
+_RAISED = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template raises; interrupts, alarms and a full memory are none of its own."""
 Tools = Sequence[Mapping[str, Any]]
 
 
@@ -25,7 +29,7 @@ def write(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Tool
         text: str = tokenizer.apply_chat_template(
             list(turns), tools=list(tools) or None, add_generation_prompt=answer, tokenize=False
         )
-    except Exception as error:  # a template can raise anything that Jinja and Python can
+    except _RAISED as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise UnreadableTextError(
             f"the chat template refuses the turns {roles} ({one_line(error)}); "

@@ -1,11 +1,22 @@
 """The values that a row may hold: text, or a list of messages."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from alignrun.errors import InputError
 from alignrun.types import Message
+
+
+class DuplicateKeyError(ValueError):
+    """An object of JSON that has a key twice: readers differ in which of the values they take."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(f"an object has the key '{key[:40]}' twice")
+
 
 Row = dict[str, Any]
 Turns = tuple[Message, ...]
@@ -17,11 +28,16 @@ _HANDED_ON = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """What a message may hold for the chat template, over its role and content."""
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _PROMPT_NAMES = ("instruction", "question", "query", "text", "input")
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
 
 
 class BadRowError(InputError):
     """A row that cannot be used, and that `data.bad_rows=skip` leaves out."""
+
+
+class LargeRowError(BadRowError):
+    """A row over `data.max_row_mb`, which `data.too_long=skip` leaves out."""
 
 
 def kind(value: object) -> str:
@@ -66,12 +82,31 @@ def tools_of(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     """The tools that a row offers: a list of objects, or that list as JSON. Raises InputError for anything else."""
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else []
-        except ValueError as error:
+            value = load_json(value) if value.strip() else []
+        except (ValueError, RecursionError) as error:
             raise InputError(f"data: {where} is not JSON ({error}); give the tools as a list of objects") from error
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise InputError(f"data: {where} is {kind(value)}; give the tools as a list of objects")
     return tuple(without_nulls(tool) for tool in value)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of such pairs. Raises DuplicateKeyError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DuplicateKeyError(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
+def load_json(text: str, hook: Callable[[list[tuple[str, Any]]], dict[str, Any]] = unique_keys) -> Any:
+    """The value that a JSON text holds. Raises DuplicateKeyError, ValueError or RecursionError."""
+    return _decoder(hook).decode(text)
+
+
+@cache
+def _decoder(hook: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=hook)  # making one takes longer than decoding a short row
 
 
 def without_nulls(value: Any) -> Any:
@@ -84,7 +119,7 @@ def without_nulls(value: Any) -> Any:
 def checked_text(value: str, where: str) -> str:
     """The text itself. Raises InputError for half a surrogate pair."""
     # JSON can spell half a surrogate pair (\ud83d), which no tokenizer and no hash accepts.
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and _HALF_A_PAIR.search(value):
         raise InputError(f"data: {where} holds half of a surrogate pair; remove that character")
     return value
 

@@ -48,7 +48,7 @@ def ask(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Qu
         raise InputError("data: no held-out prompt fits into the context of every policy: raise data.max_prompt_tokens")
     if len(kept) < len(examples):
         sets = [_encoded(kept, encoding, player) for encoding, player in zip(encodings, players, strict=True)]
-    return Questions(sets[0].texts, tuple(sets), len(examples) - len(kept))
+    return Questions(tuple(sets[0].texts), tuple(sets), len(examples) - len(kept))
 
 
 def _encoded(examples: Sequence[Example], encoding: Encoding, player: Player) -> PromptSet:

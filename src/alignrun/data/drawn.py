@@ -1,0 +1,138 @@
+"""Which rows of a data set are used, as token ids: encoded at the start, or when they are drawn if there are many."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, TypeVar, overload
+
+from alignrun.config import BadRows
+from alignrun.data.limits import encode_rows
+from alignrun.data.values import BadRowError
+from alignrun.errors import InputError, RunError
+from alignrun.types import Example
+
+Encoded = TypeVar("Encoded")
+Item = TypeVar("Item")
+
+MANY = 10_000
+"""Rows; encoding more of them takes longer than a person likes to wait."""
+_LOOKED_AT = 1000
+"""So many of them are encoded at the start, for what is wrong with all or most of them."""
+_KEPT = 4096
+_PASSED_OVER = 1000
+"""Rows in succession that cannot be used, after which something else is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected(Generic[Encoded]):
+    """The rows that are used."""
+
+    examples: Sequence[Example]
+    encoded: Sequence[Encoded]
+    read: int
+    """Rows that the tokenizer could read, of those that were looked at."""
+    skipped: int = 0
+    """Rows left out because they were too long, where all were looked at."""
+    refused: int = 0
+    """Rows left out because the chat template or the tokenizer refuses them, where all were looked at."""
+
+
+def select(
+    examples: Sequence[Example],
+    encode: Callable[[Example], Encoded],
+    admit: Callable[[Example, Encoded], bool],
+    bad_rows: BadRows,
+    report: Callable[[str], None] | None = None,
+) -> Selected[Encoded]:
+    """The rows that `encode` can read and `admit` lets pass.
+
+    With `report`, more than `MANY` rows are encoded when they are drawn, and what is left out then is reported: the
+    next row that can be used takes its place, so that which rows a step takes depends on nothing but the data. Some,
+    spread evenly, are looked at all the same.
+
+    Raises InputError for a row that is looked at and cannot be used, unless those are skipped, and if none can. Drawing
+    raises RunError for such a row.
+    """
+    many = report is not None and len(examples) > MANY
+    looked_at = examples[:: len(examples) // _LOOKED_AT] if many else examples
+    encoded, refused = encode_rows(looked_at, encode, bad_rows)
+    kept = [pair for pair in encoded if admit(*pair)]
+    if report is None or not many or not kept:
+        fitting, ids = (tuple(column) for column in zip(*kept, strict=True)) if kept else ((), ())
+        return Selected(fitting, ids, len(encoded), len(encoded) - len(kept), refused)
+    left_out = len(looked_at) - len(kept)
+    said = f", {left_out} of which cannot be used" if left_out else ""
+    report(f"data: {len(looked_at)} of {len(examples)} rows checked{said}; each is encoded when it is drawn")
+    drawn = _Drawn(examples, encode, admit, bad_rows, report)
+    return Selected(
+        _Column(len(examples), lambda row: drawn.at(row)[0]),
+        _Column(len(examples), lambda row: drawn.at(row)[1]),
+        len(encoded),
+    )
+
+
+def column(examples: Sequence[Example], part: Callable[[Example], Item]) -> Sequence[Item]:
+    """A part of each row: at once, unless the rows are encoded when they are drawn."""
+    if isinstance(examples, tuple):
+        return tuple(map(part, examples))
+    return _Column(len(examples), lambda row: part(examples[row]))
+
+
+class _Drawn(Generic[Encoded]):
+    """Encodes a row when it is asked for."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        encode: Callable[[Example], Encoded],
+        admit: Callable[[Example, Encoded], bool],
+        bad_rows: BadRows,
+        report: Callable[[str], None],
+    ) -> None:
+        self._examples, self._encode, self._admit = examples, encode, admit
+        self._bad_rows, self._report = bad_rows, report
+        self._left_out: set[int] = set()
+        self.at = lru_cache(_KEPT)(self._at)
+
+    def _at(self, place: int) -> tuple[Example, Encoded]:
+        """The first row from `place` on that can be used; after the last comes the first."""
+        for row in range(place, place + _PASSED_OVER):
+            index = row % len(self._examples)
+            example = self._examples[index]
+            try:
+                encoded = self._encode(example)
+                if self._admit(example, encoded):
+                    return example, encoded
+                self._leave_out(index, f"{example.origin} is too long")
+            except BadRowError as error:
+                if self._bad_rows is BadRows.error:
+                    raise RunError(f"{error}; correct it, or resume with data.bad_rows=skip") from error
+                self._leave_out(index, str(error).removeprefix("data: "))
+            except InputError as error:
+                raise RunError(str(error)) from error
+        raise RunError(f"data: none of the {_PASSED_OVER} rows from {self._examples[place].origin} on can be used")
+
+    def _leave_out(self, index: int, why: str) -> None:
+        self._left_out.add(index)
+        count = len(self._left_out)
+        if str(count).strip("0") == "1":  # the 1st, the 10th, the 100th
+            self._report(f"data: {count} drawn so far cannot be used, the next took their places; the latest: {why}")
+
+
+class _Column(Sequence[Item]):
+    """One part of all rows, each of which is made when it is asked for."""
+
+    def __init__(self, length: int, at: Callable[[int], Item]) -> None:
+        self._length, self._at = length, at
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | Sequence[Item]:
+        if isinstance(place, slice):
+            return [self._at(row) for row in range(self._length)[place]]
+        return self._at(range(self._length)[place])
