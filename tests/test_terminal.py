@@ -92,7 +92,7 @@ def test_what_is_printed_during_a_run_and_after_it(capsys: pytest.CaptureFixture
     summary_panel(EVIL, [(EVIL, EVIL)], console)
     players = (player(EVIL, 0.6), *tournament().players[1:])
     scoreboard.show(replace(tournament(), players=players, reference=EVIL, preference=EVIL, notes=(EVIL,)), console)
-    settings = tuple(replace(one, overrides=(f"{place} {EVIL}",)) for place, one in enumerate(sweep().settings))
+    settings = tuple(replace(one, overrides=(EVIL, str(place))) for place, one in enumerate(sweep().settings))
     print_ranking(replace(sweep(), directory=EVIL, settings=settings, runs=()), console)
     said = capsys.readouterr().out
     assert said.count(HARMLESS) >= 8
@@ -145,7 +145,7 @@ def test_nor_does_a_run_that_reads_it(
 def test_nor_does_the_view_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run\x1b[2J"
     run.mkdir()
-    config = {"algo": {"name": EVIL}, "model": {"name": EVIL}, "train": {"steps": 10}, "evaluation": {"confidence": 1}}
+    config = {"algo": {"name": EVIL}, "model": {"name": EVIL}, "train": {"steps": 10}, "evaluation": {"confidence": 0.9}}
     (run / "config.yaml").write_text(json.dumps(config))
     append_jsonl(run / "metrics.jsonl", {"step": 1, EVIL: 1.0})
     append_jsonl(run / "samples.jsonl", {"step": 1, "prompt": EVIL, "first": EVIL, "second": EVIL})

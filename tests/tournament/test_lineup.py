@@ -29,7 +29,9 @@ OTHER = Player("other", "other", replace(SMOKE, model=replace(SMOKE.model, name=
 
 def lined_up(monkeypatch: pytest.MonkeyPatch, *players: Player, reference: str | None = None) -> Lineup:
     known = {player.name: player for player in (*players, MODEL, OTHER)}
-    monkeypatch.setattr(lineup, "find_player", lambda source, name=None: replace(known[source], name=name or source))
+    monkeypatch.setattr(
+        lineup, "find_player", lambda source, name=None, _=(): replace(known[source], name=name or source)
+    )
     config = TournamentConfig(
         runs=[player.name for player in players], reference_policy=reference, tracker=TrackerConfig()
     )
