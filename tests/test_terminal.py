@@ -145,7 +145,12 @@ def test_nor_does_a_run_that_reads_it(
 def test_nor_does_the_view_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run\x1b[2J"
     run.mkdir()
-    config = {"algo": {"name": EVIL}, "model": {"name": EVIL}, "train": {"steps": 10}, "evaluation": {"confidence": 0.9}}
+    config = {
+        "algo": {"name": EVIL},
+        "model": {"name": EVIL},
+        "train": {"steps": 10},
+        "evaluation": {"confidence": 0.9},
+    }
     (run / "config.yaml").write_text(json.dumps(config))
     append_jsonl(run / "metrics.jsonl", {"step": 1, EVIL: 1.0})
     append_jsonl(run / "samples.jsonl", {"step": 1, "prompt": EVIL, "first": EVIL, "second": EVIL})
