@@ -3,9 +3,11 @@
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers import offline_arguments
 from transformers import AutoTokenizer
 
@@ -13,9 +15,12 @@ from alignrun import cli, compose
 from alignrun.build import load_trained
 from alignrun.checkpoint import save_checkpoint
 from alignrun.data import encode_prompt
+from alignrun.errors import InputError
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
+from alignrun.pins import Pins, tokenizer_digest
 from alignrun.run_directory import RunDirectory
+from alignrun.tournament.players import Loader, find_player
 from alignrun.types import Example
 
 TEMPLATE = (
@@ -28,9 +33,10 @@ def make_run(folder: Path, *overrides: str, step: int = 3, poison: bool = False)
     config = compose.compose(["experiment=smoke", *overrides])
     run = RunDirectory.create(folder)
     run.config_file.write_text(compose.dump(config))
-    weights = {
-        name: weight.detach() for name, weight in load_trained(config, load_tokenizer(config.model)).trainable().items()
-    }
+    trained = load_trained(config, load_tokenizer(config.model))
+    stands_on = {"base": trained.backbone.fingerprint, "tokenizer": tokenizer_digest(trained.backbone.tokenizer)}
+    run.pins_file.write_text(Pins(stands_on).text())
+    weights = {name: weight.detach() for name, weight in trained.trainable().items()}
     generator = torch.Generator().manual_seed(7)
     for weight in weights.values():
         weight += 0.1 * torch.randn(weight.shape, generator=generator)
@@ -113,3 +119,22 @@ def test_a_feedback_model_keeps_the_template_that_it_reads(tmp_path: Path) -> No
     saved, own = AutoTokenizer.from_pretrained(run / "export"), load_tokenizer(config.model)
     assert saved.chat_template == own.chat_template
     assert "# reward model on tiny" in (run / "export" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "part"), [({"seed": 5}, "base"), ({"model": {"chat_template": TEMPLATE}}, "tokenizer")]
+)
+def test_neither_an_export_nor_a_tournament_takes_another_base_or_template(
+    change: dict[str, Any], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny base is made from the seed: with another one the weights of the run would stand on another model."""
+    run = make_run(tmp_path / "run")
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    model = stored["model"] | change.get("model", {})
+    (run / "config.yaml").write_text(yaml.safe_dump(stored | change | {"model": model}))
+    problem = f"the {part} that the run stands on is not what it was: restore it"
+    assert cli.main(["export", str(run), "--merge", "--to", str(tmp_path / "out")]) == 2
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=problem):
+        Loader().load(find_player(str(run)))

@@ -13,6 +13,7 @@ from alignrun.errors import InputError
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import load_tokenizer
+from alignrun.pins import check_base
 from alignrun.preferences.base import preference_using
 from alignrun.run_directory import RunDirectory, writing_folder
 from alignrun.trainer import restore_weights
@@ -39,6 +40,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
         raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
     with writing_folder(folder, "export again") as partial, memory_errors(config):
         trained = _load(config)
+        check_base(run, config, trained.backbone)
         if merge and not isinstance(trained, Policy):
             raise InputError(
                 f"{run.path} is a feedback model, whose head no merged model has: export it without --merge"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from alignrun.config import Config, ReferenceKind
+from alignrun.config import Config, ModelSource, ReferenceKind
 from alignrun.data import Loaded
 from alignrun.errors import InputError, one_line
 from alignrun.files import read_json
@@ -112,12 +112,39 @@ def checked(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
     if before is None or not (parts := before.differing(now)):
         return replace(now, changed=before.changed if before else ())
     if not accepted:
-        verb, pronoun, were = ("is", "it", "it was") if len(parts) == 1 else ("are", "them", "they were")
-        raise InputError(
-            f"{run.path}: the {', '.join(parts)} that the run stands on {verb} not what {were}: restore {pronoun}, or "
-            "add resume.changed=accept to go on with what is there now"
-        )
+        raise InputError(f"{_changed(run, parts)}, or add resume.changed=accept to go on with what is there now")
     return replace(now, changed=(*before.changed, *(f"{part} from step {step}" for part in parts)))
+
+
+def check_base(run: RunDirectory, config: Config, backbone: Backbone) -> None:
+    """Refuse to put the weights of a run on another base, or to ask it by another tokenizer, than it was trained with.
+
+    Args:
+        run: whose file says what there was; without one nothing is checked.
+        config: from which the base was loaded.
+        backbone: the base that is there now, in any precision.
+
+    Raises:
+        InputError: the base, its tokenizer or its chat template has changed.
+    """
+    before = read_pins(run)
+    if before is None:
+        return
+    now = {"tokenizer": tokenizer_digest(backbone.tokenizer), "base": backbone.fingerprint}
+    made_here = config.model.source in (ModelSource.random, ModelSource.game)
+    if not made_here and _differ(before.parts.get("base"), now["base"]):
+        now["base"] = _base_digest(config, backbone)  # as it was recorded of one that was quantised
+    if parts := [part for part in now if part in before.parts and _differ(before.parts[part], now[part])]:
+        raise InputError(
+            f"{_changed(run, parts)}, or go on from what is there with `alignrun resume {run.path} train.steps=… "
+            "resume.changed=accept`"
+        )
+
+
+def _changed(run: RunDirectory, parts: Sequence[str]) -> str:
+    verb, pronoun, were = ("is", "it", "it was") if len(parts) == 1 else ("are", "them", "they were")
+    names = " and the ".join([*([", the ".join(parts[:-1])] if parts[:-1] else []), parts[-1]])
+    return f"{run.path}: the {names} that the run stands on {verb} not what {were}: restore {pronoun}"
 
 
 def examples_digest(examples: Sequence[Example]) -> str:

@@ -26,6 +26,7 @@ from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_tokenizer
 from alignrun.overrides import quoted
+from alignrun.pins import check_base
 from alignrun.run_directory import RunDirectory
 from alignrun.trainer import restore_weights
 from alignrun.trust import check_own, read_signature
@@ -170,7 +171,8 @@ class Loader:
             assert isinstance(policy, Policy)
             self._loaded = config, policy
         policy = self._loaded[1]
-        if checkpoint is not None:
+        if checkpoint is not None and player.checkpoint is not None:
+            check_base(RunDirectory(player.checkpoint.parent.parent), config, policy.backbone)
             restore_weights(policy.trainable(), checkpoint)
         return policy
 
