@@ -526,3 +526,20 @@ def test_examples_are_the_same_wherever_they_were_read_from() -> None:
     assert examples_digest([here]) == examples_digest([there])
     assert examples_digest([here]) != examples_digest([replace(here, label=0.75)])
     assert examples_digest([here, there]) != examples_digest([here])
+
+
+def test_an_evaluation_that_is_not_finite_ends_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where weights have become too large: what has been trained is saved, and nothing is reported as a result."""
+    measure = WinRateEvaluator.__call__
+
+    def broken(self: WinRateEvaluator) -> Any:
+        evaluation = measure(self)
+        return replace(evaluation, metrics=evaluation.metrics | {"kl": math.nan})
+
+    monkeypatch.setattr(WinRateEvaluator, "__call__", broken)
+    said = refused(capsys, "resume", str(run), "--step", "1", "train.steps=2", code=1)
+    assert "step 2: kl of the evaluation is not finite" in said
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [1, 2]
+    assert not (run / "summary.json").exists()

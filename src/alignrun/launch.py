@@ -24,7 +24,7 @@ from alignrun.pins import checked, read_pins
 from alignrun.progress import Progress, summary_panel
 from alignrun.resumption import Resumption, commit, settle
 from alignrun.run_directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
-from alignrun.tracking import Tracking, start_tracking
+from alignrun.tracking import Tracking, finite, start_tracking
 from alignrun.trainer import Outcome, Progressed, Trainer
 from alignrun.trust import check_own, read_signature, signature_text
 
@@ -309,7 +309,7 @@ def _fit(
     if not processes.is_main():
         return 0
     changed = {"changed": assembly.pins.changed} if assembly.pins.changed else {}
-    summary = {"step": outcome.step, **changed, **outcome.evaluation.metrics}
+    summary = {"step": outcome.step, **changed, **finite(outcome.evaluation.metrics)}
     write_text_atomic(run.summary_file, json.dumps(summary, indent=2))
     location = tracking.location
     tracking.finish(outcome.evaluation.metrics, 0)

@@ -17,6 +17,12 @@ from alignrun.wandb_run import WandbTracker, start_wandb
 COLUMNS = ("prompt", "first", "second", "preference")
 
 
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics for JSON, which has no name for a value that is not finite: it becomes null."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 class JsonlTracker:
     """metrics.jsonl and samples.jsonl: one row at a time, each on the disk before the next step."""
 
@@ -25,10 +31,8 @@ class JsonlTracker:
         self.samples_file = samples_file
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a row; a value that is not finite becomes null, since JSON has no name for it."""
-        values = {name: float(value) for name, value in metrics.items()}
-        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        append_jsonl(self.metrics_file, {"step": step} | row)
+        """Add a row."""
+        append_jsonl(self.metrics_file, {"step": step} | finite(metrics))
 
     def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Add a row for each sample."""

@@ -29,6 +29,8 @@ from alignrun.types import Evaluation, Evaluator
 
 SEQUENCES, TARGETS = "sequences", "targets"
 """What sums of a step are divided by, beside the sums."""
+MEASURES = ("kl", "win_rate", "accuracy", "loss")
+"""Metrics of an evaluation that are finite unless the weights are broken."""
 REPEATED = {signal.SIGINT: 0.3, signal.SIGTERM: 5.0}
 """Seconds within which a further signal to stop is the same one: launchers send it on to those who have it already."""
 
@@ -168,7 +170,16 @@ class Trainer:
     def _measure(self, step: int) -> Evaluation:
         """An evaluation; where it fails, the steps before it are saved."""
         try:
-            return self._evaluate()
+            evaluation = self._evaluate()
+            broken = [name for name in MEASURES if not math.isfinite(evaluation.metrics.get(name, 0.0))]
+            if broken:
+                with processes.agreed():
+                    raise RunError(
+                        f"step {step}: {' and '.join(broken)} of the evaluation {'is' if len(broken) == 1 else 'are'} "
+                        "not finite, as where weights have become too large: the state is saved; go on from an earlier "
+                        f"step with `alignrun resume {self._run.path} --step N` and a lower optim.learning_rate"
+                    )
+            return evaluation
         except Exception as error:
             self._save(step, alone=not getattr(error, "agreed", False))
             raise
