@@ -1,4 +1,4 @@
-"""What a sweep keeps beside each of its runs: which one it is, in member.json, and how it ended, in job.json.
+"""What a sweep keeps with each of its runs: which one it is, in member.json, and how it ended, in job.json.
 
 A member is known by its overrides, which are written once and never changed; its folder's name says nothing.
 """

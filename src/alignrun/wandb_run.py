@@ -57,7 +57,7 @@ class WandbTracker:
         self._artifact, self._adapter, self._best = artifact, adapter, best
 
     def define(self) -> None:
-        """Name the step, and what the overview shows beside the last value: the best of what a policy is judged by."""
+        """Name the step, and what the overview shows next to the last value: the best of what a policy is judged by."""
         self.run.define_metric("step", hidden=True)
         for prefix in ("train", "eval"):
             self.run.define_metric(f"{prefix}/*", step_metric="step")

@@ -31,15 +31,15 @@ class TooLong(Exception):
     """An answer of more bytes than any that was asked for."""
 
 
-def connect(key: str | None, parallel: int, headers: Mapping[str, str], who: str, mend: str) -> httpx2.AsyncClient:
+def connect(key: str | None, parallel: int, headers: Mapping[str, str], who: str, remedy: str) -> httpx2.AsyncClient:
     """A client for some requests, each of which `ask` sends and limits.
 
     Args:
         key: sent as a bearer token, where there is one.
         parallel: requests in flight at once.
         headers: sent beside the key.
-        who: the setting that asks, and `mend` what else to do, for the message.
-        mend: follows "check the proxy and certificate variables of the environment".
+        who: the setting that asks, and `remedy` what else to do, for the message.
+        remedy: follows "check the proxy and certificate variables of the environment".
 
     Raises:
         RunError: the environment's proxy or certificates are of no use.
@@ -55,7 +55,7 @@ def connect(key: str | None, parallel: int, headers: Mapping[str, str], who: str
     except (OSError, ValueError, ImportError) as error:  # proxies and certificates come from the environment
         raise RunError(
             f"{who}: no connection can be made ({one_line(error, 160)}): check the proxy and "
-            f"certificate variables of the environment{mend}"
+            f"certificate variables of the environment{remedy}"
         ) from error
 
 

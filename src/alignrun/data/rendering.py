@@ -109,7 +109,7 @@ class Renderer:
             if all(squeeze(content) in squeeze(after) for content in contents):
                 return after
         # The template writes an answer in another way than it asks for one, or takes its thoughts out of it. The model
-        # is to go on from where it is asked, and with all that the row says.
+        # continues from where it is asked, and with all that the row says.
         if len(answer) > 1 or set(answer[0]) != {"role", "content"}:
             raise UnreadableTextError(
                 "the chat template does not write the turns of a completion as they follow the prompt; "

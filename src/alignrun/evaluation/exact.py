@@ -113,7 +113,7 @@ class GameEvaluator:
 def _against(
     game: games.Game, policy: torch.Tensor, opponent: torch.Tensor, kl_tau: float
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """What the policy gains against a frozen opponent, beside the most that any could."""
+    """What the policy gains against a frozen opponent, next to the most that any could."""
     win = float(games.win_rate(game, policy, opponent))
     exploitability = float(games.exploitability(game, opponent))
     metrics = {"opponent/win_rate": win, "opponent/gain": win - 0.5, "opponent/exploitability": exploitability}

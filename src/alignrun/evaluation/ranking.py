@@ -11,7 +11,7 @@ from scipy import stats
 from alignrun.evaluation.results import Estimate, RunResult, SettingResult, SweepResult
 
 NO_DISTANCE = 1e-6
-"""Nats: a policy whose estimated KL is smaller, or negative, is not told apart from the reference."""
+"""Nats: a policy whose estimated KL is smaller, or negative, cannot be distinguished from the reference."""
 OWN_SPREAD = 3
 """Seeds from which a setting has an interval of its own: of two, Student's t would say between 0 and 1."""
 POOLED_FREEDOM = 2

@@ -35,7 +35,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def check_adapter(folder: Path, key: str) -> None:
-    """Refuse an adapter that is more than low-rank products beside linear layers.
+    """Refuse an adapter that is more than low-rank products added to linear layers.
 
     Every other field, also one that a later PEFT brings, must be empty: None, false, "", [] or {}.
 

@@ -69,7 +69,7 @@ class Policy:
         self.backbone = backbone
         self._ends = ends
         self.training = training
-        """How it is trained, which is written beside its weights."""
+        """How it is trained, which is written next to its weights."""
         self.model = backbone.model
         self.tokenizer = backbone.tokenizer
         self.head = vocabulary_head(self.model)

@@ -145,7 +145,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def check_saving(describe: Callable[[Path], None]) -> None:
-    """Write what will be written beside the weights into a folder that is then deleted, before any time is spent.
+    """Write what will be written next to the weights into a folder that is then deleted, before any time is spent.
 
     Raises:
         InputError: a library refuses to write it.

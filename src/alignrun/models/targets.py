@@ -42,7 +42,7 @@ def default_targets(model: PreTrainedModel | PeftModel) -> str | list[str]:
 
 
 def left_out(model: nn.Module) -> str | None:
-    """What `default_targets` leaves as it is beside the vocabulary head, in words; None where that is nothing."""
+    """What `default_targets` leaves as it is besides the vocabulary head, in words; None where that is nothing."""
     blocks, mixers = len(expert_blocks(model)), len(_mixers(model))
     parts = [f"{blocks} blocks of experts with their routers"] * (blocks > 0)
     parts += [f"{' and '.join(_USED_BY_WEIGHT)} of {mixers} state-space mixers"] * (mixers > 0)

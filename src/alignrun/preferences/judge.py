@@ -84,9 +84,9 @@ class JudgePreference(Preference):
         if len(unclear) > self._config.max_unclear * max(FEW, len(tasks)):
             raise RunError(
                 f"preference=judge: {len(unclear)} of {len(tasks)} answers of {self._config.model} are no verdict, as "
-                f"{' '.join(unclear[0].split())[:100]!r}: mend preference.template, preference.answers or "
+                f"{' '.join(unclear[0].split())[:100]!r}: change preference.template, preference.answers or "
                 "preference.max_tokens, set preference.use_logprobs=false, or raise preference.max_unclear, then "
-                "`alignrun resume RUN`"
+                "repeat the command, or `alignrun resume RUN`"
             )
         return {question: task.result() for question, task in tasks.items()}
 

@@ -16,7 +16,7 @@ from alignrun.web import LONGEST_WAIT
 
 
 class JudgeClient:
-    """Asks for chat completions, again where that may help; where it does not, says what to mend."""
+    """Asks for chat completions, again where that may help; where it does not, says what to change."""
 
     def __init__(self, config: JudgeConfig) -> None:
         """Raises InputError where the environment holds a key that cannot be sent."""
@@ -26,8 +26,8 @@ class JudgeClient:
 
     def connect(self) -> httpx2.AsyncClient:
         """For one batch of questions. Raises RunError where the environment's proxy or certificates are of no use."""
-        headers, mend = {"Content-Type": "application/json"}, ", then `alignrun resume RUN`"
-        return web.connect(self._key, self._config.concurrency, headers, "preference=judge", mend)
+        headers, remedy = {"Content-Type": "application/json"}, ", then repeat the command, or `alignrun resume RUN`"
+        return web.connect(self._key, self._config.concurrency, headers, "preference=judge", remedy)
 
     async def ask(self, connection: httpx2.AsyncClient, request: dict[str, Any]) -> Answer:
         """The judge's answer, after as many attempts as it takes.
@@ -48,7 +48,8 @@ class JudgeClient:
             except web.TooLong as error:
                 raise RunError(
                     f"preference=judge: {self.url} answered {error}: check that preference.url is a judge's, lower "
-                    "preference.max_tokens or raise preference.max_answer_mb, then `alignrun resume RUN`"
+                    "preference.max_tokens or raise preference.max_answer_mb, then repeat the command, or "
+                    "`alignrun resume RUN`"
                 ) from None
             except httpx2.RequestError as error:
                 problem = one_line(error, 200)
@@ -63,7 +64,8 @@ class JudgeClient:
                 await asyncio.sleep(min(wait, LONGEST_WAIT))
         raise RunError(
             f"preference=judge: {self.url} failed {config.retries + 1} times ({problem}): start it again or wait, or "
-            "raise preference.timeout_seconds, then `alignrun resume RUN`; what it has answered is kept"
+            "raise preference.timeout_seconds, then repeat the command, or `alignrun resume RUN`; what it has "
+            "answered is kept"
         )
 
     def _answer(self, response: httpx2.Response) -> Answer:

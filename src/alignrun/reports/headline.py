@@ -89,7 +89,7 @@ def ratings_in_words(result: TournamentResult) -> str:
         f"{rate(result.misfit)}."
     )
     if not result.cycles:
-        return f"{misfit} No three policies beat each other in a circle {certainty(result)}."
+        return f"{misfit} No three policies form a cycle {certainty(result)}."
     circles = [" ≻ ".join(clip(name, NAME) for name in (*cycle, cycle[0])) for cycle in result.cycles]
     return f"{misfit} In a circle {certainty(result)}, which no rating can express: {_few(circles)}."
 

@@ -104,7 +104,7 @@ class _Played:
     completions: tuple[dict[str, Any], ...] = ()
     """Rows of completions.jsonl."""
     journals: tuple[Journal, ...] = ()
-    """What was kept of the comparisons, which is of no use any more once the results are."""
+    """What was kept of the comparisons, which nobody needs once the results are kept."""
 
 
 def _play(config: TournamentConfig, lineup: Lineup, rules: Rules, console: Console) -> tuple[Standing, _Played]:
@@ -197,7 +197,7 @@ def _judge(
         table = compare(preference, questions.texts, [one.texts for one in drawn], config.pairing)
     except AlignrunError:
         if preference.kept:
-            report(f"{preference.kept} comparisons are kept: the same command goes on from there")
+            report(f"{preference.kept} comparisons are kept: the same command continues from there")
         raise
     notes = [f"{name}: {value:g}" for name, value in preference.counts().items()]
     notes += _about(field)

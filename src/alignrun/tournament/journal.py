@@ -66,8 +66,8 @@ class Journal(Preference):
 def journal_file(folder: Path, section: Any, content: Any) -> Path:
     """The file for a judge, as its section and the files that it names stand now, and for what it is asked about."""
     plain = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)
-    told = json.dumps([plain, list(_stamps(plain)), content], sort_keys=True, default=str)
-    return folder / f"{hashlib.sha256(told.encode()).hexdigest()}.jsonl"
+    asked = json.dumps([plain, list(_stamps(plain)), content], sort_keys=True, default=str)
+    return folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.jsonl"
 
 
 def _stamps(section: Any) -> Iterator[tuple[str, int, int]]:

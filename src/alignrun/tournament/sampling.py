@@ -64,7 +64,7 @@ def introduce(
     """Each place of the line-up with its policy, loaded, the key of its content, and whose place has the same.
 
     Raises:
-        InputError: a model is not to be had, or two of those that were named are the same policy.
+        InputError: a model cannot be loaded, or two of those that were named are the same policy.
     """
     keys: dict[str, int] = {}
     for place in lineup.order():
