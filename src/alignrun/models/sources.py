@@ -50,6 +50,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     else:
         with _told_in_one_line(config, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(locate(config), **_hub_options(config))
+            tokenizer("text")  # what its files say of limits is first read here
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
     if tokenizer.pad_token_id is None:
