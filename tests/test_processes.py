@@ -140,9 +140,6 @@ CASES = [
 ]
 SPLIT_CASES = ["nash_md", "nash_mp", "ppo", "dpo", "reward_model", "checkpointing"]
 """Which of them also run with the base split: each kind of pass through a model once."""
-TWO = [("data parallel", name) for name in CASES] + [
-    (kind, name) for kind in ("split", "ZeRO-3") for name in SPLIT_CASES
-]
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +151,12 @@ def alone(cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["data parallel", "split", "ZeRO-3"])
 def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of two processes are."""
     folder = tmp_path_factory.mktemp("two")
     kind = request.param
-    names = [name for other, name in TWO if other == kind]
+    names = CASES if kind == "data parallel" else SPLIT_CASES
     commands = [[*SMOKE, *cases[name], f"run.dir='{folder / name}'"] for name in names]
     environment = {"ALIGNRUN_CACHE": str(folder / "cache")}
     if kind == "split":
@@ -174,13 +171,14 @@ def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_fa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("two", "name"), TWO, indirect=["two"])
+@pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_what_one_does(name: str, alone: Path, two: Path) -> None:
+    if not (two / name).is_dir():
+        pytest.skip("this case runs data-parallel alone")
     assert_the_same(alone / name, two / name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("two", ["data parallel", "split", "ZeRO-3"], indirect=True)
 def test_a_split_base_is_held_in_parts(two: Path, request: pytest.FixtureRequest) -> None:
     """Adapters, embeddings and head are whole everywhere; of the layers each process has half."""
     split = request.node.callspec.params["two"] != "data parallel"

@@ -161,7 +161,7 @@ def test_a_judge_that_fails_half_way_is_asked_the_rest(
     assert cli.main(["eval", f"runs=[{runs / 'a'}]", "tracker=none", f"run.dir={tmp_path / 't'}", *judge]) == 1
     said = capsys.readouterr()
     assert "no connection" in said.err
-    assert "comparisons are kept: the same command goes on from there" in said.out
+    assert "comparisons are kept: the same command continues from there" in said.out
     assert len({prompt for prompt, _, _ in ASKED}) == 3
     LIMIT[0] = 8
     play(tmp_path / "t", [runs / "a"], *judge)
@@ -371,7 +371,7 @@ def test_wandb_gets_the_panels(runs: Path, tmp_path: Path) -> None:
         (["runs=[RUNS/a]", "run.dir=RUNS/a"], "already holds a run"),
         (["runs=[RUNS/a]", "max_new_tokens=100000"], "leaves no room for a prompt"),
         (["runs=RUNS/a"], "runs"),
-        (["RUNS/a"], "override"),
+        (["RUNS/a"], "takes its runs as a list"),
     ],
 )
 def test_wrong_ways(runs: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
