@@ -72,9 +72,9 @@ def multirun(made: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPa
             for override in parsed
         ]
         for number, task in enumerate(product(*choices)):
-            told = SimpleNamespace(sweep=SimpleNamespace(dir=str(directory), subdir=number))
-            told.overrides = SimpleNamespace(task=list(task))
-            monkeypatch.setattr(sweep.HydraConfig, "get", lambda told=told: told)
+            given = SimpleNamespace(sweep=SimpleNamespace(dir=str(directory), subdir=number))
+            given.overrides = SimpleNamespace(task=list(task))
+            monkeypatch.setattr(sweep.HydraConfig, "get", lambda given=given: given)
             sweep.run_job(composed)
         return summarise(directory, *rest)
 

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 from alignrun.errors import InputError
-from alignrun.files import is_step, read_json, read_yaml
+from alignrun.files import is_step, read_json
 from alignrun.run_directory import RunDirectory, write_text_atomic
 
 MEMBER, JOB = "member.json", "job.json"
@@ -100,13 +100,8 @@ def started_with(directory: Path) -> list[str] | None:
 
 def recorded(directory: Path) -> list[str] | None:
     """The overrides that the run itself has written down, those of later `alignrun resume` included."""
-    file = RunDirectory(directory).overrides_file
-    if not file.is_file():
-        return None
-    stored = read_yaml(file, "delete it")
-    if not isinstance(stored, list):
-        raise InputError(f"{file} cannot be read (it holds no list): delete it")
-    return [override for override in map(str, stored) if not override.startswith("run.dir=")]
+    stored = RunDirectory(directory).read_overrides()
+    return None if stored is None else [override for override in stored if not override.startswith("run.dir=")]
 
 
 def _places(sweep: Path, name: str) -> Iterator[Path]:

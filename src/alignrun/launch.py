@@ -17,7 +17,7 @@ from alignrun.build import Assembly, assemble, check, memory_errors
 from alignrun.checkpoint import Checkpoint, read_checkpoint
 from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
-from alignrun.files import is_step, read_json, read_yaml
+from alignrun.files import is_step, read_json
 from alignrun.fresh import fresh_directory
 from alignrun.models.device import resolve_device
 from alignrun.pins import checked, read_pins
@@ -155,15 +155,6 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
         return _resume(config, stored, step, accepted, overrides, run, console)
 
 
-def _read_overrides(run: RunDirectory) -> list[str]:
-    """What overrides.yaml holds. Raises InputError where that is no list."""
-    try:
-        found = read_yaml(run.overrides_file, "delete it") if run.overrides_file.is_file() else []
-        return [str(override) for override in found]
-    except TypeError:
-        raise InputError(f"{run.overrides_file} cannot be read (it holds no list): delete it") from None
-
-
 def _finished_steps(run: RunDirectory) -> int:
     """How many steps a finished run has; −1 before that. Raises InputError where summary.json is damaged."""
     if not run.summary_file.is_file():
@@ -214,7 +205,7 @@ def _resume(
     assembly = _assemble(config, console)
     with processes.agreed():
         pins = checked(assembly.pins, run, accepted, checkpoint.step if checkpoint else 0)
-        before = _read_overrides(run)
+        before = run.read_overrides() or []
     going_on = Resumption(
         step=0,
         evaluated=False,

@@ -14,7 +14,7 @@ from alignrun.config import Config, Pruner, SweepConfig
 from alignrun.errors import InputError
 from alignrun.files import ROWS_LIMIT, is_step, parse_json, read_bytes
 from alignrun.job import read_job
-from alignrun.merit import merit
+from alignrun.merit import merit_of_row
 from alignrun.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def scores(run: Path) -> dict[int, float]:
     """How good a run was by each of its evaluations so far, by step; before training it is the reference."""
     found = {}
     for row in _rows(RunDirectory(run).metrics_file):
-        value = merit({name.removeprefix("eval/"): row[name] for name in row if name.startswith("eval/")})
+        value = merit_of_row(row)
         if value is not None and row["step"] > 0:
             found[int(row["step"])] = value
     return found

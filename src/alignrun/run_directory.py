@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from alignrun.errors import InputError, RunError
-from alignrun.files import ROWS_LIMIT, open_regular, parse_json, read_bytes, refuse_links
+from alignrun.files import ROWS_LIMIT, open_regular, parse_json, read_bytes, read_yaml, refuse_links
 
 PACKAGES = (
     "alignrun",
@@ -122,6 +122,18 @@ class RunDirectory:
         if not self.wandb.is_symlink():
             own.remove(self.wandb.name)  # what is inside is wandb's, which makes links there
         refuse_links(self.path, [*PARTS, *own, *figures])
+
+    def read_overrides(self) -> list[str] | None:
+        """The overrides that the run was started with and resumed with; None where it has written none.
+
+        Raises InputError where overrides.yaml is damaged.
+        """
+        if not self.overrides_file.is_file():
+            return None
+        found = read_yaml(self.overrides_file, "delete it")
+        if not isinstance(found, list):
+            raise InputError(f"{self.overrides_file} cannot be read (it holds no list): delete it")
+        return list(map(str, found))
 
     def lock(self) -> None:
         """Hold the run for this process, until `close` or its death. Raises InputError where another one has it."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignrun.config import Artifact, TrackerConfig
 from alignrun.errors import one_line
-from alignrun.merit import merit
+from alignrun.merit import merit_of_row
 from alignrun.run_directory import RunDirectory, append_jsonl, read_jsonl, truncate_jsonl, write_text_atomic
 from alignrun.terminal import say
 from alignrun.types import Sample
@@ -142,5 +142,5 @@ def _is_evaluation(row: Mapping[str, Any]) -> bool:
 def _best(metrics_file: Path) -> float | None:
     """The merit of the best evaluation that is recorded, after its rows were checked; None before the first one."""
     rows = [row for _, row in read_jsonl(metrics_file) if isinstance(row, dict)]
-    found = (merit({name.removeprefix("eval/"): row[name] for name in row if name.startswith("eval/")}) for row in rows)
+    found = map(merit_of_row, rows)
     return max((value for value in found if value is not None), default=None)
