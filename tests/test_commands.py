@@ -393,7 +393,7 @@ LAYERS = [
     {"config"},
     {"web", "processes", "terminal", "fresh"},
     {"files"},
-    {"types", "errors", "text", "working_directory", "merit", "slips"},
+    {"types", "errors", "text", "working_directory", "merit", "slips", "discovery"},
 ]
 
 

@@ -23,13 +23,12 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from alignrun.algorithms.base import discover
 from alignrun.config import Config, TournamentConfig
 from alignrun.config.shipped import config_folder as config_folder
+from alignrun.discovery import PACKAGES, config_classes
 from alignrun.errors import InputError, one_line
 from alignrun.files import read_yaml
 from alignrun.overrides import readable, unreadable
-from alignrun.preferences import PREFERENCES
 from alignrun.slips import alias, note
 from alignrun.text import visible
 
@@ -71,10 +70,9 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="tournament", node=TournamentConfig)
-    for name, algorithm in discover().items():
-        store.store(group="algo/schema", name=name, node=algorithm.config_class)
-    for name, kind in PREFERENCES.items():
-        store.store(group="preference/schema", name=name, node=kind.config_class)
+    for group in PACKAGES:
+        for name, config_class in config_classes(group).items():
+            store.store(group=f"{group}/schema", name=name, node=config_class)
 
 
 def compose(overrides: Sequence[str], verb: str = "") -> Config:
@@ -195,11 +193,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             )
     try:
         stored = read_yaml(path)
-        sections = discover()[stored["algo"]["name"]], PREFERENCES[stored["preference"]["name"]]
+        sections = [config_classes(group)[stored[group]["name"]] for group in PACKAGES]
     except (LookupError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
     try:
-        whole = _with_values(stored, *(section.config_class for section in sections))
+        whole = _with_values(stored, *sections)
         config = typed(whole, Config)
     except (OmegaConfBaseException, TypeError) as error:
         raise InputError(f"{path}: {explain(error)}") from error
@@ -316,12 +314,12 @@ def known_keys(kind: type = Config) -> list[str]:
     for name, section in sections.items():
         if is_dataclass(section):
             keys += _flatten(OmegaConf.structured(section), f"{name}.")
-    classes = {
-        "algo": [algorithm.config_class for algorithm in discover().values()],
-        "preference": [entry.config_class for entry in PREFERENCES.values()],
-    }
     keys += [
-        f"{name}.{field}" for name in classes if name in sections for own in classes[name] for field in _fields(own)
+        f"{group}.{field}"
+        for group in PACKAGES
+        if group in sections
+        for own in config_classes(group).values()
+        for field in _fields(own)
     ]
     return sorted({*keys, *_groups_of(kind)})
 
@@ -334,10 +332,7 @@ def _groups_of(kind: type) -> list[str]:
 def _owners(key: str) -> list[str]:
     """The algorithms or preferences that have a key which the chosen one has not."""
     group, _, field = key.partition(".")
-    classes = {
-        "algo": {name: algorithm.config_class for name, algorithm in discover().items()},
-        "preference": {name: kind.config_class for name, kind in PREFERENCES.items()},
-    }.get(group, {})
+    classes = config_classes(group) if group in PACKAGES else {}
     return sorted(f"{group}={name}" for name, config_class in classes.items() if field in _fields(config_class))
 
 

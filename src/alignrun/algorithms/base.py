@@ -1,7 +1,5 @@
 """What an algorithm gives to the training loop, and how it is found by name."""
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from alignrun.algorithms.workload import Workload
 from alignrun.config import Config, DataConfig, Engine
 from alignrun.data import PromptSet, padding_id
+from alignrun.discovery import import_all
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy
@@ -250,7 +249,5 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 
 def discover() -> dict[str, type[Algorithm]]:
     """Import every module of this package, so that a new file is an algorithm without further wiring."""
-    package = importlib.import_module("alignrun.algorithms")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"alignrun.algorithms.{module.name}")
+    import_all("algo")
     return ALGORITHMS

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Loss, algorithm
-from alignrun.algorithms.frozen import check_minibatches, minibatches
+from alignrun.algorithms.frozen import minibatches
 from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig
+from alignrun.algorithms.schedules import check_minibatches
 from alignrun.algorithms.signs import signs
 from alignrun.config import require, schema
 from alignrun.models.policy import Role

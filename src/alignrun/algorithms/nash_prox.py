@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from alignrun.algorithms.anchor import Anchor, check_refresh
+from alignrun.algorithms.anchor import Anchor
 from alignrun.algorithms.base import Tools, algorithm
 from alignrun.algorithms.game_gradient import Judged
+from alignrun.algorithms.schedules import check_refresh
 from alignrun.algorithms.self_play import SelfPlay, SelfPlayConfig
 from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
 from alignrun.algorithms.batches import pieces
-from alignrun.algorithms.frozen import check_minibatches, minibatches
+from alignrun.algorithms.frozen import minibatches
 from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
+from alignrun.algorithms.schedules import check_minibatches
 from alignrun.algorithms.signs import signs
 from alignrun.algorithms.workload import Workload
 from alignrun.config import AdapterKind, require, schema

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from alignrun.algorithms.anchor import Anchor, check_refresh
+from alignrun.algorithms.anchor import Anchor
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
 from alignrun.algorithms.online_pairs import Pairing
 from alignrun.algorithms.rollout import Rollouts, stack
+from alignrun.algorithms.schedules import check_refresh
 from alignrun.algorithms.signs import signs
 from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
