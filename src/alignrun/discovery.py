@@ -12,6 +12,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -107,7 +108,8 @@ def finish(module: ModuleType) -> None:
     with LOCK:
         if not isinstance(module, UnfinishedModule) or spec is None or spec.loader_state is None:
             return  # it has run, or is running in this thread
-        rest, spec.loader_state = spec.loader_state, None
+        rest: ast.Module = spec.loader_state
+        spec.loader_state = None
         try:
             _run(rest, module)
         except BaseException:
@@ -141,14 +143,13 @@ def two_parts(tree: ast.Module) -> tuple[ast.Module, ast.Module]:
 
 def _singles(statement: ast.stmt) -> Iterator[ast.stmt]:
     """An import of several names as imports of one name each; any other statement as it is."""
-    if isinstance(statement, ast.ImportFrom):
-        for name in statement.names:
-            yield ast.copy_location(ast.ImportFrom(statement.module, [name], statement.level), statement)
-    elif isinstance(statement, ast.Import):
-        for name in statement.names:
-            yield ast.copy_location(ast.Import([name]), statement)
-    else:
+    if not isinstance(statement, ast.Import | ast.ImportFrom):
         yield statement
+        return
+    for name in statement.names:
+        single = copy(statement)
+        single.names = [name]
+        yield single
 
 
 def _is_schema(statement: ast.stmt) -> bool:

@@ -100,7 +100,7 @@ class Completions:
     mask: Tensor
     """[B, T] bool, true on the tokens of the completion."""
 
-    def flat(self) -> "Completions":
+    def flat(self) -> Completions:
         """K completions of each prompt, [B, K, T], as [B·K, T]."""
         return Completions(self.tokens.flatten(0, 1), self.mask.flatten(0, 1))
 
