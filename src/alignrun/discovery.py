@@ -60,7 +60,7 @@ def import_all(group: str) -> None:
 
 def _modules(group: str) -> Iterator[str]:
     package = importlib.import_module(PACKAGES[group])
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         yield module.name
 
 
@@ -71,7 +71,7 @@ class SchemasFirst(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec of a module with schemas; None leaves any other to the finders that follow."""
-        if fullname.rpartition(".")[0] not in PACKAGES.values():
+        if not fullname.startswith(tuple(f"{package}." for package in PACKAGES.values())):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or not isinstance(spec.loader, SourceFileLoader):
@@ -104,12 +104,11 @@ class UnfinishedModule(ModuleType):
 
 def finish(module: ModuleType) -> None:
     """Run the rest of a module, once."""
-    spec = module.__spec__
     with LOCK:
-        if not isinstance(module, UnfinishedModule) or spec is None or spec.loader_state is None:
+        spec: Any = module.__spec__
+        if not isinstance(module, UnfinishedModule) or spec.loader_state is None:
             return  # it has run, or is running in this thread
-        rest: ast.Module = spec.loader_state
-        spec.loader_state = None
+        rest, spec.loader_state = spec.loader_state, None
         try:
             _run(rest, module)
         except BaseException:
