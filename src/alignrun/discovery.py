@@ -114,7 +114,7 @@ def finish(module: ModuleType) -> None:
         except BaseException:
             spec.loader_state = rest
             raise
-        module.__class__ = ModuleType
+        module.__class__ = ModuleType  # type: ignore[assignment]
 
 
 def _run(part: ast.Module, module: ModuleType) -> None:
