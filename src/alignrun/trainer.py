@@ -21,6 +21,7 @@ from alignrun.config import Config
 from alignrun.data.trimming import trim
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import batch_to, release_memory
+from alignrun.models.weights import unfit_weight
 from alignrun.optim import flatten_optimizer, learning_rate, make_optimizer, restore_optimizer
 from alignrun.progress import Progress
 from alignrun.run_directory import RunDirectory, discard_output, write_text_atomic, writing
@@ -95,6 +96,7 @@ class Trainer:
         """
         restore_weights(self._weights, saved)
         restore_weights(self._algorithm_state(), saved, "algorithm")
+        _check_finite(saved, "optimizer")
         configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         state, names = saved.state, list(self._trainable)
         try:
@@ -447,7 +449,7 @@ def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, gr
     """Copy the tensors of a saved group, which may be empty, into live ones of the same names, all or none.
 
     Raises:
-        InputError: names or shapes differ.
+        InputError: names, shapes or types differ, or weights are not finite.
     """
     saved = checkpoint.tensors.get(group, {})
     wrong = sorted(set(live) ^ set(saved)) or [
@@ -464,9 +466,16 @@ def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, gr
             f"{checkpoint.path}: {kinds[0]} holds {saved[kinds[0]].dtype} where the model has {live[kinds[0]].dtype}: "
             "it is no checkpoint of this run"
         )
+    _check_finite(checkpoint, group)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(saved[name])
+
+
+def _check_finite(checkpoint: Checkpoint, group: str) -> None:
+    saved = checkpoint.tensors.get(group, {})
+    if unfit := unfit_weight((name, tensor) for name, tensor in saved.items() if tensor.is_floating_point()):
+        raise InputError(f"{checkpoint.path}: {unfit}: name an earlier checkpoint with --step, or start again")
 
 
 def micro_batches(batch: Any, size: int) -> Iterator[tuple[Any, bool]]:
