@@ -360,6 +360,10 @@ def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) 
     known = alias(name)
     if known and known.rpartition(" ")[2] in candidates:
         return f": did you mean {known}{'=…' if ' ' in known else ''}?{note(name)}"
+    section, _, field = name.rpartition(".")
+    own = [candidate.rpartition(".")[2] for candidate in candidates if candidate.rpartition(".")[0] == section]
+    if section and own and not difflib.get_close_matches(field, [key.rpartition(".")[2] for key in candidates], 1, 0.7):
+        return f": {section} has {', '.join(own)}" if len(own) <= 16 else f": see `alignrun config`, section {section}"
     candidates = offered or candidates
     last = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
     match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75) or [

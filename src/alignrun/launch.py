@@ -24,6 +24,7 @@ from alignrun.pins import checked, read_pins
 from alignrun.progress import Progress, summary_panel
 from alignrun.resumption import Resumption, commit, settle
 from alignrun.run_directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
+from alignrun.text import counted
 from alignrun.tracking import Tracking, finite, start_tracking
 from alignrun.trainer import Outcome, Progressed, Trainer
 from alignrun.trust import check_own, read_signature, signature_text
@@ -109,8 +110,11 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
     check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), overrides=overrides)
-    if not run.adapter.is_dir():
-        raise InputError(f"{run.path} has not finished: go on with `alignrun resume {run.path}` first")
+    if not run.adapter.is_dir() and not any(override.startswith("algo.opponent=") for override in overrides):
+        raise InputError(
+            f"{run.path} has not finished: `alignrun resume {run.path}` first, or exploit its newest checkpoint: "
+            f"`alignrun export {run.path}`, then `alignrun exploit {run.path} algo.opponent={run.path / 'export'}`"
+        )
     kept = {
         field.name: getattr(config.algo, field.name)
         for field in fields(BestResponseConfig)
@@ -188,10 +192,10 @@ def _resume(
     if step is None and done == config.train.steps:
         if config != stored:
             raise InputError(
-                f"{run.path} has finished its {done} steps, and nothing is left to do with {' '.join(overrides)}: "
-                "raise train.steps, or go on from an earlier checkpoint with --step"
+                f"{run.path} has finished its {counted(done, 'step')}, and nothing is left to do with "
+                f"{' '.join(overrides)}: raise train.steps, or go on from an earlier checkpoint with --step"
             )
-        console.print(f"{run.path} has finished its {done} steps: nothing to resume.")
+        console.print(f"{run.path} has finished its {counted(done, 'step')}: nothing to resume.")
         return 0
     with processes.agreed():  # before a model is loaded, so that a damaged one is refused at once
         checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False))
@@ -306,7 +310,7 @@ def _fit(
     tracking.finish(outcome.evaluation.metrics, 0)
     reported = write_report(run, console)
     summary_panel(
-        f"{config.algo.name} on {config.model.name}: {outcome.step} steps",
+        f"{config.algo.name} on {config.model.name}: {counted(outcome.step, 'step')}",
         [
             *outcome.evaluation.lines,
             ("run", str(run.path)),

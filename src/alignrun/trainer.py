@@ -25,6 +25,7 @@ from alignrun.models.weights import unfit_weight
 from alignrun.optim import flatten_optimizer, learning_rate, make_optimizer, restore_optimizer
 from alignrun.progress import Progress
 from alignrun.run_directory import RunDirectory, discard_output, write_text_atomic, writing
+from alignrun.text import counted
 from alignrun.tracking import Tracking
 from alignrun.types import Evaluation, Evaluator
 
@@ -260,6 +261,7 @@ class Trainer:
         limit = self._config.train.max_kl
         if limit is not None and metrics.get("kl", 0.0) > limit:
             self._save(done)
+            self._write_adapter()
             with processes.agreed():
                 raise RunError(
                     f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: "
@@ -316,8 +318,9 @@ class Trainer:
             self._micro_batch_size = (size + 1) // 2
             release_memory()
             self._progress.note(
-                f"out of memory with micro-batches of {size} prompts: going on with {self._micro_batch_size}, which "
-                f"changes no gradient (train.micro_batch_size={self._micro_batch_size} saves the attempt)"
+                f"out of memory with micro-batches of {counted(size, 'prompt')}: going on with "
+                f"{self._micro_batch_size}, which changes no gradient "
+                f"(train.micro_batch_size={self._micro_batch_size} saves the attempt)"
             )
         totals = processes.add_up(torch.stack(list(sums.values())))
         weights = list(self._trainable.values())
@@ -457,7 +460,7 @@ def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, gr
     ]
     if wrong:
         raise InputError(
-            f"{checkpoint.path} does not fit this model ({len(wrong)} tensors differ, as {wrong[0]}): "
+            f"{checkpoint.path} does not fit this model ({counted(len(wrong), 'difference')}, as {wrong[0]}): "
             "resume with the model, adapter and algorithm of the run's own config.yaml"
         )
     kinds = [name for name, tensor in live.items() if tensor.is_floating_point() != saved[name].is_floating_point()]

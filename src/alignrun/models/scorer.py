@@ -54,7 +54,7 @@ class Scorer:
         """A trained one from its folder, frozen.
 
         Raises:
-            InputError: the folder is damaged, belongs to another base, or holds weights that are no finite real numbers.
+            InputError: the folder is damaged, belongs to another base, or its weights are no finite real numbers.
         """
         check_card(backbone, folder, card.kind, key)
         try:
@@ -64,8 +64,8 @@ class Scorer:
         size = backbone.model.config.get_text_config().hidden_size
         if weight.shape != (size,):
             raise InputError(
-                f"{key}: {folder / HEAD_FILE} holds a head of shape {list(weight.shape)}, and this base has hidden states "
-                f"of size {size}: name a finished run"
+                f"{key}: {folder / HEAD_FILE} holds a head of shape {list(weight.shape)}, and this base has hidden "
+                f"states of size {size}: name a finished run"
             )
         if unfit := unfit_weight([(HEAD, weight)]):
             raise InputError(f"{key}: {folder / HEAD_FILE}: {unfit}: {OTHER_WEIGHTS}")
