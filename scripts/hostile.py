@@ -34,11 +34,11 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from alignrun import cli
-from alignrun.checkpoint import load_checkpoint, save_checkpoint
-from alignrun.compose import compose
+from alignrun.launch.compose import compose
 from alignrun.models.tiny import byte_tokenizer, random_llama
-from alignrun.terminal import PlainConsole, guard
-from alignrun.working_directory import distrust
+from alignrun.security.terminal import PlainConsole, guard
+from alignrun.security.working_directory import distrust
+from alignrun.training.checkpoint import load_checkpoint, save_checkpoint
 
 SECRET = "canary0123456789abcdef0123456789abcdef00"
 """What the environment and the files outside hold."""

@@ -12,16 +12,17 @@ import yaml
 from helpers import offline_arguments
 from transformers import AutoTokenizer
 
-from alignrun import cli, compose
-from alignrun.build import load_trained
-from alignrun.checkpoint import save_checkpoint
+from alignrun import cli
 from alignrun.data import encode_prompt
 from alignrun.errors import InputError
+from alignrun.launch import compose
+from alignrun.launch.build import load_trained
+from alignrun.launch.pins import Pins, tokenizer_digest
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
-from alignrun.pins import Pins, tokenizer_digest
-from alignrun.run_directory import RunDirectory
+from alignrun.run.directory import RunDirectory
 from alignrun.tournament.players import Loader, find_player
+from alignrun.training.checkpoint import save_checkpoint
 from alignrun.types import Example
 
 TEMPLATE = (
@@ -94,7 +95,7 @@ def test_the_last_export_stays_where_the_next_one_fails(
         assert cli.main(["export", str(run)]) == 1
         said = f"could not write {run / 'export'}: No space left on device; free space, then export again"
         assert said in capsys.readouterr().err
-        patch.setattr("alignrun.run_directory.tempfile.mkdtemp", read_only)
+        patch.setattr("alignrun.run.directory.tempfile.mkdtemp", read_only)
         assert cli.main(["export", str(run)]) == 1
     said = f"could not write {run / 'export'}: Permission denied; choose another folder with --to\n"
     assert said in capsys.readouterr().err

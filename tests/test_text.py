@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignrun.text import counted, visible
+from alignrun.security.text import counted, visible
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from alignrun.config import BadRows
 from alignrun.data.limits import encode_rows
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError, RunError
-from alignrun.text import counted
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 Encoded = TypeVar("Encoded")

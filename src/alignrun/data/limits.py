@@ -7,7 +7,7 @@ from typing import TypeVar
 from alignrun.config import BadRows, TooLong
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
-from alignrun.text import counted
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 Encoded = TypeVar("Encoded")

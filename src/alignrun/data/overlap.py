@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from alignrun.text import counted
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 _NAMED = 3

@@ -12,7 +12,7 @@ from alignrun.data.order import rows_at
 from alignrun.data.padding import padding_id, prompt_batch
 from alignrun.data.rendering import Renderer
 from alignrun.errors import InputError
-from alignrun.text import counted
+from alignrun.security.text import counted
 from alignrun.types import Example, PromptBatch
 
 if TYPE_CHECKING:

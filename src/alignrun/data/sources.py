@@ -13,7 +13,7 @@ from alignrun.data.overlap import overlap_notes
 from alignrun.data.records import parse_row
 from alignrun.data.values import BadRowError, LargeRowError, Row
 from alignrun.errors import InputError, one_line
-from alignrun.text import counted
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 _BUNDLED = Path(__file__).parent / "bundled"

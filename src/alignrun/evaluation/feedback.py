@@ -19,7 +19,7 @@ from alignrun.evaluation.disagreement import (
 )
 from alignrun.evaluation.heldout import accuracy_line, measure, with_accuracy
 from alignrun.evaluation.plots import as_svg, reliability_plot
-from alignrun.text import counted
+from alignrun.security.text import counted
 from alignrun.types import Evaluation, Example
 
 TRIPLES_PER_PROMPT = 20

@@ -1,7 +1,7 @@
 """Whether a difference is settled: the one place that decides what is marked, coloured or claimed in a sentence."""
 
 from alignrun.evaluation.results import Estimate
-from alignrun.text import counted
+from alignrun.security.text import counted
 
 FEWEST_PROMPTS = 8
 """Below this many prompts no difference is settled: a bootstrap of a handful of values is far too narrow."""

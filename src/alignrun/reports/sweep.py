@@ -11,7 +11,7 @@ from alignrun.reports import figures
 from alignrun.reports.page import render
 from alignrun.reports.quantities import in_order, quantity
 from alignrun.reports.text import Shown, number, percent, rate, shown
-from alignrun.text import counted
+from alignrun.security.text import counted
 
 
 def sweep_page(result: SweepResult) -> str:

@@ -7,7 +7,7 @@ from rich.text import Text
 from alignrun.evaluation.results import Bound, Estimate, TournamentResult
 from alignrun.evaluation.settled import caution, verdict
 from alignrun.reports.headline import headline, ratings_in_words
-from alignrun.text import counted
+from alignrun.security.text import counted
 
 ABSENT = "–"
 
