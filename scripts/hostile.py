@@ -49,7 +49,7 @@ SMALL = ("train.steps=2", "train.batch_size=2", "train.micro_batch_size=null", "
 SMOKE = ("experiment=smoke", *SMALL, "data.eval_size=2")
 SECONDS = 60
 GIGABYTES = 2.5
-IMPORTED = ("launch", "export", "tournament.command", "top", "memory_plan", "listing", "reports.run")
+IMPORTED = ("launch.train", "launch.export", "launch.listing", "tournament.command", "planning.plan", "top", "reports.run")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Hostile inputs against every command, as real processes; `scripts/hostile.py` without `--quick` plays more of them."""
+"""Hostile inputs against every command, as real processes; `scripts/hostile.py` alone plays more than `--quick`."""
 
 import subprocess
 import sys
