@@ -49,7 +49,8 @@ SMALL = ("train.steps=2", "train.batch_size=2", "train.micro_batch_size=null", "
 SMOKE = ("experiment=smoke", *SMALL, "data.eval_size=2")
 SECONDS = 60
 GIGABYTES = 2.5
-IMPORTED = ("launch.train", "launch.export", "launch.listing", "tournament.command", "planning.plan", "top", "reports.run")
+IMPORTED = ("launch.train", "launch.export", "launch.listing", "tournament.command", "planning.plan", "top")
+"""What commands import, done once for all of them."""
 
 
 @dataclass(frozen=True)

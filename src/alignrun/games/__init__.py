@@ -13,7 +13,6 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from alignrun.errors import InputError, RunError
-from alignrun.security.text import counted
 
 
 def _require(condition: bool, problem: str) -> None:
@@ -175,7 +174,7 @@ def equilibrium(game: Game, kl_tau: float, *, max_steps: int = 100_000) -> Tenso
         half = _mirror_step(game, log_policy, policy, kl_tau, step_eta).exp()
         log_policy = _mirror_step(game, log_policy, half, kl_tau, step_eta)
     raise RunError(
-        f"game: no equilibrium after {counted(max_steps, 'step')} (residual {residual:.1e}): use a larger kl_tau"
+        f"game: no equilibrium after {max_steps} steps (residual {residual:.1e}): use a larger kl_tau"
     )
 
 
