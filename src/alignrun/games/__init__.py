@@ -173,9 +173,7 @@ def equilibrium(game: Game, kl_tau: float, *, max_steps: int = 100_000) -> Tenso
             return policy.to(game.reference)
         half = _mirror_step(game, log_policy, policy, kl_tau, step_eta).exp()
         log_policy = _mirror_step(game, log_policy, half, kl_tau, step_eta)
-    raise RunError(
-        f"game: no equilibrium after {max_steps} steps (residual {residual:.1e}): use a larger kl_tau"
-    )
+    raise RunError(f"game: no equilibrium after {max_steps} steps (residual {residual:.1e}): use a larger kl_tau")
 
 
 def largest_equilibrium(preferences: NDArray[np.float64]) -> NDArray[np.float64]:
