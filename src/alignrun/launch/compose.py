@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -356,19 +356,23 @@ def _flatten(node: Any, prefix: str) -> list[str]:
 
 def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) -> str:
     """A suggestion: another trainer's name for a candidate, or else the nearest of those that are offered, by default
-    all of them, compared over the whole name and over its last part."""
+    all of them: first in the section that was named, then by the last part, then by the whole name."""
     known = alias(name)
     if known and known.rpartition(" ")[2] in candidates:
         return f": did you mean {known}{'=…' if ' ' in known else ''}?{note(name)}"
-    section, _, field = name.rpartition(".")
-    own = [candidate.rpartition(".")[2] for candidate in candidates if candidate.rpartition(".")[0] == section]
-    if section and own and not difflib.get_close_matches(field, [key.rpartition(".")[2] for key in candidates], 1, 0.7):
-        return f": {section} has {', '.join(own)}" if len(own) <= 16 else f": see `alignrun config`, section {section}"
     candidates = offered or candidates
-    last = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
-    match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75) or [
-        last[near] for near in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=1, cutoff=0.7)
-    ]
+    section, _, field = name.rpartition(".")
+    own = {key.rpartition(".")[2]: key for key in candidates if section and key.rpartition(".")[0] == section}
+    last = {key.rpartition(".")[2]: key for key in reversed(candidates)}
+    whole = {} if own else {key: key for key in candidates}  # a long section's name makes all of its keys look alike
+    match = _near(field, own, 0.75) or last.get(field) or _near(name, whole, 0.75) or _near(field, last, 0.7)
     if match:
-        return f": did you mean {match[0]}?"
+        return f": did you mean {match}?"
+    if 0 < len(own) <= 16:
+        return f": {section} has {', '.join(own)}"
     return f": choose from {', '.join(candidates)}" if candidates and len(candidates) <= 12 else ": see `alignrun ls`"
+
+
+def _near(text: str, names: Mapping[str, str], cutoff: float) -> str | None:
+    """What the name that looks most like a text stands for; None where none looks like it."""
+    return next((names[found] for found in difflib.get_close_matches(text, names, 1, cutoff)), None)
