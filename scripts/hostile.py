@@ -1,6 +1,6 @@
 """Plays the stranger: hostile runs, models, data, servers and folders against every command, each for real.
 
-    python scripts/hostile.py            # all of it, some minutes; --quick for what needs no training
+    python scripts/hostile.py            # all of it, some minutes; --quick for a part of it
 
 A run on the tiny model is made by another user. Its copies are then made hostile and opened by one whose environment
 holds secrets. A command has held if it ended in time, within its memory, with an expected exit code and at most one
@@ -34,7 +34,8 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from alignrun import cli
-from alignrun.launch.compose import compose
+from alignrun.launch.compose import compose, plain
+from alignrun.models.sources import quiet_transformers
 from alignrun.models.tiny import byte_tokenizer, random_llama
 from alignrun.security.terminal import PlainConsole, guard
 from alignrun.security.working_directory import distrust
@@ -92,20 +93,22 @@ class Case:
         shutil.copytree(self.own, copied)
         return copied
 
-    def edited(self, **sections: Mapping[str, Any]) -> Path:
-        """A copy of the run whose configuration has other values."""
+    def edited(self, *overrides: str, **sections: Mapping[str, Any]) -> Path:
+        """A copy of the run whose configuration has the sections that overrides select, and other values in some."""
         run = self.run()
         values = yaml.safe_load((run / "config.yaml").read_text())
+        other = plain(compose([*SMOKE, *overrides]))
         for name, changes in sections.items():
-            values[name] |= changes
+            values[name] = {**other[name], **changes}
         (run / "config.yaml").write_text(yaml.safe_dump(values))
         return run
 
     def model(self) -> Path:
         """A small whole model."""
         folder = self.folder / "model"
-        random_llama(dict(compose(["experiment=smoke"]).model.architecture), byte_tokenizer()).save_pretrained(folder)
-        byte_tokenizer().save_pretrained(folder)
+        with quiet_transformers():
+            random_llama(dict(compose(SMOKE).model.architecture), byte_tokenizer()).save_pretrained(folder)
+            byte_tokenizer().save_pretrained(folder)
         return folder
 
     def train(self, *arguments: str, **how: Any) -> Command:
@@ -119,7 +122,6 @@ class Case:
                 "eval",
                 f"runs=[{run}]",
                 "samples_per_prompt=1",
-                "data.eval_size=2",
                 f"run.dir={self.folder / 'cup'}",
             ),
             "resume": ("resume", str(run), "train.steps=3"),
@@ -136,7 +138,7 @@ SCENARIOS: dict[str, tuple[Scenario, bool]] = {}
 
 
 def scenario(*, quick: bool) -> Callable[[Scenario], Scenario]:
-    """Enter a scenario; the quick ones are refused before anything is trained."""
+    """Enter a scenario; the quick ones end before anything is trained, and run as a test."""
 
     def enter(play: Scenario) -> Scenario:
         SCENARIOS[play.__name__.replace("_", " ")] = play, quick
@@ -155,7 +157,7 @@ def trap(case: Case) -> str:
 @scenario(quick=True)
 def a_function_of_the_run(case: Case) -> Iterator[Command]:
     (case.folder / "theirs.py").write_text(trap(case) + "def prefer(*_): ...\n")
-    run = case.edited(preference={"name": "function", "function": "theirs:prefer"})
+    run = case.edited("preference=function", preference={"function": "theirs:prefer"})
     yield from case.opened(run, "eval", "resume", "exploit", says="import and run .*--trust")
     yield from case.opened(run, "top", codes=(0,))
 
@@ -174,8 +176,8 @@ def remote_code_of_a_model(case: Case) -> Iterator[Command]:
 
 @scenario(quick=True)
 def a_token_in_an_address(case: Case) -> Iterator[Command]:
-    judge = {"name": "judge", "model": "m", "url": f"{case.server}/${{oc.env:TOKEN}}", "key_variable": "TOKEN"}
-    run = case.edited(preference=judge)
+    judge = {"url": f"{case.server}/${{oc.env:TOKEN}}", "key_variable": "TOKEN"}
+    run = case.edited("preference=judge", "preference.model=m", "preference.url=http://localhost:1", preference=judge)
     yield from case.opened(run, "eval", "resume", "exploit", says="send texts to .*--trust")
 
 
@@ -277,7 +279,7 @@ def modules_and_git_hooks_in_the_folder(case: Case) -> Iterator[Command]:
 # 4. Servers.
 
 
-@scenario(quick=True)
+@scenario(quick=False)
 def judges_without_bounds(case: Case) -> Iterator[Command]:
     for path in ("endless", "slow", "bomb", "impossible", "redirect", "evil"):
         yield case.train(
@@ -285,7 +287,7 @@ def judges_without_bounds(case: Case) -> Iterator[Command]:
             "preference.model=m",
             f"preference.url={case.server}/{path}",
             "preference.timeout_seconds=3",
-            "preference.max_retries=0",
+            "preference.retries=0",
             "preference.max_answer_mb=1",
             "preference.cache=false",
             codes=(1, 2),
@@ -293,7 +295,7 @@ def judges_without_bounds(case: Case) -> Iterator[Command]:
         )
 
 
-@scenario(quick=True)
+@scenario(quick=False)
 def rollout_servers_without_bounds(case: Case) -> Iterator[Command]:
     for path in ("endless", "slow", "bomb", "evil"):
         yield case.train(
@@ -301,6 +303,7 @@ def rollout_servers_without_bounds(case: Case) -> Iterator[Command]:
             f"generation.server_url={case.server}/{path}",
             f"generation.server_adapter_folder={case.folder / 'adapters'}",
             "generation.server_timeout_seconds=3",
+            "generation.server_retries=0",
             codes=(1, 2),
             contacts=f"/{path}/.*",
         )
@@ -354,7 +357,7 @@ def sequences_in_names(case: Case) -> Iterator[Command]:
 # 7. Damaged folders.
 
 
-@scenario(quick=True)
+@scenario(quick=False)
 def damaged_files(case: Case) -> Iterator[Command]:
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
     damages = {
@@ -374,7 +377,7 @@ def damaged_files(case: Case) -> Iterator[Command]:
             yield from case.opened(run, *verbs, codes=(0, 2))
 
 
-@scenario(quick=True)
+@scenario(quick=False)
 def more_metrics_than_can_be_shown(case: Case) -> Iterator[Command]:
     run = case.run()
     names = {f"m{number}": 0.5 for number in range(300_000)}
@@ -385,7 +388,7 @@ def more_metrics_than_can_be_shown(case: Case) -> Iterator[Command]:
 # 8. Weights.
 
 
-@scenario(quick=True)
+@scenario(quick=False)
 def weights_that_are_no_numbers(case: Case) -> Iterator[Command]:
     changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "nan": lambda weight: weight * float("nan"),
@@ -563,7 +566,7 @@ def judge(command: Command, case: Case, found: Ended, before: Mapping[str, bytes
 def main() -> int:
     """Play all scenarios, or the quick ones, or those whose names hold a word; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="only what needs no training")
+    parser.add_argument("--quick", action="store_true", help="a part that takes less than a minute")
     parser.add_argument("--only", default="", help="scenarios whose names hold this")
     given = parser.parse_args()
     chosen = {
