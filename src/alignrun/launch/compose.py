@@ -293,6 +293,8 @@ def explain(error: Exception, kind: type = Config) -> str:
         return f"config: {group}={name} does not exist{_nearest(name, choices(group))}"
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key or cause.key)
+        if kind is not Config and key in _fields(Config):
+            return f"config: {key} is a section of runs, and a tournament has keys of its own, as top_p or temperature"
         owners = _owners(key)
         if owners:
             return f"config: {key} is of no use here: it belongs to {', '.join(owners)}"
@@ -364,9 +366,10 @@ def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) 
     section, _, field = name.rpartition(".")
     own = {key.rpartition(".")[2]: key for key in candidates if section and key.rpartition(".")[0] == section}
     last = {key.rpartition(".")[2]: key for key in reversed(candidates)}
+    same = [key for key in candidates if key.rpartition(".")[2] == field]
     whole = {} if own else {key: key for key in candidates}  # a long section's name makes all of its keys look alike
-    match = _near(field, own, 0.75) or last.get(field) or _near(name, whole, 0.75) or _near(field, last, 0.7)
-    if match:
+    match = _near(field, own, 0.75) or (" or ".join(same) if len(same) <= 3 else None)
+    if match := match or _near(name, whole, 0.75) or _near(field, last, 0.7):
         return f": did you mean {match}?"
     if 0 < len(own) <= 16:
         return f": {section} has {', '.join(own)}"
