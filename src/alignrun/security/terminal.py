@@ -76,7 +76,7 @@ class Record(logging.LogRecord):
         return visible(text)
 
 
-def _say_record(_: logging.Handler, record: logging.LogRecord) -> None:
+def _say_record(self: logging.Handler, record: logging.LogRecord) -> None:
     """Where a handler cannot write, as into a stream that has been closed, the terminal still gets the message."""
     with contextlib.suppress(Exception):
         say(record.getMessage())
