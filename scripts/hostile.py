@@ -157,7 +157,7 @@ def trap(case: Case) -> str:
 @scenario(quick=True)
 def a_function_of_the_run(case: Case) -> Iterator[Command]:
     (case.folder / "theirs.py").write_text(trap(case) + "def prefer(*_): ...\n")
-    run = case.edited("preference=function", preference={"function": "theirs:prefer"})
+    run = case.edited("preference=function", "preference.function=theirs:prefer", preference={})
     yield from case.opened(run, "eval", "resume", "exploit", says="import and run .*--trust")
     yield from case.opened(run, "top", codes=(0,))
 
