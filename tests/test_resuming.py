@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from alignrun import cli
-from alignrun.config import DataSource
+from alignrun.config import Config, DataSource
 from alignrun.data import Loaded, PromptSet
 from alignrun.errors import InputError
 from alignrun.evaluation.win_rate import WinRateEvaluator
@@ -336,7 +336,14 @@ def test_nothing_plays_the_weights_of_abandoned_steps(
         assert cli.main(["resume", str(run), "--step", "2", "optim.learning_rate=0.5"]) == 143
     assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [1, 2, 3]
     assert not (run / "adapter").exists()
-    assert "has not finished" in refused(capsys, "exploit", str(run))
+    said = refused(capsys, "exploit", str(run))
+    assert f"has not finished: `alignrun resume {run}` first, or exploit its newest checkpoint" in said
+    with monkeypatch.context() as patch:
+        trained: list[Config] = []
+        patch.setattr(train, "train", lambda config, *_: trained.append(config) or 0)
+        assert cli.main(["export", str(run)]) == 0
+        assert cli.main(["exploit", str(run), f"algo.opponent={run / 'export'}"]) == 0
+    assert trained[0].algo.opponent == str(run / "export")
     assert "reference.path" in refused(capsys, "experiment=smoke", "reference=adapter", f"reference.path={run}")
     assert cli.main(["resume", str(run)]) == 0
     assert adapter_is_of(run, 4)

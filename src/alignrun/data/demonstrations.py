@@ -93,7 +93,7 @@ class DemonstrationSet:
 
         used = select(examples, partial(_encode, renderer), admit, bad_rows, drawn)
         if not used.examples:
-            raise limits.refuse_all(used.read, "demonstrations")
+            raise limits.refuse_all(used.read, "demonstration")
         return cls(used.examples, used.encoded, pack_tokens, padding_id(tokenizer), seed, used.skipped, used.refused)
 
     def __len__(self) -> int:

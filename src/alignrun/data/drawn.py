@@ -9,6 +9,7 @@ from alignrun.config import BadRows
 from alignrun.data.limits import encode_rows
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError, RunError
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 Encoded = TypeVar("Encoded")
@@ -62,7 +63,7 @@ def select(
         return Selected(fitting, ids, len(encoded), len(encoded) - len(kept), refused)
     left_out = len(looked_at) - len(kept)
     said = f", {left_out} of which cannot be used" if left_out else ""
-    report(f"data: {len(looked_at)} of {len(examples)} rows checked{said}; each is encoded when it is drawn")
+    report(f"data: {len(looked_at)} of {counted(len(examples), 'row')} checked{said}; each is encoded when it is drawn")
     drawn = _Drawn(examples, encode, admit, bad_rows, report)
     return Selected(
         _Column(len(examples), lambda row: drawn.at(row)[0]),

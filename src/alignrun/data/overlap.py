@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 _NAMED = 3
@@ -15,7 +16,7 @@ def overlap_notes(train: Sequence[Example], heldout: Sequence[Example]) -> list[
     variants = [example.origin for example in heldout if example.text not in seen and _plain(example.text) in alike]
     kinds = ((same, "are trained on too"), (variants, "differ from one that is trained on in case or spaces alone"))
     return [
-        f"{len(rows)} of {len(heldout)} held-out prompts {what}: {', '.join(rows[:_NAMED])}"
+        f"{len(rows)} of {counted(len(heldout), 'held-out prompt')} {what}: {', '.join(rows[:_NAMED])}"
         + (", ..." if len(rows) > _NAMED else "")
         for rows, what in kinds
         if rows

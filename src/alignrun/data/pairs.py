@@ -17,6 +17,7 @@ from alignrun.data.padding import collate
 from alignrun.data.rendering import Renderer
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
+from alignrun.security.text import counted
 from alignrun.types import Example, PairBatch
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class PairSet:
 
         used = select(examples, encode, admit, bad_rows, drawn)
         if not used.examples:
-            raise limits.refuse_all(used.read, "pairs")
+            raise limits.refuse_all(used.read, "pair")
         return cls(used.examples, used.encoded, pad_id, seed, used.skipped, used.refused)
 
     def __len__(self) -> int:
@@ -133,8 +134,8 @@ def check_labels(examples: Sequence[Example]) -> None:
     """Raise InputError for pairs to train on that are all ties."""
     if all(example.label == 0.5 for example in examples):
         raise InputError(
-            f"data: all {len(examples)} pairs are ties: nothing to learn; check data.columns.label or "
-            "data.columns.votes, or choose another data set"
+            f"data: no preference in {counted(len(examples), 'pair')}, all ties: nothing to learn; check "
+            "data.columns.label or data.columns.votes, or choose another data set"
         )
 
 

@@ -12,6 +12,7 @@ from alignrun.data.order import rows_at
 from alignrun.data.padding import padding_id, prompt_batch
 from alignrun.data.rendering import Renderer
 from alignrun.errors import InputError
+from alignrun.security.text import counted
 from alignrun.types import Example, PromptBatch
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class PromptSet:
         used = select(examples, encode, admit, bad_rows, drawn)
         if not used.examples:
             raise InputError(
-                f"data: none of the {used.read} prompts fits into the limit of {max_tokens} tokens; set {_CHANGE}"
+                f"data: none of the {counted(used.read, 'prompt')} fits into the limit of {max_tokens} tokens; set "
+                f"{_CHANGE}"
             )
         texts = column(used.examples, lambda example: example.text)
         return cls(texts, used.encoded, padding_id(tokenizer), seed, used.skipped, used.refused)

@@ -13,6 +13,7 @@ from alignrun.data.overlap import overlap_notes
 from alignrun.data.records import parse_row
 from alignrun.data.values import BadRowError, LargeRowError, Row
 from alignrun.errors import InputError, one_line
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 _BUNDLED = Path(__file__).parent / "bundled"
@@ -98,7 +99,7 @@ def _parse(rows: Rows, config: DataConfig, names: set[str]) -> tuple[list[Exampl
             bad.append(shown)
     if not examples:
         first = str(bad[0]).removeprefix("data: ")
-        raise InputError(f"data: none of the {len(bad)} rows can be used; the first: {first}")
+        raise InputError(f"data: none of the {counted(len(bad), 'row')} can be used; the first: {first}")
     return examples, len(bad)
 
 

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from enum import Enum
 from functools import cache
@@ -293,6 +293,8 @@ def explain(error: Exception, kind: type = Config) -> str:
         return f"config: {group}={name} does not exist{_nearest(name, choices(group))}"
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key or cause.key)
+        if kind is not Config and key in _fields(Config):
+            return f"config: {key} is a section of runs, and a tournament has keys of its own, as top_p or temperature"
         owners = _owners(key)
         if owners:
             return f"config: {key} is of no use here: it belongs to {', '.join(owners)}"
@@ -353,15 +355,24 @@ def _flatten(node: Any, prefix: str) -> list[str]:
 
 def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) -> str:
     """A suggestion: another trainer's name for a candidate, or else the nearest of those that are offered, by default
-    all of them, compared over the whole name and over its last part."""
+    all of them: first in the section that was named, then by the last part, then by the whole name."""
     known = alias(name)
     if known and known.rpartition(" ")[2] in candidates:
         return f": did you mean {known}{'=…' if ' ' in known else ''}?{note(name)}"
     candidates = offered or candidates
-    last = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
-    match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75) or [
-        last[near] for near in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=1, cutoff=0.7)
-    ]
-    if match:
-        return f": did you mean {match[0]}?"
+    section, _, field = name.rpartition(".")
+    own = {key.rpartition(".")[2]: key for key in candidates if section and key.rpartition(".")[0] == section}
+    last = {key.rpartition(".")[2]: key for key in reversed(candidates)}
+    same = [key for key in candidates if key.rpartition(".")[2] == field]
+    whole = {} if own else {key: key for key in candidates}  # a long section's name makes all of its keys look alike
+    match = _near(field, own, 0.75) or (" or ".join(same) if len(same) <= 3 else None)
+    if match := match or _near(name, whole, 0.75) or _near(field, last, 0.7):
+        return f": did you mean {match}?"
+    if 0 < len(own) <= 16:
+        return f": {section} has {', '.join(own)}"
     return f": choose from {', '.join(candidates)}" if candidates and len(candidates) <= 12 else ": see `alignrun ls`"
+
+
+def _near(text: str, names: Mapping[str, str], cutoff: float) -> str | None:
+    """What the name that looks most like a text stands for; None where none looks like it."""
+    return next((names[found] for found in difflib.get_close_matches(text, names, 1, cutoff)), None)

@@ -59,7 +59,7 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         check_pruning(config)
     command, confidence = shlex.join(["alignrun", *arguments]), configs[0].evaluation.confidence
     if directory is None:
-        directory = fresh_directory(Path("runs") / "sweeps")
+        directory = fresh_directory(Path("runs") / "sweeps", key="hydra.sweep.dir")
     with holding(directory):
         join(directory, parsed)
         overrides += [f"hydra.sweep.dir={quoted(directory.absolute())}", *sweeper_settings(parsed)]
