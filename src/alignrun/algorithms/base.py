@@ -61,7 +61,7 @@ class Trained(Protocol):
 
 
 class Dataset(Protocol):
-    """Examples, encoded once, from which the batch of any step can be had without any state."""
+    """Examples, from which the batch of any step follows without any state; of many, each is encoded when it is drawn."""
 
     @property
     def skipped(self) -> int:
