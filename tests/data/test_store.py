@@ -1,9 +1,7 @@
 """Examples on disk are those that were put there."""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,5 +69,5 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(store, "_HELD", 0)
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    with pytest.raises(RunError, match="No space left on device.*set TMPDIR"):
+    with pytest.raises(RunError, match=r"No space left on device.*set TMPDIR"):
         Examples([PAIR])

@@ -61,7 +61,7 @@ class Trained(Protocol):
 
 
 class Dataset(Protocol):
-    """Examples, from which the batch of any step follows without any state; of many, each is encoded when it is drawn."""
+    """Examples, from which the batch of any step follows without any state; many are encoded when they are drawn."""
 
     @property
     def skipped(self) -> int:

@@ -37,7 +37,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationSet:
-    """Demonstrations as text and as token ids, in the order of the data set; of many, each is encoded when it is drawn."""
+    """Demonstrations as text and as token ids, in the order of the data set; many are encoded when they are drawn."""
 
     examples: Sequence[Example]
     demonstrations: Sequence[Demonstration]

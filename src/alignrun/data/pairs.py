@@ -42,7 +42,7 @@ class EncodedPair:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PairSet:
-    """Pairs as text and as token ids, in the order of the data set; of many, each is encoded when it is drawn."""
+    """Pairs as text and as token ids, in the order of the data set; many are encoded when they are drawn."""
 
     examples: Sequence[Example]
     pairs: Sequence[EncodedPair]

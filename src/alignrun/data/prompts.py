@@ -22,7 +22,7 @@ _CHANGE = "a smaller generation.max_new_tokens, or another data.max_prompt_token
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts as text and as token ids, in the order of the data set; of many, each is encoded when it is drawn."""
+    """Prompts as text and as token ids, in the order of the data set; many are encoded when they are drawn."""
 
     texts: Sequence[str]
     """The prompts as readers and preferences see them."""
