@@ -28,8 +28,8 @@ SETTINGS = {
 STEP = """
 import resource, sys, time
 started = time.perf_counter()
-from alignrun import build
-from alignrun.compose import compose
+from alignrun.launch import build
+from alignrun.launch.compose import compose
 from alignrun.models.device import batch_to
 seconds = 0.0
 load = build.load_examples
