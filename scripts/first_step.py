@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--against", type=Path)
     given, overrides = parser.parse_known_args()
-    sources = {"before": given.against, "now": SOURCE} if given.against else {"now": SOURCE}
+    sources = {"now": SOURCE} | ({"before": given.against} if given.against else {})
     with tempfile.TemporaryDirectory() as folder:
         for kind in given.kinds:
             few, many = Path(folder) / "few.jsonl", Path(folder) / "many.jsonl"
