@@ -37,6 +37,15 @@ def as_turns(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
     return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
 
 
+def prompt_text(prompt: str | tuple[Message, ...]) -> str:
+    """A prompt as a preference model and a reader see it: without any chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return message_text(prompt[0])
+    return "\n\n".join(f"{turn['role']}: {message_text(turn)}" for turn in prompt)
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row of a data set, as text."""
@@ -63,11 +72,7 @@ class Example:
     @property
     def text(self) -> str:
         """The prompt as a preference model and a reader see it: without any chat template."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        if len(self.prompt) == 1:
-            return message_text(self.prompt[0])
-        return "\n\n".join(f"{turn['role']}: {message_text(turn)}" for turn in self.prompt)
+        return prompt_text(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)

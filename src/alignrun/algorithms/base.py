@@ -60,7 +60,7 @@ class Trained(Protocol):
 
 
 class Dataset(Protocol):
-    """Examples, encoded once, from which the batch of any step can be had without any state."""
+    """Examples, from which the batch of any step follows without any state; many are encoded when they are drawn."""
 
     @property
     def skipped(self) -> int:

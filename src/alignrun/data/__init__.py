@@ -10,10 +10,12 @@ from alignrun.data.prompts import PromptSet
 from alignrun.data.records import parse_row
 from alignrun.data.rendering import Renderer, encode_prompt
 from alignrun.data.sources import Loaded, load_examples
+from alignrun.data.store import Examples
 
 __all__ = [
     "DemonstrationSet",
     "EncodedPair",
+    "Examples",
     "FeedbackEncoder",
     "Loaded",
     "PairSet",

@@ -1,4 +1,4 @@
-"""A fixed set of prompts, encoded once, from which the batch of any step can be had without any state."""
+"""A fixed set of prompts, from which the batch of any step follows without any state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHANGE = "a smaller generation.max_new_tokens, or another data.max_prompt_token
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts as text and as token ids, in the order of the data set."""
+    """Prompts as text and as token ids, in the order of the data set; many are encoded when they are drawn."""
 
     texts: Sequence[str]
     """The prompts as readers and preferences see them."""

@@ -1,7 +1,7 @@
 """The only place where a configuration meets a class: from a typed Config to something that can run."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -293,7 +293,7 @@ def build_preference(section: Any, backbone: Backbone | None = None) -> Preferen
     return made
 
 
-def distinct_prompts(examples: list[Example]) -> list[Example]:
+def distinct_prompts(examples: Iterable[Example]) -> list[Example]:
     """One example for each prompt: several pairs may share one, and intervals are over prompts."""
     return list({example.text: example for example in examples}.values())
 
