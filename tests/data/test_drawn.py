@@ -162,6 +162,6 @@ def test_labels_are_checked_without_encoding_all_rows() -> None:
         seed=3,
         drawn=lambda _: None,
     )
-    with pytest.raises(InputError, match="all 300 pairs are ties"):
+    with pytest.raises(InputError, match="no preference in 300 pairs, all ties"):
         check_labels(pairs.examples)
     assert len(encode.read) == 10

@@ -365,7 +365,7 @@ def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) 
     last = {key.rpartition(".")[2]: key for key in reversed(candidates)}
     same = [key for key in candidates if key.rpartition(".")[2] == field]
     whole = {} if own else {key: key for key in candidates}  # a long section's name makes all of its keys look alike
-    match = _near(field, own, 0.75) or (" or ".join(same) if len(same) <= 3 else None)
+    match = _near(field, own, 0.75) or (" or ".join(same) if len(same) <= 4 else None)
     if match := match or _near(name, whole, 0.75) or _near(field, last, 0.7):
         return f": did you mean {match}?"
     if 0 < len(own) <= 16:
