@@ -30,6 +30,19 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = (
+    *("test_processes", "test_soak", "test_commands", "test_sweep_plugins", "test_trainer", "test_real_model"),
+    *("test_online_games", "test_game_lm", "test_game_pairs", "test_bad_input_at_scale", "test_command", "test_resume"),
+    *("test_feedback", "test_server", "test_bad_input", "test_serving", "test_memory"),
+)
+"""Files that take longest, in order: they start first, so that no worker is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -44,6 +57,14 @@ def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 @pytest.fixture(scope="session")
 def policy() -> Policy:
     return load_policy()[0]
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bootstrap intervals are rough; tests/evaluation makes them as users get them."""
+    monkeypatch.setattr("alignrun.evaluation.intervals.RESAMPLES", 200)
+    monkeypatch.setattr("alignrun.evaluation.bootstrap.RESAMPLES", 200)
+    monkeypatch.setattr("alignrun.evaluation.standings.SHARE_DRAWS", 50)
 
 
 @pytest.fixture(autouse=True)

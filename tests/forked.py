@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -68,6 +69,25 @@ class Job:
             for process in self.processes:
                 process.kill()
             self.log.unlink()
+
+
+class Popen:
+    """What a sweep asks of `subprocess.Popen`, for the runs that it starts."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        assert list(command[:3]) == [sys.executable, "-m", "alignrun"]
+        self.job = Job(*command[3:])
+
+    def terminate(self) -> None:
+        self.job.send(signal.SIGTERM)
+
+    def wait(self, timeout: float | None = None) -> int:
+        (process,) = self.job.processes
+        process.join(timeout)
+        if process.exitcode is None:
+            raise subprocess.TimeoutExpired("alignrun", timeout or 0)
+        self.job.log.unlink(missing_ok=True)
+        return process.exitcode
 
 
 def run(main: Callable[[], None], arguments: Sequence[str], variables: dict[str, str], cwd: Path, log: Path) -> None:

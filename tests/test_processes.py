@@ -34,6 +34,8 @@ SMOKE = (
     "train.steps=2",
     "train.checkpoint_every=0",
     "train.micro_batch_size=null",
+    "generation.max_new_tokens=4",
+    "data.eval_size=4",
     "optim.learning_rate=0.001",  # with more, sums in another order may end in another token
     "optim.epsilon=1e-4",  # with less, Adam makes a step of the rounding error of a gradient that is zero
 )
@@ -107,7 +109,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     found["uneven"] = ["algo=ppo", "train.batch_size=5", "data.eval_size=5", "train.micro_batch_size=1"]
     # Completions end at different times in the two, and so one must wait for the other.
     found["early"] = ["generation.max_new_tokens=160", "algo.samples_per_prompt=1", "evaluation.batch_size=2"]
-    found["early"] += ["train.batch_size=2"]
+    found["early"] += ["train.batch_size=2", "data.eval_size=2"]
     found["checkpointing"] = ["algo=nash_md", "model.gradient_checkpointing=true"]
     feedback = folder / "feedback"
     assert cli.main([*SMOKE, *found["reward_model"], f"run.dir={feedback}"]) == 0
