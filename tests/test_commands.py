@@ -282,6 +282,7 @@ def test_a_repeated_sweep_makes_only_what_is_missing(tmp_path: Path) -> None:
     assert (sweep / "ranking.json").read_text() == before
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_sweep_takes_any_path_and_skips_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     odd = tmp_path / "it's (a) copy, x=1"
     odd.mkdir()

@@ -18,7 +18,6 @@ from alignrun.generation.decode import Sampling
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
 
-
 SMALL = (
     "experiment=smoke",
     "optim.learning_rate=0.01",
