@@ -149,7 +149,7 @@ class Soak:
 
     def damage(self, run: Path) -> int:
         """Of the newest of two or more checkpoints: with a single one, nothing would be left to go back to."""
-        from alignrun.checkpoint import list_checkpoints
+        from alignrun.training.checkpoint import list_checkpoints
 
         found = [path for _, path in list_checkpoints(run / "checkpoints")]
         if len(found) > 1 and not (run / "summary.json").is_file():
@@ -179,7 +179,9 @@ def records(file: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
 
-def in_a_row(folder: Path, most: int, stop: "multiprocessing.synchronize.Event", found: "multiprocessing.Queue[object]") -> None:
+def in_a_row(
+    folder: Path, most: int, stop: "multiprocessing.synchronize.Event", found: "multiprocessing.Queue[object]"
+) -> None:
     """Whole runs in one process, and at the end what it was after each: its memory in MiB and its open files."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
@@ -204,9 +206,9 @@ def main() -> None:
     parser.add_argument("--most-in-a-row", type=int, default=1_000_000, help="runs of the one process, at least 4")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    import alignrun.build
     import alignrun.cli
-    import alignrun.launch  # noqa: F401 - for all that are forked from here
+    import alignrun.launch.build
+    import alignrun.launch.train  # noqa: F401 - for all that are forked from here
 
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     wanted = options.faults or 50

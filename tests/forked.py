@@ -23,7 +23,7 @@ from alignrun.cli import entry
 from alignrun.reports import figures
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["alignrun.build", "alignrun.launch", "alignrun.trainer"])
+CONTEXT.set_forkserver_preload(["alignrun.launch.build", "alignrun.launch.train", "alignrun.training.trainer"])
 
 
 class Job:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from alignrun import cli, processes
+from alignrun import cli, distributed
 from alignrun.algorithms.nash_md import NashMD
-from alignrun.trainer import Trainer
+from alignrun.training.trainer import Trainer
 
 accumulate = Trainer.accumulate
 loss = NashMD.loss
@@ -19,17 +19,17 @@ loss = NashMD.loss
 def all_commands() -> None:
     """Run the commands of a JSON file in a row; next to each run, write how many weights this rank holds."""
     Trainer.accumulate = accumulate_and_write  # type: ignore[method-assign]
-    processes.start(torch.device("cpu"))
+    distributed.start(torch.device("cpu"))
     codes = [cli.main(command) for command in json.loads(Path(sys.argv[1]).read_text())]
     if any(codes):
         print(f"exit codes {codes}")
-    processes.leave(int(any(codes)))
+    distributed.leave(int(any(codes)))
 
 
 def accumulate_and_write(trainer: Trainer, batch: Any) -> Any:
     measured = accumulate(trainer, batch)
     held, whole = zip(*map(sizes, trainer._trained.backbone.model.parameters()), strict=True)
-    file = trainer._run.path / f"held-{processes.rank()}.json"
+    file = trainer._run.path / f"held-{distributed.rank()}.json"
     file.write_text(json.dumps([sum(held), sum(whole)]))
     return measured
 
@@ -49,6 +49,6 @@ def out_of_memory() -> None:
 
 
 def hungry(algorithm: NashMD, batch: Any) -> Any:
-    if processes.rank() == 1 and len(batch.prompts) > 1:
+    if distributed.rank() == 1 and len(batch.prompts) > 1:
         raise torch.OutOfMemoryError("CUDA out of memory")
     return loss(algorithm, batch)

@@ -14,10 +14,10 @@ from helpers import bradley_terry_fixed_point
 from torch import Tensor
 
 from alignrun.algorithms.base import ALGORITHMS, Tools, discover
-from alignrun.algorithms.rollout import Rollouts
-from alignrun.build import build_preference
-from alignrun.compose import compose
+from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.games import CYC, best_response, equilibrium, geometric_mixture, mixture_equilibrium
+from alignrun.launch.build import build_preference
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_tokenizer
 from alignrun.types import Completions, PromptBatch
@@ -44,9 +44,21 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
     "nash_prox": (("algo.anchor_tau=0.1",), NASH),
     "nash_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5)),
     "online_ipo": (PAIR, NASH),
-    "ipo_md": ((*PAIR, "algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5)),
+    "ipo_md": (
+        (
+            *PAIR,
+            "algo.mix_beta=0.5",
+        ),
+        mixture_equilibrium(CYC, TAU, 0.5),
+    ),
     "inpo": (PAIR, NASH),
-    "online_dpo": ((*PAIR, "algo.kl_tau=1",), fixed_point(1.0, lambda pi: pi)),
+    "online_dpo": (
+        (
+            *PAIR,
+            "algo.kl_tau=1",
+        ),
+        fixed_point(1.0, lambda pi: pi),
+    ),
     "xpo": (("algo.kl_tau=0.5", "algo.optimism=0"), fixed_point(0.5, lambda pi: MU.numpy())),
 }
 
