@@ -51,8 +51,8 @@ CASES = {
 }
 
 
-WHOLE_LOOP = ("nash_mp", "online_ipo")
-"""What `make test` trains, besides Nash-MD in test_game_lm: two half-steps, and a loss on pairs."""
+WHOLE_LOOP = ("nash_mp", "rloo", "grpo")
+"""What `make test` trains, besides Nash-MD in test_game_lm; the others are in test_zero_gradients."""
 
 
 @pytest.mark.slow

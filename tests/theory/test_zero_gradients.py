@@ -1,4 +1,4 @@
-"""Every online algorithm, as it is trained: at its own stationary point its expected gradient on CYC is zero.
+"""Online algorithms as they are trained: at its own stationary point the expected gradient of each on CYC is zero.
 
 A language model that plays the game is set to the closed form, and the expectation is the sum over all draws of the
 step, each with its probability. A wrong opponent, anchor, sign or factor leaves a gradient as large as elsewhere.
@@ -35,10 +35,7 @@ def fixed_point(kl_tau: float, opponent: Any) -> Tensor:
 
 
 CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
-    "rloo": (("algo.kl_tau=0.1", *PAIR), RESPONSE),
     "ppo": (("algo.kl_tau=0.1", "algo.trace=1", *PLAIN_PPO), RESPONSE),
-    # The mean that is subtracted holds the sample itself: half of the reward is left of two, and all of the penalty.
-    "grpo": ((*PAIR, "algo.scale_by_std=false", "algo.kl_estimator=k2"), best_response(CYC, MU, 2 * TAU)),
     "self_play": ((), NASH),
     "nash_ema": ((), NASH),
     "nash_prox": (("algo.anchor_tau=0.1",), NASH),
