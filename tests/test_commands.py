@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Popen
 from helpers import random_batch
 from rich.console import Console
 
@@ -173,7 +174,14 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(tmp_path: Path) -> N
         assert (policy.log_probs(Role.policy, prompts, completions)).shape == completions.tokens.shape
 
 
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a sweep are forked from a process that has imported everything."""
+    monkeypatch.setattr("alignrun.sweeps.sweep.subprocess.Popen", Popen)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_sweep_gives_each_run_its_directory_and_ends_in_a_ranking(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +251,7 @@ def test_a_sweep_without_runs_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep"
     arguments = ["-m", "experiment=smoke", "train.steps=1", f"hydra.sweep.dir={sweep}"]
@@ -255,6 +264,7 @@ def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_repeated_sweep_makes_only_what_is_missing(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     arguments = ["-m", "experiment=smoke", "seed=1,2,3", "train.checkpoint_every=1", f"hydra.sweep.dir={sweep}"]
@@ -273,12 +283,14 @@ def test_a_repeated_sweep_makes_only_what_is_missing(tmp_path: Path) -> None:
     assert (sweep / "ranking.json").read_text() == before
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_sweep_takes_any_path_and_skips_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     odd = tmp_path / "it's (a) copy, x=1"
     odd.mkdir()
     quoted = str(odd).replace("'", r"\'")
     assert cli.main(["-m", "experiment=smoke", "seed=1,2", "train.steps=1", f"hydra.sweep.dir='{quoted}'"]) == 0
-    assert len(json.loads((odd / "sweep.json").read_text())) == 2
+    rows = json.loads((odd / "sweep.json").read_text())
+    assert [row["exit_code"] for row in rows] == [0, 0]
     capfd.readouterr()
     assert cli.main(["-m", "foo", "seed=1,2"]) == 2
     assert cli.main(["-m", "data.prompts=[a", "seed=1,2"]) == 2
