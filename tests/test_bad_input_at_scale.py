@@ -17,8 +17,8 @@ from alignrun import cli
 from alignrun.algorithms.base import prompt_set
 from alignrun.build import make_encoding
 from alignrun.compose import compose, plain
+from alignrun.data import load_examples
 from alignrun.data.completions import end_of_turn
-from alignrun.data.sources import load_examples
 from alignrun.errors import InputError
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from alignrun import cli, launch, pins, resumption
 from alignrun.checkpoint import list_checkpoints, save_checkpoint
 from alignrun.compose import anchored, changed, compose, dump, load
-from alignrun.config import DataSource
 from alignrun.data import Loaded, PromptSet
 from alignrun.errors import InputError
 from alignrun.evaluation.win_rate import WinRateEvaluator
@@ -440,7 +439,7 @@ def test_local_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("text", ["${oops", "${x}", r"\${x}", r"a\\${x}", "${", "1e5", "yes", "2024-01-01"])
 def test_any_text_survives_being_stored(text: str, tmp_path: Path) -> None:
     config = compose(["experiment=smoke"])
-    config = replace(config, data=replace(config.data, source=DataSource.inline, prompts=[text]))
+    config = replace(config, data=replace(config.data, source="inline", prompts=[text]))
     file = tmp_path / "config.yaml"
     file.write_text(dump(config))
     assert load(file) == config

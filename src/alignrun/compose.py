@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -23,13 +23,12 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from alignrun.algorithms.base import discover
 from alignrun.config import Config, TournamentConfig
 from alignrun.config.shipped import config_folder as config_folder
+from alignrun.data.sources import check_source
 from alignrun.errors import InputError, one_line
 from alignrun.files import read_yaml
-from alignrun.overrides import readable, unreadable
-from alignrun.preferences import PREFERENCES
+from alignrun.overrides import readable, section_classes, unreadable
 from alignrun.slips import alias, note
 from alignrun.text import visible
 
@@ -71,10 +70,9 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="tournament", node=TournamentConfig)
-    for name, algorithm in discover().items():
-        store.store(group="algo/schema", name=name, node=algorithm.config_class)
-    for name, kind in PREFERENCES.items():
-        store.store(group="preference/schema", name=name, node=kind.config_class)
+    for group, classes in section_classes().items():
+        for name, kind in classes.items():
+            store.store(group=f"{group}/schema", name=name, node=kind)
 
 
 def compose(overrides: Sequence[str], verb: str = "") -> Config:
@@ -145,6 +143,8 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
     except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
+    if config.data is not None:
+        check_source(config.data)
     return config
 
 
@@ -195,11 +195,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             )
     try:
         stored = read_yaml(path)
-        sections = discover()[stored["algo"]["name"]], PREFERENCES[stored["preference"]["name"]]
+        known, by = section_classes(), {"algo": "name", "preference": "name", "data": "source"}
+        classes = {group: known[group][stored[group][key]] for group, key in by.items()}
     except (LookupError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
     try:
-        whole = _with_values(stored, *(section.config_class for section in sections))
+        whole = _with_values(stored, classes)
         config = typed(whole, Config)
     except (OmegaConfBaseException, TypeError) as error:
         raise InputError(f"{path}: {explain(error)}") from error
@@ -220,7 +221,7 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
         config = replace(config, **{group: getattr(section, group)})
     rest = [override for override in overrides if override.partition("=")[0].partition(".")[0] not in chosen]
     try:
-        whole = _with_values(plain(config), type(config.algo), type(config.preference))
+        whole = _with_values(plain(config), {group: type(getattr(config, group)) for group in section_classes()})
         merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(list(rest)))
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
@@ -232,10 +233,11 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     return typed(merged, Config)
 
 
-def _with_values(values: Any, algo: type, preference: type) -> DictConfig:
-    """The schema of a run with plain values in it, each of them as it is."""
+def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
+    """The schema of a run with plain values in it, each of them as it is; `classes` type the sections of choices."""
     base = OmegaConf.structured(Config)
-    base.algo, base.preference = algo, preference
+    for group, kind in classes.items():
+        base[group] = kind
     merged = OmegaConf.merge(base, OmegaConf.create(_literal(values)))
     assert isinstance(merged, DictConfig)
     return merged
@@ -316,12 +318,12 @@ def known_keys(kind: type = Config) -> list[str]:
     for name, section in sections.items():
         if is_dataclass(section):
             keys += _flatten(OmegaConf.structured(section), f"{name}.")
-    classes = {
-        "algo": [algorithm.config_class for algorithm in discover().values()],
-        "preference": [entry.config_class for entry in PREFERENCES.values()],
-    }
     keys += [
-        f"{name}.{field}" for name in classes if name in sections for own in classes[name] for field in _fields(own)
+        f"{name}.{field}"
+        for name, classes in section_classes().items()
+        if name in sections
+        for own in classes.values()
+        for field in _fields(own)
     ]
     return sorted({*keys, *_groups_of(kind)})
 
@@ -332,12 +334,9 @@ def _groups_of(kind: type) -> list[str]:
 
 
 def _owners(key: str) -> list[str]:
-    """The algorithms or preferences that have a key which the chosen one has not."""
+    """The choices that have a key which the chosen one has not."""
     group, _, field = key.partition(".")
-    classes = {
-        "algo": {name: algorithm.config_class for name, algorithm in discover().items()},
-        "preference": {name: kind.config_class for name, kind in PREFERENCES.items()},
-    }.get(group, {})
+    classes = section_classes().get(group, {})
     return sorted(f"{group}={name}" for name, config_class in classes.items() if field in _fields(config_class))
 
 

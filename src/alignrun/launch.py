@@ -19,7 +19,7 @@ from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.files import is_step, read_json
 from alignrun.fresh import fresh_directory
-from alignrun.models.device import resolve_device
+from alignrun.models.device import resolve
 from alignrun.pins import checked, read_pins
 from alignrun.progress import Progress, summary_panel
 from alignrun.resumption import Resumption, commit, settle
@@ -94,7 +94,7 @@ def job(config: Config, console: Console) -> Iterator[Console]:
     Raises:
         InputError: they do not find each other.
     """
-    with processes.joined(resolve_device(config.model.device)):
+    with processes.joined(resolve(config.model, config.adapter).device):
         yield console if processes.is_main() else Console(quiet=True)
 
 

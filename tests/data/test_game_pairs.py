@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from alignrun.compose import compose
-from alignrun.config import DataConfig, DataSource
+from alignrun.config import DataConfig
 from alignrun.data import load_examples
 from alignrun.errors import InputError
 from alignrun.game_files import PROMPT
@@ -12,7 +12,7 @@ from alignrun.games import CYC
 
 
 def config(game: str | None, eval_size: int | None = None) -> DataConfig:
-    return DataConfig(name="game_pairs", source=DataSource.game, game=game, eval_size=eval_size)
+    return DataConfig(name="game_pairs", source="game", game=game, eval_size=eval_size)
 
 
 def test_every_pair_once_with_the_probability_of_the_game() -> None:

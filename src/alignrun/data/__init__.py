@@ -4,12 +4,12 @@ from alignrun.data.completions import end_of_turn, opened
 from alignrun.data.demonstrations import DemonstrationSet
 from alignrun.data.feedback import FeedbackEncoder, PreferenceEncoder, RewardEncoder, check_template
 from alignrun.data.files import read_rows
+from alignrun.data.loading import Loaded, load_examples
 from alignrun.data.padding import collate, padding_id
 from alignrun.data.pairs import EncodedPair, PairSet, check_labels, encode_policy_pair
 from alignrun.data.prompts import PromptSet
 from alignrun.data.records import parse_row
 from alignrun.data.rendering import Renderer, encode_prompt
-from alignrun.data.sources import Loaded, load_examples
 
 __all__ = [
     "DemonstrationSet",

@@ -1,11 +1,5 @@
-"""Preferences over pairs of completions. Importing the package registers every file of it that is one."""
+"""Preferences over pairs of completions, one file a preference."""
 
-import importlib
-import pkgutil
+from alignrun.preferences.base import PREFERENCES, Kind, Preference, Reward, discover
 
-from alignrun.preferences.base import PREFERENCES, Preference, Reward
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-
-__all__ = ["PREFERENCES", "Preference", "Reward"]
+__all__ = ["PREFERENCES", "Kind", "Preference", "Reward", "discover"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from alignrun import compose
-from alignrun.algorithms.base import ALGORITHMS
+from alignrun.algorithms.base import ALGORITHMS, opponent_of
 from alignrun.algorithms.feedback import FeedbackAlgorithm
-from alignrun.build import load_trained, opponent_of
+from alignrun.build import load_trained
 from alignrun.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
 from alignrun.config import (
     AdapterConfig,
