@@ -405,7 +405,7 @@ LAYERS = [
     {"config"},
     {"web", "processes", "terminal", "fresh"},
     {"files"},
-    {"types", "errors", "text", "working_directory", "merit", "slips", "registry"},
+    {"types", "errors", "text", "working_directory", "merit", "slips"},
 ]
 
 

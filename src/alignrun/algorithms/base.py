@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from alignrun.algorithms.workload import Workload
 from alignrun.config import Config, DataConfig, Engine
+from alignrun.config.registry import import_modules
 from alignrun.data import PromptSet, padding_id
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.preferences.base import Preference
-from alignrun.registry import import_modules
 from alignrun.types import Example
 
 
@@ -123,14 +123,12 @@ class FeedbackTools:
 
 
 class Measure(Enum):
-    """What an evaluation measures on held-out data."""
+    """What an evaluation measures of a policy on held-out data."""
 
     loss = "loss"
     """The algorithm's own loss on demonstrations."""
     pairs = "pairs"
     """Its loss, accuracy and calibration on preference pairs."""
-    feedback = "feedback"
-    """The same of a feedback model, and how often it is intransitive."""
     opponent = "opponent"
     """The policy against the frozen one that it trains against."""
     policy = "policy"
@@ -200,7 +198,7 @@ class Algorithm(ABC):
         return False
 
     def evaluators(self) -> Sequence[Measure]:
-        """What an evaluation measures, in the order of its lines."""
+        """What an evaluation measures of the policy, in the order of its lines."""
         return [Measure.policy]
 
     def prepare(self, data: Dataset) -> Dataset:

@@ -1,4 +1,4 @@
-"""The policy gradient towards a best response to a frozen policy: what can be won against it."""
+"""The policy gradient towards a best response to a frozen policy: what can be won against it (arXiv 2312.00886)."""
 
 from collections.abc import Sequence
 from typing import Any

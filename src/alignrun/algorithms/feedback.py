@@ -42,8 +42,8 @@ class FeedbackAlgorithm(OfflineAlgorithm):
             raise InputError(f"config: algo={cls.name} reads texts, and model=game has none: choose another model")
 
     def evaluators(self) -> Sequence[Measure]:
-        """The feedback model alone."""
-        return [Measure.feedback]
+        """Nothing of a policy: there is none."""
+        return []
 
     @classmethod
     def card(cls, config: Config) -> AdapterCard:

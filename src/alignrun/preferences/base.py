@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from alignrun.registry import import_modules
+from alignrun.config.registry import import_modules
 
 Build = TypeVar("Build", bound=Callable[..., "Preference"])
 

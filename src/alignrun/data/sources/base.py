@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from alignrun.config import DataConfig, require
+from alignrun.config.registry import import_modules
 from alignrun.data.values import BadRowError, Row
 from alignrun.errors import InputError
-from alignrun.registry import import_modules
 from alignrun.types import Example
 
 Rows = Iterable[tuple[str, Row | BadRowError | Example]]
