@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from alignrun.compose import compose, config_folder
 from alignrun.config import Config, TournamentConfig, schema
 from alignrun.config.keys import Key, keys
-from alignrun.overrides import section_classes
+from alignrun.launch.compose import compose, config_folder
+from alignrun.launch.overrides import section_classes
 
 ROOT = Path(__file__).parents[1]
 

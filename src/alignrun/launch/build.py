@@ -1,0 +1,321 @@
+"""The only place where a configuration meets a class: from a typed Config to something that can run."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from alignrun import distributed, preferences
+from alignrun.algorithms.base import (
+    ALGORITHMS,
+    Algorithm,
+    Dataset,
+    Encoding,
+    FeedbackTools,
+    Measure,
+    Tools,
+    Trained,
+    discover,
+    opponent_of,
+    prompt_set,
+)
+from alignrun.algorithms.common.feedback import FeedbackAlgorithm
+from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSource, ReferenceKind, TooLong
+from alignrun.data import PairSet, check_labels, end_of_turn, load_examples
+from alignrun.errors import InputError, RunError, one_line
+from alignrun.evaluation.exact import GameEvaluator
+from alignrun.evaluation.feedback import FeedbackEvaluator
+from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
+from alignrun.evaluation.opponent import OpponentEvaluator
+from alignrun.evaluation.together import Together
+from alignrun.evaluation.truncation import truncation
+from alignrun.evaluation.win_rate import WinRateEvaluator
+from alignrun.launch.pins import Pins, take_pins
+from alignrun.models.adapters import quantization
+from alignrun.models.backbone import Backbone, check_split
+from alignrun.models.cards import Training
+from alignrun.models.device import resolve
+from alignrun.models.policy import Policy
+from alignrun.models.saving import check_saving
+from alignrun.models.scorer import Scorer
+from alignrun.models.sources import context_length, load_architecture, load_tokenizer, vocabulary_size
+from alignrun.preferences import PREFERENCES, Preference
+from alignrun.preferences.feedback_model import find_card
+from alignrun.preferences.matrix import MatrixPreference
+from alignrun.types import Evaluation, Evaluator, Example
+
+Registered = TypeVar("Registered", type[Algorithm], preferences.Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Everything that one run is made of."""
+
+    trained: Trained
+    """The policy, or the feedback model."""
+    algorithm: Algorithm
+    data: Dataset
+    evaluate: Evaluator
+    pins: Pins
+    """What the run stands on, by content."""
+
+
+def check(config: Config) -> None:
+    """Everything about a configuration that can be refused before a model or a data set is loaded.
+
+    Raises:
+        InputError: settings that contradict each other, or hardware that is not here.
+    """
+    kind = _chosen("algo", config.algo, discover())
+    preference = _chosen("preference", config.preference, preferences.discover())
+    kind.check(config)
+    if preference.feedback:
+        find_card(config.preference.path, preference.feedback)
+    if config.optim.warmup_steps > config.train.steps:
+        raise InputError(
+            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
+        )
+    if config.model.source is ModelSource.game:
+        if config.preference.name != "matrix":
+            raise InputError("config: model=game plays a matrix game: choose preference=matrix")
+        if config.generation.max_new_tokens != 1:
+            raise InputError("config: model=game plays one action, of one token: set generation.max_new_tokens=1")
+    plain = AdapterConfig(name=config.adapter.name)
+    copied = "reference=adapter" if config.reference.name is ReferenceKind.adapter else "algo.opponent"
+    if (copied == "reference=adapter" or kind.opponent(config)) and config.adapter != plain:
+        raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
+    if config.generation.engine is Engine.server and config.adapter.name is AdapterKind.none:
+        raise InputError(
+            "config: generation.engine=server is given an adapter at every step: use adapter=lora or qlora"
+        )
+    resolved = resolve(config.model, config.adapter)
+    check_split(config.adapter)
+    if (sharding := distributed.sharding()) and config.model.cuda_graphs is True and resolved.device.type == "cuda":
+        raise InputError(
+            f"config: model.cuda_graphs=true records no base that is split by {sharding.value}: set it to auto or false"
+        )
+    if config.adapter.name is AdapterKind.qlora:
+        if config.model.source in (ModelSource.random, ModelSource.game):
+            raise InputError(
+                f"config: adapter=qlora is for real models, not model={config.model.name}: use adapter=lora"
+            )
+        quantization(config.adapter, resolved.device, resolved.dtype)
+
+
+def _chosen(group: str, section: Any, registered: Mapping[str, Registered]) -> Registered:
+    """What is registered under a section's name. Raises InputError where the section is not typed by it."""
+    kind = registered.get(section.name)
+    if kind is None:
+        known = ", ".join(sorted(registered))
+        raise InputError(f"config: {group}.name={section.name} is unknown: write {group}=NAME, of {known}")
+    if not isinstance(section, kind.config_class):
+        raise InputError(f"config: {group}.name cannot be changed by itself: write {group}={section.name}")
+    return kind
+
+
+@contextlib.contextmanager
+def memory_errors(config: Config) -> Iterator[None]:
+    """Running out of memory, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory ({one_line(error, 120)}): lower train.micro_batch_size (now "
+            f"{config.train.micro_batch_size or config.train.batch_size}), evaluation.batch_size (now "
+            f"{config.evaluation.batch_size}) or generation.batch_size, or use "
+            "model.gradient_checkpointing=true or adapter=qlora"
+        ) from error
+
+
+def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> Assembly:
+    """Load and connect the parts, the cheap ones first, so that bad input fails before gigabytes are read.
+
+    Args:
+        config: the configuration of the run.
+        report: told in a few words what is being loaded.
+
+    Raises:
+        InputError: any part is not to be had.
+    """
+    # Before the first of them waits for another one in `prepare`.
+    with distributed.raise_together(), memory_errors(config):
+        check(config)
+        kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
+        trains_policy = not issubclass(kind, FeedbackAlgorithm)
+        preference = build_preference(config.preference) if trains_policy and not needs_base else None
+        report(f"data: {config.data.name}")
+        loaded = load_examples(config.data)
+        if loaded.skipped:
+            report(f"data: {loaded.skipped} rows that cannot be used skipped")
+        for note in loaded.notes:
+            report(f"data: {note}")
+        report(f"model: {config.model.name}")
+        encoding = make_encoding(config)
+        lazily = encoding if kind.precomputes(config) else replace(encoding, drawn=report)
+        data = kind.dataset(config.algo, loaded.train, lazily)
+        heldout = kind.dataset(config.algo, loaded.heldout, encoding)
+        if data.refused + heldout.refused:
+            report(f"data: {data.refused + heldout.refused} rows that the model cannot read skipped")
+        if data.skipped + heldout.skipped:
+            report(f"data: {data.skipped + heldout.skipped} examples that are too long skipped")
+        if isinstance(data, PairSet):
+            check_labels(data.examples)
+        trained = load_trained(config, encoding.tokenizer)
+        check_saving(trained.describe)
+        trainable = sum(weight.numel() for weight in trained.trainable().values())
+        report(f"model: {trainable / 1e6:,.1f}M parameters trained")
+        for note in trained.backbone.notes:
+            report(note)
+        if isinstance(trained, Scorer):
+            algorithm = kind(config.algo, FeedbackTools(trained, config))
+            encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))
+            evaluator = FeedbackEvaluator(algorithm, heldout, encode, trained.device, config)
+            return Assembly(trained, algorithm, data, evaluator, take_pins(config, loaded, trained.backbone))
+        policy = trained
+        if preference is None:
+            preference = build_preference(config.preference, policy.backbone)
+        pins = take_pins(config, loaded, policy.backbone, preference)
+        algorithm = kind(config.algo, Tools(policy, preference, config))
+        for note in algorithm.notes():
+            report(note)
+    if kind.precomputes(config):
+        report(f"reference: log-probabilities of {len(data) + len(heldout)} pairs")
+    data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)
+    questions = distinct_prompts(loaded.heldout)
+    evaluate = build_evaluator(config, policy, preference, algorithm, heldout, questions, encoding)
+    return Assembly(trained, algorithm, data, evaluate, pins)
+
+
+def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy | Scorer:
+    """What the algorithm trains, as it is before the first step.
+
+    Raises:
+        InputError: the model, the adapter or the device is not to be had.
+    """
+    kind = ALGORITHMS[config.algo.name]
+    if issubclass(kind, FeedbackAlgorithm):
+        backbone = Backbone.load(config.model, config.adapter, tokenizer, config.seed)
+        return Scorer.create(backbone, config.adapter, kind.card(config))
+    ends = []
+    with contextlib.suppress(InputError):  # without a mark of its own, sampling stops where the tokenizer says
+        ends = [end_of_turn(tokenizer)]
+    return Policy.load(
+        config.model,
+        config.adapter,
+        config.reference,
+        tokenizer,
+        config.seed,
+        ends,
+        opponent_of(config),
+        describe_training(config),
+    )
+
+
+def describe_training(config: Config) -> Training:
+    """How the run's policy is trained, for the files that it is saved in."""
+    return Training(
+        algorithm=config.algo.name,
+        temperature=trained_temperature(config),
+        evaluation_temperature=config.evaluation.temperature,
+        max_new_tokens=config.generation.max_new_tokens,
+        reference=config.reference.path or config.reference.name.value,
+        preference=config.preference.name,
+        data=config.data.name,
+        seed=config.seed,
+    )
+
+
+def trained_temperature(config: Config) -> float:
+    """T of the policy that is trained: what is sampled at, or 1 where the algorithm learns from data alone."""
+    return config.generation.temperature if ALGORITHMS[config.algo.name].online else 1.0
+
+
+def make_encoding(config: Config) -> Encoding:
+    """The tokenizer of the model and the limits for what it is to read.
+
+    Raises:
+        InputError: the model is not to be had.
+    """
+    tokenizer, architecture = load_tokenizer(config.model), load_architecture(config.model)
+    return Encoding(
+        tokenizer=tokenizer,
+        data=config.data,
+        system_prompt=config.model.system_prompt,
+        context=context_length(architecture),
+        max_new_tokens=config.generation.max_new_tokens,
+        seed=config.seed,
+        append_end_of_turn=config.model.source is not ModelSource.game,
+        rows=vocabulary_size(architecture),
+    )
+
+
+def skipping(encoding: Encoding) -> Encoding:
+    """The same, leaving out what is too long."""
+    return replace(encoding, data=replace(encoding.data, too_long=TooLong.skip))
+
+
+def build_preference(section: Any, backbone: Backbone | None = None) -> Preference:
+    """The preference that a section names; a learned one stands on the backbone where it can."""
+    kind = PREFERENCES[section.name]
+    made: Preference = kind.build(section, backbone) if kind.feedback else kind.build(section)
+    return made
+
+
+def distinct_prompts(examples: list[Example]) -> list[Example]:
+    """One example for each prompt: several pairs may share one, and intervals are over prompts."""
+    return list({example.text: example for example in examples}.values())
+
+
+def build_evaluator(
+    config: Config,
+    policy: Policy,
+    preference: Preference,
+    algorithm: Algorithm,
+    heldout: Dataset,
+    questions: list[Example],
+    encoding: Encoding,
+) -> Evaluator:
+    """What the algorithm asks to be measured, one after the other."""
+    settings, device = config.evaluation, policy.device
+    exact = config.model.source is ModelSource.game and isinstance(preference, MatrixPreference)
+    if exact and (truncated := truncation(settings.top_k, settings.top_p)):
+        raise InputError(
+            f"config: {truncated} of evaluation truncates what is sampled, and model=game is evaluated exactly, on "
+            "whole distributions: leave out evaluation.top_k and evaluation.top_p"
+        )
+    # Data that fit may leave no room for sampling after the longest of their prompts.
+    prompts = prompt_set(questions, encoding if algorithm.online or exact else skipping(encoding))
+    length = config.generation.max_new_tokens
+
+    def against_reference() -> Evaluator:
+        if isinstance(preference, MatrixPreference) and exact:
+            return GameEvaluator(policy, preference.game, prompts, settings.temperature, algorithm.kl_weight)
+        judge = None if config.preference.name == "none" else preference
+        return WinRateEvaluator(policy, judge, prompts, settings, length, config.seed)
+
+    def against_opponent() -> Evaluator:
+        return OpponentEvaluator(policy, preference, prompts, settings, length, algorithm.tau(config), config.seed)
+
+    def pairs() -> Evaluator:
+        assert isinstance(heldout, PairSet)
+        return PairsEvaluator(algorithm, heldout, settings.batch_size, device, settings.confidence, config.seed)
+
+    made: dict[Measure, Callable[[], Evaluator]] = {
+        Measure.policy: against_reference,
+        Measure.opponent: against_opponent,
+        Measure.pairs: pairs,
+        Measure.loss: lambda: LikelihoodEvaluator(algorithm, heldout, settings.batch_size, device),
+    }
+    # The exact measures on a game include those against the opponent.
+    measures = [measure for measure in algorithm.evaluators() if not (exact and measure is Measure.opponent)]
+    evaluators = [made[measure]() for measure in measures]
+    # What is trained is π at one temperature: at another it is another policy.
+    trained_at = trained_temperature(config)
+    if settings.temperature != trained_at:
+        said = f"{settings.temperature:g} in this evaluation, {trained_at:g} in training"
+        evaluators.append(lambda: Evaluation({}, [("temperature", said)]))
+    return Together(evaluators)
