@@ -72,7 +72,7 @@ class DataConfig:
 
     name: str = MISSING
     source: str = "bundled"
-    """Where the rows come from."""
+    """Where the rows come from: bundled, jsonl, hub, inline, game, or a source of your own."""
     path: str | None = None
     """A .jsonl, .json, .csv, .tsv (also .gz) or .parquet file (source=jsonl); a data set id or folder (source=hub)."""
     eval_path: str | None = None
