@@ -18,7 +18,7 @@ from alignrun import cli
 from alignrun.errors import InputError
 from alignrun.evaluation.results import RunResult
 from alignrun.launch import compose
-from alignrun.launch.build import check
+from alignrun.launch.checks import check
 from alignrun.planning.plan import count_parameters, make_plan
 from alignrun.sweeps.job import state
 from alignrun.sweeps.table import read_run, summarise

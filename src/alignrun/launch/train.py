@@ -16,7 +16,8 @@ from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
-from alignrun.launch.build import Assembly, assemble, check, memory_errors
+from alignrun.launch.build import Assembly, assemble, memory_errors
+from alignrun.launch.checks import check
 from alignrun.launch.pins import checked, read_pins
 from alignrun.models.device import resolve
 from alignrun.run.directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
@@ -112,11 +113,8 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
     check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), overrides=overrides)
     if not run.adapter.is_dir():
         raise InputError(f"{run.path} has not finished: go on with `alignrun resume {run.path}` first")
-    kept = {
-        field.name: getattr(config.algo, field.name)
-        for field in fields(BestResponseConfig)
-        if field.name not in ("name", "opponent") and hasattr(config.algo, field.name)
-    }
+    both = {field.name for field in fields(config.algo)} & {field.name for field in fields(BestResponseConfig)}
+    kept = {name: getattr(config.algo, name) for name in both - {"name", "opponent"}}
     config = replace(
         config,
         algo=BestResponseConfig(opponent=str(run.path), **kept),

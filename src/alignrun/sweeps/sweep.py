@@ -22,7 +22,7 @@ from rich.console import Console
 
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
-from alignrun.launch.build import check
+from alignrun.launch.checks import check
 from alignrun.launch.overrides import quoted
 from alignrun.run.directory import RunDirectory
 from alignrun.run.fresh import fresh_directory
