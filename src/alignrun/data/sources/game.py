@@ -5,7 +5,6 @@ from itertools import combinations
 from alignrun.config import DataConfig
 from alignrun.data.sources.base import Split, source
 from alignrun.errors import InputError
-from alignrun.games.files import PROMPT, load_game
 from alignrun.types import Example
 
 
@@ -15,6 +14,8 @@ def read(config: DataConfig) -> Split:
 
     Raises InputError where no game is named, or there is none of that name.
     """
+    from alignrun.games.files import PROMPT, load_game  # here, since a game is made of tensors
+
     if config.game is None:
         raise InputError("config: data.game is missing: choose preference=matrix, or name a game, as in data.game=cyc")
     game = load_game(config.game)
