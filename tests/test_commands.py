@@ -398,7 +398,7 @@ LAYERS = [
     {"games", "objectives"},
     {"http", "distributed"},
     {"security"},
-    {"types", "errors"},
+    {"types", "errors", "discovery"},
 ]
 
 

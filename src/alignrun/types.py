@@ -3,12 +3,15 @@
 Shape legend: B prompts of a batch, P prompt tokens, T completion tokens, R packed rows of S tokens.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Message(TypedDict):
@@ -97,7 +100,7 @@ class Completions:
     mask: Tensor
     """[B, T] bool, true on the tokens of the completion."""
 
-    def flat(self) -> "Completions":
+    def flat(self) -> Completions:
         """K completions of each prompt, [B, K, T], as [B·K, T]."""
         return Completions(self.tokens.flatten(0, 1), self.mask.flatten(0, 1))
 

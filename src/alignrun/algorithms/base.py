@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from alignrun.algorithms.common.workload import Workload
 from alignrun.config import Config, DataConfig, Engine
-from alignrun.config.registry import import_modules
 from alignrun.data import PromptSet, padding_id
+from alignrun.discovery import import_all
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy
@@ -302,7 +302,7 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 
 def discover() -> dict[str, type[Algorithm]]:
     """Import every module of this package, so that a new file is an algorithm without further wiring."""
-    import_modules("alignrun.algorithms")
+    import_all("algo")
     return ALGORITHMS
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alignrun.data.completions import end_of_turn, opened
     from alignrun.data.demonstrations import DemonstrationSet
-    from alignrun.data.feedback import FeedbackEncoder, PreferenceEncoder, RewardEncoder, check_template
+    from alignrun.data.feedback import FeedbackEncoder, PreferenceEncoder, RewardEncoder
     from alignrun.data.files import read_rows
     from alignrun.data.loading import Loaded, load_examples
     from alignrun.data.padding import collate, padding_id
@@ -26,7 +26,6 @@ __all__ = [
     "Renderer",
     "RewardEncoder",
     "check_labels",
-    "check_template",
     "collate",
     "encode_policy_pair",
     "encode_prompt",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,7 @@ PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
 Root = TypeVar("Root", Config, TournamentConfig)
 
 
+@cache
 def register_schemas() -> None:
     """Put the typed dataclasses beneath the YAML files: `defaults: [schema/NAME@_here_]`."""
     store = ConfigStore.instance()

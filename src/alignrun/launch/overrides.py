@@ -17,9 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
-from alignrun import preferences
-from alignrun.algorithms import base as algorithms
 from alignrun.data import sources
+from alignrun.discovery import PACKAGES, config_classes
 from alignrun.errors import InputError
 from alignrun.launch.suggestions import stray
 
@@ -119,12 +118,8 @@ def key_types(kind: type) -> Mapping[str, tuple[Any, ...]]:
 
 def section_classes() -> dict[str, dict[str, type]]:
     """The sections that a choice types by a class of its own: that of every algorithm, preference and data source."""
-    registries: dict[str, Mapping[str, Any]] = {
-        "algo": algorithms.discover(),
-        "preference": preferences.discover(),
-        "data": sources.discover(),
-    }
-    return {group: {name: kind.config_class for name, kind in found.items()} for group, found in registries.items()}
+    typed = {group: config_classes(group) for group in PACKAGES}
+    return {**typed, "data": {name: source.config_class for name, source in sources.discover().items()}}
 
 
 def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:

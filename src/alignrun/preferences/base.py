@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from alignrun.config.registry import import_modules
+from alignrun.discovery import import_all
 
 Build = TypeVar("Build", bound=Callable[..., "Preference"])
 
@@ -85,5 +85,5 @@ def preference(name: str, config_class: type, *, feedback: str = "") -> Callable
 
 def discover() -> dict[str, Kind]:
     """Import every module of this package, so that a new file is a preference without further wiring."""
-    import_modules("alignrun.preferences")
+    import_all("preference")
     return PREFERENCES

@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from alignrun.errors import InputError, RunError
@@ -303,9 +302,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
-        "device": _device(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        **_hardware(),
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT"),
         "platform": platform.platform(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -340,7 +337,11 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _device() -> str:
+def _hardware() -> dict[str, Any]:
+    import torch  # readers of a run's files do without
+
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+    return {"device": device, "cpu_count": os.cpu_count(), "threads": torch.get_num_threads()}

@@ -49,13 +49,17 @@ from alignrun.tournament.sampling import Questions, ask, introduce, sample_all
 from alignrun.tournament.scoreboard import show
 
 
-def play(arguments: Sequence[str], console: Console) -> int:
-    """Play the tournament that the overrides describe; the exit code.
+def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -> int:
+    """Play a tournament; the exit code.
+
+    Args:
+        config: the tournament.
+        arguments: the overrides that describe it, for the report.
+        console: who is kept informed.
 
     Raises:
         AlignrunError: bad input, or a preference that fails.
     """
-    config = compose.compose_tournament(arguments)
     lineup = line_up(config)
     rules = agree(config, lineup.players)
     run = RunDirectory.create(config.run.dir or fresh_directory(Path("runs") / "tournaments"))
