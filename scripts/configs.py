@@ -152,10 +152,10 @@ def reference() -> str:
     for key in keys(Config):
         if key.section:
             parts.append(_table(f"`{key.name}`", keys(key.section), f"{key.name}.", summary(key.section)))
-        for name, kind in groups.get(key.name, {}).items():
+        for name, kind in sorted(groups.get(key.name, {}).items()):
             heading = f"`{key.name}={name}`"
             parts.append(_table(heading, keys(kind.config_class), f"{key.name}.", summary(_module(kind))))
-    for name, source in sources().items():
+    for name, source in sorted(sources().items()):
         if source.config_class is not Config.__dataclass_fields__["data"].type:
             parts.append(_table(f"`data={name}`", keys(source.config_class), "data.", summary(_module(source))))
     known = {key.name for key in keys(Config)} - {"seed"}
