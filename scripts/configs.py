@@ -151,7 +151,9 @@ def reference() -> str:
     ]
     for key in keys(Config):
         if key.section:
-            parts.append(_table(f"`{key.name}`", keys(key.section), f"{key.name}.", summary(key.section)))
+            choices = ", ".join(f"`{path.stem}`" for path in sorted((CONF / key.name).glob("*.yaml")))
+            about = f"{summary(key.section)} Choices: {choices}." if choices else summary(key.section)
+            parts.append(_table(f"`{key.name}`", keys(key.section), f"{key.name}.", about))
         for name, kind in sorted(groups.get(key.name, {}).items()):
             heading = f"`{key.name}={name}`"
             parts.append(_table(heading, keys(kind.config_class), f"{key.name}.", summary(_module(kind))))
