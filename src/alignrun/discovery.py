@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from functools import cache
 from importlib.abc import MetaPathFinder
@@ -125,19 +125,23 @@ def _run(part: ast.Module, module: ModuleType) -> None:
 def two_parts(tree: ast.Module) -> tuple[ast.Module, ast.Module]:
     """The statements of a module: the docstring, the schemas and what they refer to; and all others, in their order."""
     statements = [single for statement in tree.body for single in _singles(statement)]
-    future = [one for one in statements if isinstance(one, ast.ImportFrom) and one.module == "__future__"]
-    first = {id(one) for one in (*statements[:1], *future, *filter(_is_schema, statements))}
-    while True:
-        needed = {name for one in statements if id(one) in first for name in _names(one, ast.Load)}
-        more = {id(one) for one in statements if needed & _bound(one)} - first
-        if not more:
-            break
+    bound = [_bound(statement) for statement in statements]
+    future = [place for place, statement in enumerate(statements) if _is_future(statement)]
+    first: set[int] = set()
+    more = {0, *future, *(place for place, statement in enumerate(statements) if _is_schema(statement))}
+    while more:
         first |= more
-    rest = [one for one in statements if id(one) not in first]
-    return (
-        ast.Module([one for one in statements if id(one) in first], type_ignores=[]),
-        ast.Module([*future, *rest], type_ignores=[]),
-    )
+        needed = {name for place in more for name in _names(statements[place], ast.Load)}
+        more = {place for place, names in enumerate(bound) if needed & names} - first
+
+    def part(places: Iterable[int]) -> ast.Module:
+        return ast.Module([statements[place] for place in sorted(places)], type_ignores=[])
+
+    return part(first), part({*range(len(statements))} - first | {*future})
+
+
+def _is_future(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
 
 
 def _singles(statement: ast.stmt) -> Iterator[ast.stmt]:
