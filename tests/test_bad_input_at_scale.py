@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from alignrun import cli
 from alignrun.algorithms.base import prompt_set
+from alignrun.data import load_examples
 from alignrun.data.completions import end_of_turn
-from alignrun.data.sources import load_examples
 from alignrun.errors import InputError
 from alignrun.launch.build import make_encoding
 from alignrun.launch.compose import compose, plain

@@ -19,7 +19,7 @@ from alignrun import cli
 from alignrun.errors import InputError
 from alignrun.evaluation.results import RunResult
 from alignrun.launch import compose
-from alignrun.launch.build import check
+from alignrun.launch.checks import check
 from alignrun.planning.plan import count_parameters, make_plan
 from alignrun.sweeps.job import state
 from alignrun.sweeps.table import read_run, summarise
@@ -353,41 +353,52 @@ def test_the_module_runs_as_a_command() -> None:
 
 
 def test_the_files_of_contributing_work_as_written(tmp_path: Path) -> None:
-    """An algorithm and a preference are put into a copy of the package, and found without further wiring."""
+    """An algorithm, a preference and a data source are put into a copy of the package, and found without wiring."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    shutil.copytree(ROOT / "src" / "alignrun", tmp_path / "src" / "alignrun")
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    for file, language in (
-        ("src/alignrun/algorithms/against_reference.py", "python"),
-        ("conf/algo/against_reference.yaml", "yaml"),
-        ("src/alignrun/preferences/brevity.py", "python"),
-        ("conf/preference/brevity.yaml", "yaml"),
-    ):
-        assert f"`{file}`" in text
-        (tmp_path / file).write_text(text.split(f"`{file}`")[1].split(f"```{language}\n")[1].split("```")[0])
-    arguments = ["algo=against_reference", "preference=brevity", "experiment=smoke", "train.steps=1", "run.dir=run"]
-    script = f"from alignrun import cli; print(cli.main(['plan', *{arguments}]), cli.main({arguments}))"
+    for folder in ("src/alignrun", "conf", "scripts", "docs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for file in ("algorithms/against_reference.py", "preferences/brevity.py", "data/sources/sums.py"):
+        assert f"`src/alignrun/{file}`" in text
+        example = text.split(f"`src/alignrun/{file}`")[1].split("```python\n")[1].split("```")[0]
+        (tmp_path / "src" / "alignrun" / file).write_text(example)
+    arguments = [
+        "algo=against_reference", "preference=brevity", "data=sums", "data.rows=20", "data.eval_fraction=0.3",
+        "experiment=smoke", "train.steps=1", "run.dir=run",
+    ]  # fmt: skip
+    script = f"""
+import runpy
+from alignrun import cli
+runpy.run_path("scripts/configs.py", run_name="__main__")
+run = {arguments}
+commands = ["ls"], ["plan", *run], run, ["resume", "run", "train.steps=2"], [*run, "data.rows=1"]
+print([cli.main(command) for command in commands])
+"""
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "160"},
     )
     assert done.returncode == 0, done.stderr
+    assert "algo=against_reference" in done.stdout
+    assert "Policy gradient of the win rate against the reference" in done.stdout
+    assert "Sums of two digits" in done.stdout
     assert "against_reference on tiny: 0.1M parameters" in done.stdout
     assert "against_reference on tiny: 1 steps" in done.stdout
-    assert done.stdout.endswith("0 0\n"), done.stderr
+    assert done.stdout.endswith("[0, 0, 0, 0, 2]\n"), done.stderr
+    assert "data.rows must lie in [2, 100], not 1" in done.stderr
     assert "name: brevity" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "# τ, the weight of KL(π‖μ)" in (tmp_path / "conf" / "algo" / "against_reference.yaml").read_text()
+    assert "| `data.rows` | `int` | `64` | Prompts, of which" in (tmp_path / "docs" / "config.md").read_text()
 
 
 LAYERS = [
     {"__main__"},
     {"cli"},
     {"tournament", "sweeps"},
-    {"launch", "top"},
-    {"planning"},
+    {"launch", "planning", "top"},
     {"reports"},
     {"evaluation"},
     {"training"},

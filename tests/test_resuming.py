@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from alignrun import cli
-from alignrun.config import Config, DataSource
+from alignrun.config import Config
 from alignrun.data import Examples, Loaded, PromptSet
 from alignrun.errors import InputError
 from alignrun.evaluation.win_rate import WinRateEvaluator
@@ -449,7 +449,7 @@ def test_local_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("text", ["${oops", "${x}", r"\${x}", r"a\\${x}", "${", "1e5", "yes", "2024-01-01"])
 def test_any_text_survives_being_stored(text: str, tmp_path: Path) -> None:
     config = compose(["experiment=smoke"])
-    config = replace(config, data=replace(config.data, source=DataSource.inline, prompts=[text]))
+    config = replace(config, data=replace(config.data, source="inline", prompts=[text]))
     file = tmp_path / "config.yaml"
     file.write_text(dump(config))
     assert load(file) == config

@@ -104,7 +104,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ([SMOKE, "generation.top_p=0.9"], "unknown key generation.top_p: did you mean evaluation.top_p?"),
         (["eval", "runs=[A]", "evaluation.top_p=0.9"], "evaluation is a section of runs, and a tournament has keys of"),
         ([SMOKE, "generation.nucleus=0.9"], "unknown key generation.nucleus: generation has batch_size, engine, "),
-        ([SMOKE, "optim.batch_size=4"], "did you mean evaluation.batch_size or generation.batch_size or preference.batch_size or "),
+        ([SMOKE, "optim.batch_size=4"], "did you mean evaluation.batch_size or generation.batch_size or preference."),
         ([SMOKE, "output_dir=x"], "did you mean run.dir?"),
         ([SMOKE, "model_name_or_path=x"], "did you mean model=path model.path=…?"),
         (["-m", SMOKE, "lr=1,2"], "did you mean optim.learning_rate?"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignrun.config import BadRows, DataConfig, DataSource, TooLong
+from alignrun.config import BadRows, DataConfig, TooLong
 from alignrun.data import files as data_files
 from alignrun.data import load_examples, read_rows
 from alignrun.data.templates import write
@@ -17,7 +17,7 @@ from alignrun.errors import InputError
 
 
 def config(path: Path, **changes: Any) -> DataConfig:
-    return DataConfig(name="jsonl", source=DataSource.jsonl, path=str(path), eval_fraction=0.5, **changes)
+    return DataConfig(name="jsonl", source="jsonl", path=str(path), eval_fraction=0.5, **changes)
 
 
 def small_file(folder: Path, name: str, middle: str) -> Path:

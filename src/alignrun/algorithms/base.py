@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -121,6 +122,19 @@ class FeedbackTools:
     config: Config
 
 
+class Measure(Enum):
+    """What an evaluation measures of a policy on held-out data."""
+
+    loss = "loss"
+    """The algorithm's own loss on demonstrations."""
+    pairs = "pairs"
+    """Its loss, accuracy and calibration on preference pairs."""
+    opponent = "opponent"
+    """The policy against the frozen one that it trains against."""
+    policy = "policy"
+    """The policy against the reference: sampled, or exact on a matrix game."""
+
+
 class Algorithm(ABC):
     """One training algorithm: what it learns from, how that is scored, and which objective it goes into.
 
@@ -156,6 +170,37 @@ class Algorithm(ABC):
             return Workload.against(1, 1.0)
         return Workload(learned=samples, drawn=(0.0,) * samples)
 
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse a run that this algorithm cannot train, before anything is loaded. Raises InputError."""
+        if cls.online and config.preference.name == "none":
+            raise InputError(
+                f"config: algo={cls.name} needs a preference to judge what it samples: choose preference=NAME"
+            )
+        if config.train.max_kl is not None and not cls.online:
+            raise InputError(
+                f"config: train.max_kl needs samples of the policy, and algo={cls.name} draws none: leave it out"
+            )
+
+    @classmethod
+    def opponent(cls, config: Config) -> str | None:
+        """A frozen policy other than the reference to train against: a run or an adapter folder."""
+        return None
+
+    @classmethod
+    def tau(cls, config: Config) -> float:
+        """τ, the configured weight of KL(π‖μ): `algo.kl_tau`, or 0 for an algorithm without that key."""
+        return float(getattr(config.algo, "kl_tau", 0.0))
+
+    @classmethod
+    def precomputes(cls, config: Config) -> bool:
+        """Whether `prepare` reads every row, so that all are encoded before the first step."""
+        return False
+
+    def evaluators(self) -> Sequence[Measure]:
+        """What an evaluation measures of the policy, in the order of its lines."""
+        return [Measure.policy]
+
     def prepare(self, data: Dataset) -> Dataset:
         """Called once for each of the data sets, before the first step, for what is worth computing ahead."""
         return data
@@ -169,8 +214,8 @@ class Algorithm(ABC):
         return ()
 
     def kl_weight(self) -> float:
-        """τ as it weighs KL(π‖μ) against the preference by now; 0 where nothing does."""
-        return float(getattr(self.config, "kl_tau", 0.0))
+        """τ as it weighs KL(π‖μ) against the preference at this step; 0 where nothing does."""
+        return self.tau(self.tools.config)
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """What is trained beside the policy, by name, in a fixed order: a value function."""
@@ -206,6 +251,14 @@ class OfflineAlgorithm(Algorithm):
     def workload(cls, config: Any) -> Workload:
         """One completion of every prompt."""
         return Workload(learned=1)
+
+    def evaluators(self) -> Sequence[Measure]:
+        """The loss on held-out data, then the policy."""
+        return [Measure.loss, Measure.policy]
+
+    def kl_weight(self) -> float:
+        """0: an offline algorithm answers its data, and not the equilibrium of the game."""
+        return 0.0
 
     def collect(self, batch: Any, step: int) -> Iterator[Any]:
         """The batch of the data as it is."""
@@ -251,3 +304,8 @@ def discover() -> dict[str, type[Algorithm]]:
     """Import every module of this package, so that a new file is an algorithm without further wiring."""
     import_all("algo")
     return ALGORITHMS
+
+
+def opponent_of(config: Config) -> str | None:
+    """The frozen policy that the run trains against, where there is one next to the reference."""
+    return discover()[config.algo.name].opponent(config)

@@ -1,12 +1,12 @@
-"""The policy gradient towards a best response to a frozen policy: what can be won against it."""
+"""The policy gradient towards a best response to a frozen policy: what can be won against it (arXiv 2312.00886)."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.base import Measure, algorithm
 from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
 from alignrun.algorithms.common.workload import Workload
-from alignrun.config import schema
+from alignrun.config import Config, schema
 from alignrun.models.policy import Role
 from alignrun.types import Completions, PromptBatch
 
@@ -34,6 +34,16 @@ class BestResponse(GameGradient):
     def workload(cls, config: Any) -> Workload:
         """As many samples of the opponent as of the policy."""
         return Workload.against(config.samples_per_prompt, 1.0, copies=int(config.opponent is not None))
+
+    @classmethod
+    def opponent(cls, config: Config) -> str | None:
+        """The policy to beat, where it is not the reference."""
+        path: str | None = config.algo.opponent
+        return path
+
+    def evaluators(self) -> Sequence[Measure]:
+        """The policy against its opponent, then against the reference."""
+        return [Measure.policy] if self.config.opponent is None else [Measure.opponent, Measure.policy]
 
     def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
         """y ~ π' and the opponent's y in one decoding loop."""

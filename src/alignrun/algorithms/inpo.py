@@ -23,7 +23,7 @@ class INPOConfig(OnlinePairsConfig):
 
     name: str = "inpo"
     step_eta: float = 3.0
-    """The step of mirror descent, 1/η in the paper, which has 133 beside τ = 0.0025; τ·step_eta must be below 1."""
+    """The step of mirror descent, 1/η in the paper, which has 133 with τ = 0.0025; τ·step_eta must be below 1."""
     refresh_every: int = 8
     """Optimiser steps in one iteration, all on samples of the policy with which it began."""
 

@@ -12,9 +12,9 @@ from alignrun.algorithms.common.batches import pieces
 from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.schedules import check_minibatches
+from alignrun.algorithms.common.schedules import check_batch, check_minibatches
 from alignrun.algorithms.common.workload import Workload
-from alignrun.config import AdapterKind, require, schema
+from alignrun.config import AdapterKind, Config, require, schema
 from alignrun.errors import InputError
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Role
@@ -32,18 +32,23 @@ class PPOConfig(RewardConfig):
 
     name: str = "ppo"
     discount: float = 1.0
-    """γ"""
+    """γ, the discount of later rewards."""
     trace: float = 0.95
     """λ of the generalised advantages."""
     clip: float = 0.2
+    """ε: the ratio π/π_old has no gradient beyond 1 ± ε."""
     value_clip: float = 0.2
+    """A value has no gradient beyond this distance from its old value."""
     value_weight: float = 0.1
+    """Weight of the value loss against the policy loss."""
     epochs: int = 4
+    """Passes over one rollout."""
     minibatches: int = 1
+    """Optimiser updates in one pass over the rollout."""
     whiten_advantages: bool = True
+    """Shift and scale the advantages of a rollout to mean 0 and variance 1."""
     normalize_reward: bool = True
-    """Shift and scale the reward to mean 0 and standard deviation 1 on completions of the reference; τ then weighs KL
-    against such a deviation."""
+    """Normalise the reward to mean 0, standard deviation 1 on the reference's completions; τ is relative to it."""
     kl_target: float | None = None
     """Nats of KL(π‖μ) a completion that the controller of arXiv 1909.08593 steers τ towards; by default τ stays."""
     kl_horizon: int = 10_000
@@ -99,14 +104,20 @@ class PPO(RewardAlgorithm):
     config: PPOConfig
 
     def __init__(self, config: PPOConfig, tools: Tools) -> None:
-        if tools.config.adapter.name is AdapterKind.none:
-            raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
         super().__init__(config, tools)
         self.value = Value(tools.policy.backbone, tools.config.adapter)
         self._kl_factor = torch.ones((), dtype=torch.float64)
         """What the controller has made of τ."""
         self._shift_and_scale = torch.tensor([0.0, 1.0], dtype=torch.float64)
         self._measured = False
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """The value function is an adapter, and a step has prompts enough for its minibatches."""
+        super().check(config)
+        if config.adapter.name is AdapterKind.none:
+            raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
+        check_batch(config)
 
     @classmethod
     def workload(cls, config: Any) -> Workload:

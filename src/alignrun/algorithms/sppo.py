@@ -25,8 +25,9 @@ class SPPOConfig:
 
     name: str = "sppo"
     step_eta: float = 10.0
-    """η, 1/β in the paper, which has 1000 beside a learning rate of 5e-7."""
+    """η, 1/β in the paper, which has 1000 with a learning rate of 5e-7."""
     samples_per_prompt: int = 5
+    """Completions drawn for every prompt."""
     refresh_every: int = 8
     """Optimiser steps in one iteration, all on samples of the policy with which it began."""
     pairing: Pairing = Pairing.best_worst

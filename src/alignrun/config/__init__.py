@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from alignrun.config.data import BadRows, ColumnsConfig, DataConfig, DataSource, TooLong
+from alignrun.config.data import BadRows, ColumnsConfig, DataConfig, TooLong
 from alignrun.config.model import (
     AdapterConfig,
     AdapterKind,
@@ -46,7 +46,6 @@ __all__ = [
     "ColumnsConfig",
     "Config",
     "DataConfig",
-    "DataSource",
     "Engine",
     "EvaluationConfig",
     "GenerationConfig",
@@ -89,6 +88,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
+    """Seed of everything random: the same seed gives the same run."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 1 << 63, "seed", f"must lie in [0, 2**63), not {self.seed}")

@@ -26,9 +26,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from alignrun.config import Config, TournamentConfig
 from alignrun.config.shipped import config_folder as config_folder
-from alignrun.discovery import PACKAGES, config_classes
+from alignrun.data.sources import check_source
 from alignrun.errors import InputError, one_line
-from alignrun.launch.overrides import readable, unreadable
+from alignrun.launch.overrides import readable, section_classes, unreadable
 from alignrun.launch.suggestions import alias, note
 from alignrun.security.files import read_yaml
 from alignrun.security.text import visible
@@ -72,9 +72,9 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="tournament", node=TournamentConfig)
-    for group in PACKAGES:
-        for name, config_class in config_classes(group).items():
-            store.store(group=f"{group}/schema", name=name, node=config_class)
+    for group, classes in section_classes().items():
+        for name, kind in classes.items():
+            store.store(group=f"{group}/schema", name=name, node=kind)
 
 
 def compose(overrides: Sequence[str], verb: str = "") -> Config:
@@ -145,6 +145,8 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
     except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
+    if config.data is not None:
+        check_source(config.data)
     return config
 
 
@@ -195,11 +197,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             )
     try:
         stored = read_yaml(path)
-        sections = [config_classes(group)[stored[group]["name"]] for group in PACKAGES]
+        known, by = section_classes(), {"algo": "name", "preference": "name", "data": "source"}
+        classes = {group: known[group][stored[group][key]] for group, key in by.items()}
     except (LookupError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
     try:
-        whole = _with_values(stored, *sections)
+        whole = _with_values(stored, classes)
         config = typed(whole, Config)
     except (OmegaConfBaseException, TypeError) as error:
         raise InputError(f"{path}: {explain(error)}") from error
@@ -220,7 +223,7 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
         config = replace(config, **{group: getattr(section, group)})
     rest = [override for override in overrides if override.partition("=")[0].partition(".")[0] not in chosen]
     try:
-        whole = _with_values(plain(config), type(config.algo), type(config.preference))
+        whole = _with_values(plain(config), {group: type(getattr(config, group)) for group in section_classes()})
         merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(list(rest)))
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
@@ -232,10 +235,11 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     return typed(merged, Config)
 
 
-def _with_values(values: Any, algo: type, preference: type) -> DictConfig:
-    """The schema of a run with plain values in it, each of them as it is."""
+def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
+    """The schema of a run with plain values in it, each of them as it is; `classes` type the sections of choices."""
     base = OmegaConf.structured(Config)
-    base.algo, base.preference = algo, preference
+    for group, kind in classes.items():
+        base[group] = kind
     merged = OmegaConf.merge(base, OmegaConf.create(_literal(values)))
     assert isinstance(merged, DictConfig)
     return merged
@@ -319,10 +323,10 @@ def known_keys(kind: type = Config) -> list[str]:
         if is_dataclass(section):
             keys += _flatten(OmegaConf.structured(section), f"{name}.")
     keys += [
-        f"{group}.{field}"
-        for group in PACKAGES
-        if group in sections
-        for own in config_classes(group).values()
+        f"{name}.{field}"
+        for name, classes in section_classes().items()
+        if name in sections
+        for own in classes.values()
         for field in _fields(own)
     ]
     return sorted({*keys, *_groups_of(kind)})
@@ -334,9 +338,9 @@ def _groups_of(kind: type) -> list[str]:
 
 
 def _owners(key: str) -> list[str]:
-    """The algorithms or preferences that have a key which the chosen one has not."""
+    """The choices that have a key which the chosen one has not."""
     group, _, field = key.partition(".")
-    classes = config_classes(group) if group in PACKAGES else {}
+    classes = section_classes().get(group, {})
     return sorted(f"{group}={name}" for name, config_class in classes.items() if field in _fields(config_class))
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from alignrun.algorithms.base import opponent_of
 from alignrun.config import Config, ModelSource, ReferenceKind
 from alignrun.data import Loaded
 from alignrun.errors import InputError, one_line
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import adapter_folder
 from alignrun.models.sources import locate
-from alignrun.preferences import PREFERENCES
+from alignrun.preferences import discover
 from alignrun.preferences.base import Preference
 from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
@@ -62,9 +63,9 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
     }
     if config.reference.name is ReferenceKind.adapter:
         parts["reference"] = folder_digest(adapter_folder(str(config.reference.path)))
-    if opponent := getattr(config.algo, "opponent", None):
+    if opponent := opponent_of(config):
         parts["opponent"] = folder_digest(adapter_folder(opponent))
-    if preference is not None and (kind := PREFERENCES[config.preference.name].feedback):
+    if preference is not None and (kind := discover()[config.preference.name].feedback):
         folder, card = find_card(str(config.preference.path), kind)
         parts["feedback model"] = _digest(folder_digest(folder), card.base, card.template)
     if isinstance(preference, MatrixPreference):

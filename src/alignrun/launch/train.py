@@ -16,9 +16,10 @@ from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
-from alignrun.launch.build import Assembly, assemble, check, memory_errors
+from alignrun.launch.build import Assembly, assemble, memory_errors
+from alignrun.launch.checks import check
 from alignrun.launch.pins import checked, read_pins
-from alignrun.models.device import resolve_device
+from alignrun.models.device import resolve
 from alignrun.run.directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.progress import Progress, summary_panel
@@ -96,7 +97,7 @@ def job(config: Config, console: Console) -> Iterator[Console]:
     Raises:
         InputError: they do not find each other.
     """
-    with distributed.joined(resolve_device(config.model.device)):
+    with distributed.joined(resolve(config.model, config.adapter).device):
         yield console if distributed.is_main() else Console(quiet=True)
 
 
@@ -116,11 +117,8 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
             f"{run.path} has not finished: `alignrun resume {run.path}` first, or exploit its newest checkpoint: "
             f"`alignrun export {run.path}`, then `alignrun exploit {run.path} algo.opponent={run.path / 'export'}`"
         )
-    kept = {
-        field.name: getattr(config.algo, field.name)
-        for field in fields(BestResponseConfig)
-        if field.name not in ("name", "opponent") and hasattr(config.algo, field.name)
-    }
+    both = {field.name for field in fields(config.algo)} & {field.name for field in fields(BestResponseConfig)}
+    kept = {name: getattr(config.algo, name) for name in both - {"name", "opponent"}}
     config = replace(
         config,
         algo=BestResponseConfig(opponent=str(run.path), **kept),

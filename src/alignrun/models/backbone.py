@@ -14,11 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun import distributed
-from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
+from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
 from alignrun.errors import InputError
 from alignrun.models import adapters
 from alignrun.models.capabilities import check_passes, check_rows
-from alignrun.models.device import lay_out_weights, resolve_device, resolve_dtype
+from alignrun.models.device import lay_out_weights, resolve
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
 from alignrun.models.sources import base_name, load_model
 from alignrun.models.targets import ALL_LINEAR, left_out
@@ -50,10 +50,8 @@ class Backbone:
                 change what it computes.
         """
         check_split(adapter)
-        device = resolve_device(config.device)
-        dtype = resolve_dtype(config.dtype, device)
-        if adapter.name is AdapterKind.none and config.dtype is Precision.auto:
-            dtype = torch.float32  # small updates of bfloat16 weights would be rounded away
+        resolved = resolve(config, adapter)
+        device, dtype = resolved.device, resolved.dtype
         torch.manual_seed(seed)  # random bases, and after them the adapter's random factor
         model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
         if adapter.name is not AdapterKind.qlora and not distributed.sharded():  # a quantised base is already in place

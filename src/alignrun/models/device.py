@@ -1,18 +1,40 @@
 """Where tensors live and in which precision: the one place that asks about hardware."""
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from alignrun.config import Precision
+from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
 from alignrun.errors import InputError, one_line
 
 Batch = TypeVar("Batch")
 
 
-def resolve_device(name: str) -> torch.device:
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What `auto` stands for in a run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of the base weights."""
+
+
+def resolve(model: ModelConfig, adapter: AdapterConfig, *, planning: bool = False) -> Resolved:
+    """The device and the precision of a run; when planning, also of one whose GPU is not in this machine.
+
+    Raises:
+        InputError: the device is unknown or not on this machine.
+    """
+    elsewhere = planning and model.device.startswith("cuda")
+    device = torch.device(model.device) if elsewhere else _device(model.device)
+    if adapter.name is AdapterKind.none and model.dtype is Precision.auto:
+        return Resolved(device, torch.float32)  # small updates of bfloat16 weights would be rounded away
+    return Resolved(device, _dtype(model.dtype, device))
+
+
+def _device(name: str) -> torch.device:
     """The device that `model.device` names; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
@@ -35,7 +57,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The floating-point type of the base weights; `auto` is bfloat16 where the hardware multiplies it natively."""
     if precision is not Precision.auto:
         dtype: torch.dtype = getattr(torch, precision.value)

@@ -21,7 +21,7 @@ from alignrun.errors import AlignrunError, InputError, one_line
 from alignrun.generation.decode import needs_policy, needs_reference
 from alignrun.models.adapters import POLICY, add_adapter, lora_layers
 from alignrun.models.decoding.cache import capacity
-from alignrun.models.device import resolve_device, resolve_dtype
+from alignrun.models.device import resolve
 from alignrun.models.loading_errors import remedy
 from alignrun.models.sources import planned_architecture, preview_prompt
 from alignrun.objectives.likelihood import CHUNK_SIZE
@@ -137,11 +137,7 @@ def workload(config: Config) -> Workload:
 
 def planned_dtype(config: Config) -> torch.dtype:
     """The precision of the run, also where its GPU is not in the machine that plans it."""
-    if config.adapter.name is AdapterKind.none and config.model.dtype is Precision.auto:
-        return torch.float32
-    wanted = config.model.device
-    device = torch.device(wanted) if wanted.startswith("cuda") else resolve_device(wanted)
-    return resolve_dtype(config.model.dtype, device)
+    return resolve(config.model, config.adapter, planning=True).dtype
 
 
 def _prompt_tokens(config: Config) -> int:

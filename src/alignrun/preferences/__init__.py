@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from alignrun.discovery import import_all, install
 
 if TYPE_CHECKING:
-    from alignrun.preferences.base import PREFERENCES, Preference, Reward
+    from alignrun.preferences.base import PREFERENCES, Kind, Preference, Reward, discover
 
-__all__ = ["PREFERENCES", "Preference", "Reward"]
+__all__ = ["PREFERENCES", "Kind", "Preference", "Reward", "discover"]
 
 install()
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from alignrun.discovery import import_all
+
 Build = TypeVar("Build", bound=Callable[..., "Preference"])
 
 
@@ -68,7 +70,7 @@ PREFERENCES: dict[str, Kind] = {}
 
 def preference_using(feedback: str) -> str:
     """The name of the preference that a kind of feedback model is for."""
-    return next(name for name, kind in PREFERENCES.items() if kind.feedback == feedback)
+    return next(name for name, kind in discover().items() if kind.feedback == feedback)
 
 
 def preference(name: str, config_class: type, *, feedback: str = "") -> Callable[[Build], Build]:
@@ -79,3 +81,9 @@ def preference(name: str, config_class: type, *, feedback: str = "") -> Callable
         return build
 
     return register
+
+
+def discover() -> dict[str, Kind]:
+    """Import every module of this package, so that a new file is a preference without further wiring."""
+    import_all("preference")
+    return PREFERENCES

@@ -1,4 +1,4 @@
-"""A preference or a reward from the user's own Python function, named by its import path."""
+"""Your own Python function, named by its import path: preference.function=package.module:name."""
 
 import importlib
 import importlib.util

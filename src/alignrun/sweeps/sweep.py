@@ -52,7 +52,7 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
     check_launcher(parsed)
     configs = [compose.compose(combination) for combination in combinations(parsed)]
-    from alignrun.launch.build import check  # needs torch, and a mistake in the overrides is reported before
+    from alignrun.launch.checks import check  # needs torch, and a mistake in the overrides is reported before
 
     for config in configs:
         check(config)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from alignrun.algorithms.base import ALGORITHMS
+from alignrun.algorithms.base import ALGORITHMS, opponent_of
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import AdapterConfig, AdapterKind, Config, Precision, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError, one_line
 from alignrun.launch import compose
-from alignrun.launch.build import load_trained, opponent_of
+from alignrun.launch.build import load_trained
 from alignrun.launch.overrides import quoted
 from alignrun.launch.pins import check_base
 from alignrun.models.backbone import Backbone

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Encoding, Loss, OfflineAlgorithm, Tools
+from alignrun.algorithms.base import Encoding, Loss, Measure, OfflineAlgorithm, Tools
 from alignrun.algorithms.common.reference_cache import reference_log_probs
 from alignrun.algorithms.common.workload import Workload
-from alignrun.config import require, schema
+from alignrun.config import Config, require, schema
 from alignrun.data import PairSet, encode_policy_pair
 from alignrun.models.policy import Role
 from alignrun.objectives.preference import margins, sequence_log_probs, smooth
@@ -45,6 +45,15 @@ class PairsAlgorithm(OfflineAlgorithm):
     def workload(cls, config: Any) -> Workload:
         """Both completions of every pair."""
         return Workload(learned=2)
+
+    @classmethod
+    def precomputes(cls, config: Config) -> bool:
+        """With `precompute_reference`."""
+        return bool(config.algo.precompute_reference)
+
+    def evaluators(self) -> Sequence[Measure]:
+        """The loss on held-out pairs, then the policy."""
+        return [Measure.pairs, Measure.policy]
 
     @abstractmethod
     def objective(self, margin: Tensor, labels: Tensor) -> Tensor:

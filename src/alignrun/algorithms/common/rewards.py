@@ -37,12 +37,12 @@ class RewardConfig:
     kl_tau: float = 0.05
     """τ, the weight of KL(π‖μ) against the reward."""
     samples_per_prompt: int = 4
+    """Completions drawn for every prompt."""
     reward: RewardKind = RewardKind.auto
     reference_samples: int = 4
     """Completions of the reference that a win rate is measured against, for every prompt."""
     missing_eos_penalty: float = 0.0
-    """Taken from the reward of a completion that does not end, from PPO's after it has been normalised; 1 is common
-    where answers should fit in the limit."""
+    """Subtracted from the reward of a completion that does not end (from the normalised reward in PPO)."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")

@@ -1,6 +1,7 @@
 """What changes along a run beside the learning rate."""
 
-from alignrun.config import require
+from alignrun.config import Config, require
+from alignrun.errors import InputError
 
 
 def mix_beta_at(step: int, steps: int, start: float, end: float | None) -> float:
@@ -35,3 +36,12 @@ def check_minibatches(epochs: int, parts: int) -> None:
     """Refuse a rollout that is not learned from. Raises InputError."""
     require(epochs >= 1, "algo.epochs", f"must be at least 1, not {epochs}")
     require(parts >= 1, "algo.minibatches", f"must be at least 1, not {parts}")
+
+
+def check_batch(config: Config) -> None:
+    """Refuse more minibatches than there are prompts in a step. Raises InputError."""
+    if config.algo.minibatches > config.train.batch_size:
+        raise InputError(
+            f"config: algo.minibatches={config.algo.minibatches} is more than train.batch_size="
+            f"{config.train.batch_size}, the prompts of which they are made"
+        )

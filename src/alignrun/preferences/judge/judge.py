@@ -1,4 +1,4 @@
-"""A language model as the judge, behind any server that speaks OpenAI's chat completions: vLLM, llama.cpp, OpenAI."""
+"""A language model as judge, on an OpenAI-compatible server: preference.url=URL preference.model=NAME."""
 
 import asyncio
 import hashlib
