@@ -11,7 +11,7 @@ from alignrun.games.files import PROMPT
 from alignrun.launch.compose import compose
 
 
-def config(game: str | None, eval_size: int | None = None) -> DataConfig:
+def config(game: str | None, eval_size: int | None = 2000) -> DataConfig:
     return DataConfig(name="game_pairs", source="game", game=game, eval_size=eval_size)
 
 
