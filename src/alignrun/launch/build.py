@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from alignrun import distributed
 from alignrun.algorithms.base import (
-    ALGORITHMS,
     Algorithm,
     Dataset,
     Encoding,
@@ -19,6 +18,7 @@ from alignrun.algorithms.base import (
     Measure,
     Tools,
     Trained,
+    discover,
     opponent_of,
     prompt_set,
 )
@@ -87,7 +87,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     # Before the first of them waits for another one in `prepare`.
     with distributed.raise_together(), memory_errors(config):
         check(config)
-        kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
+        kind, needs_base = discover()[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
         trains_policy = not issubclass(kind, FeedbackAlgorithm)
         preference = build_preference(config.preference) if trains_policy and not needs_base else None
         report(f"data: {config.data.name}")
@@ -139,7 +139,7 @@ def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy |
     Raises:
         InputError: the model, the adapter or the device is not to be had.
     """
-    kind = ALGORITHMS[config.algo.name]
+    kind = discover()[config.algo.name]
     if issubclass(kind, FeedbackAlgorithm):
         backbone = Backbone.load(config.model, config.adapter, tokenizer, config.seed)
         return Scorer.create(backbone, config.adapter, kind.card(config))
@@ -174,7 +174,7 @@ def describe_training(config: Config) -> Training:
 
 def trained_temperature(config: Config) -> float:
     """T of the policy that is trained: what is sampled at, or 1 where the algorithm learns from data alone."""
-    return config.generation.temperature if ALGORITHMS[config.algo.name].online else 1.0
+    return config.generation.temperature if discover()[config.algo.name].online else 1.0
 
 
 def make_encoding(config: Config) -> Encoding:
