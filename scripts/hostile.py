@@ -168,6 +168,7 @@ def a_function_of_the_run(case: Case) -> Iterator[Command]:
     (case.folder / "theirs.py").write_text(trap(case) + "def prefer(*_): ...\n")
     run = case.edited("preference=function", "preference.function=theirs:prefer", preference={})
     yield from case.opened(run, "eval", "resume", "exploit", says="import and run .*--trust")
+    yield from case.opened(run, "export", codes=(0,), says="adapter of step 2 written")
     yield from case.opened(run, "top", codes=(0,), says="nash_md on tiny")
     yield case.control(run)
 
@@ -193,7 +194,7 @@ def a_token_in_an_address(case: Case) -> Iterator[Command]:
     yield case.control(run, contacts=r"/.*oc\.env:TOKEN.*/chat/completions")
 
 
-@scenario(quick=True)
+@scenario(quick=False)
 def a_token_in_a_name(case: Case) -> Iterator[Command]:
     text = "${oc.env:TOKEN}"
     run = case.edited(tracker={"name": text, "tags": [text]})
