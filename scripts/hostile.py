@@ -50,6 +50,8 @@ ACTIVE = set("\x1b\x07\x08\x9b\r\u202e\u200b")
 SMALL = ("train.steps=2", "train.batch_size=2", "train.micro_batch_size=null", "generation.max_new_tokens=2")
 SMOKE = ("experiment=smoke", *SMALL, "data.eval_size=2")
 SECONDS = 60
+"""Of CPU that a command may take; `PATIENCE` is by the clock, for one that hangs."""
+PATIENCE = 300
 GIGABYTES = 2.5
 IMPORTED = ("launch.train", "launch.export", "launch.listing", "tournament.command", "planning.plan", "top")
 """What commands import, done once for all of them."""
@@ -69,8 +71,8 @@ class Command:
     """A file of the scenario's folder that it must write, and a text that must stand there."""
     control: bool = False
     """It does the harm on purpose, to show that this would be noticed: code of others runs, or a server is asked."""
-    environment: Mapping[str, str] | None = None
-    """Where not None, it is started as a process of its own, which imports everything anew, with these variables."""
+    alone: bool = False
+    """Started as a process of its own, which imports everything anew."""
 
 
 @dataclass(frozen=True)
@@ -295,13 +297,8 @@ def modules_and_git_hooks_in_the_folder(case: Case) -> Iterator[Command]:
         assert case.ran.exists(), harm
         case.ran.unlink()
     (case.folder / "matplotlibrc").write_text("backend: module://theirs\n")
-    for place, settings in (("home/.config", "own"), ("", "stolen")):
-        (case.folder / place / "wandb").mkdir(parents=True)
-        (case.folder / place / "wandb" / "settings").write_text(f"[default]\nbase_url = {case.server}/{settings}\n")
-    environment = {"HOME": f"{case.folder}/home", "WANDB_MODE": "online"}
-    tracker = ("tracker=wandb", "tracker.mode=online")
-    yield case.train(*tracker, says=".", codes=(0, 1, 2), contacts="/own/.*", environment=environment)
-    yield case.train(says="report.html", codes=(0,), environment={})
+    tracker = ("tracker=wandb", "tracker.mode=offline")
+    yield case.train(*tracker, says=r"wandb +.*/offline-run", codes=(0,), alone=True)
 
 
 # 4. Servers.
@@ -336,6 +333,7 @@ def judges_without_bounds(case: Case) -> Iterator[Command]:
 @scenario(quick=False)
 def rollout_servers_without_bounds(case: Case) -> Iterator[Command]:
     later = {f"{path}-later": f"completions {says}" for path, says in UNBOUNDED.items()}
+    (case.folder / "adapters").mkdir()
     later["slow-later"] = "completions failed 1 times .no answer within 3 seconds"
     for path, says in (UNBOUNDED | later).items():
         yield case.train(
@@ -500,7 +498,7 @@ class Server(BaseHTTPRequestHandler):
             body = json.dumps({"choices": [choice]}).encode()
         elif kind == "evil":
             body = json.dumps({"error": {"message": EVIL}}, ensure_ascii=False).encode()
-        code = {"redirect": 307, "evil": 400, "own": 401}.get(kind, 200)
+        code = {"redirect": 307, "evil": 400}.get(kind, 200)
         self.send_response(code)
         if kind == "redirect":
             headers["Location"] = "/stolen"
@@ -552,9 +550,8 @@ def start(command: Command, folder: Path, out: Path, error: Path) -> int:
         os.chdir(folder)
         for number, file in ((1, out), (2, error)):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        if command.environment is not None:
-            python = [sys.executable, "-m", "alignrun", *command.arguments]
-            os.execve(sys.executable, python, os.environ | command.environment)
+        if command.alone:
+            os.execv(sys.executable, [sys.executable, "-m", "alignrun", *command.arguments])
         distrust()
         guard()
         code = cli.main(command.arguments)
@@ -573,7 +570,7 @@ def ended(command: Command, folder: Path, logs: Path) -> Ended:
     done, status, used = 0, 0, None
     while not done:
         done, status, used = os.wait4(pid, os.WNOHANG)
-        if not done and time.monotonic() - began > SECONDS:
+        if not done and time.monotonic() - began > PATIENCE:
             os.kill(pid, signal.SIGKILL)
             done, status, used = os.wait4(pid, 0)
         time.sleep(0.02)
@@ -627,8 +624,8 @@ def judge(command: Command, case: Case, found: Ended, before: Mapping[str, bytes
     secrets = [path for path, content in own.items() if SECRET.encode() in content]
     if SECRET in said or secrets or any(SECRET in "".join(request) for request in asked if not command.contacts):
         problems.append(f"the secret stands in {secrets[0] if secrets else 'what was said or sent'}")
-    if found.seconds > SECONDS:
-        problems.append(f"took {found.seconds:.0f} s")
+    if found.cpu > SECONDS or found.seconds > PATIENCE:
+        problems.append(f"took {found.cpu:.0f} s of CPU, {found.seconds:.0f} s by the clock")
     if found.gigabytes > GIGABYTES:
         problems.append(f"took {found.gigabytes:.1f} GB")
 
