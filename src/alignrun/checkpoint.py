@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -146,6 +147,32 @@ def load_checkpoint(path: Path) -> Checkpoint:
     older = list(takewhile(lambda found: found[1] != path, list_checkpoints(path.parent)))
     mend = f"resume from step {older[-1][0]}: `alignrun resume {run} --step {older[-1][0]}`" if older else "start again"
     raise InputError(f"checkpoint {path}: {problem}; {mend}")
+
+
+def restore_weights(live: Mapping[str, Tensor], checkpoint: Checkpoint, group: str = "weights") -> None:
+    """Copy the tensors of a saved group, which may be empty, into live ones of the same names, all or none.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
+    saved = checkpoint.tensors.get(group, {})
+    wrong = sorted(set(live) ^ set(saved)) or [
+        name for name, tensor in live.items() if tensor.shape != saved[name].shape
+    ]
+    if wrong:
+        raise InputError(
+            f"{checkpoint.path} does not fit this model ({len(wrong)} tensors differ, as {wrong[0]}): "
+            "resume with the model, adapter and algorithm of the run's own config.yaml"
+        )
+    kinds = [name for name, tensor in live.items() if tensor.is_floating_point() != saved[name].is_floating_point()]
+    if kinds:
+        raise InputError(
+            f"{checkpoint.path}: {kinds[0]} holds {saved[kinds[0]].dtype} where the model has {live[kinds[0]].dtype}: "
+            "it is no checkpoint of this run"
+        )
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(saved[name])
 
 
 def _read(path: Path) -> Checkpoint:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from alignrun import compose
 from alignrun.build import load_trained, memory_errors
-from alignrun.checkpoint import read_checkpoint
+from alignrun.checkpoint import read_checkpoint, restore_weights
 from alignrun.config import AdapterKind, Config
 from alignrun.errors import InputError
 from alignrun.models.policy import Policy
@@ -16,7 +16,6 @@ from alignrun.models.sources import load_tokenizer
 from alignrun.pins import check_base
 from alignrun.preferences.base import preference_using
 from alignrun.run_directory import RunDirectory, writing_folder
-from alignrun.trainer import restore_weights
 from alignrun.trust import check_own, read_signature
 
 

@@ -1,14 +1,10 @@
 """The policy gradient towards a best response to a frozen policy: what can be won against it."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
-from alignrun.algorithms.workload import Workload
-from alignrun.config import schema
-from alignrun.models.policy import Role
-from alignrun.types import Completions, PromptBatch
+from alignrun.config import Config, schema
+from alignrun.generation.streams import Source
+from alignrun.types import Role
 
 
 @schema
@@ -31,13 +27,6 @@ class BestResponse(GameGradient):
     config: BestResponseConfig
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """As many samples of the opponent as of the policy."""
-        return Workload.against(config.samples_per_prompt, 1.0, copies=int(config.opponent is not None))
-
-    def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
-        """y ~ π' and the opponent's y in one decoding loop."""
-        samples = self.config.samples_per_prompt
-        other = Role.reference if self.config.opponent is None else Role.opponent
-        drawn = self.rollouts.sample(prompts, [0.0] * samples + [1.0] * samples, step, other)
-        return drawn[:samples], drawn[samples:]
+    def opponent_at(cls, config: Config, step: int) -> Source:
+        """The frozen policy, or the reference."""
+        return Role.reference if config.algo.opponent is None else Role.opponent

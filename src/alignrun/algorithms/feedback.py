@@ -9,7 +9,6 @@ from torch import Tensor
 
 from alignrun.algorithms.base import FeedbackTools, Loss, OfflineAlgorithm
 from alignrun.algorithms.pairs import correct
-from alignrun.algorithms.workload import Workload
 from alignrun.config import Config
 from alignrun.models.cards import AdapterCard
 from alignrun.types import PairBatch
@@ -22,11 +21,7 @@ class FeedbackAlgorithm(OfflineAlgorithm):
     """`reward` or `preference`, as the adapter's card says it."""
     tools: FeedbackTools
     config: Any
-
-    @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """Both completions of every pair."""
-        return Workload(learned=2)
+    learned = 2
 
     @classmethod
     def card(cls, config: Config) -> AdapterCard:

@@ -12,10 +12,9 @@ from alignrun.algorithms.frozen import check_minibatches, minibatches
 from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.signs import signs
 from alignrun.config import require, schema
-from alignrun.models.policy import Role
 from alignrun.objectives.divergence import kl_k2, kl_k3
 from alignrun.objectives.ppo import clipped_policy_loss
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 class KLEstimator(str, Enum):
@@ -80,7 +79,7 @@ class GRPO(RewardAlgorithm):
 
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Group:
-        drawn = self.rewards.draw(prompts, step)
+        drawn = self.draw(prompts, step)
         log_probs, reference = self.token_scores(drawn).unbind(1)
         rewards = drawn.rewards - drawn.penalties
         advantages = rewards - rewards.mean(1, keepdim=True)

@@ -11,7 +11,7 @@ from alignrun import compose
 from alignrun.algorithms.base import ALGORITHMS
 from alignrun.algorithms.feedback import FeedbackAlgorithm
 from alignrun.build import load_trained, opponent_of
-from alignrun.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from alignrun.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, restore_weights
 from alignrun.config import (
     AdapterConfig,
     AdapterKind,
@@ -23,13 +23,13 @@ from alignrun.config import (
 from alignrun.errors import InputError, one_line
 from alignrun.files import read_json, refuse_links
 from alignrun.models.backbone import Backbone
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.overrides import quoted
 from alignrun.pins import check_base
 from alignrun.run_directory import RunDirectory
-from alignrun.trainer import restore_weights
 from alignrun.trust import check_own, read_signature
+from alignrun.types import Role
 
 CHECKPOINT = re.compile(r"step-\d+")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
