@@ -15,15 +15,15 @@ from alignrun import cli, processes
 from alignrun.reports import svg
 from alignrun.trainer import Trainer
 
-accumulate = Trainer.accumulate
+train_step = Trainer.train_step
 
 
-def accumulate_and_tell(trainer: Trainer, batch: Any) -> Any:
-    measured = accumulate(trainer, batch)
+def train_and_report(trainer: Trainer, step: int) -> dict[str, float]:
+    metrics = train_step(trainer, step)
     held, whole = zip(*map(sizes, trainer._trained.backbone.model.parameters()), strict=True)
     file = trainer._run.path / f"held-{processes.rank()}.json"
     file.write_text(json.dumps([sum(held), sum(whole)]))
-    return measured
+    return metrics
 
 
 def sizes(weight: Any) -> tuple[int, int]:
@@ -35,7 +35,7 @@ def sizes(weight: Any) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    Trainer.accumulate = accumulate_and_tell  # type: ignore[method-assign]
+    Trainer.train_step = train_and_report  # type: ignore[method-assign]
     svg.as_svg = lambda _: '<svg viewBox="0 0 1 1"/>'  # no test looks at the figures of these runs
     processes.start(torch.device("cpu"))
     codes = [cli.main(command) for command in json.loads(Path(sys.argv[1]).read_text())]

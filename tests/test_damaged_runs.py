@@ -17,14 +17,13 @@ import yaml
 from rich.console import Console
 
 from alignrun import cli
-from alignrun.checkpoint import Checkpoint, load_newest
+from alignrun.checkpoint import Checkpoint, load_newest, restore_weights
 from alignrun.errors import InputError
 from alignrun.files import parse_json, parse_yaml, read_bytes
 from alignrun.job import Job, write_job
 from alignrun.reports.run import run_page
 from alignrun.run_directory import RunDirectory
 from alignrun.sweep import summarise
-from alignrun.trainer import restore_weights
 
 STOP = "a model would be loaded here"
 TEXTS = ("config.yaml", "overrides.yaml", "summary.json", "pins.json", "environment.json", "job.json", "resuming.json")

@@ -12,9 +12,9 @@ from alignrun.memory_plan import make_plan
 from alignrun.models.adapters import POLICY
 from alignrun.models.decoder import CachedDecoder
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,8 +20,9 @@ import torch
 from helpers import OFFLINE, ONLINE, offline_arguments, refused_smoke
 from safetensors.torch import load_file
 
-from alignrun import cli, processes, trainer
+from alignrun import cli, processes
 from alignrun.errors import InputError
+from alignrun.training.accumulate import micro_batches
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -195,7 +196,7 @@ def test_rows_are_shared_out_and_come_back_in_order(monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
             parts.append(processes.share(count))
             counted += parts[-1][: processes.own(count)]
-            batches = [batch for batch, counts in trainer.micro_batches(Rows(torch.arange(count)), 2) if counts]
+            batches = [batch for batch, counts in micro_batches(Rows(torch.arange(count)), 2) if counts]
             micro += [row for batch in batches for row in batch.values.tolist()]
         assert len({len(part) for part in parts}) == 1  # nobody waits for more
         assert [row for part in parts for row in part][:count] == counted == micro == list(range(count))

@@ -11,9 +11,10 @@ from helpers import load_policy, random_batch, refused_smoke
 from alignrun import cli
 from alignrun.build import assemble, build_preference
 from alignrun.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.preferences import Preference
+from alignrun.types import Role
 
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
 PAIRS = [(f"Name colour {n}.", colour, colour + " it is not") for n, colour in enumerate(COLOURS)]

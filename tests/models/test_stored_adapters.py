@@ -18,8 +18,9 @@ from alignrun.config import AdapterConfig, Config
 from alignrun.errors import InputError
 from alignrun.models.adapter_fields import _COMPUTED, _IRRELEVANT, _VALUES, check_adapter
 from alignrun.models.backbone import Backbone
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
+from alignrun.types import Role
 
 
 def smoke(*overrides: str) -> Config:

@@ -27,7 +27,7 @@ from alignrun.preferences import judge_client
 from alignrun.preferences.judge import JudgePreference, build, fill
 from alignrun.preferences.judge_client import retry_after
 from alignrun.preferences.judge_config import JudgeConfig
-from alignrun.trainer import stop_requested
+from alignrun.training.signals import stop_requested
 
 KEY = "sk-secret-0123456789"
 

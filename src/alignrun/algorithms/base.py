@@ -127,6 +127,10 @@ HalfStep = Callable[[Any], AbstractContextManager[None]]
 """Within the context the policy is where an optimiser step on the given batch leads; afterwards it is back."""
 
 
+def _not_in_a_loop(batch: Any) -> AbstractContextManager[None]:
+    raise TypeError("half-steps are taken in a training loop, by an algorithm that declares `half_steps = True`")
+
+
 class Algorithm(ABC):
     """One training algorithm: what it samples, how that is scored, and which objective it goes into.
 
@@ -146,8 +150,8 @@ class Algorithm(ABC):
     """Whether `collect` uses `half_step`."""
     value_function: ClassVar[bool] = False
     """Whether a value function is trained too, on an adapter of its own."""
-    half_step: HalfStep
-    """Set by the training loop where `half_steps` says so."""
+    half_step: HalfStep = staticmethod(_not_in_a_loop)
+    """Given by the training loop where `half_steps` says so."""
 
     def __init__(self, config: Any, tools: Any) -> None:
         self.config = config
