@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from alignrun import games
-from alignrun.algorithms.rollout import decode_texts, sample_streams, stack, step_generator
-from alignrun.compose import compose
-from alignrun.game_files import PROMPT, load_game
+from alignrun.algorithms.common.rollout import decode_texts, sample_streams, stack, step_generator
+from alignrun.games.files import PROMPT, load_game
 from alignrun.generation.decode import Sampling
 from alignrun.generation.streams import Mixture
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.objectives.nash import policy_gradient_loss, suffix_advantages

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignrun import cli, trainer
+from alignrun import cli
 from alignrun.algorithms.base import Algorithm, discover
 from alignrun.algorithms.nash_md import NashMD
-from alignrun.optim import learning_rate
-from alignrun.training import signals
+from alignrun.training import signals, trainer
 from alignrun.training.accumulate import micro_batches
+from alignrun.training.optim import learning_rate
 
 
 def metrics_of(run: Path) -> list[dict]:

@@ -11,10 +11,10 @@ from helpers import ONLINE
 from torch import nn
 
 from alignrun.algorithms.base import Loss
-from alignrun.build import Assembly, assemble
-from alignrun.compose import compose
-from alignrun.memory_trace import empty_weights
+from alignrun.launch.build import Assembly, assemble
+from alignrun.launch.compose import compose
 from alignrun.models.device import batch_to
+from alignrun.planning.trace import empty_weights
 from alignrun.training.accumulate import Accumulator
 
 PAIRS = ("dpo", "ipo", "gpo")

@@ -10,11 +10,11 @@ import torch
 from helpers import load_policy, random_batch, refused_smoke
 
 from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
-from alignrun.algorithms.batches import count, rows
+from alignrun.algorithms.common.batches import count, rows
+from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing, judged_pairs
+from alignrun.algorithms.common.rollout import decode_texts, stack
+from alignrun.algorithms.common.schedules import mix_beta_at
 from alignrun.algorithms.nash_mp import Opposed
-from alignrun.algorithms.online_pairs import JudgedPairs, Pairing, judged_pairs
-from alignrun.algorithms.rollout import decode_texts, stack
-from alignrun.algorithms.schedules import mix_beta_at
 from alignrun.types import Completions, Role
 
 NAMES = ("online_dpo", "online_ipo", "ipo_md", "xpo", "inpo")

@@ -93,7 +93,7 @@ class Encoding:
     max_new_tokens: int
     """What sampling needs of them."""
     seed: int
-    closed: bool = True
+    append_end_of_turn: bool = True
     """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
     rows: int | None = None
     """How many tokens the model has embeddings for, where its configuration says so."""
@@ -157,7 +157,7 @@ class Algorithm(ABC):
         self.config = config
         self.tools = tools
         for role in self.snapshots:
-            tools.policy.keep(role)
+            tools.policy.snapshot(role)
 
     @classmethod
     @abstractmethod
@@ -202,7 +202,7 @@ class Algorithm(ABC):
 
     def state(self) -> Mapping[str, Tensor]:
         """What a checkpoint must hold next to what is trained: live tensors by name, which resuming overwrites."""
-        kept = (self.tools.policy.kept(role) for role in self.snapshots)
+        kept = (self.tools.policy.snapshot_weights(role) for role in self.snapshots)
         return {name: weight for weights in kept for name, weight in weights.items()}
 
     def exports(self) -> Mapping[str, Callable[[Path], None]]:

@@ -1,7 +1,7 @@
 """The policy gradient towards a best response to a frozen policy: what can be won against it."""
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
+from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
 from alignrun.config import Config, schema
 from alignrun.generation.streams import Source
 from alignrun.types import Role

@@ -1,8 +1,8 @@
 """IPO-MD: online IPO on samples of the mixture with μ, between online and offline IPO (arXiv 2403.08635)."""
 
 from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.common.schedules import check_mixture, mix_beta_at
 from alignrun.algorithms.online_ipo import OnlineIPO, OnlineIPOConfig
-from alignrun.algorithms.schedules import check_mixture, mix_beta_at
 from alignrun.config import Config, schema
 from alignrun.generation.streams import Mixture, Source
 from alignrun.types import Role

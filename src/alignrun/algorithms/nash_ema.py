@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig, Judged
+from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig, Judged
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Source
 from alignrun.types import PromptBatch, Role
@@ -48,4 +48,4 @@ class NashEMA(GameGradient):
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
         """One batch, after whose step the average moves."""
         yield from super().collect(prompts, step)
-        self.tools.policy.move(Role.average, 1 - self.config.ema_decay)
+        self.tools.policy.lerp_towards(Role.average, 1 - self.config.ema_decay)

@@ -1,8 +1,8 @@
 """Nash-MD-PG: the policy preferred to any other, by mirror descent (Munos et al., arXiv 2312.00886)."""
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
-from alignrun.algorithms.schedules import check_mixture, mix_beta_at
+from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
+from alignrun.algorithms.common.schedules import check_mixture, mix_beta_at
 from alignrun.config import Config, schema
 from alignrun.generation.streams import Mixture, Source
 from alignrun.types import Role

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.rollout import Rollouts
-from alignrun.algorithms.signs import signs
+from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import extragradient_loss
@@ -115,4 +115,4 @@ class NashMP(Algorithm):
         reference, log_probs = (
             policy.log_probs(role, batch.prompts, own, temperature) for role in (Role.reference, Role.policy)
         )
-        return signs(policy, own, log_probs, log_probs - reference)
+        return rollout_metrics(policy, own, log_probs, log_probs - reference)

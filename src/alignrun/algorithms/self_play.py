@@ -1,7 +1,7 @@
 """Regularised self-play: the policy gradient against the policy itself (Munos et al., arXiv 2312.00886)."""
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
+from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
 from alignrun.config import Config, schema
 from alignrun.generation.streams import Source
 from alignrun.types import Role

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignrun.algorithms.anchor import check_refresh, refresh_anchor
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.online_pairs import Pairing
-from alignrun.algorithms.rollout import Rollouts
-from alignrun.algorithms.signs import signs
+from alignrun.algorithms.common.anchor import check_refresh, refresh_anchor
+from alignrun.algorithms.common.online_pairs import Pairing
+from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import self_play_regression_loss
@@ -99,7 +99,7 @@ class SPPO(Algorithm):
             targets=len(win_rates),
             metrics={
                 "log_ratio_anchor": moved.detach().sum(),
-                **signs(policy, completions, log_probs, log_probs - reference),
+                **rollout_metrics(policy, completions, log_probs, log_probs - reference),
             },
             tokens=completions.mask.sum(),
         )

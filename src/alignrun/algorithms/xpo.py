@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing
+from alignrun.algorithms.common.rollout import concatenate
 from alignrun.algorithms.online_dpo import OnlineDPO, OnlineDPOConfig
-from alignrun.algorithms.online_pairs import JudgedPairs, Pairing
-from alignrun.algorithms.rollout import concatenate
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Stream
 from alignrun.types import PromptBatch, Role

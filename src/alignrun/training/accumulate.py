@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.algorithms.base import Algorithm
-from alignrun.algorithms.batches import count, rows
+from alignrun.algorithms.common.batches import count, rows
 from alignrun.data.trimming import trim
 from alignrun.models.device import batch_to, release_memory
 
@@ -53,9 +53,9 @@ class Accumulator:
             norm before clipping, and the count by which sums and gradient are divided.
         """
         sums, by_sequence = self._passes_that_fit(batch)
-        totals = processes.add_up(torch.stack(list(sums.values())))
+        totals = distributed.all_reduce_sum(torch.stack(list(sums.values())))
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        processes.add_up_all(gradients)
+        distributed.all_reduce_sum_each(gradients)
         # One division by the global count, whatever the micro-batches were: exactly the gradient of one large batch.
         torch._foreach_div_(gradients, totals[-1])
         norm = torch.nn.utils.clip_grad_norm_(self._weights, self._max_grad_norm)
@@ -66,12 +66,12 @@ class Accumulator:
 
     def _passes_that_fit(self, batch: Any) -> tuple[dict[str, Tensor], int]:
         while True:
-            largest = len(processes.share(count(batch)))
+            largest = len(distributed.share(count(batch)))
             size = min(self._micro_batch_size or largest, largest)
             try:
                 return self._passes(batch, size)
             except torch.OutOfMemoryError:
-                if size == 1 or processes.sharded():
+                if size == 1 or distributed.sharded():
                     raise
             # Out of the handler, whose traceback holds what the pass held.
             self._micro_batch_size = (size + 1) // 2
@@ -123,11 +123,11 @@ def micro_batches(batch: Any, size: int) -> Iterator[tuple[Any, bool]]:
     Processes that pass through one base in step must all take as many passes, and every one must know what is measured:
     where its rows do not suffice, a process gets one again that does not count.
     """
-    mine = processes.share(count(batch))
-    own = processes.own(count(batch))
+    mine = distributed.share(count(batch))
+    own = distributed.owned_rows(count(batch))
     for start in range(0, own, size):
         stop = min(start + size, own)
         yield rows(batch, slice(mine[start], mine[stop - 1] + 1)), True
-    taken, wanted = -(-own // size), -(-len(mine) // size) if processes.sharded() else 1
+    taken, wanted = -(-own // size), -(-len(mine) // size) if distributed.sharded() else 1
     for _ in range(taken, wanted):
         yield rows(batch, slice(mine[-1], mine[-1] + 1)), False

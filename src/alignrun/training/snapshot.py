@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from alignrun.optim import flatten_optimizer, restore_optimizer
+from alignrun.training.optim import flatten_optimizer, restore_optimizer
 
 
 @contextmanager

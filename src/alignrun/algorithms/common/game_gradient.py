@@ -1,0 +1,96 @@
+"""The policy gradient of a regularised preference game, whoever the opponent is (Munos et al., arXiv 2312.00886)."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from alignrun.algorithms.base import Algorithm, Loss, Tools
+from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.config import Config, require, schema
+from alignrun.generation.streams import Source, Stream
+from alignrun.objectives.nash import policy_gradient_loss, suffix_advantages
+from alignrun.types import Completions, PromptBatch, Role
+
+
+@schema
+class GameGradientConfig:
+    """What every such algorithm has."""
+
+    kl_tau: float = 0.02
+    """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
+    samples_per_prompt: int = 8
+    """Completions drawn from each side for every prompt; each is judged against all of the opponent's."""
+
+    def __post_init__(self) -> None:
+        require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
+        require(self.samples_per_prompt >= 1, "algo.samples_per_prompt", "must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """K completions of the policy for each of B prompts, and how often each is preferred to its opponent's."""
+
+    prompts: PromptBatch
+    completions: Completions
+    """[B, K, T]"""
+    preference: Tensor
+    """[B, K] P(y ≻ y' | x), averaged over the opponent's completions of the same prompt."""
+
+
+class GameGradient(Algorithm):
+    """Policy gradient of P(π ≻ π') − τ KL(π‖μ) with the opponent π' held fixed (eqs. 13-14).
+
+    y ~ π,  y' ~ π'
+    ∇ = E[Σ_n ∇log π(y_n) · (P(y ≻ y' | x) − ½ − τ Σ_{m≥n} log π(y_m)/μ(y_m))]
+
+    The gradient goes through y alone. The loss is averaged over sequences, not over tokens. With several samples of
+    each side, P(y ≻ y') is averaged over all y' of the prompt: the same expectation with less variance, and the
+    prompt is read once for all of them.
+    """
+
+    config: GameGradientConfig
+    tools: Tools
+
+    def __init__(self, config: GameGradientConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self.rollouts = Rollouts(tools)
+
+    @classmethod
+    @abstractmethod
+    def opponent_at(cls, config: Config, step: int) -> Source:
+        """π' at a step: whose completions those of the policy are judged against."""
+
+    @classmethod
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """y ~ π, which is learned from, and as many y' ~ π'."""
+        samples = config.algo.samples_per_prompt
+        return Stream(Role.policy, samples, learned=samples), Stream(cls.opponent_at(config, step), samples)
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
+        """One batch: both sides drawn together, and judged."""
+        ours, theirs = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
+        yield Judged(prompts, ours, self.rollouts.preference(prompts, ours, theirs))
+
+    def loss(self, batch: Judged) -> Loss:
+        """The surrogate −Σ log π(y_n) · score_n, summed over the sequences of the micro-batch."""
+        policy, temperature = self.tools.policy, self.tools.config.generation.temperature
+        completions = batch.completions.flat()
+        mask, preference = completions.mask, batch.preference.flatten()
+        reference = policy.log_probs(Role.reference, batch.prompts, completions, temperature)
+        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, temperature)
+        log_ratio = log_probs.detach() - reference
+        penalty = self.penalty(batch.prompts, completions, log_probs.detach(), log_ratio)
+        advantages = suffix_advantages(preference, penalty, mask)
+        return Loss(
+            total=policy_gradient_loss(log_probs, advantages, mask),
+            targets=len(mask),
+            metrics={"win_rate": preference.sum(), **rollout_metrics(policy, completions, log_probs, log_ratio)},
+            tokens=mask.sum(),
+        )
+
+    def penalty(self, prompts: PromptBatch, completions: Completions, log_probs: Tensor, log_ratio: Tensor) -> Tensor:
+        """[N, T] what each token costs: τ log π/μ, from log π and log π/μ [N, T]."""
+        return self.config.kl_tau * log_ratio

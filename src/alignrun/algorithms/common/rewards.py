@@ -1,0 +1,133 @@
+"""The scalar reward of a completion, for algorithms that know no opponents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignrun.algorithms.base import Algorithm, Tools
+from alignrun.algorithms.common.batches import shared
+from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.config import Config, require, schema
+from alignrun.errors import InputError
+from alignrun.generation.streams import Stream
+from alignrun.preferences.base import Reward
+from alignrun.types import Completions, PromptBatch, Role
+
+
+class RewardKind(str, Enum):
+    """Where the scalar comes from."""
+
+    auto = "auto"
+    """The preference's own reward where it has one, otherwise the win rate."""
+    scalar = "scalar"
+    """The reward of a Bradley-Terry preference, in log-odds: P(y ≻ y') = σ(r − r')."""
+    win_rate = "win_rate"
+    """P(y ≻ μ | x), the mean over completions of the reference: what a scalar can say of any preference."""
+
+
+@schema
+class RewardConfig:
+    """What every algorithm that maximises a reward has."""
+
+    kl_tau: float = 0.05
+    """τ, the weight of KL(π‖μ) against the reward."""
+    samples_per_prompt: int = 4
+    reward: RewardKind = RewardKind.auto
+    reference_samples: int = 4
+    """Completions of the reference that a win rate is measured against, for every prompt."""
+    missing_eos_penalty: float = 0.0
+    """Taken from the reward of a completion that does not end, from PPO's after it has been normalised; 1 is common
+    where answers should fit in the limit."""
+
+    def __post_init__(self) -> None:
+        require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
+        require(self.samples_per_prompt >= 1, "algo.samples_per_prompt", "must be at least 1")
+        require(self.reference_samples >= 1, "algo.reference_samples", "must be at least 1")
+        require(self.missing_eos_penalty >= 0, "algo.missing_eos_penalty", "must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class Rewarded:
+    """K completions for each of B prompts, and their rewards."""
+
+    prompts: PromptBatch
+    completions: Completions
+    """[B, K, T]"""
+    rewards: Tensor
+    """[B, K] as the preference gives them."""
+    penalties: Tensor
+    """[B, K] what is taken from them where a completion does not end."""
+
+
+class RewardAlgorithm(Algorithm):
+    """An algorithm that maximises a scalar reward. Raises InputError where a preference has none and must."""
+
+    config: Any
+    tools: Tools
+
+    def __init__(self, config: Any, tools: Tools) -> None:
+        scored = isinstance(tools.preference, Reward)
+        if config.reward is RewardKind.scalar and not scored:
+            raise InputError(
+                f"config: algo.reward=scalar: preference={tools.config.preference.name} compares pairs and has no "
+                "reward of one completion: use algo.reward=win_rate"
+            )
+        if config.reward is RewardKind.auto:
+            config = replace(config, reward=RewardKind.scalar if scored else RewardKind.win_rate)
+        super().__init__(config, replace(tools, config=replace(tools.config, algo=config)))
+        self.rollouts = Rollouts(tools)
+        self.temperature = tools.config.generation.temperature
+
+    @classmethod
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """K completions of the policy, and those of the reference that a win rate is measured against.
+
+        `auto` may be either until the preference is there, and counts as the win rate, which asks more of the model.
+        """
+        algo = config.algo
+        own = Stream(Role.policy, algo.samples_per_prompt, learned=algo.samples_per_prompt)
+        return (own,) if algo.reward is RewardKind.scalar else (own, Stream(Role.reference, algo.reference_samples))
+
+    def draw(self, prompts: PromptBatch, step: int, *, purpose: int = 0, role: Role = Role.policy) -> Rewarded:
+        """K completions of every prompt with their rewards: of the policy, or of another role."""
+        own, *others = self.streams(self.tools.config, step)
+        streams = [replace(own, source=role), *others]
+        completions, *opponents = self.rollouts.sample(prompts, streams, step, purpose=purpose)
+        if opponents:
+            rewards = self.rollouts.preference(prompts, completions, *opponents)
+        else:
+            rewards = self._scalar(prompts, completions)
+        ended = self.tools.policy.ends(completions.flat()).reshape(rewards.shape)
+        return Rewarded(prompts, completions, rewards, self.config.missing_eos_penalty * ~ended)
+
+    def _scalar(self, prompts: PromptBatch, completions: Completions) -> Tensor:
+        """[B, K] r(x, y)/temperature, whose differences are the log-odds of the preference."""
+        preference = self.tools.preference
+        assert isinstance(preference, Reward)
+        texts = self.rollouts.texts(completions)
+        rewards = preference.log_odds(prompts.texts * len(texts), [text for sample in texts for text in sample])
+        return rewards.reshape(len(texts), len(prompts)).T.to(self.tools.policy.device, torch.float32)
+
+    def token_scores(self, drawn: Rewarded) -> Tensor:
+        """[B, S, K, T] `_token_scores` of what was drawn, by micro-batches as in training."""
+        return shared(drawn, self._token_scores, self.tools.config.train.micro_batch_size)
+
+    def _token_scores(self, drawn: Rewarded) -> Tensor:
+        """[B, 2, K, T] log π and log μ at every token of completions that were drawn."""
+        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
+        log_probs = [
+            self.tools.policy.log_probs(role, drawn.prompts, completions, self.temperature).reshape(shape)
+            for role in (Role.policy, Role.reference)
+        ]
+        return torch.stack(log_probs, 1)
+
+    def notes(self) -> Sequence[str]:
+        """Where the reward comes from."""
+        source = "the preference's own, in log-odds"
+        if self.config.reward is RewardKind.win_rate:
+            source = f"the win rate against {self.config.reference_samples} completions of the reference"
+        return [*super().notes(), f"reward: {source}"]

@@ -1,0 +1,214 @@
+"""Sampling and judging, as the online algorithms share it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from alignrun import distributed
+from alignrun.algorithms.base import Tools
+from alignrun.algorithms.common.batches import pieces, select, shared
+from alignrun.algorithms.common.serving import ServedPolicy
+from alignrun.config import Engine
+from alignrun.data import opened
+from alignrun.generation.decode import Sampling, sample_completions
+from alignrun.generation.streams import Source, Stream, decoding_roles, policy_alone
+from alignrun.models.device import batch_to
+from alignrun.models.policy import Policy
+from alignrun.types import Completions, PromptBatch, Role
+
+
+def step_seed(seed: int, step: int, purpose: int = 0) -> int:
+    """A number for every step and purpose of a run."""
+    return ((seed * 1_000_003 + step) * 101 + purpose) % (1 << 63)
+
+
+def step_generator(device: torch.device, seed: int, step: int, purpose: int = 0) -> torch.Generator:
+    """Random numbers that depend on the seed and the step alone, so that resuming needs no saved state."""
+    return torch.Generator(device=device).manual_seed(step_seed(seed, step, purpose))
+
+
+def sample_streams(
+    policy: Policy,
+    prompts: PromptBatch,
+    sources: Sequence[Source],
+    sampling: Sampling,
+    generator: torch.Generator,
+    temperatures: Sequence[float] | None = None,
+) -> list[Completions]:
+    """Draw one completion of every prompt from each source, all in one decoding loop.
+
+    The random numbers are those of all prompts; each process decodes its share of them, and all get the completions.
+    """
+    roles = decoding_roles(sources)
+    shape, device = (sampling.max_new_tokens, len(sources), len(prompts)), policy.device
+    uniforms = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+    if distributed.size() == 1:
+        decoder = policy.decoder(prompts, roles, sampling.max_new_tokens)
+        return sample_completions(decoder, len(prompts), sources, sampling, uniforms, temperatures)
+    index = torch.tensor(distributed.share(len(prompts)), device=device)
+    part = select(prompts, index)
+    with distributed.raise_together():
+        decoder = policy.decoder(part, roles, sampling.max_new_tokens)
+        drawn = sample_completions(decoder, len(part), sources, sampling, uniforms[..., index], temperatures)
+    length = distributed.largest(drawn[0].tokens.shape[1])
+    ours = stack([pad(stream, length, sampling.pad_id) for stream in drawn])
+    tokens, mask = (distributed.gather(side, len(prompts)) for side in (ours.tokens, ours.mask))
+    return [Completions(*stream) for stream in zip(tokens.unbind(1), mask.unbind(1), strict=True)]
+
+
+@torch.no_grad()
+def log_ratio(policy: Policy, role: Role, prompts: PromptBatch, completions: Completions, temperature: float) -> Tensor:
+    """[B, T] log π/μ of a role at every token, of the distributions that are sampled, each process taking its share.
+
+    Of the whole distributions: with completions of truncated ones it is the log ratio of neither, and its mean no KL.
+    """
+
+    def of(part: _Drawn) -> Tensor:
+        ours, base = (
+            policy.log_probs(name, part.prompts, part.completions, temperature) for name in (role, Role.reference)
+        )
+        return ours - base
+
+    return shared(_Drawn(prompts, completions), of)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """One completion for each of B prompts."""
+
+    prompts: PromptBatch
+    completions: Completions
+
+
+def decode_texts(policy: Policy, completions: Completions) -> list[str]:
+    """Completions as text, without special tokens, and with what the chat template has begun of every answer."""
+    lengths = completions.mask.sum(1).tolist()
+    ids = [row[:length] for row, length in zip(completions.tokens.tolist(), lengths, strict=True)]
+    begun = opened(policy.tokenizer)
+    return [(begun + text).strip() for text in policy.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+class Rollouts:
+    """Draws and judges completions for one run."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        generation = tools.config.generation
+        self._chunk, self._device = generation.batch_size, tools.policy.device
+        self._sampling = Sampling(
+            max_new_tokens=generation.max_new_tokens,
+            stop_ids=tools.policy.stop_ids,
+            pad_id=tools.policy.tokenizer.pad_token_id,
+            temperature=generation.temperature,
+        )
+        self._served = ServedPolicy(tools.policy, generation) if generation.engine is Engine.server else None
+
+    def sample(
+        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0
+    ) -> list[Completions]:
+        """Draw what an algorithm declares, in one decoding loop, `generation.batch_size` prompts at a time.
+
+        A rollout server, if there is one, draws what comes from the policy alone: it knows no other role.
+
+        Args:
+            prompts: B prompts.
+            streams: what is drawn.
+            step: with the seed and the purpose, what the random numbers depend on.
+            purpose: tells several draws of one step apart.
+
+        Returns:
+            For each stream its K samples, [B, K, T]; all are padded to one length.
+        """
+        if self._served is not None and policy_alone(streams):
+            drawn = self._from_server(self._served, prompts, streams, step, purpose)
+        else:
+            drawn = self._natively(prompts, streams, step, purpose)
+        longest = max(one.tokens.shape[1] for one in drawn)
+        padded = (pad(one, longest, self._sampling.pad_id) for one in drawn)
+        return [stack(list(islice(padded, stream.samples))) for stream in streams]
+
+    def preference(self, prompts: PromptBatch, ours: Completions, theirs: Completions) -> Tensor:
+        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over all of theirs for the same prompt."""
+        return self.pairwise(prompts, ours, theirs).mean(2)
+
+    def pairwise(self, prompts: PromptBatch, ours: Completions, theirs: Completions) -> Tensor:
+        """[B, K, L] P(y ≻ y' | x) of each of our K completions against each of their L for the same prompt."""
+        first, second = self.texts(ours), self.texts(theirs)
+        pairs = [(mine, other) for mine in first for other in second]
+        return self._judge(prompts, pairs).reshape(len(prompts), len(first), len(second))
+
+    def table(self, prompts: PromptBatch, completions: Completions) -> Tensor:
+        """[B, K, K] P(y_i ≻ y_j | x) among K completions; every pair is asked about once, since P + Pᵀ = 1."""
+        texts = self.texts(completions)
+        first, second = torch.triu_indices(len(texts), len(texts), 1)
+        judged = self._judge(prompts, [(texts[i], texts[j]) for i, j in zip(first, second, strict=True)])
+        table = judged.new_full((len(prompts), len(texts), len(texts)), 0.5)
+        table[:, first, second], table[:, second, first] = judged, 1 - judged
+        return table
+
+    def texts(self, completions: Completions) -> list[list[str]]:
+        """K lists of B texts, from completions [B, K, T]."""
+        samples = zip(completions.tokens.unbind(1), completions.mask.unbind(1), strict=True)
+        return [decode_texts(self._tools.policy, Completions(*sample)) for sample in samples]
+
+    def _judge(self, prompts: PromptBatch, pairs: Sequence[tuple[list[str], list[str]]]) -> Tensor:
+        """[B, M] P(first ≻ second | x) of M pairs of lists of B texts."""
+        judged = self._tools.preference(
+            prompts.texts * len(pairs),
+            [text for first, _ in pairs for text in first],
+            [text for _, second in pairs for text in second],
+        )
+        return judged.reshape(len(pairs), len(prompts)).T.to(self._device)
+
+    def _natively(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:
+        """All samples of all streams, in order, each [B, T]."""
+        sources = [stream.source for stream in streams for _ in range(stream.samples)]
+        temperatures = self._temperatures(streams) if any(stream.temperature for stream in streams) else None
+        generator = step_generator(self._device, self._tools.config.seed, step, purpose)
+        chunks = [
+            sample_streams(self._tools.policy, part, sources, self._sampling, generator, temperatures)
+            for part in pieces(prompts, self._chunk)
+        ]
+        longest = max(chunk[0].tokens.shape[1] for chunk in chunks)
+        padded = [[pad(one, longest, self._sampling.pad_id) for one in chunk] for chunk in chunks]
+        return [concatenate(parts) for parts in zip(*padded, strict=True)]
+
+    def _from_server(
+        self, server: ServedPolicy, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int
+    ) -> list[Completions]:
+        """The same samples from a server, which the main process asks."""
+        served = None
+        with distributed.raise_together():
+            if distributed.is_main():
+                seed = step_seed(self._tools.config.seed, step, purpose)
+                drawn = server.sample(prompts, self._temperatures(streams), self._sampling, seed)
+                # On the CPU, or the other processes would open them on the main one's GPU.
+                served = [batch_to(one, torch.device("cpu")) for one in drawn]
+        return [batch_to(one, self._device) for one in distributed.broadcast(served)]
+
+    def _temperatures(self, streams: Sequence[Stream]) -> list[float]:
+        """One for each sample."""
+        usual = self._sampling.temperature
+        return [stream.temperature or usual for stream in streams for _ in range(stream.samples)]
+
+
+def stack(samples: Sequence[Completions]) -> Completions:
+    """K samples [B, T] of one length as [B, K, T]."""
+    return Completions(torch.stack([one.tokens for one in samples], 1), torch.stack([one.mask for one in samples], 1))
+
+
+def concatenate(parts: Sequence[Completions], dim: int = 0) -> Completions:
+    """Completions of one length, joined along a dimension."""
+    return Completions(torch.cat([one.tokens for one in parts], dim), torch.cat([one.mask for one in parts], dim))
+
+
+def pad(completions: Completions, length: int, pad_id: int) -> Completions:
+    """The same completions with padding up to `length` tokens."""
+    extra = (0, length - completions.tokens.shape[1])
+    return Completions(
+        torch.nn.functional.pad(completions.tokens, extra, value=pad_id),
+        torch.nn.functional.pad(completions.mask, extra, value=False),
+    )
