@@ -388,7 +388,7 @@ LAYERS = [
     {"games", "objectives"},
     {"http", "distributed"},
     {"security"},
-    {"types", "errors"},
+    {"types", "errors", "discovery"},
 ]
 
 

@@ -1,7 +1,5 @@
 """What an algorithm gives to the training loop, and how it is found by name."""
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignrun.config import Config, DataConfig, Engine
 from alignrun.data import PromptSet, padding_id
+from alignrun.discovery import import_all
 from alignrun.errors import InputError
 from alignrun.generation.streams import Stream, policy_alone
 from alignrun.models.backbone import Backbone
@@ -62,7 +61,7 @@ class Trained(Protocol):
 
 
 class Dataset(Protocol):
-    """Examples, encoded once, from which the batch of any step can be had without any state."""
+    """Examples, from which the batch of any step follows without any state; many are encoded when they are drawn."""
 
     @property
     def skipped(self) -> int:
@@ -274,7 +273,5 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 
 def discover() -> dict[str, type[Algorithm]]:
     """Import every module of this package, so that a new file is an algorithm without further wiring."""
-    package = importlib.import_module("alignrun.algorithms")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"alignrun.algorithms.{module.name}")
+    import_all("algo")
     return ALGORITHMS

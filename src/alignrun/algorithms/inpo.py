@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.common.anchor import check_refresh, refresh_anchor
+from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.online_pairs import JudgedPairs, OnlinePairs, OnlinePairsConfig
+from alignrun.algorithms.common.schedules import check_refresh
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Source
 from alignrun.objectives.nash import online_ipo_loss

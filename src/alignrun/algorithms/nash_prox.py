@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.common.anchor import check_refresh, refresh_anchor
+from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.game_gradient import Judged
+from alignrun.algorithms.common.schedules import check_refresh
 from alignrun.algorithms.self_play import SelfPlay, SelfPlayConfig
 from alignrun.config import require, schema
 from alignrun.types import Completions, PromptBatch, Role

@@ -12,7 +12,8 @@ from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.algorithms.common.pairs import pair_set
 from alignrun.algorithms.common.rollout import step_generator
 from alignrun.config import schema
-from alignrun.data import PairSet, PreferenceEncoder, check_template
+from alignrun.config.templates import split_template
+from alignrun.data import PairSet, PreferenceEncoder
 from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss
 from alignrun.types import Completions, Example, PairBatch
 
@@ -39,7 +40,7 @@ class PreferenceModelConfig:
     orders: Orders = Orders.both
 
     def __post_init__(self) -> None:
-        check_template(self.template, ("prompt", "first", "second"), "algo.template")
+        split_template(self.template, ("prompt", "first", "second"), "algo.template")
 
 
 @algorithm("preference_model", PreferenceModelConfig)

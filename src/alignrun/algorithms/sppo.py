@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.common.anchor import check_refresh, refresh_anchor
+from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.online_pairs import Pairing
 from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.schedules import check_refresh
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import self_play_regression_loss

@@ -15,6 +15,7 @@ from alignrun.data.limits import Limits
 from alignrun.data.order import rows_at
 from alignrun.data.padding import padding_id
 from alignrun.data.rendering import Renderer
+from alignrun.data.store import Kind, first_below
 from alignrun.errors import InputError
 from alignrun.types import Example, Message, PackedBatch, as_turns
 
@@ -36,7 +37,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationSet:
-    """Demonstrations as text and as token ids, in the order of the data set."""
+    """Demonstrations as text and as token ids, in the order of the data set; many are encoded when they are drawn."""
 
     examples: Sequence[Example]
     demonstrations: Sequence[Demonstration]
@@ -75,12 +76,11 @@ class DemonstrationSet:
         """
         limits = Limits(max_prompt_tokens, max_completion_tokens, max_tokens, too_long)
         renderer = Renderer(tokenizer, system_prompt, rows=rows)
-        for example in examples:
-            if example.chosen is None:
-                raise InputError(
-                    f"data: {example.origin} holds a prompt without a completion; name data.columns.completion or "
-                    "data.columns.messages, or choose another data set"
-                )
+        if example := first_below(examples, Kind.demonstration):
+            raise InputError(
+                f"data: {example.origin} holds a prompt without a completion; name data.columns.completion or "
+                "data.columns.messages, or choose another data set"
+            )
 
         def admit(example: Example, one: Demonstration) -> bool:
             fits = limits.admit(example, len(one.prompt), len(one.completion))
@@ -93,7 +93,7 @@ class DemonstrationSet:
 
         used = select(examples, partial(_encode, renderer), admit, bad_rows, drawn)
         if not used.examples:
-            raise limits.refuse_all(used.read, "demonstrations")
+            raise limits.refuse_all(used.read, "demonstration")
         return cls(used.examples, used.encoded, pack_tokens, padding_id(tokenizer), seed, used.skipped, used.refused)
 
     def __len__(self) -> int:

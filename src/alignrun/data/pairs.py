@@ -1,4 +1,4 @@
-"""A fixed set of preference pairs, encoded once, from which the batch of any step can be had without any state."""
+"""A fixed set of preference pairs, from which the batch of any step follows without any state."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from alignrun.data.limits import Limits
 from alignrun.data.order import rows_at
 from alignrun.data.padding import collate
 from alignrun.data.rendering import Renderer
+from alignrun.data.store import Kind, first_below, kinds_of
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
+from alignrun.security.text import counted
 from alignrun.types import Example, PairBatch
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class EncodedPair:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PairSet:
-    """Pairs as text and as token ids, in the order of the data set."""
+    """Pairs as text and as token ids, in the order of the data set; many are encoded when they are drawn."""
 
     examples: Sequence[Example]
     pairs: Sequence[EncodedPair]
@@ -75,12 +77,11 @@ class PairSet:
         those are skipped, if none is left.
         """
         limits = Limits(max_prompt_tokens, max_completion_tokens, max_tokens, too_long)
-        for example in examples:
-            if example.chosen is None or example.rejected is None:
-                raise InputError(
-                    f"data: {example.origin} holds no pair, only a prompt or a demonstration; name data.columns.chosen "
-                    "and data.columns.rejected, or choose another data set"
-                )
+        if example := first_below(examples, Kind.tie):
+            raise InputError(
+                f"data: {example.origin} holds no pair, only a prompt or a demonstration; name data.columns.chosen "
+                "and data.columns.rejected, or choose another data set"
+            )
 
         def admit(example: Example, pair: EncodedPair) -> bool:
             prompt, completion = len(pair.prompt), max(len(pair.first), len(pair.second))
@@ -88,7 +89,7 @@ class PairSet:
 
         used = select(examples, encode, admit, bad_rows, drawn)
         if not used.examples:
-            raise limits.refuse_all(used.read, "pairs")
+            raise limits.refuse_all(used.read, "pair")
         return cls(used.examples, used.encoded, pad_id, seed, used.skipped, used.refused)
 
     def __len__(self) -> int:
@@ -130,11 +131,11 @@ class PairSet:
 
 
 def check_labels(examples: Sequence[Example]) -> None:
-    """Raise InputError for pairs to train on that are all ties."""
-    if all(example.label == 0.5 for example in examples):
+    """Raise InputError for pairs to train on that are all ties; those that are encoded when drawn stay so."""
+    if Kind.pair not in kinds_of(examples):
         raise InputError(
-            f"data: all {len(examples)} pairs are ties: nothing to learn; check data.columns.label or "
-            "data.columns.votes, or choose another data set"
+            f"data: no preference in {counted(len(examples), 'pair')}, all ties: nothing to learn; check "
+            "data.columns.label or data.columns.votes, or choose another data set"
         )
 
 

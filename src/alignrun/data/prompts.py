@@ -1,4 +1,4 @@
-"""A fixed set of prompts, encoded once, from which the batch of any step can be had without any state."""
+"""A fixed set of prompts, from which the batch of any step follows without any state."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from alignrun.data.order import rows_at
 from alignrun.data.padding import padding_id, prompt_batch
 from alignrun.data.rendering import Renderer
 from alignrun.errors import InputError
+from alignrun.security.text import counted
 from alignrun.types import Example, PromptBatch
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _CHANGE = "a smaller generation.max_new_tokens, or another data.max_prompt_token
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts as text and as token ids, in the order of the data set."""
+    """Prompts as text and as token ids, in the order of the data set; many are encoded when they are drawn."""
 
     texts: Sequence[str]
     """The prompts as readers and preferences see them."""
@@ -69,7 +70,8 @@ class PromptSet:
         used = select(examples, encode, admit, bad_rows, drawn)
         if not used.examples:
             raise InputError(
-                f"data: none of the {used.read} prompts fits into the limit of {max_tokens} tokens; set {_CHANGE}"
+                f"data: none of the {counted(used.read, 'prompt')} fits into the limit of {max_tokens} tokens; set "
+                f"{_CHANGE}"
             )
         texts = column(used.examples, lambda example: example.text)
         return cls(texts, used.encoded, padding_id(tokenizer), seed, used.skipped, used.refused)

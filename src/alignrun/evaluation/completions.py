@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from alignrun.algorithms.common.rollout import decode_texts, sample_streams
 from alignrun.data import PromptSet, opened
+from alignrun.errors import RunError
 from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy
@@ -154,6 +155,6 @@ class CompletionCache:
         return None if self._folder is None or key is None else self._folder / f"{key}.json"
 
     def _write(self, path: Path, text: str) -> None:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
+        with contextlib.suppress(OSError, RunError):  # a cache that cannot be written costs time and nothing else
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text_atomic(path, text)

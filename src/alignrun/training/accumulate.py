@@ -12,6 +12,7 @@ from alignrun.algorithms.base import Algorithm
 from alignrun.algorithms.common.batches import count, rows
 from alignrun.data.trimming import trim
 from alignrun.models.device import batch_to, release_memory
+from alignrun.security.text import counted
 
 SEQUENCES, TARGETS = "sequences", "targets"
 """What sums of a step are divided by, next to the sums."""
@@ -77,8 +78,9 @@ class Accumulator:
             self._micro_batch_size = (size + 1) // 2
             release_memory()
             self._note(
-                f"out of memory with micro-batches of {size} prompts: continuing with {self._micro_batch_size}, which "
-                f"changes no gradient (train.micro_batch_size={self._micro_batch_size} saves the attempt)"
+                f"out of memory with micro-batches of {counted(size, 'prompt')}: continuing with "
+                f"{self._micro_batch_size}, which changes no gradient "
+                f"(train.micro_batch_size={self._micro_batch_size} saves the attempt)"
             )
 
     def _passes(self, batch: Any, size: int) -> tuple[dict[str, Tensor], int]:

@@ -23,7 +23,7 @@ from alignrun.run.directory import RunDirectory, discard_output, write_text_atom
 from alignrun.run.progress import Progress
 from alignrun.run.tracking import Tracking
 from alignrun.training.accumulate import Accumulator
-from alignrun.training.checkpoint import Checkpoint, restore_weights, save_checkpoint
+from alignrun.training.checkpoint import Checkpoint, check_finite, restore_weights, save_checkpoint
 from alignrun.training.optim import flatten_optimizer, make_optimizer, restore_optimizer, set_learning_rate
 from alignrun.training.signals import stop_requested
 from alignrun.training.snapshot import undone
@@ -106,6 +106,7 @@ class Trainer:
         """
         restore_weights(self._weights, saved)
         restore_weights(self._algorithm_state(), saved, "algorithm")
+        check_finite(saved, "optimizer")
         configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         state, names = saved.state, list(self._trainable)
         try:
@@ -261,6 +262,7 @@ class Trainer:
         limit = self._config.train.max_kl
         if limit is not None and metrics.get("kl", 0.0) > limit:
             self._save(done)
+            self._write_adapter()
             with distributed.raise_together():
                 raise RunError(
                     f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: "

@@ -1,6 +1,5 @@
 """The policy as it was some steps ago, for methods that solve one game after another."""
 
-from alignrun.config import require
 from alignrun.models.policy import Policy
 from alignrun.types import Role
 
@@ -9,8 +8,3 @@ def refresh_anchor(policy: Policy, step: int, refresh_every: int) -> None:
     """Make the policy its own anchor π_t where step 0 ≤ `step` is the first of an iteration."""
     if step % refresh_every == 0:
         policy.lerp_towards(Role.anchor, 1.0)
-
-
-def check_refresh(refresh_every: int) -> None:
-    """Refuse an iteration without steps. Raises InputError."""
-    require(refresh_every >= 1, "algo.refresh_every", f"must be at least 1, not {refresh_every}")
