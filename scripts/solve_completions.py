@@ -28,8 +28,9 @@ from alignrun.evaluation.completions import Drawing, draw
 from alignrun.games import Game, duality_gap, equilibrium, exploitability, kl, win_rate, win_rates
 from alignrun.launch.build import build_preference, distinct_prompts, load_trained, make_encoding
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference
+from alignrun.types import Role
 
 RESAMPLES = 10_000
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from alignrun import cli, distributed
 from alignrun.errors import InputError
-from alignrun.training import trainer
+from alignrun.training.accumulate import micro_batches
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -185,7 +185,7 @@ def test_rows_are_shared_out_and_come_back_in_order(monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
             parts.append(distributed.share(count))
             counted += parts[-1][: distributed.owned_rows(count)]
-            batches = [batch for batch, counts in trainer.micro_batches(Rows(torch.arange(count)), 2) if counts]
+            batches = [batch for batch, counts in micro_batches(Rows(torch.arange(count)), 2) if counts]
             micro += [row for batch in batches for row in batch.values.tolist()]
         assert len({len(part) for part in parts}) == 1  # nobody waits for more
         assert [row for part in parts for row in part][:count] == counted == micro == list(range(count))

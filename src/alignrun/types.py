@@ -8,10 +8,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Role(str, Enum):
+    """Whose distribution is asked for, in the order in which roles are decoded together."""
+
+    policy = "policy"
+    opponent = "opponent"
+    """A frozen policy to be beaten."""
+    anchor = "anchor"
+    """The policy as it was some steps ago."""
+    average = "average"
+    """The moving average of the policy's weights."""
+    reference = "reference"
+    """The last, since it may be the bare base."""
 
 
 class Message(TypedDict):

@@ -12,8 +12,8 @@ from alignrun.algorithms.base import prompt_set
 from alignrun.data import PromptSet
 from alignrun.evaluation.completions import CompletionCache, Drawing, content_key, draw, score
 from alignrun.launch.build import make_encoding
-from alignrun.models.policy import Policy, Role
-from alignrun.types import Completions, Example
+from alignrun.models.policy import Policy
+from alignrun.types import Completions, Example, Role
 
 DRAWING = Drawing(samples=3, max_new_tokens=6, temperature=0.8, top_k=0, top_p=1.0, batch_size=2, seed=0)
 

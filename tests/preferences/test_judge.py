@@ -27,7 +27,7 @@ from alignrun.preferences.judge import client
 from alignrun.preferences.judge.client import retry_after
 from alignrun.preferences.judge.config import JudgeConfig
 from alignrun.preferences.judge.judge import JudgePreference, build, fill
-from alignrun.training.trainer import stop_requested
+from alignrun.training.signals import stop_requested
 
 KEY = "sk-secret-0123456789"
 

@@ -1,8 +1,7 @@
 """PPO: RLHF with a value function and clipped steps (arXiv 1707.06347; details of arXiv 1909.08593, 2403.17031)."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,12 @@ from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_batch, check_minibatches
-from alignrun.algorithms.common.workload import Workload
 from alignrun.config import AdapterKind, Config, require, schema
 from alignrun.errors import InputError
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Role
 from alignrun.models.value import Value
 from alignrun.objectives.ppo import clipped_policy_loss, clipped_value_loss, generalised_advantages, whiten
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 REFERENCE_PROMPTS = 32
 """Prompts on which the reward of the reference is measured."""
@@ -102,6 +99,7 @@ class PPO(RewardAlgorithm):
     """
 
     config: PPOConfig
+    value_function = True
 
     def __init__(self, config: PPOConfig, tools: Tools) -> None:
         super().__init__(config, tools)
@@ -118,11 +116,6 @@ class PPO(RewardAlgorithm):
         if config.adapter.name is AdapterKind.none:
             raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
         check_batch(config)
-
-    @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """That of rewards, and the value function."""
-        return replace(super().workload(config), value=True)
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The value function."""
@@ -149,7 +142,7 @@ class PPO(RewardAlgorithm):
             prompts = batch_to(data.batch_at(0, min(REFERENCE_PROMPTS, len(data))), self.tools.policy.device)
             size = self.tools.config.train.batch_size  # the memory for so many is there
             drawn = [
-                self.rewards.draw(piece, number, purpose=98, own=False).rewards
+                self.draw(piece, number, purpose=98, role=Role.reference).rewards
                 for number, piece in enumerate(pieces(prompts, size))
             ]
             rewards = torch.cat(drawn).double()
@@ -168,7 +161,7 @@ class PPO(RewardAlgorithm):
 
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Rollout:
-        drawn = self.rewards.draw(prompts, step)
+        drawn = self.draw(prompts, step)
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
         log_probs, reference, values = (part.flatten(0, 1) for part in self.token_scores(drawn).unbind(1))
         shift, scale = self._shift_and_scale.to(drawn.rewards)

@@ -16,9 +16,9 @@ from alignrun.data import PromptSet, opened
 from alignrun.errors import RunError
 from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.run.directory import write_text_atomic
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 FORMAT = 2
 """Raised whenever the same inputs would give other completions."""
@@ -78,11 +78,10 @@ def draw(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing, strea
         top_k=drawing.top_k,
         top_p=drawing.top_p,
     )
-    mix_beta = 0.0 if role is Role.policy else 1.0
     drawn = Drawn([], [], [], [])
     for batch in prompts.all_batches(drawing.batch_size):
         moved = batch_to(batch, policy.device)
-        streams = sample_streams(policy, moved, [mix_beta] * drawing.samples, sampling, generator)
+        streams = sample_streams(policy, moved, [role] * drawing.samples, sampling, generator)
         texts = [decode_texts(policy, stream) for stream in streams]
         ends = [policy.ends(stream).tolist() for stream in streams]
         ids = [[row[mask].tolist() for row, mask in zip(one.tokens, one.mask, strict=True)] for one in streams]

@@ -14,9 +14,9 @@ from alignrun.evaluation.settled import in_words, metrics_of, verdict
 from alignrun.evaluation.truncation import truncation
 from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference
-from alignrun.types import Evaluation
+from alignrun.types import Evaluation, Role
 
 OPPONENT_STREAM = 2
 """Random numbers apart from those of training and of the win rate against the reference."""
@@ -59,8 +59,8 @@ class OpponentEvaluator:
         wins, penalties = [], []
         for batch in self._prompts.all_batches(self._config.batch_size):
             prompts = batch_to(batch, policy.device)
-            roles = [0.0] * streams + [1.0] * streams
-            drawn = sample_streams(policy, prompts, roles, self._sampling, generator, Role.opponent)
+            roles = [Role.policy] * streams + [Role.opponent] * streams
+            drawn = sample_streams(policy, prompts, roles, self._sampling, generator)
             for ours, theirs in zip(drawn[:streams], drawn[streams:], strict=True):
                 first, second = decode_texts(policy, ours), decode_texts(policy, theirs)
                 wins.append(self._preference(prompts.texts, first, second).double())

@@ -14,9 +14,9 @@ from alignrun.evaluation.settled import in_words, metrics_of
 from alignrun.evaluation.truncation import truncation
 from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference
-from alignrun.types import Evaluation, Sample
+from alignrun.types import Evaluation, Role, Sample
 
 EVALUATION_STREAM = 1
 """Keeps evaluation's random numbers apart from training's: evaluating more often changes no training step."""
@@ -59,7 +59,9 @@ class WinRateEvaluator:
             drawn: list[float] = []
             for batch in self._prompts.all_batches(self._config.batch_size):
                 prompts = batch_to(batch, self._policy.device)
-                ours, theirs = sample_streams(self._policy, prompts, [0.0, 1.0], self._sampling, generator)
+                ours, theirs = sample_streams(
+                    self._policy, prompts, [Role.policy, Role.reference], self._sampling, generator
+                )
                 first, second = decode_texts(self._policy, ours), decode_texts(self._policy, theirs)
                 preferred: Sequence[float | None] = [None] * len(prompts)
                 if self._preference is not None:

@@ -4,7 +4,7 @@ What is neither, a flag, is said of all rows.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -13,16 +13,6 @@ from torch import Tensor
 from alignrun import distributed
 
 Batch = TypeVar("Batch")
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A batch whose optimiser step is undone before the next one, weights and optimiser state alike.
-
-    What is sampled in between comes from where that step has led: the half-step of an extragradient method.
-    """
-
-    batch: Any
 
 
 def count(batch: Any) -> int:
@@ -62,6 +52,15 @@ def shared(batch: Any, compute: Callable[[Any], Tensor], size: int | None = None
     if distributed.size() == 1:
         return in_pieces(batch)
     return distributed.by_share(count(batch), lambda index: in_pieces(select(batch, torch.tensor(index))))
+
+
+def as_json(batch: Any) -> Any:
+    """A batch as JSON can hold it."""
+    if isinstance(batch, Tensor):
+        return batch.tolist()
+    if is_dataclass(batch):
+        return {field.name: as_json(getattr(batch, field.name)) for field in fields(batch)}
+    return batch
 
 
 def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:

@@ -9,12 +9,10 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Encoding, Loss, Measure, OfflineAlgorithm, Tools
 from alignrun.algorithms.common.reference_cache import reference_log_probs
-from alignrun.algorithms.common.workload import Workload
 from alignrun.config import Config, require, schema
 from alignrun.data import PairSet, encode_policy_pair
-from alignrun.models.policy import Role
 from alignrun.objectives.preference import margins, sequence_log_probs, smooth
-from alignrun.types import Example, PairBatch
+from alignrun.types import Example, PairBatch, Role
 
 
 @schema
@@ -40,11 +38,7 @@ class PairsAlgorithm(OfflineAlgorithm):
     """
 
     config: Any
-
-    @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """Both completions of every pair."""
-        return Workload(learned=2)
+    learned = 2
 
     @classmethod
     def precomputes(cls, config: Config) -> bool:

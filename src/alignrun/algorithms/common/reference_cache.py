@@ -13,9 +13,10 @@ from torch import Tensor
 from alignrun import distributed
 from alignrun.data import PairSet
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import cache_folder
 from alignrun.run.directory import writing
+from alignrun.types import Role
 
 NAME = "log_probs"
 
