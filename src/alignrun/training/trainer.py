@@ -80,16 +80,6 @@ class Trainer:
         self._weights, self._beside = trained.trainable(), algorithm.trainable()
         self._trainable = {**self._weights, **self._beside}
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
-        self._accumulate = Accumulator(
-            algorithm,
-            list(self._trainable.values()),
-            trained.device,
-            config.train.micro_batch_size,
-            config.optim.max_grad_norm,
-            note=lambda text: self._progress.note(text),
-        )
-        if algorithm.half_steps:
-            algorithm.half_step = self._half_step
         self._skipped = 0
         self.tracking: Tracking | None = None
         """Where the run is recorded; None until it is."""
@@ -140,6 +130,14 @@ class Trainer:
                 be written.
         """
         self._begin, self._progress = begin, progress
+        self._accumulate = Accumulator(
+            self._algorithm,
+            list(self._trainable.values()),
+            self._trained.device,
+            self._config.train.micro_batch_size,
+            self._config.optim.max_grad_norm,
+            progress.note,
+        )
         self._held: tuple[int, Evaluation] | None = None
         self._recorded = start.step if start.evaluated else None
         self._saved = (start.step, start.evaluated) if resumed else None
@@ -149,7 +147,7 @@ class Trainer:
             self._open()
         if not start.evaluated and self._due(start.step) and start.step < train.steps:
             self._record(start.step, self._measure(start.step))
-        with stop_requested() as stopped_by:
+        with stop_requested() as stopped_by, self._half_steps():
             for done in range(start.step + 1, train.steps + 1):
                 self._log(done, self.train_step(done - 1))
                 if done == train.steps:
@@ -202,6 +200,18 @@ class Trainer:
         self._optimizer.step()
         self._tokens += metrics.pop("tokens") * total
         return metrics
+
+    @contextmanager
+    def _half_steps(self) -> Iterator[None]:
+        """Let the algorithm take half-steps while the loop runs; a longer hold would keep the two alive together."""
+        if not self._algorithm.half_steps:
+            yield
+            return
+        self._algorithm.half_step = self._half_step
+        try:
+            yield
+        finally:
+            del self._algorithm.half_step
 
     @contextmanager
     def _half_step(self, batch: Any) -> Iterator[None]:
