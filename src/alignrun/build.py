@@ -105,9 +105,9 @@ def check(config: Config) -> None:
         raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
     device = resolve_device(config.model.device)
     check_split(config.adapter)
-    if (sharding := processes.sharding()) and config.model.cuda_graphs is True and device.type == "cuda":
+    if processes.sharded() and config.model.cuda_graphs is True and device.type == "cuda":
         raise InputError(
-            f"config: model.cuda_graphs=true records no base that is split by {sharding.value}: set it to auto or false"
+            "config: model.cuda_graphs=true records no base that is split by --use_fsdp: set it to auto or false"
         )
     if config.adapter.name is AdapterKind.qlora:
         if config.model.source in (ModelSource.random, ModelSource.game):
