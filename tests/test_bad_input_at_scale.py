@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from alignrun import cli
-from alignrun.algorithms.base import prompt_set
 from alignrun.build import make_encoding
 from alignrun.compose import compose, plain
+from alignrun.data import PromptSet
 from alignrun.data.completions import end_of_turn
 from alignrun.data.sources import load_examples
 from alignrun.errors import InputError
@@ -184,7 +184,7 @@ def test_chat_templates(parts: list[str]) -> None:
     made = make_encoding(replace(config, model=replace(config.model, chat_template="".join(parts) or None)))
     said = ""
     try:
-        prompt_set(rows, made)
+        PromptSet.build(rows, made)
         end_of_turn(made.tokenizer)
     except InputError as error:
         said = str(error)

@@ -13,17 +13,14 @@ from alignrun import processes
 from alignrun.algorithms.base import (
     ALGORITHMS,
     Algorithm,
-    Dataset,
-    Encoding,
     FeedbackTools,
     Tools,
     Trained,
     discover,
-    prompt_set,
 )
 from alignrun.algorithms.feedback import FeedbackAlgorithm
 from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSource, ReferenceKind, TooLong
-from alignrun.data import PairSet, check_labels, end_of_turn, load_examples
+from alignrun.data import Dataset, Encoding, PairSet, PromptSet, check_labels, end_of_turn, load_examples
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.feedback import FeedbackEvaluator
@@ -55,7 +52,7 @@ class Assembly:
     trained: Trained
     """The policy, or the feedback model."""
     algorithm: Algorithm
-    data: Dataset
+    data: Dataset[Any]
     evaluate: Evaluator
     pins: Pins
     """What the run stands on, by content."""
@@ -302,7 +299,7 @@ def build_evaluator(
     policy: Policy,
     preference: Preference,
     algorithm: Algorithm,
-    heldout: Dataset,
+    heldout: Dataset[Any],
     questions: list[Example],
     encoding: Encoding,
 ) -> Evaluator:
@@ -315,14 +312,14 @@ def build_evaluator(
                 f"config: {truncated} of evaluation truncates what is sampled, and model=game is evaluated exactly, on "
                 "whole distributions: leave out evaluation.top_k and evaluation.top_p"
             )
-        prompts = prompt_set(questions, encoding)
+        prompts = PromptSet.build(questions, encoding)
         # The equilibrium is what online algorithms look for; offline ones answer their data.
         weight = algorithm.kl_weight if algorithm.online else float
         sampled = GameEvaluator(policy, preference.game, prompts, settings.temperature, weight)
     else:
         judge = None if config.preference.name == "none" else preference
         # Data that fit may leave no room for sampling after the longest of their prompts.
-        prompts = prompt_set(questions, encoding if algorithm.online else skipping(encoding))
+        prompts = PromptSet.build(questions, encoding if algorithm.online else skipping(encoding))
         length = config.generation.max_new_tokens
         sampled = WinRateEvaluator(policy, judge, prompts, settings, length, config.seed)
         if policy.has_opponent:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from alignrun import processes
-from alignrun.algorithms.base import Algorithm, Dataset, Trained
+from alignrun.algorithms.base import Algorithm, Trained
 from alignrun.algorithms.batches import Trial, count, rows
 from alignrun.checkpoint import Checkpoint, save_checkpoint
 from alignrun.config import Config
+from alignrun.data import Dataset
 from alignrun.data.trimming import trim
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import batch_to, release_memory
@@ -68,7 +69,7 @@ class Trainer:
         config: Config,
         trained: Trained,
         algorithm: Algorithm,
-        data: Dataset,
+        data: Dataset[Any],
         evaluate: Evaluator,
         run: RunDirectory,
     ) -> None:

@@ -10,12 +10,10 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from alignrun.algorithms.workload import Workload
-from alignrun.config import Config, DataConfig, Engine
-from alignrun.data import PromptSet, padding_id
-from alignrun.errors import InputError
+from alignrun.config import Config, Engine
+from alignrun.data import Dataset, Encoding, PromptSet
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
@@ -60,51 +58,6 @@ class Trained(Protocol):
         """Write what was trained."""
 
 
-class Dataset(Protocol):
-    """Examples, encoded once, from which the batch of any step can be had without any state."""
-
-    @property
-    def skipped(self) -> int:
-        """Examples left out because they were too long."""
-
-    @property
-    def refused(self) -> int:
-        """Examples left out because the chat template or the tokenizer refuses them."""
-
-    def __len__(self) -> int: ...
-
-    def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
-        """The batch of a step: a pure function of the seed and its arguments, as `data.order.rows_at`."""
-
-    def all_batches(self, size: int) -> Iterator[Any]:
-        """Every example once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """What it takes to turn examples into token ids."""
-
-    tokenizer: PreTrainedTokenizerBase
-    data: DataConfig
-    system_prompt: str | None
-    context: int
-    """The most tokens that the model reads at once."""
-    max_new_tokens: int
-    """What sampling needs of them."""
-    seed: int
-    closed: bool = True
-    """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
-    rows: int | None = None
-    """How many tokens the model has embeddings for, where its configuration says so."""
-    drawn: Callable[[str], None] | None = None
-    """Where many rows may be encoded when they are drawn: what reports those that are left out then."""
-
-    @property
-    def pad_id(self) -> int:
-        """The token to pad with."""
-        return padding_id(self.tokenizer)
-
-
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What algorithms that train a policy are assembled from."""
@@ -140,13 +93,13 @@ class Algorithm(ABC):
         self.tools = tools
 
     @classmethod
-    def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> Dataset:
+    def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> Dataset[Any]:
         """The examples as this algorithm reads them: by default their prompts alone.
 
         Raises:
             InputError: an example does not fit, or lacks what the algorithm learns from.
         """
-        return prompt_set(examples, encoding)
+        return PromptSet.build(examples, encoding)
 
     @classmethod
     def workload(cls, config: Any) -> Workload:
@@ -157,7 +110,7 @@ class Algorithm(ABC):
             return Workload.against(1, 1.0)
         return Workload(learned=samples, drawn=(0.0,) * samples)
 
-    def prepare(self, data: Dataset) -> Dataset:
+    def prepare(self, data: Dataset[Any]) -> Dataset[Any]:
         """Called once for each of the data sets, before the first step, for what is worth computing ahead."""
         return data
 
@@ -211,27 +164,6 @@ class OfflineAlgorithm(Algorithm):
     def collect(self, batch: Any, step: int) -> Iterator[Any]:
         """The batch of the data as it is."""
         yield batch
-
-
-def prompt_set(examples: Sequence[Example], encoding: Encoding) -> PromptSet:
-    """The prompts of the examples, for sampling. Raises InputError as `PromptSet.build`."""
-    room = encoding.context - encoding.max_new_tokens
-    if room < 1:
-        raise InputError(
-            f"config: generation.max_new_tokens={encoding.max_new_tokens} leaves no room for a prompt in the "
-            f"{encoding.context} tokens of the model: lower it"
-        )
-    return PromptSet.build(
-        examples,
-        encoding.tokenizer,
-        system_prompt=encoding.system_prompt,
-        max_tokens=min(room, encoding.data.max_prompt_tokens or room),
-        too_long=encoding.data.too_long,
-        seed=encoding.seed,
-        bad_rows=encoding.data.bad_rows,
-        rows=encoding.rows,
-        drawn=encoding.drawn,
-    )
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {}

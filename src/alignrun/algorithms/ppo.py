@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
+from alignrun.algorithms.base import Loss, Tools, algorithm
 from alignrun.algorithms.batches import pieces
 from alignrun.algorithms.frozen import check_minibatches, minibatches
 from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.signs import signs
 from alignrun.algorithms.workload import Workload
 from alignrun.config import AdapterKind, require, schema
+from alignrun.data import Dataset
 from alignrun.errors import InputError
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Role
@@ -130,7 +131,7 @@ class PPO(RewardAlgorithm):
         """τσ: the reward is divided by σ, and the KL is not."""
         return float(self.kl_tau * self._shift_and_scale[1])
 
-    def prepare(self, data: Dataset) -> Dataset:
+    def prepare(self, data: Dataset[Any]) -> Dataset[Any]:
         """Measure the reward on completions of the reference, for the training data alone."""
         if self.config.normalize_reward and not self._measured:
             self._measured = True

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from alignrun.algorithms.base import Encoding, algorithm
+from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.feedback import FeedbackAlgorithm
-from alignrun.algorithms.pairs import pair_set
 from alignrun.config import schema
-from alignrun.data import PairSet, RewardEncoder, check_template
+from alignrun.data import Encoding, PairSet, RewardEncoder, check_template
 from alignrun.objectives.preference import bradley_terry_loss
 from alignrun.types import Example
 
@@ -39,7 +38,7 @@ class RewardModel(FeedbackAlgorithm):
     def dataset(cls, config: RewardModelConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
         """The pairs: each completion by itself after the prompt."""
         encoder = RewardEncoder(encoding.tokenizer, config.template, encoding.rows)
-        return pair_set(examples, encoding, encoder.encode_pair)
+        return PairSet.build(examples, encoding, encoder.encode_pair)
 
     def logits(self, scores: Tensor) -> Tensor:
         """r_w − r_l."""

@@ -1,7 +1,9 @@
 """Prompts, preference pairs and demonstrations: where they come from, how they are checked, encoded and batched."""
 
 from alignrun.data.completions import end_of_turn, opened
+from alignrun.data.dataset import Dataset
 from alignrun.data.demonstrations import DemonstrationSet
+from alignrun.data.encoding import Encoding
 from alignrun.data.feedback import FeedbackEncoder, PreferenceEncoder, RewardEncoder, check_template
 from alignrun.data.files import read_rows
 from alignrun.data.padding import collate, padding_id
@@ -12,8 +14,10 @@ from alignrun.data.rendering import Renderer, encode_prompt
 from alignrun.data.sources import Loaded, load_examples
 
 __all__ = [
+    "Dataset",
     "DemonstrationSet",
     "EncodedPair",
+    "Encoding",
     "FeedbackEncoder",
     "Loaded",
     "PairSet",

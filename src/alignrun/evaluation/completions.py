@@ -57,7 +57,7 @@ def content_key(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing
     where = [str(policy.model.dtype), policy.device.type, policy.stop_ids]
     tokenizer = policy.tokenizer
     read = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids), opened(tokenizer)]
-    parts = [FORMAT, fingerprint, where, read, list(prompts.token_ids), asdict(drawing)]
+    parts = [FORMAT, fingerprint, where, read, list(prompts.encoded), asdict(drawing)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
