@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.common.workload import Workload
 from alignrun.config import Config, Engine
 from alignrun.data import Dataset, Encoding, PromptSet
 from alignrun.models.backbone import Backbone

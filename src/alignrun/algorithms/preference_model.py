@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.feedback import FeedbackAlgorithm
-from alignrun.algorithms.rollout import step_generator
+from alignrun.algorithms.common.feedback import FeedbackAlgorithm
+from alignrun.algorithms.common.rollout import step_generator
 from alignrun.config import schema
 from alignrun.data import Encoding, PairSet, PreferenceEncoder, check_template
 from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.feedback import FeedbackAlgorithm
+from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import schema
 from alignrun.data import Encoding, PairSet, RewardEncoder, check_template
 from alignrun.objectives.preference import bradley_terry_loss

@@ -26,7 +26,7 @@ class Encoding:
     max_new_tokens: int
     """What sampling needs of them."""
     seed: int
-    closed: bool = True
+    append_end_of_turn: bool = True
     """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
     rows: int | None = None
     """How many tokens the model has embeddings for, where its configuration says so."""

@@ -98,7 +98,9 @@ def check_labels(examples: Sequence[Example]) -> None:
 
 def encode_policy_pair(encoding: Encoding) -> Callable[[Example], EncodedPair]:
     """How a policy reads a pair: its prompt as for sampling, and each completion as it follows."""
-    renderer = Renderer(encoding.tokenizer, encoding.system_prompt, rows=encoding.rows, closed=encoding.closed)
+    renderer = Renderer(
+        encoding.tokenizer, encoding.system_prompt, rows=encoding.rows, append_end_of_turn=encoding.append_end_of_turn
+    )
 
     def encode(example: Example) -> EncodedPair:
         answers = (example.chosen_turns or str(example.chosen), example.rejected_turns or str(example.rejected))

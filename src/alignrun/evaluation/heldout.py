@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.algorithms.base import Algorithm
 from alignrun.data import Dataset, PairSet
 from alignrun.evaluation.calibration import accuracy
@@ -35,7 +35,7 @@ def measure(algorithm: Algorithm, data: Dataset[Any], batch_size: int, device: t
     sums: dict[str, torch.Tensor] = {}
     targets: int | torch.Tensor = 0
     probabilities = torch.zeros(len(data) if isinstance(data, PairSet) else 0, dtype=torch.float64)
-    for rows, counts in processes.in_turn(data.all_rows(batch_size)):
+    for rows, counts in distributed.round_robin(data.all_rows(batch_size)):
         loss = algorithm.loss(batch_to(data.batch(rows), device))
         for name, value in {**loss.metrics, "loss": loss.total}.items():
             sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
@@ -45,11 +45,11 @@ def measure(algorithm: Algorithm, data: Dataset[Any], batch_size: int, device: t
         if loss.probabilities is not None:
             probabilities[rows] = loss.probabilities.double().cpu()
     added = [*(value.cpu() for value in sums.values()), torch.as_tensor(targets, dtype=torch.float64).cpu()]
-    *values, total = processes.add_up(torch.stack(added)).tolist()
+    *values, total = distributed.all_reduce_sum(torch.stack(added)).tolist()
     return Measured(
         metrics={name: value / total for name, value in zip(sums, values, strict=True)},
         targets=int(total),
-        probabilities=processes.add_up(probabilities).numpy(),
+        probabilities=distributed.all_reduce_sum(probabilities).numpy(),
     )
 
 

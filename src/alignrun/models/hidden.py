@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from alignrun.errors import InputError
-from alignrun.models.cache import passing_cache, plain_attention, recurrent
+from alignrun.models.decoding.cache import passing_cache, plain_attention, recurrent
 from alignrun.types import PackedBatch, PromptBatch
 
 

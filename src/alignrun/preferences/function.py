@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.config import require, schema
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.preferences.base import Preference, Reward, preference
-from alignrun.working_directory import importable
+from alignrun.security.working_directory import importable
 
 
 class FunctionKind(str, Enum):
@@ -124,7 +124,7 @@ def _is_installed(package: str) -> bool:
 
 def _call(name: str, function: Callable[..., Any], *arguments: list[str]) -> Tensor:
     """[B] what the function returns for the rows of its arguments, each process asking it about its share."""
-    return processes.by_share(
+    return distributed.by_share(
         len(arguments[0]), lambda rows: _ask(name, function, *([side[row] for row in rows] for side in arguments))
     )
 
