@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from alignrun.evaluation.results import Estimate
 from alignrun.reports import figures
-from alignrun.reports.curves import Line, Panel
+from alignrun.reports.curves import Curve, Line
 from alignrun.reports.figures import Mark, Trail
 from alignrun.reports.quantities import quantity
 
@@ -56,7 +56,7 @@ def test_whiskers_reach_from_end_to_end(drawn: list[Figure]) -> None:
 
 def test_a_curve_has_training_as_a_line_and_evaluations_with_whiskers(drawn: list[Figure]) -> None:
     training = Line("training", ((1.0, 0.4), (2.0, float("nan")), (3.0, 0.5)))
-    figures.curve(Panel("kl", quantity("kl"), training, ((2, Estimate(0.45, 0.4, 0.52)),)), "key")
+    figures.curve(Curve("kl", quantity("kl"), training, ((2, Estimate(0.45, 0.4, 0.52)),)), "key")
     (axes,) = drawn[0].axes
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), training.points)
     np.testing.assert_allclose(whiskers(axes), [[[2, 0.4], [2, 0.52]]])

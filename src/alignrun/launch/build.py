@@ -16,8 +16,8 @@ from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSou
 from alignrun.data import Dataset, Encoding, PairSet, PromptSet, check_labels, end_of_turn, load_examples
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.exact import GameEvaluator
-from alignrun.evaluation.feedback import FeedbackEvaluator
 from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
+from alignrun.evaluation.human_agreement import FeedbackEvaluator
 from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.together import Together
 from alignrun.evaluation.truncation import truncation

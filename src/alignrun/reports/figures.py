@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from alignrun.evaluation.results import Estimate
-from alignrun.reports.curves import Line, Panel
+from alignrun.reports.curves import Curve, Line
 from alignrun.reports.svg import INK, MUTED, PAPER, SERIES, inline
 from alignrun.reports.text import clip
 
@@ -43,26 +43,26 @@ class Trail:
     marks: tuple[Mark, ...]
 
 
-def curve(panel: Panel, key: str) -> Markup:
+def curve(measured: Curve, key: str) -> Markup:
     """A metric over the steps."""
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
-        if panel.training:
-            dots = "." if len(panel.training.points) <= FEW else None
-            axes.plot(*_columns(panel.training.points), color=MUTED, alpha=0.65, linewidth=1, marker=dots)
-        for index, line in enumerate(panel.actions):
+        if measured.training:
+            dots = "." if len(measured.training.points) <= FEW else None
+            axes.plot(*_columns(measured.training.points), color=MUTED, alpha=0.65, linewidth=1, marker=dots)
+        for index, line in enumerate(measured.actions):
             axes.plot(*_columns(line.points), label=clip(line.name, 16), markevery=0.1, **_style(index))
-        if panel.evaluations:
-            steps, estimates = [step for step, _ in panel.evaluations], [value for _, value in panel.evaluations]
+        if measured.evaluations:
+            steps, estimates = [step for step, _ in measured.evaluations], [value for _, value in measured.evaluations]
             _whiskers(axes, steps, estimates, color=SERIES[0], marker="o", linestyle="--", linewidth=0.9)
-        if panel.actions:
+        if measured.actions:
             figure.legend(loc="outside lower center", ncols=3)
         axes.locator_params(axis="y", nbins=5)
         axes.locator_params(axis="x", nbins=6, integer=True)
         axes.set_xlabel("step")
 
-    return inline(draw, SMALL, key, panel.in_words())
+    return inline(draw, SMALL, key, measured.in_words())
 
 
 def path(marks: Sequence[Mark], key: str) -> Markup:

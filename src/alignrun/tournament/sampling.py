@@ -11,7 +11,7 @@ from alignrun.config import TournamentConfig
 from alignrun.data import Encoding, PromptSet, load_examples
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import CompletionCache, Drawn, content_key, draw, score
-from alignrun.evaluation.tournament import Array, Sampled
+from alignrun.evaluation.tournament_results import Array, Sampled
 from alignrun.evaluation.truncation import truncation
 from alignrun.launch.build import distinct_prompts, make_encoding, skipping
 from alignrun.models.policy import Policy

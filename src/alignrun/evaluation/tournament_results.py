@@ -87,7 +87,7 @@ def sampled_standing(
     averages = standings.averages(rates, confidence, seed)
     shares = standings.shares(rates, confidence, seed)
     ratings = standings.ratings(rates, reference, confidence, seed)
-    value = standings.equilibrium(means)[1]
+    value = standings.nash_average(means)[1]
     # Exploitability needs each completion judged against several of the policy in question.
     complete = table.shape[2] > 1 and not np.isnan(table).any()
     players = []
@@ -165,7 +165,7 @@ def exact_standing(
         game = played(game, policies[reference])
     rates = np.array([[float(games.win_rate(game, a, b)) for b in policies] for a in policies])
     np.fill_diagonal(rates, 0.5)
-    shares, value = standings.equilibrium(rates)
+    shares, value = standings.nash_average(rates)
     ratings = standings.elo(rates, reference, MANY)
     matrix = tuple(tuple(map(_exact, row)) for row in rates.tolist())
     players = []
