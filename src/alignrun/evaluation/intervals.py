@@ -79,8 +79,9 @@ def clustered_mean_interval(
     Values of one cluster (pairs of one prompt) resemble each other, and drawing them one by one would make the
     interval too narrow, by a factor of about √(1 + (n_g − 1)·correlation). The ratio of sums weights values equally,
     not clusters, and so has the plain mean as its estimate. Bias-corrected and accelerated (Efron, JASA 1987): a ratio
-    is biased and a share near 0 or 1 is skewed, and the percentile method corrects neither. Simulated with shares of 0.8 to 0.95, intervals of 95% contain
-    the truth in 92 to 94% of cases with 60 clusters and in 90 to 92% with 20; percentiles in 90 to 93% and 84 to 91%.
+    is biased and a share near 0 or 1 is skewed, and the percentile method corrects neither. Simulated with shares of
+    0.8 to 0.95, intervals of 95% contain the truth in 92 to 94% of cases with 60 clusters and in 90 to 92% with 20;
+    percentiles in 90 to 93% and 84 to 91%.
 
     Of fewer than `FEW` clusters it is the wider of this one and Student's; one cluster, or equal means in all, are
     `unvaried`. Shapes: values [N], clusters [N]. Raises InputError on unequal lengths or without values.
