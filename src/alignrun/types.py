@@ -5,10 +5,12 @@ Shape legend: B prompts of a batch, P prompt tokens, T completion tokens, R pack
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 from torch import Tensor
+
+Batch = TypeVar("Batch")
 
 
 class Message(TypedDict):
@@ -152,3 +154,10 @@ class Evaluation:
 
 
 Evaluator = Callable[[], Evaluation]
+
+
+def map_parts(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    """A frozen dataclass, and all dataclasses within it, with `function` of each field that is none."""
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{part.name: map_parts(getattr(batch, part.name), function) for part in fields(batch)})
+    return function(batch)  # type: ignore[no-any-return]
