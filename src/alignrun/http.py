@@ -111,13 +111,8 @@ async def ask_again(
 ) -> httpx2.Response:
     """`ask`, again while the server is down, slow or busy: a success, or a refusal that no attempt would change.
 
-    Args:
-        connection, method, url, content, seconds, limit: as in `ask`.
-        retries: attempts after the first one.
-        backoff: seconds before the first retry, doubled before each one that follows; a server's Retry-After may make
-            a wait longer, and none is longer than `LONGEST_WAIT`.
-        complaint: what a response says is wrong.
-        final: statuses that are an answer here, although they often mean that the server is busy.
+    Waits double from `backoff` seconds; a Retry-After may make one longer, up to `LONGEST_WAIT`. `complaint` says what
+    is wrong in a response. Statuses in `final` are an answer, although they often mean that the server is busy.
 
     Raises:
         TooLong: an answer is too long; there is no other attempt.
