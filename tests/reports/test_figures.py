@@ -63,7 +63,7 @@ def test_a_curve_has_training_as_a_line_and_evaluations_with_whiskers(drawn: lis
 
 
 def test_a_legend_names_every_policy(drawn: list[Figure]) -> None:
-    names = [f"{key} name" for key in range(1, 14)]
+    names = [f"{key} name" for key in range(1, 25)]
     figures.frontier([Mark(name, MARKS[0].kl, MARKS[0].win_rate) for name in names], "key")
     legend = drawn[0].legends[0]
     assert [text.get_text() for text in legend.get_texts()] == names

@@ -201,6 +201,6 @@ def _style(index: int) -> dict[str, Any]:
         "color": colour,
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": DASHES[index % len(DASHES)],
-        "markerfacecolor": PAPER if index % 2 else colour,
+        "markerfacecolor": PAPER if (index + index // len(MARKERS)) % 2 else colour,
         "markeredgecolor": colour,
     }
