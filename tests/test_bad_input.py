@@ -153,7 +153,7 @@ def test_a_prompt_longer_than_the_context_names_its_row_or_is_skipped(
     assert "rows.jsonl:9" in error
     assert "data.too_long=skip" in error
     assert cli.main([*arguments, "data.too_long=skip", "train.steps=1"]) == 0
-    assert "1 examples that are too long skipped" in " ".join(capsys.readouterr().out.split())
+    assert "skipped 1 example, too long" in " ".join(capsys.readouterr().out.split())
 
 
 def test_run_directories(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -387,7 +387,7 @@ LAYERS = [
     {"games", "objectives"},
     {"http", "distributed"},
     {"security"},
-    {"types", "errors"},
+    {"types", "errors", "discovery"},
 ]
 
 

@@ -18,13 +18,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from alignrun import cli
-from alignrun.config import DataSource
-from alignrun.data import Loaded, PromptSet
+from alignrun.config import Config, DataSource
+from alignrun.data import Examples, Loaded, PromptSet
 from alignrun.errors import InputError
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.launch import pins, train
 from alignrun.launch.compose import anchored, changed, compose, dump, load
-from alignrun.launch.pins import Pins, examples_digest, folder_digest, take_pins
+from alignrun.launch.pins import Pins, folder_digest, take_pins
 from alignrun.models.cards import AdapterCard, write_card
 from alignrun.models.policy import Policy
 from alignrun.preferences import examples
@@ -336,7 +336,14 @@ def test_nothing_plays_the_weights_of_abandoned_steps(
         assert cli.main(["resume", str(run), "--step", "2", "optim.learning_rate=0.5"]) == 143
     assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [1, 2, 3]
     assert not (run / "adapter").exists()
-    assert "has not finished" in refused(capsys, "exploit", str(run))
+    said = refused(capsys, "exploit", str(run))
+    assert f"has not finished: `alignrun resume {run}` first, or exploit its newest checkpoint" in said
+    with monkeypatch.context() as patch:
+        trained: list[Config] = []
+        patch.setattr(train, "train", lambda config, *_: trained.append(config) or 0)
+        assert cli.main(["export", str(run)]) == 0
+        assert cli.main(["exploit", str(run), f"algo.opponent={run / 'export'}"]) == 0
+    assert trained[0].algo.opponent == str(run / "export")
     assert "reference.path" in refused(capsys, "experiment=smoke", "reference=adapter", f"reference.path={run}")
     assert cli.main(["resume", str(run)]) == 0
     assert adapter_is_of(run, 4)
@@ -494,7 +501,9 @@ def test_every_part_is_pinned(policy: Policy, tmp_path: Path) -> None:
     judge: Any = SimpleNamespace()
 
     def now(backbone: Any = quantised) -> Pins:
-        return take_pins(config, Loaded([Example("a", "x")], [Example("b", "y")], 0), backbone, judge)
+        return take_pins(
+            config, Loaded(Examples([Example("a", "x")]), Examples([Example("b", "y")]), 0), backbone, judge
+        )
 
     before = now()
     assert before.differing(now(policy.backbone)) == ["base"]
@@ -521,13 +530,6 @@ def test_what_cannot_be_known_is_no_difference() -> None:
         "reference",
         "opponent",
     ]
-
-
-def test_examples_are_the_same_wherever_they_were_read_from() -> None:
-    here, there = (Example("Say hi", origin, "hi", "ho") for origin in ("a.jsonl:1", "b.jsonl:7"))
-    assert examples_digest([here]) == examples_digest([there])
-    assert examples_digest([here]) != examples_digest([replace(here, label=0.75)])
-    assert examples_digest([here, there]) != examples_digest([here])
 
 
 def test_an_evaluation_that_is_not_finite_ends_the_run(

@@ -25,16 +25,6 @@ MEGABYTE = 1_000_000
 _jitter = random.Random()  # of its own: the numbers that a seed fixes elsewhere are not drawn from here
 
 
-def is_base(url: str) -> bool:
-    """Whether it is an http(s) URL to which a path can be appended, without a password."""
-    try:
-        parsed = httpx2.URL(url)
-    except (httpx2.InvalidURL, TypeError):
-        return False
-    there = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 80) < 1 << 16
-    return there and not (parsed.userinfo or {"?", "#"} & set(url))
-
-
 class TooLong(Exception):
     """An answer of more bytes than any that was asked for."""
 

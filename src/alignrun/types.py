@@ -3,12 +3,15 @@
 Shape legend: B prompts of a batch, P prompt tokens, T completion tokens, R packed rows of S tokens.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Batch = TypeVar("Batch")
 
@@ -34,6 +37,15 @@ def message_text(turn: Message) -> str:
 def as_turns(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
     """A prompt as a conversation: plain text is one turn of the user."""
     return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+
+
+def prompt_text(prompt: str | tuple[Message, ...]) -> str:
+    """A prompt as a preference model and a reader see it: without any chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return message_text(prompt[0])
+    return "\n\n".join(f"{turn['role']}: {message_text(turn)}" for turn in prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +74,7 @@ class Example:
     @property
     def text(self) -> str:
         """The prompt as a preference model and a reader see it: without any chat template."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        if len(self.prompt) == 1:
-            return message_text(self.prompt[0])
-        return "\n\n".join(f"{turn['role']}: {message_text(turn)}" for turn in self.prompt)
+        return prompt_text(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ class Completions:
     mask: Tensor
     """[B, T] bool, true on the tokens of the completion."""
 
-    def flat(self) -> "Completions":
+    def flat(self) -> Completions:
         """K completions of each prompt, [B, K, T], as [B·K, T]."""
         return Completions(self.tokens.flatten(0, 1), self.mask.flatten(0, 1))
 

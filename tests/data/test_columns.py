@@ -90,7 +90,7 @@ class TestLiked:
         (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
         options: Any = {"name": "x", "source": DataSource.jsonl, "path": str(tmp_path / "p.jsonl")}
         loaded = load_examples(DataConfig(**options, bad_rows=BadRows.skip))
-        assert {example.chosen for example in loaded.train + loaded.heldout} == {"True"}
+        assert {example.chosen for example in [*loaded.train, *loaded.heldout]} == {"True"}
         assert loaded.skipped == 1
 
     def test_the_label_of_a_pair_must_be_named(self) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from helpers import encoding_of
 
 from alignrun import cli
 from alignrun.config import BadRows, TooLong
-from alignrun.data import DemonstrationSet, EncodedPair, PairSet, PromptSet, drawn
+from alignrun.data import DemonstrationSet, EncodedPair, Examples, PairSet, PromptSet, check_labels, drawn
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError, RunError
 from alignrun.training.checkpoint import list_checkpoints
@@ -136,3 +136,22 @@ def test_the_state_is_saved_before_a_late_bad_row_ends_the_run(
     )
     ((step, _),) = list_checkpoints(run / "checkpoints")
     assert cli.main(["resume", str(run), "data.too_long=skip", f"train.steps={step + 1}"]) == 0
+
+
+def test_labels_are_checked_without_encoding_all_rows() -> None:
+    encode = Encoder()
+    ties = Examples(replace(example, label=0.5) for example in EXAMPLES)
+    pairs = PairSet.build(
+        ties,
+        encode,
+        pad_id=0,
+        max_prompt_tokens=100,
+        max_completion_tokens=None,
+        max_tokens=100,
+        too_long=TooLong.error,
+        seed=3,
+        drawn=lambda _: None,
+    )
+    with pytest.raises(InputError, match="no preference in 300 pairs, all ties"):
+        check_labels(pairs.examples)
+    assert len(encode.read) == 10

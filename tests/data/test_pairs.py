@@ -147,7 +147,7 @@ def test_examples_without_a_pair_are_refused(example: Example) -> None:
 
 def test_nothing_to_learn_from_ties_alone() -> None:
     ties = [Example("a", f"x:{row}", "b", "c", label=0.5) for row in range(3)]
-    with pytest.raises(InputError, match="all 3 pairs are ties: nothing to learn") as caught:
+    with pytest.raises(InputError, match="no preference in 3 pairs, all ties: nothing to learn") as caught:
         check_labels(ties)
     assert "\n" not in str(caught.value)
     check_labels([*ties, EXAMPLES[-1]])

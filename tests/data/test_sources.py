@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,10 @@ def config(source: DataSource, **fields: Any) -> DataConfig:
 
 
 def sides(loaded: Loaded) -> tuple[list[Example], list[Example]]:
-    return loaded.train, loaded.heldout
+    return list(loaded.train), list(loaded.heldout)
 
 
-def texts(examples: list[Example]) -> list[str]:
+def texts(examples: Iterable[Example]) -> list[str]:
     return [example.text for example in examples]
 
 
@@ -121,6 +122,23 @@ class TestNotes:
             "a ${b} ${oc.env:HOME}"
         ]
 
+    def test_rows_that_are_held_out_and_not_evaluated_on_are_counted(self, tmp_path: Path) -> None:
+        path = jsonl(tmp_path / "p.jsonl", [f"prompt {number}" for number in range(5000)])
+        loaded = load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.5))
+        held = 5000 - len(loaded.train)
+        assert len(loaded.heldout) == 2000
+        assert loaded.notes[0].startswith(f"2000 of {held} held-out rows are evaluated on: data.eval_size=null")
+        whole = load_examples(config(DataSource.jsonl, path=path, eval_fraction=0.5, eval_size=None))
+        assert (len(whole.heldout), whole.notes) == (held, ())
+        inline = load_examples(config(DataSource.inline, prompts=["a", "b"], eval_size=1))
+        assert inline.notes[0].startswith("1 of 2 held-out rows are evaluated on")
+
+    def test_no_more_than_twelve_unread_columns_are_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "p.jsonl"
+        path.write_text(json.dumps({"prompt": "a", **{f"c{number:02}": 1 for number in range(20)}}))
+        (note, *_) = load_examples(config(DataSource.jsonl, path=str(path), eval_path=str(path))).notes
+        assert note.endswith("c10, c11 and 8 more")
+
     def test_the_bundled_rows_have_none(self) -> None:
         assert load_examples(config(DataSource.bundled)).notes == ()
 
@@ -170,7 +188,7 @@ class TestBadRows:
     def test_origins_stay_those_of_the_file(self, tmp_path: Path) -> None:
         path = self.file(tmp_path / "p.jsonl")
         loaded = load_examples(config(DataSource.jsonl, path=path, bad_rows=BadRows.skip))
-        assert [example.origin for example in loaded.train + loaded.heldout] == ["p.jsonl:1", "p.jsonl:3"]
+        assert [example.origin for example in [*loaded.train, *loaded.heldout]] == ["p.jsonl:1", "p.jsonl:3"]
 
     def test_nothing_is_skipped_in_good_data(self, tmp_path: Path) -> None:
         path = self.file(tmp_path / "p.jsonl", (self.rows[0], self.rows[2]))
@@ -196,7 +214,9 @@ class FakeHub:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[dict[str, Any]]]) -> None:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.splits = splits
-        monkeypatch.setitem(__import__("sys").modules, "datasets", SimpleNamespace(load_dataset=self.load))
+        exceptions = SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
+        module = SimpleNamespace(load_dataset=self.load, exceptions=exceptions)
+        monkeypatch.setitem(__import__("sys").modules, "datasets", module)
 
     def load(self, *args: Any, **options: Any) -> list[dict[str, Any]]:
         self.calls.append((args, options))
@@ -228,6 +248,30 @@ class TestHub:
         with pytest.raises(InputError, match=r"'trian' of 'org/set' \(Unknown split trian\); check") as caught:
             load_examples(config(DataSource.hub, path="org/set", **fields))
         assert "\n" not in str(caught.value)
+
+    def test_rows_are_taken_one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Split:
+            def __iter__(self) -> Iterator[dict[str, Any]]:
+                yield {"prompt": "a"}
+                yield {"prompt": ""}
+                raise AssertionError("a row after the bad one is read")
+
+        FakeHub(monkeypatch, {"train": Split()})  # type: ignore[dict-item]
+        with pytest.raises(InputError, match=r"org/set\[train\]:1 has an empty prompt"):
+            load_examples(config(DataSource.hub, path="org/set"))
+
+    @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, AssertionError])
+    def test_what_is_no_failure_of_the_library_is_not_taken_for_one(
+        self, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    ) -> None:
+        FakeHub(monkeypatch, {})
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(__import__("sys").modules["datasets"], "load_dataset", fail)
+        with pytest.raises(error):
+            load_examples(config(DataSource.hub, path="org/set"))
 
     def test_a_folder_in_the_home_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))

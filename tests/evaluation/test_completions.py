@@ -118,3 +118,5 @@ def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = CompletionCache(tmp_path / "file")
     assert cache.scores("s", lambda: np.ones((1, 1))) == 1
+    (tmp_path / "cache" / "s.json").mkdir(parents=True)
+    assert CompletionCache(tmp_path / "cache").scores("s", lambda: np.ones((1, 1))) == 1

@@ -57,6 +57,15 @@ def test_the_game_has_the_reference_of_its_temperature(temperature: float) -> No
     assert "temperature" not in dict(evaluation.lines)
 
 
+def test_no_figure_is_a_negative_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = game("algo=online_ipo")
+    for name in ("kl", "exploitability", "duality_gap"):
+        monkeypatch.setattr(games, name, lambda *_: torch.tensor(-1e-9))
+    lines = dict(made.evaluate().lines)
+    assert lines["KL(policy ‖ reference)"] == "0.0000 nats"
+    assert (lines["exploitability"], lines["duality gap"]) == ("0.0000", "0.00000")
+
+
 def test_another_temperature_of_evaluation_is_another_policy_and_is_said() -> None:
     evaluation = game("generation.temperature=1", "evaluation.temperature=0.7").evaluate()
     policy = [evaluation.metrics[f"policy/{name}"] for name in "abc"]

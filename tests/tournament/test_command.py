@@ -224,10 +224,10 @@ def test_a_single_prompt_supports_no_claim(runs: Path, tmp_path: Path, capsys: p
     assert (cell["low"], cell["high"]) == (0, 1)
     out = capsys.readouterr().out
     assert "No policy is preferred to every other" in out
-    assert "One prompt" in out
+    assert "1 prompt" in out
     assert "1 prompts" not in out
     assert results["cycles"] == []
-    assert "One prompt" in " ".join(results["notes"])
+    assert "1 prompt" in " ".join(results["notes"])
 
 
 def test_truncated_sampling_has_no_kl_and_no_regularised_game(runs: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What an algorithm gives to the training loop, and how it is found by name."""
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from alignrun.algorithms.common.workload import Workload
 from alignrun.config import Config, Engine
 from alignrun.data import Dataset, Encoding, PromptSet
+from alignrun.discovery import import_all
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
@@ -182,7 +181,5 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 
 def discover() -> dict[str, type[Algorithm]]:
     """Import every module of this package, so that a new file is an algorithm without further wiring."""
-    package = importlib.import_module("alignrun.algorithms")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"alignrun.algorithms.{module.name}")
+    import_all("algo")
     return ALGORITHMS

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Loss, algorithm
-from alignrun.algorithms.common.minibatches import check_minibatches, minibatches
+from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.schedules import check_minibatches
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.divergence import kl_k2, kl_k3

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from alignrun.algorithms.base import Tools, algorithm
-from alignrun.algorithms.common.anchor import Anchor, check_refresh
+from alignrun.algorithms.common.anchor import Anchor
 from alignrun.algorithms.common.game_gradient import Judged
+from alignrun.algorithms.common.schedules import check_refresh
 from alignrun.algorithms.common.workload import Workload
 from alignrun.algorithms.self_play import SelfPlay, SelfPlayConfig
 from alignrun.config import require, schema

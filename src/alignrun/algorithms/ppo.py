@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from alignrun.algorithms.base import Loss, Tools, algorithm
 from alignrun.algorithms.common.batches import pieces
-from alignrun.algorithms.common.minibatches import check_minibatches, minibatches
+from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.schedules import check_minibatches
 from alignrun.algorithms.common.workload import Workload
 from alignrun.config import AdapterKind, require, schema
 from alignrun.data import Dataset

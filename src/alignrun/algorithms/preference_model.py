@@ -11,7 +11,8 @@ from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.algorithms.common.rollout import step_generator
 from alignrun.config import schema
-from alignrun.data import Encoding, PairSet, PreferenceEncoder, check_template
+from alignrun.config.templates import split_template
+from alignrun.data import Encoding, PairSet, PreferenceEncoder
 from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss
 from alignrun.types import Completions, Example, PairBatch
 
@@ -38,7 +39,7 @@ class PreferenceModelConfig:
     orders: Orders = Orders.both
 
     def __post_init__(self) -> None:
-        check_template(self.template, ("prompt", "first", "second"), "algo.template")
+        split_template(self.template, ("prompt", "first", "second"), "algo.template")
 
 
 @algorithm("preference_model", PreferenceModelConfig)

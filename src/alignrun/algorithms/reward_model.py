@@ -7,7 +7,8 @@ from torch import Tensor
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import schema
-from alignrun.data import Encoding, PairSet, RewardEncoder, check_template
+from alignrun.config.templates import split_template
+from alignrun.data import Encoding, PairSet, RewardEncoder
 from alignrun.objectives.preference import bradley_terry_loss
 from alignrun.types import Example
 
@@ -21,7 +22,7 @@ class RewardModelConfig:
     """With {prompt} and {completion}, as one user turn where the tokenizer has a chat template."""
 
     def __post_init__(self) -> None:
-        check_template(self.template, ("prompt", "completion"), "algo.template")
+        split_template(self.template, ("prompt", "completion"), "algo.template")
 
 
 @algorithm("reward_model", RewardModelConfig)

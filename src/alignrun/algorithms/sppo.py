@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.common.anchor import Anchor, check_refresh
+from alignrun.algorithms.common.anchor import Anchor
 from alignrun.algorithms.common.online_pairs import Pairing
 from alignrun.algorithms.common.rollout import Rollouts, stack
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.schedules import check_refresh
 from alignrun.algorithms.common.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role

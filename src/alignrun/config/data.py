@@ -91,8 +91,8 @@ class DataConfig:
     """The prompts themselves (source=inline); they are trained on and evaluated on. `\\${` stands for the text `${`."""
     eval_fraction: float = 0.1
     """Share of rows held out, chosen by a hash of the prompt, where no held-out file or split is named."""
-    eval_size: int | None = None
-    """Evaluate on at most this many held-out rows."""
+    eval_size: int | None = 2000
+    """Evaluate on no more than the first so many held-out rows; null for all of them."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     game: str | None = None
     """The matrix game whose actions are compared (source=game)."""

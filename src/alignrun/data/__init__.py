@@ -4,7 +4,7 @@ from alignrun.data.completions import end_of_turn, opened
 from alignrun.data.dataset import Dataset
 from alignrun.data.demonstrations import DemonstrationSet
 from alignrun.data.encoding import Encoding
-from alignrun.data.feedback import FeedbackEncoder, PreferenceEncoder, RewardEncoder, check_template
+from alignrun.data.feedback import FeedbackEncoder, PreferenceEncoder, RewardEncoder
 from alignrun.data.files import read_rows
 from alignrun.data.padding import collate, padding_id
 from alignrun.data.pairs import EncodedPair, PairSet, check_labels, encode_policy_pair
@@ -12,12 +12,14 @@ from alignrun.data.prompts import PromptSet
 from alignrun.data.records import parse_row
 from alignrun.data.rendering import Renderer, encode_prompt
 from alignrun.data.sources import Loaded, load_examples
+from alignrun.data.store import Examples
 
 __all__ = [
     "Dataset",
     "DemonstrationSet",
     "EncodedPair",
     "Encoding",
+    "Examples",
     "FeedbackEncoder",
     "Loaded",
     "PairSet",
@@ -26,7 +28,6 @@ __all__ = [
     "Renderer",
     "RewardEncoder",
     "check_labels",
-    "check_template",
     "collate",
     "encode_policy_pair",
     "encode_prompt",

@@ -52,7 +52,7 @@ _METADATA = frozenset(
 
 def check_columns(row: Row, origin: str, columns: ColumnsConfig) -> None:
     """Raise InputError for a column that changes what the row means, is not empty, and is not read."""
-    if _CHANGE_MEANING.keys().isdisjoint(row):
+    if not changes_meaning(row):
         return
     read = named_columns(columns)
     for column, why in _CHANGE_MEANING.items():
@@ -61,6 +61,11 @@ def check_columns(row: Row, origin: str, columns: ColumnsConfig) -> None:
                 f"data: {origin} has a column '{column}', which is not read: {why.format(column)}; or leave it aside "
                 f"with data.columns.ignored=[{column}]"
             )
+
+
+def changes_meaning(names: Iterable[str]) -> bool:
+    """Whether one of the columns may change what a row means."""
+    return not _CHANGE_MEANING.keys().isdisjoint(names)
 
 
 def unread_columns(rows: Iterable[str], columns: ColumnsConfig) -> list[str]:

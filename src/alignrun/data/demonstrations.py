@@ -11,6 +11,7 @@ import torch
 from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
 from alignrun.data.rendering import Renderer
+from alignrun.data.store import Kind, first_below
 from alignrun.errors import InputError
 from alignrun.types import Example, Message, PackedBatch, as_turns
 
@@ -44,12 +45,11 @@ class DemonstrationSet(Dataset[Demonstration]):
         """
         limits = encoding.limits
         renderer = Renderer(encoding.tokenizer, encoding.system_prompt, rows=encoding.rows)
-        for example in examples:
-            if example.chosen is None:
-                raise InputError(
-                    f"data: {example.origin} holds a prompt without a completion; name data.columns.completion or "
-                    "data.columns.messages, or choose another data set"
-                )
+        if example := first_below(examples, Kind.demonstration):
+            raise InputError(
+                f"data: {example.origin} holds a prompt without a completion; name data.columns.completion or "
+                "data.columns.messages, or choose another data set"
+            )
 
         def admit(example: Example, one: Demonstration) -> bool:
             fits = limits.admit(example, len(one.prompt), len(one.completion))
@@ -60,7 +60,7 @@ class DemonstrationSet(Dataset[Demonstration]):
                 )
             return fits
 
-        none_left = partial(limits.refuse_all, what="demonstrations")
+        none_left = partial(limits.refuse_all, what="demonstration")
         return cls.select(examples, encoding, partial(_encode, renderer), admit, none_left, pack_tokens=pack_tokens)
 
     def batch(self, rows: Sequence[int]) -> PackedBatch:

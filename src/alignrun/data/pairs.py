@@ -13,8 +13,10 @@ from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
 from alignrun.data.padding import collate
 from alignrun.data.rendering import Renderer
+from alignrun.data.store import Kind, first_below, kinds_of
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
+from alignrun.security.text import counted
 from alignrun.types import Example, PairBatch
 
 
@@ -51,18 +53,17 @@ class PairSet(Dataset[EncodedPair]):
         those are skipped, if none is left.
         """
         limits = encoding.limits
-        for example in examples:
-            if example.chosen is None or example.rejected is None:
-                raise InputError(
-                    f"data: {example.origin} holds no pair, only a prompt or a demonstration; name data.columns.chosen "
-                    "and data.columns.rejected, or choose another data set"
-                )
+        if example := first_below(examples, Kind.tie):
+            raise InputError(
+                f"data: {example.origin} holds no pair, only a prompt or a demonstration; name data.columns.chosen "
+                "and data.columns.rejected, or choose another data set"
+            )
 
         def admit(example: Example, pair: EncodedPair) -> bool:
             prompt, completion = len(pair.prompt), max(len(pair.first), len(pair.second))
             return limits.admit(example, *(pair.plain or (prompt, completion)), together=prompt + completion)
 
-        return cls.select(examples, encoding, encode, admit, partial(limits.refuse_all, what="pairs"))
+        return cls.select(examples, encoding, encode, admit, partial(limits.refuse_all, what="pair"))
 
     def with_reference(self, log_probs: Tensor) -> PairSet:
         """The same pairs, each batch of which carries its rows of `log_probs` [N, 2]."""
@@ -88,11 +89,11 @@ class PairSet(Dataset[EncodedPair]):
 
 
 def check_labels(examples: Sequence[Example]) -> None:
-    """Raise InputError for pairs to train on that are all ties."""
-    if all(example.label == 0.5 for example in examples):
+    """Raise InputError for pairs to train on that are all ties; those that are encoded when drawn stay so."""
+    if Kind.pair not in kinds_of(examples):
         raise InputError(
-            f"data: all {len(examples)} pairs are ties: nothing to learn; check data.columns.label or "
-            "data.columns.votes, or choose another data set"
+            f"data: no preference in {counted(len(examples), 'pair')}, all ties: nothing to learn; check "
+            "data.columns.label or data.columns.votes, or choose another data set"
         )
 
 

@@ -10,6 +10,7 @@ from alignrun.data.encoding import Encoding
 from alignrun.data.padding import prompt_batch
 from alignrun.data.rendering import Renderer
 from alignrun.errors import InputError
+from alignrun.security.text import counted
 from alignrun.types import Example, PromptBatch
 
 _CHANGE = "a smaller generation.max_new_tokens, or another data.max_prompt_tokens"
@@ -46,7 +47,9 @@ class PromptSet(Dataset[tuple[int, ...]]):
             return len(ids) <= limit
 
         def none_left(count: int) -> InputError:
-            return InputError(f"data: none of the {count} prompts fits into the limit of {limit} tokens; set {_CHANGE}")
+            return InputError(
+                f"data: none of the {counted(count, 'prompt')} fits into the limit of {limit} tokens; set {_CHANGE}"
+            )
 
         return cls.select(examples, encoding, encode, admit, none_left)
 

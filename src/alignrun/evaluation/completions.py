@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from alignrun.algorithms.common.rollout import decode_texts, sample_streams, sampling_of
 from alignrun.data import PromptSet, opened
+from alignrun.errors import RunError
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
 from alignrun.run.directory import write_text_atomic
@@ -151,6 +152,6 @@ class CompletionCache:
 
     def _write(self, key: str | None, content: Any) -> None:
         if (path := self._path(key)) is not None:
-            with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
+            with contextlib.suppress(OSError, RunError):  # a cache that cannot be written costs time and nothing else
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_text_atomic(path, json.dumps(content, ensure_ascii=False))

@@ -15,6 +15,7 @@ from alignrun.evaluation.calibration import accuracy
 from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
 from alignrun.evaluation.settled import caution
 from alignrun.models.device import batch_to
+from alignrun.security.text import counted
 from alignrun.types import Evaluation
 
 
@@ -64,7 +65,7 @@ class LikelihoodEvaluator:
         measured = measure(self._algorithm, self._data, self._batch_size, self._device)
         loss = measured.metrics["loss"]
         perplexity = math.exp(min(loss, 700.0))
-        shown = f"{loss:.3f} nats a token (perplexity {perplexity:.2f}, {len(self._data)} demonstrations)"
+        shown = f"{loss:z.3f} nats a token (perplexity {perplexity:z.2f}, {counted(len(self._data), 'demonstration')})"
         return Evaluation({**measured.metrics, "perplexity": perplexity}, [("held-out loss", shown)])
 
 
@@ -81,7 +82,7 @@ class PairsEvaluator:
         """The algorithm's own metrics, and how often the implicit reward sides with people."""
         measured = measure(self._algorithm, self._data, self._batch_size, self._device)
         metrics = with_accuracy(measured, self._data, self._confidence, self._seed)
-        shown = f"{metrics['loss']:.4f}, reward margin {metrics['rewards/margin']:.3f}"
+        shown = f"{metrics['loss']:z.4f}, reward margin {metrics['rewards/margin']:z.3f}"
         return Evaluation(metrics, [accuracy_line(metrics, self._confidence), ("held-out loss", shown)])
 
 
@@ -121,7 +122,7 @@ def accuracy_line(metrics: dict[str, float], confidence: float) -> tuple[str, st
     warned = caution(int(metrics["decided_prompts"]))
     return (
         "held-out accuracy",
-        f"{metrics['accuracy']:.3f}  ({confidence:.0%} interval {low:.3f} to {high:.3f}, "
-        f"{metrics['decided_pairs']} pairs of {metrics['decided_prompts']} prompts that are no ties; the longer "
-        f"completion {metrics['length_accuracy']:.3f}{warned and '; '}{warned})",
+        f"{metrics['accuracy']:z.3f}  ({confidence:.0%} interval {low:z.3f} to {high:z.3f}, "
+        f"{counted(metrics['decided_pairs'], 'pair')} of {counted(metrics['decided_prompts'], 'prompt')}, no ties; "
+        f"the longer completion {metrics['length_accuracy']:z.3f}{warned and '; '}{warned})",
     )

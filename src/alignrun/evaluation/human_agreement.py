@@ -20,6 +20,7 @@ from alignrun.evaluation.disagreement import (
 )
 from alignrun.evaluation.heldout import accuracy_line, measure, with_accuracy
 from alignrun.evaluation.plots import as_svg, reliability_plot
+from alignrun.security.text import counted
 from alignrun.types import Evaluation, Example
 
 TRIPLES_PER_PROMPT = 20
@@ -67,8 +68,8 @@ class FeedbackEvaluator:
             accuracy_line(metrics, self._confidence),
             (
                 "calibration",
-                f"expected error {diagram.ece:.3f}, log loss {metrics['log_loss']:.3f} nats "
-                f"(entropy of the labels {metrics['label_entropy']:.3f}), {RELIABILITY_FILE}",
+                f"expected error {diagram.ece:z.3f}, log loss {metrics['log_loss']:z.3f} nats "
+                f"(entropy of the labels {metrics['label_entropy']:z.3f}), {RELIABILITY_FILE}",
             ),
         ]
         votes = [example.votes for example in examples]
@@ -80,14 +81,14 @@ class FeedbackEvaluator:
                 "agreement_with_majority": float(scores.mean()),
                 "excess_log_loss": agreement.excess_log_loss,
             }
-            shown = f"with the majority of the others {scores.mean():.3f} (an annotator: {ceiling.agreement:.3f})"
+            shown = f"with the majority of the others {scores.mean():z.3f} (an annotator: {ceiling.agreement:z.3f})"
             for name, value in (
                 ("preference", agreement.preference_correlation),
                 ("certainty", agreement.certainty_correlation),
             ):
                 if value is not None:
                     metrics[f"{name}_correlation"] = value
-                    shown += f", {name} ρ {value:.2f}"
+                    shown += f", {name} ρ {value:z.2f}"
             lines.append(("agreement with people", shown))
         circles = self._intransitivity()
         if circles is None:
@@ -98,7 +99,7 @@ class FeedbackEvaluator:
                 (
                     "intransitive triples",
                     f"{circles.share:.3f}  ({self._confidence:.0%} interval {circles.low:.3f} to {circles.high:.3f}, "
-                    f"{circles.triples} triples; a coin 0.250)",
+                    f"{counted(circles.triples, 'triple')}; a coin 0.250)",
                 )
             )
         title = f"{self._config.algo.name} on {self._config.model.name}, held-out pairs"

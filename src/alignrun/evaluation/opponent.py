@@ -68,7 +68,7 @@ class OpponentEvaluator:
         metrics["prompts"] = len(gains)
         shown = in_words(gain, self._config.confidence)
         lines = [
-            ("win rate against the opponent", f"{gain.value + 0.5:.3f}"),
+            ("win rate against the opponent", f"{gain.value + 0.5:z.3f}"),
             ("gain against the opponent", f"{shown}, {_claim(gain, 'its exploitability')}"),
         ]
         if truncated:

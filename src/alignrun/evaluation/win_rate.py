@@ -67,12 +67,12 @@ class WinRateEvaluator:
         length, reference_length, ends = (totals / draws).tolist()
         metrics = {"prompts": len(self._prompts)} | ({} if truncated else {"kl": moved / draws})
         metrics |= {"length": length, "reference_length": reference_length, "eos_rate": ends}
-        kl = f"{moved / draws:.2f} nats a completion"
+        kl = f"{moved / draws:z.2f} nats a completion"
         if truncated:
             kl = f"left out: {truncated} truncates what is sampled"
         lines = [
             ("KL(policy ‖ reference)", kl),
-            ("length", f"{length:.1f} tokens (reference {reference_length:.1f})"),
+            ("length", f"{length:z.1f} tokens (reference {reference_length:z.1f})"),
         ]
         if self._preference is not None:
             per_prompt = np.mean(wins, axis=0).tolist()

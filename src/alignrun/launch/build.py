@@ -1,7 +1,7 @@
 """The only place where a configuration meets a class: from a typed Config to something that can run."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from alignrun.planning.plan import count_parameters, describe
 from alignrun.preferences import PREFERENCES, Preference
 from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
+from alignrun.security.text import counted
 from alignrun.types import Evaluation, Evaluator, Example
 
 
@@ -161,7 +162,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         report(f"data: {config.data.name}")
         loaded = load_examples(config.data)
         if loaded.skipped:
-            report(f"data: {loaded.skipped} rows that cannot be used skipped")
+            report(f"data: skipped {counted(loaded.skipped, 'row')} that cannot be used")
         for note in loaded.notes:
             report(f"data: {note}")
         report(f"model: {config.model.name}")
@@ -172,9 +173,9 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         data = kind.dataset(config.algo, loaded.train, encoding if ahead else replace(encoding, drawn=report))
         heldout = kind.dataset(config.algo, loaded.heldout, encoding)
         if data.refused + heldout.refused:
-            report(f"data: {data.refused + heldout.refused} rows that the model cannot read skipped")
+            report(f"data: skipped {counted(data.refused + heldout.refused, 'row')} that the model cannot read")
         if data.skipped + heldout.skipped:
-            report(f"data: {data.skipped + heldout.skipped} examples that are too long skipped")
+            report(f"data: skipped {counted(data.skipped + heldout.skipped, 'example')}, too long")
         if isinstance(data, PairSet):
             check_labels(data.examples)
         trained = load_trained(config, encoding.tokenizer)
@@ -194,7 +195,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         for note in algorithm.notes():
             report(note)
     if getattr(config.algo, "precompute_reference", False):
-        report(f"reference: log-probabilities of {len(data) + len(heldout)} pairs")
+        report(f"reference: log-probabilities of {counted(len(data) + len(heldout), 'pair')}")
     data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)
     questions = distinct_prompts(loaded.heldout)
     evaluate = build_evaluator(config, policy, preference, algorithm, heldout, questions, encoding)
@@ -282,7 +283,7 @@ def build_preference(section: Any, backbone: Backbone | None = None) -> Preferen
     return made
 
 
-def distinct_prompts(examples: list[Example]) -> list[Example]:
+def distinct_prompts(examples: Iterable[Example]) -> list[Example]:
     """One example for each prompt: several pairs may share one, and intervals are over prompts."""
     return list({example.text: example for example in examples}.values())
 

@@ -17,10 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
-from alignrun.algorithms.base import discover
+from alignrun.discovery import PACKAGES, config_classes
 from alignrun.errors import InputError
 from alignrun.launch.suggestions import stray
-from alignrun.preferences import PREFERENCES
 
 
 def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
@@ -117,15 +116,11 @@ def key_types(kind: type) -> Mapping[str, tuple[Any, ...]]:
 
 
 def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
-    open_sections = {
-        "algo": [algorithm.config_class for algorithm in discover().values()],
-        "preference": [entry.config_class for entry in PREFERENCES.values()],
-    }
     for name, hint in get_type_hints(section).items():
         options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         for option in options:
             if option is Any and not prefix:
-                for own in open_sections.get(name, ()):
+                for own in config_classes(name).values() if name in PACKAGES else ():
                     yield from _walk(own, f"{name}.")
             elif is_dataclass(option):
                 yield from _walk(option, f"{prefix}{name}.")  # type: ignore[arg-type]

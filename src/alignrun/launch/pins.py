@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +20,6 @@ from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
 from alignrun.run.directory import RunDirectory
 from alignrun.security.files import read_json
-from alignrun.types import Example
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 20
 """A file of weights that is larger is read at so many places, so many bytes at each: training changes all of them."""
@@ -71,8 +69,8 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
         parts["feedback model"] = _digest(folder_digest(folder), card.base, card.template)
     if isinstance(preference, MatrixPreference):
         parts["game"] = _digest(*map(str, preference.game.preferences.flatten().tolist()))
-    parts["training data"] = examples_digest(loaded.train)
-    parts["held-out data"] = examples_digest(loaded.heldout)
+    parts["training data"] = loaded.train.digest
+    parts["held-out data"] = loaded.heldout.digest
     return Pins(parts)
 
 
@@ -147,14 +145,6 @@ def _changed(run: RunDirectory, parts: Sequence[str]) -> str:
     return f"{run.path}: the {names} that the run stands on {verb} not what {were}: restore {pronoun}"
 
 
-def examples_digest(examples: Sequence[Example]) -> str:
-    """A digest of examples in their order, wherever they were read from."""
-    # What `repr` makes of each without its origin, several times as fast.
-    form = ", ".join("origin=''" if each.name == "origin" else f"{each.name}={{!r}}" for each in fields(Example))
-    values = attrgetter(*(each.name for each in fields(Example) if each.name != "origin"))
-    return _digest_of(f"Example({form})".format(*values(example)) for example in examples)
-
-
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of how texts become tokens, chat template included; how batches are padded does not count."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -199,10 +189,6 @@ def _file_digest(path: Path) -> str:
 
 
 def _digest(*texts: str) -> str:
-    return _digest_of(texts)
-
-
-def _digest_of(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))

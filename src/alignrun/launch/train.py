@@ -25,6 +25,7 @@ from alignrun.run.progress import Progress, summary_panel
 from alignrun.run.tracking import Tracking, finite, start_tracking
 from alignrun.run.trust import check_own, read_signature, signature_text
 from alignrun.security.files import is_step, read_json
+from alignrun.security.text import counted
 from alignrun.training.checkpoint import Checkpoint, read_checkpoint
 from alignrun.training.resumption import Resumption, commit, settle
 from alignrun.training.trainer import Outcome, Progressed, Trainer
@@ -110,8 +111,11 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
     check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), overrides=overrides)
-    if not run.adapter.is_dir():
-        raise InputError(f"{run.path} has not finished: go on with `alignrun resume {run.path}` first")
+    if not run.adapter.is_dir() and not any(override.startswith("algo.opponent=") for override in overrides):
+        raise InputError(
+            f"{run.path} has not finished: `alignrun resume {run.path}` first, or exploit its newest checkpoint: "
+            f"`alignrun export {run.path}`, then `alignrun exploit {run.path} algo.opponent={run.path / 'export'}`"
+        )
     kept = {
         field.name: getattr(config.algo, field.name)
         for field in fields(BestResponseConfig)
@@ -189,10 +193,10 @@ def _resume(
     if step is None and done == config.train.steps:
         if config != stored:
             raise InputError(
-                f"{run.path} has finished its {done} steps, and nothing is left to do with {' '.join(overrides)}: "
-                "raise train.steps, or go on from an earlier checkpoint with --step"
+                f"{run.path} has finished its {counted(done, 'step')}, and nothing is left to do with "
+                f"{' '.join(overrides)}: raise train.steps, or go on from an earlier checkpoint with --step"
             )
-        console.print(f"{run.path} has finished its {done} steps: nothing to resume.")
+        console.print(f"{run.path} has finished its {counted(done, 'step')}: nothing to resume.")
         return 0
     with distributed.raise_together():  # before a model is loaded, so that a damaged one is refused at once
         checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False))
@@ -307,7 +311,7 @@ def _fit(
     tracking.finish(outcome.evaluation.metrics, 0)
     reported = write_report(run, console)
     summary_panel(
-        f"{config.algo.name} on {config.model.name}: {outcome.step} steps",
+        f"{config.algo.name} on {config.model.name}: {counted(outcome.step, 'step')}",
         [
             *outcome.evaluation.lines,
             ("run", str(run.path)),

@@ -22,6 +22,7 @@ from alignrun.models.device import lay_out_weights, resolve_device, resolve_dtyp
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
 from alignrun.models.sources import base_name, load_model
 from alignrun.models.targets import ALL_LINEAR, left_out
+from alignrun.models.weights import unfit_weight
 
 
 class Backbone:
@@ -45,7 +46,8 @@ class Backbone:
         """Load the base and move it to its device, with no adapter on it yet.
 
         Raises:
-            InputError: the model or the device is not available, or padding and caching change what the model computes.
+            InputError: the model or the device is not available, its weights are not finite, or padding and caching
+                change what it computes.
         """
         check_split(adapter)
         device = resolve_device(config.device)
@@ -56,6 +58,8 @@ class Backbone:
         model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
         if adapter.name is not AdapterKind.qlora and not distributed.sharded():  # a quantised base is already in place
             model.to(device)
+        if not getattr(model, "is_quantized", False) and (unfit := unfit_weight(model.named_parameters())):
+            raise InputError(f"model={config.name}: {unfit}: download or export the model again, or choose another one")
         if adapter.name is AdapterKind.lora and not distributed.sharded():  # a base that stays as it is
             lay_out_weights(model)
         if config.gradient_checkpointing:

@@ -26,6 +26,7 @@ from alignrun.models.loading_errors import remedy
 from alignrun.models.sources import planned_architecture, preview_prompt
 from alignrun.objectives.likelihood import CHUNK_SIZE
 from alignrun.planning.trace import Kept, Pass, kept_in_cache, training_peak
+from alignrun.security.text import counted
 
 ASSUMED_PROMPT_TOKENS = 256
 """Where data.max_prompt_tokens does not say."""
@@ -286,7 +287,7 @@ def describe(size: Size, config: Config) -> str:
         return f"{size.parameters / 1e6:,.1f}M parameters, all of them trained"
     return (
         f"{size.parameters / 1e6:,.1f}M parameters, {config.adapter.name.value} rank {config.adapter.rank} on "
-        f"{size.adapted_layers} layers: {size.trainable / 1e6:,.1f}M trained"
+        f"{counted(size.adapted_layers, 'layer')}: {size.trainable / 1e6:,.1f}M trained"
     )
 
 

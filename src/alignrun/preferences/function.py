@@ -16,6 +16,7 @@ from alignrun import distributed
 from alignrun.config import require, schema
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.preferences.base import Preference, Reward, preference
+from alignrun.security.text import counted
 from alignrun.security.working_directory import importable
 
 
@@ -140,7 +141,10 @@ def _ask(name: str, function: Callable[..., Any], *arguments: list[str]) -> Tens
     except Exception as error:  # the user's code may raise anything
         raise RunError(f"preference.function={name} failed: {type(error).__name__}: {one_line(error)}") from error
     if len(values) != len(arguments[0]):
-        raise RunError(f"preference.function={name} returned {len(values)} values for {len(arguments[0])} prompts")
+        raise RunError(
+            f"preference.function={name} returned {counted(len(values), 'value')} for "
+            f"{counted(len(arguments[0]), 'prompt')}"
+        )
     if not all(map(math.isfinite, values.tolist())):
         raise RunError(f"preference.function={name} returned a value that is not finite")
     return values

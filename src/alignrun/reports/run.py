@@ -17,6 +17,7 @@ from alignrun.reports.quantities import POLICY, QUANTITIES, in_order, quantity, 
 from alignrun.reports.record import RunRecord, read
 from alignrun.reports.text import EXACT, Shown, percent, shown
 from alignrun.run.directory import RunDirectory
+from alignrun.security.text import counted
 
 
 class Plot(NamedTuple):
@@ -116,8 +117,8 @@ def _status(record: RunRecord) -> str:
     done = max((row.step for row in record.rows), default=0)
     total = record.total_steps
     if record.summary is not None:
-        return f"Finished after {done} steps." if done else "Finished."
-    known = f"{done} of {total} steps" if total else f"{done} steps"
+        return f"Finished after {counted(done, 'step')}." if done else "Finished."
+    known = f"{done:,} of {counted(total, 'step')}" if total else counted(done, "step")
     stopped = (record.path / "failed_batch.json").is_file()
     reason = " The loss or the gradient was not finite: failed_batch.json holds the batch." if stopped else ""
     return f"Unfinished: {known} recorded.{reason}"

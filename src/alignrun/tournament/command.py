@@ -41,6 +41,7 @@ from alignrun.reports.tournament_page import tournament_page
 from alignrun.run.directory import RunDirectory, environment, write_text_atomic
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.tracking import start_tracking
+from alignrun.security.text import counted
 from alignrun.tournament.journal import Journal, journal_file
 from alignrun.tournament.lineup import Field, Lineup, line_up
 from alignrun.tournament.players import Loader
@@ -49,13 +50,17 @@ from alignrun.tournament.sampling import Questions, ask, introduce, sample_all
 from alignrun.tournament.scoreboard import show
 
 
-def play(arguments: Sequence[str], console: Console) -> int:
-    """Play the tournament that the overrides preference_in_words; the exit code.
+def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -> int:
+    """Play a tournament; the exit code.
+
+    Args:
+        config: the tournament.
+        arguments: the overrides that describe it, for the report.
+        console: who is kept informed.
 
     Raises:
         AlignrunError: bad input, or a preference that fails.
     """
-    config = compose.compose_tournament(arguments)
     lineup = line_up(config)
     rules = agree(config, lineup.players)
     run = RunDirectory.create(config.run.dir or fresh_directory(Path("runs") / "tournaments"))
@@ -202,7 +207,7 @@ def _judge(
     notes = [f"{name}: {value:g}" for name, value in preference.counts().items()]
     notes += _about(field)
     if unsettled := caution(len(questions.texts)):
-        count = "One prompt" if len(questions.texts) == 1 else f"{len(questions.texts)} prompts"
+        count = counted(len(questions.texts), "prompt")
         notes.append(f"{count}: {unsettled}, and nothing here says how the policies compare on others.")
     unscored = [one for one, known in zip(sampled, field.references, strict=True) if known is not None]
     if truncated := left_out(rules.drawing.top_k, rules.drawing.top_p):
@@ -210,7 +215,7 @@ def _judge(
     elif any(one.log_ratio is None for one in unscored):
         notes.append("No KL where a policy and the reference have different vocabularies.")
     if questions.left_out:
-        notes.append(f"{questions.left_out} prompts are too long for one of the policies and were left out.")
+        notes.append(f"Left out, as too long for one of the policies: {counted(questions.left_out, 'prompt')}.")
     if config.pairing is ComparedPairs.matched or config.samples_per_prompt == 1:
         notes.append("No exploitability: it needs several samples of each policy, and pairing=all.")
     training: dict[int, NDArray[np.float64]] = {}

@@ -21,9 +21,11 @@ from alignrun.data import Dataset
 from alignrun.data.trimming import trim
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import batch_to, release_memory
+from alignrun.models.weights import unfit_weight
 from alignrun.run.directory import RunDirectory, discard_output, write_text_atomic, writing
 from alignrun.run.progress import Progress
 from alignrun.run.tracking import Tracking
+from alignrun.security.text import counted
 from alignrun.training.checkpoint import Checkpoint, save_checkpoint
 from alignrun.training.optim import flatten_optimizer, learning_rate, make_optimizer, restore_optimizer
 from alignrun.types import Evaluation, Evaluator
@@ -96,6 +98,7 @@ class Trainer:
         """
         restore_weights(self._weights, saved)
         restore_weights(self._algorithm_state(), saved, "algorithm")
+        _check_finite(saved, "optimizer")
         configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         state, names = saved.state, list(self._trainable)
         try:
@@ -259,6 +262,7 @@ class Trainer:
         limit = self._config.train.max_kl
         if limit is not None and metrics.get("kl", 0.0) > limit:
             self._save(done)
+            self._write_adapter()
             with distributed.raise_together():
                 raise RunError(
                     f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: "
@@ -315,8 +319,9 @@ class Trainer:
             self._micro_batch_size = (size + 1) // 2
             release_memory()
             self._progress.note(
-                f"out of memory with micro-batches of {size} prompts: going on with {self._micro_batch_size}, which "
-                f"changes no gradient (train.micro_batch_size={self._micro_batch_size} saves the attempt)"
+                f"out of memory with micro-batches of {counted(size, 'prompt')}: going on with "
+                f"{self._micro_batch_size}, which changes no gradient "
+                f"(train.micro_batch_size={self._micro_batch_size} saves the attempt)"
             )
         totals = distributed.all_reduce_sum(torch.stack(list(sums.values())))
         weights = list(self._trainable.values())
@@ -448,7 +453,7 @@ def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, gr
     """Copy the tensors of a saved group, which may be empty, into live ones of the same names, all or none.
 
     Raises:
-        InputError: names or shapes differ.
+        InputError: names, shapes or types differ, or weights are not finite.
     """
     saved = checkpoint.tensors.get(group, {})
     wrong = sorted(set(live) ^ set(saved)) or [
@@ -456,7 +461,7 @@ def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, gr
     ]
     if wrong:
         raise InputError(
-            f"{checkpoint.path} does not fit this model ({len(wrong)} tensors differ, as {wrong[0]}): "
+            f"{checkpoint.path} does not fit this model ({counted(len(wrong), 'difference')}, as {wrong[0]}): "
             "resume with the model, adapter and algorithm of the run's own config.yaml"
         )
     kinds = [name for name, tensor in live.items() if tensor.is_floating_point() != saved[name].is_floating_point()]
@@ -465,9 +470,16 @@ def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, gr
             f"{checkpoint.path}: {kinds[0]} holds {saved[kinds[0]].dtype} where the model has {live[kinds[0]].dtype}: "
             "it is no checkpoint of this run"
         )
+    _check_finite(checkpoint, group)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(saved[name])
+
+
+def _check_finite(checkpoint: Checkpoint, group: str) -> None:
+    saved = checkpoint.tensors.get(group, {})
+    if unfit := unfit_weight((name, tensor) for name, tensor in saved.items() if tensor.is_floating_point()):
+        raise InputError(f"{checkpoint.path}: {unfit}: name an earlier checkpoint with --step, or start again")
 
 
 def micro_batches(batch: Any, size: int) -> Iterator[tuple[Any, bool]]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from alignrun.config import require
 from alignrun.models.policy import Policy, Role
 
 
@@ -23,8 +22,3 @@ class Anchor:
     def state(self) -> Mapping[str, Tensor]:
         """The anchor's weights, for checkpoints."""
         return self._policy.snapshot_weights(Role.anchor)
-
-
-def check_refresh(refresh_every: int) -> None:
-    """Refuse an iteration without steps. Raises InputError."""
-    require(refresh_every >= 1, "algo.refresh_every", f"must be at least 1, not {refresh_every}")

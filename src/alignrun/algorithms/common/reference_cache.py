@@ -53,7 +53,7 @@ def _read(path: Path, pairs: int) -> Tensor | None:
 
 
 def _write(path: Path, values: Tensor) -> None:
-    with writing(path):
+    with writing(path, instead="set ALIGNRUN_CACHE to a folder that you can write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
         os.close(handle)

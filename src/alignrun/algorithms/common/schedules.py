@@ -24,3 +24,14 @@ def check_mixture(start: float, end: float | None) -> None:
     """Refuse a β outside [0, 1]. Raises InputError."""
     for name, value in (("mix_beta", start), ("mix_beta_end", end)):
         require(value is None or 0 <= value <= 1, f"algo.{name}", f"must lie in [0, 1], not {value}")
+
+
+def check_refresh(refresh_every: int) -> None:
+    """Refuse an iteration without steps. Raises InputError."""
+    require(refresh_every >= 1, "algo.refresh_every", f"must be at least 1, not {refresh_every}")
+
+
+def check_minibatches(epochs: int, parts: int) -> None:
+    """Refuse a rollout that is not learned from. Raises InputError."""
+    require(epochs >= 1, "algo.epochs", f"must be at least 1, not {epochs}")
+    require(parts >= 1, "algo.minibatches", f"must be at least 1, not {parts}")

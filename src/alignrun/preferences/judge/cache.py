@@ -72,5 +72,5 @@ class AnswerCache:
         except sqlite3.Error as error:
             raise RunError(
                 f"preference.cache: {self._path} failed ({one_line(error, 160)}): free space or delete it, or set "
-                "preference.cache=false, then repeat the command, or `alignrun resume RUN`"
+                "preference.cache to another file or to false, then repeat the command, or `alignrun resume RUN`"
             ) from error

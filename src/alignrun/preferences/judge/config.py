@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from alignrun.config import require, schema
-from alignrun.http import is_base
+from alignrun.config.urls import is_base
 
 TEMPLATE = """\
 Two assistants answered the same request. Which answer is better: more correct, more helpful, clearer? \
