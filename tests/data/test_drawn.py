@@ -141,17 +141,8 @@ def test_the_state_is_saved_before_a_late_bad_row_ends_the_run(
 def test_labels_are_checked_without_encoding_all_rows() -> None:
     encode = Encoder()
     ties = Examples(replace(example, label=0.5) for example in EXAMPLES)
-    pairs = PairSet.build(
-        ties,
-        encode,
-        pad_id=0,
-        max_prompt_tokens=100,
-        max_completion_tokens=None,
-        max_tokens=100,
-        too_long=TooLong.error,
-        seed=3,
-        drawn=lambda _: None,
-    )
+    encoding = encoding_of(SimpleNamespace(pad_token_id=0), drawn=lambda _: None)
+    pairs = PairSet.build(ties, encoding, encode)
     with pytest.raises(InputError, match="no preference in 300 pairs, all ties"):
         check_labels(pairs.examples)
     assert len(encode.read) == 10
