@@ -36,8 +36,6 @@ def train_step_and_write(trainer: Trainer, step: int) -> dict[str, float]:
 
 def sizes(weight: Any) -> tuple[int, int]:
     """How many numbers of a weight this process holds, and how many there are."""
-    if hasattr(weight, "ds_tensor"):  # split by DeepSpeed
-        return max(weight.numel(), weight.ds_tensor.numel()), weight.ds_numel
     held = weight.to_local() if isinstance(weight, DTensor) else weight
     return held.numel(), weight.numel()
 

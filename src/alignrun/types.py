@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Batch = TypeVar("Batch")
 
 
 class Role(str, Enum):
@@ -175,3 +177,10 @@ class Evaluation:
 
 
 Evaluator = Callable[[], Evaluation]
+
+
+def map_parts(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    """A frozen dataclass, and all dataclasses within it, with `function` of each field that is none."""
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{part.name: map_parts(getattr(batch, part.name), function) for part in fields(batch)})
+    return function(batch)  # type: ignore[no-any-return]

@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from alignrun.config import Config, DataConfig, Engine
-from alignrun.data import PromptSet, padding_id
+from alignrun.config import Config, Engine
+from alignrun.data import Dataset, Encoding, PromptSet
 from alignrun.discovery import import_all
 from alignrun.errors import InputError
 from alignrun.generation.streams import Stream, policy_alone
@@ -59,51 +58,6 @@ class Trained(Protocol):
 
     def save_adapter(self, folder: Path) -> None:
         """Write what was trained."""
-
-
-class Dataset(Protocol):
-    """Examples, from which the batch of any step follows without any state; many are encoded when they are drawn."""
-
-    @property
-    def skipped(self) -> int:
-        """Examples left out because they were too long."""
-
-    @property
-    def refused(self) -> int:
-        """Examples left out because the chat template or the tokenizer refuses them."""
-
-    def __len__(self) -> int: ...
-
-    def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
-        """The batch of a step: a pure function of the seed and its arguments, as `data.order.rows_at`."""
-
-    def all_batches(self, size: int) -> Iterator[Any]:
-        """Every example once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """What it takes to turn examples into token ids."""
-
-    tokenizer: PreTrainedTokenizerBase
-    data: DataConfig
-    system_prompt: str | None
-    context: int
-    """The most tokens that the model reads at once."""
-    max_new_tokens: int
-    """What sampling needs of them."""
-    seed: int
-    append_end_of_turn: bool = True
-    """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
-    rows: int | None = None
-    """How many tokens the model has embeddings for, where its configuration says so."""
-    drawn: Callable[[str], None] | None = None
-    """Where many rows may be encoded when they are drawn: what reports those that are left out then."""
-
-    @property
-    def pad_id(self) -> int:
-        """The token to pad with."""
-        return padding_id(self.tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +138,13 @@ class Algorithm(ABC):
         return [cls.streams(config, step) for step in (0, last // 2, last)]
 
     @classmethod
-    def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> Dataset:
+    def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> Dataset[Any]:
         """The examples as this algorithm reads them: by default their prompts alone.
 
         Raises:
             InputError: an example does not fit, or lacks what the algorithm learns from.
         """
-        return prompt_set(examples, encoding)
+        return PromptSet.build(examples, encoding)
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -223,7 +177,7 @@ class Algorithm(ABC):
         """What an evaluation measures of the policy, in the order of its lines."""
         return [Measure.policy]
 
-    def prepare(self, data: Dataset) -> Dataset:
+    def prepare(self, data: Dataset[Any]) -> Dataset[Any]:
         """Called once for each of the data sets, before the first step, for what is worth computing ahead."""
         return data
 
@@ -287,27 +241,6 @@ class OfflineAlgorithm(Algorithm):
     def collect(self, batch: Any, step: int) -> Iterator[Any]:
         """The batch of the data as it is."""
         yield batch
-
-
-def prompt_set(examples: Sequence[Example], encoding: Encoding) -> PromptSet:
-    """The prompts of the examples, for sampling. Raises InputError as `PromptSet.build`."""
-    room = encoding.context - encoding.max_new_tokens
-    if room < 1:
-        raise InputError(
-            f"config: generation.max_new_tokens={encoding.max_new_tokens} leaves no room for a prompt in the "
-            f"{encoding.context} tokens of the model: lower it"
-        )
-    return PromptSet.build(
-        examples,
-        encoding.tokenizer,
-        system_prompt=encoding.system_prompt,
-        max_tokens=min(room, encoding.data.max_prompt_tokens or room),
-        too_long=encoding.data.too_long,
-        seed=encoding.seed,
-        bad_rows=encoding.data.bad_rows,
-        rows=encoding.rows,
-        drawn=encoding.drawn,
-    )
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {}

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
+from alignrun.algorithms.base import Loss, Tools, algorithm
 from alignrun.algorithms.common.batches import pieces
 from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_batch, check_minibatches
 from alignrun.config import AdapterKind, Config, require, schema
+from alignrun.data import Dataset
 from alignrun.errors import InputError
 from alignrun.models.device import batch_to
 from alignrun.models.value import Value
@@ -135,7 +137,7 @@ class PPO(RewardAlgorithm):
         """τσ: the reward is divided by σ, and the KL is not."""
         return float(self.kl_tau * self._shift_and_scale[1])
 
-    def prepare(self, data: Dataset) -> Dataset:
+    def prepare(self, data: Dataset[Any]) -> Dataset[Any]:
         """Measure the reward on completions of the reference, for the training data alone."""
         if self.config.normalize_reward and not self._measured:
             self._measured = True

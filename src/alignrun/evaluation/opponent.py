@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, step_generator
+from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, sampling_of, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
 from alignrun.evaluation.best_of_n import GAIN
@@ -12,7 +12,6 @@ from alignrun.evaluation.bootstrap import mean_estimate
 from alignrun.evaluation.results import Estimate
 from alignrun.evaluation.settled import in_words, metrics_of, verdict
 from alignrun.evaluation.truncation import truncation
-from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference
@@ -42,14 +41,7 @@ class OpponentEvaluator:
     ) -> None:
         self._policy, self._preference, self._prompts, self._config = policy, preference, prompts, config
         self._kl_tau, self._seed = kl_tau, seed
-        self._sampling = Sampling(
-            max_new_tokens=max_new_tokens,
-            stop_ids=policy.stop_ids,
-            pad_id=policy.tokenizer.pad_token_id,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
+        self._sampling = sampling_of(policy, max_new_tokens, config.temperature, config.top_k, config.top_p)
 
     def __call__(self) -> Evaluation:
         """The win rate against the opponent and both gains."""

@@ -22,13 +22,13 @@ from alignrun.types import Completions
 
 
 class Decoder(Protocol):
-    """The model's side of the loop."""
+    """The model's side of the loop: `prefill` once, then any number of `select` and `step`."""
 
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep (or repeat) the given rows."""
+        """Keep (or repeat) the given rows, in ascending order of role."""
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token [R] to each row; [R, V] logits of the next."""

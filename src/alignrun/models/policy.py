@@ -27,7 +27,7 @@ from alignrun.models.cards import (
     write_card,
     write_policy_readme,
 )
-from alignrun.models.decoding.decoder import CachedDecoder, JoinedDecoder, RowDecoder, check_replay
+from alignrun.models.decoding.decoder import CachedDecoder, JoinedDecoder, check_replay
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.hidden import hidden_states, packed_hidden_states
 from alignrun.models.saving import check_finite, merge, prompting_tokenizer, sampling_config, save_model
@@ -159,7 +159,7 @@ class Policy:
             return dict(self._whole[role].named_parameters())
         return {name: weight.detach() for name, weight in self.backbone.trainable(_ADAPTERS[role]).items()}
 
-    def decoder(self, prompts: PromptBatch, roles: Sequence[Role], new_tokens: int) -> RowDecoder:
+    def decoder(self, prompts: PromptBatch, roles: Sequence[Role], new_tokens: int) -> CachedDecoder | JoinedDecoder:
         """Rows for decoding at most so many tokens: a block for each role, in which every prompt is once."""
         names = [self._adapter(role) for role in roles]
         replay = new_tokens if self._replays else None

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from alignrun import distributed
-from alignrun.algorithms.base import Algorithm, Dataset, Trained
+from alignrun.algorithms.base import Algorithm, Trained
 from alignrun.algorithms.common.batches import as_json
 from alignrun.config import Config
+from alignrun.data import Dataset
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import batch_to
 from alignrun.run.directory import RunDirectory, discard_output, write_text_atomic, writing
@@ -70,7 +71,7 @@ class Trainer:
         config: Config,
         trained: Trained,
         algorithm: Algorithm,
-        data: Dataset,
+        data: Dataset[Any],
         evaluate: Evaluator,
         run: RunDirectory,
     ) -> None:

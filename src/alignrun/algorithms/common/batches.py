@@ -4,13 +4,14 @@ What is neither, a flag, is said of all rows.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from alignrun import distributed
+from alignrun.types import map_parts
 
 Batch = TypeVar("Batch")
 
@@ -24,13 +25,15 @@ def count(batch: Any) -> int:
 
 def rows(batch: Batch, span: slice) -> Batch:
     """The rows of a span."""
-    return _map(batch, lambda part: part[span])
+    return _map_rows(batch, lambda part: part[span])
 
 
 def select(batch: Batch, index: Tensor) -> Batch:
     """The rows that an index tensor names, in its order."""
     places = index.tolist()
-    return _map(batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places))
+    return _map_rows(
+        batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places)
+    )
 
 
 def pieces(batch: Batch, size: int | None) -> Iterator[Batch]:
@@ -63,9 +66,5 @@ def as_json(batch: Any) -> Any:
     return batch
 
 
-def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:
-    if batch is None or isinstance(batch, bool):
-        return batch
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{field.name: _map(getattr(batch, field.name), function) for field in fields(batch)})
-    return function(batch)  # type: ignore[no-any-return]
+def _map_rows(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    return map_parts(batch, lambda part: part if part is None or isinstance(part, bool) else function(part))

@@ -80,6 +80,6 @@ def _compute(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
 def _digest(policy: Policy, pairs: PairSet) -> str:
     digest = hashlib.sha256()
     digest.update(f"{policy.fingerprint(Role.reference)} {policy.model.dtype} {policy.device.type}".encode())
-    for pair in pairs.pairs:
+    for pair in pairs.encoded:
         digest.update(f"{pair.prompt}{pair.first}{pair.second}".encode())
     return digest.hexdigest()

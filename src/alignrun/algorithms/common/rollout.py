@@ -30,6 +30,13 @@ def step_generator(device: torch.device, seed: int, step: int, purpose: int = 0)
     return torch.Generator(device=device).manual_seed(step_seed(seed, step, purpose))
 
 
+def sampling_of(
+    policy: Policy, max_new_tokens: int, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> Sampling:
+    """How completions of a policy are drawn, up to its own end tokens."""
+    return Sampling(max_new_tokens, policy.stop_ids, policy.tokenizer.pad_token_id, temperature, top_k, top_p)
+
+
 def sample_streams(
     policy: Policy,
     prompts: PromptBatch,
@@ -98,12 +105,7 @@ class Rollouts:
         self._tools = tools
         generation = tools.config.generation
         self._chunk, self._device = generation.batch_size, tools.policy.device
-        self._sampling = Sampling(
-            max_new_tokens=generation.max_new_tokens,
-            stop_ids=tools.policy.stop_ids,
-            pad_id=tools.policy.tokenizer.pad_token_id,
-            temperature=generation.temperature,
-        )
+        self._sampling = sampling_of(tools.policy, generation.max_new_tokens, generation.temperature)
         self._served = ServedPolicy(tools.policy, generation) if generation.engine is Engine.server else None
 
     def sample(

@@ -4,7 +4,6 @@ Row legend: the decoder's R rows are the policy's rows, then the reference's. V 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,19 +16,6 @@ from alignrun.models.decoding.replay import ReplayedSteps, can_replay
 from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import masked
 from alignrun.types import PromptBatch
-
-
-class RowDecoder(Protocol):
-    """Rows that are decoded together: `prefill` once, then any number of `select` and `step`."""
-
-    def prefill(self) -> Tensor:
-        """Read the prompts; [R, V] logits of the first completion token."""
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep (or repeat) the given rows, in ascending order of role."""
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token [R] to each row; [R, V] logits of the next."""
 
 
 class CachedDecoder:
