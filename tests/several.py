@@ -12,13 +12,13 @@ from alignrun import cli, distributed
 from alignrun.algorithms.nash_md import NashMD
 from alignrun.training.trainer import Trainer
 
-accumulate = Trainer.accumulate
+train_step = Trainer.train_step
 loss = NashMD.loss
 
 
 def all_commands() -> None:
     """Run the commands of a JSON file in a row; next to each run, write how many weights this rank holds."""
-    Trainer.accumulate = accumulate_and_write  # type: ignore[method-assign]
+    Trainer.train_step = train_step_and_write  # type: ignore[method-assign]
     distributed.start(torch.device("cpu"))
     codes = [cli.main(command) for command in json.loads(Path(sys.argv[1]).read_text())]
     if any(codes):
@@ -26,18 +26,16 @@ def all_commands() -> None:
     distributed.leave(int(any(codes)))
 
 
-def accumulate_and_write(trainer: Trainer, batch: Any) -> Any:
-    measured = accumulate(trainer, batch)
+def train_step_and_write(trainer: Trainer, step: int) -> dict[str, float]:
+    metrics = train_step(trainer, step)
     held, whole = zip(*map(sizes, trainer._trained.backbone.model.parameters()), strict=True)
     file = trainer._run.path / f"held-{distributed.rank()}.json"
     file.write_text(json.dumps([sum(held), sum(whole)]))
-    return measured
+    return metrics
 
 
 def sizes(weight: Any) -> tuple[int, int]:
     """How many numbers of a weight this process holds, and how many there are."""
-    if hasattr(weight, "ds_tensor"):  # split by DeepSpeed
-        return max(weight.numel(), weight.ds_tensor.numel()), weight.ds_numel
     held = weight.to_local() if isinstance(weight, DTensor) else weight
     return held.numel(), weight.numel()
 

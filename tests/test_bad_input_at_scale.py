@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from alignrun import cli
-from alignrun.algorithms.base import prompt_set
-from alignrun.data import load_examples
+from alignrun.data import PromptSet, load_examples
 from alignrun.data.completions import end_of_turn
 from alignrun.errors import InputError
 from alignrun.launch.build import make_encoding
@@ -184,7 +183,7 @@ def test_chat_templates(parts: list[str]) -> None:
     made = make_encoding(replace(config, model=replace(config.model, chat_template="".join(parts) or None)))
     said = ""
     try:
-        prompt_set(rows, made)
+        PromptSet.build(rows, made)
         end_of_turn(made.tokenizer)
     except InputError as error:
         said = str(error)

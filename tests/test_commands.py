@@ -138,9 +138,10 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(tmp_path: Path) -> N
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from alignrun.models.policy import Policy, Role
+    from alignrun.models.policy import Policy
     from alignrun.models.sources import load_model, load_tokenizer
-    from alignrun.training.trainer import restore_weights
+    from alignrun.training.checkpoint import restore_weights
+    from alignrun.types import Role
 
     run = tmp_path / "run"
     assert cli.main(["experiment=smoke", f"run.dir={run}", "optim.learning_rate=0.05"]) == 0

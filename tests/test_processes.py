@@ -1,7 +1,4 @@
-"""Several processes train what one would: data-parallel and with the base split, here on the CPU over gloo.
-
-What needs DeepSpeed is skipped where it is not installed: `pip install 'alignrun[deepspeed]'`.
-"""
+"""Several processes train what one would: data-parallel and with the base split, here on the CPU over gloo."""
 
 import json
 import os
@@ -22,13 +19,11 @@ from helpers import OFFLINE, ONLINE, offline_arguments, refused_smoke
 from safetensors.torch import load_file
 
 from alignrun import cli, distributed
-from alignrun.errors import InputError
-from alignrun.training import trainer
+from alignrun.training.accumulate import micro_batches
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 """What `accelerate launch --use_fsdp --fsdp_version 2` puts into the environment of a process."""
-ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 SMOKE = (
     "experiment=smoke",
     "model.device=cpu",
@@ -141,7 +136,7 @@ def alone(cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.fixture(scope="module", params=["data parallel", "split", "ZeRO-3"])
+@pytest.fixture(scope="module", params=["data parallel", "split"])
 def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of two processes are."""
     folder = tmp_path_factory.mktemp("two")
@@ -151,11 +146,6 @@ def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_fa
     environment = {"ALIGNRUN_CACHE": str(folder / "cache")}
     if kind == "split":
         environment |= SPLIT
-    if kind == "ZeRO-3":
-        pytest.importorskip("deepspeed")
-        settings = folder / "deepspeed.json"  # it would leave weights as small as those of the tiny model whole
-        settings.write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
-        environment |= ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(settings)}
     together(folder, 2, commands, **environment)
     return folder
 
@@ -185,7 +175,7 @@ def test_rows_are_shared_out_and_come_back_in_order(monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
             parts.append(distributed.share(count))
             counted += parts[-1][: distributed.owned_rows(count)]
-            batches = [batch for batch, counts in trainer.micro_batches(Rows(torch.arange(count)), 2) if counts]
+            batches = [batch for batch, counts in micro_batches(Rows(torch.arange(count)), 2) if counts]
             micro += [row for batch in batches for row in batch.values.tolist()]
         assert len({len(part) for part in parts}) == 1  # nobody waits for more
         assert [row for part in parts for row in part][:count] == counted == micro == list(range(count))
@@ -239,12 +229,9 @@ def assert_half_and_rest(run: Path, whole: Path, said: str) -> None:
         "fsdp2",
         pytest.param("data_parallel", marks=pytest.mark.nightly),
         pytest.param("two_machines", marks=pytest.mark.nightly),
-        pytest.param("zero3", marks=pytest.mark.nightly),
     ],
 )
 def test_accelerate_launch_and_resuming_under_another_number(kind: str, whole: Path, tmp_path: Path) -> None:
-    if kind == "zero3":
-        pytest.importorskip("deepspeed")
     given = [*RUN, *STEPS, "train.steps=2", f"run.dir={tmp_path / 'run'}"]
     jobs = (
         [accelerate(kind, *given)] if kind != "two_machines" else [accelerate(kind, *given, machine=n) for n in (0, 1)]
@@ -350,8 +337,7 @@ def test_bad_input_is_told_once(arguments: list[str], expected: str, tmp_path: P
     [
         (["adapter=none"], SPLIT, "adapter=none"),
         ([], {"ACCELERATE_USE_FSDP": "true"}, "--fsdp_version 2"),
-        ([], ZERO, "pip install 'alignrun[deepspeed]'"),
-        ([], ZERO | {"WORLD_SIZE": "1"}, "a single process has none to share its base with"),
+        ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_fsdp --fsdp_version 2"),
         ([], SPLIT | {"WORLD_SIZE": "1"}, "a single process has none to share its base with"),
         (["model.device=cpu:0"], {}, "names one device for 2 processes"),
         (["eval"], {}, "is one process"),
@@ -369,51 +355,12 @@ def test_what_does_not_go_with_several_processes(
     for name, value in {**launcher, **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("accelerate.PartialState", lambda **_: None)
-    monkeypatch.setattr(distributed, "find_spec", lambda _: None)
     if arguments == ["eval"]:
         assert cli.main(["eval", "runs=[a,b]"]) == 2
         error = capsys.readouterr().err.strip()
     else:
         error = refused_smoke(capsys, tmp_path, *arguments)
     assert expected in error
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ('{"zero_optimization": {"stage": 2}}', "ZeRO stage 2 splits what is small here"),
-        ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', "needs a path"),
-        ('{"zero_optimization": {"stage": 3, "offload_param": "cpu"}}', "its settings cannot be read"),
-        ('{"zero_optimization": 3}', "its settings cannot be read"),
-        ("[3]", "its settings cannot be read"),
-        ("{", "its settings cannot be read"),
-        ('{"zero_optimization": {"stage": 3, "offload_param": null, "stage3_max_live_parameters": "auto"}}', None),
-    ],
-)
-def test_settings_of_deepspeed(
-    settings: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "deepspeed.json"
-    file.write_text(settings)
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
-    if expected is None:
-        assert distributed.deepspeed_settings() == {"zero_optimization": {"stage": 3}}
-        return
-    with pytest.raises(InputError, match=expected):
-        distributed.deepspeed_settings()
-
-
-def test_offloading_keeps_its_place_and_how_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {
-        "zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "/nvme"}},
-        "aio": {"thread_count": 2},
-    }
-    file = tmp_path / "deepspeed.json"
-    file.write_text(json.dumps(given))
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    given["zero_optimization"]["stage"] = 3
-    assert distributed.deepspeed_settings() == given
 
 
 def wait_for_step(run: Path, step: int, job: Job) -> None:

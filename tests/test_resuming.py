@@ -109,14 +109,15 @@ class Judge:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """SIGTERM while that step is made."""
-    original = Trainer._step
+    original = Trainer.train_step
 
-    def stopped(self: Trainer, number: int) -> None:
-        original(self, number)
+    def stopped(self: Trainer, number: int) -> dict[str, float]:
+        metrics = original(self, number)
         if number + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
+        return metrics
 
-    monkeypatch.setattr(Trainer, "_step", stopped)
+    monkeypatch.setattr(Trainer, "train_step", stopped)
 
 
 @pytest.mark.parametrize(
@@ -149,13 +150,13 @@ def test_a_first_step_that_fails_changes_nothing(
         error = refused(capsys, "resume", str(run), "--step", "2", "optim.learning_rate=0.1", code=1)
     assert "the judge is gone" in error
     assert contents(run) == before
-    judge, original = Judge(monkeypatch), Trainer._step
+    judge, original = Judge(monkeypatch), Trainer.train_step
 
-    def fails(self: Trainer, step: int) -> None:
+    def fails(self: Trainer, step: int) -> dict[str, float]:
         judge.answer = gone
-        original(self, step)
+        return original(self, step)
 
-    monkeypatch.setattr(Trainer, "_step", fails)
+    monkeypatch.setattr(Trainer, "train_step", fails)
     refused(capsys, "resume", str(run), "--step", "2", "evaluation.every=1", code=1)
     assert contents(run) == before
 

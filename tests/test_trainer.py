@@ -14,7 +14,8 @@ from forked import Job
 from alignrun import cli
 from alignrun.algorithms.base import Algorithm, discover
 from alignrun.algorithms.nash_md import NashMD
-from alignrun.training import trainer
+from alignrun.training import signals, trainer
+from alignrun.training.accumulate import micro_batches
 from alignrun.training.optim import learning_rate
 
 
@@ -179,8 +180,8 @@ def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
     capsys.readouterr()
     assert train(f"run.dir={tmp_path / 'tight'}", *settings) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("out of memory with micro-batches of 8 prompts: going on with 4") == 1
-    assert said.count("out of memory with micro-batches of 4 prompts: going on with 2") == 1
+    assert said.count("out of memory with micro-batches of 8 prompts: continuing with 4") == 1
+    assert said.count("out of memory with micro-batches of 4 prompts: continuing with 2") == 1
     assert metrics_of(tmp_path / "room") == metrics_of(tmp_path / "tight")
     assert weights_of(tmp_path / "room", 3) == weights_of(tmp_path / "tight", 3)
 
@@ -267,14 +268,15 @@ def test_an_evaluation_cut_short_is_made_up_for_and_never_doubled(
         monkeypatch.setattr(trainer.Trainer, "_write_adapter", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         assert train(f"run.dir={run}", *overrides) == 130
     else:
-        original = trainer.Trainer._step
+        original = trainer.Trainer.train_step
 
-        def stop(self, step: int) -> None:
-            original(self, step)
+        def stop(self, step: int) -> dict[str, float]:
+            metrics = original(self, step)
             if step == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
+            return metrics
 
-        monkeypatch.setattr(trainer.Trainer, "_step", stop)
+        monkeypatch.setattr(trainer.Trainer, "train_step", stop)
         assert train(f"run.dir={run}", *overrides) == 128 + signal.SIGTERM
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -361,18 +363,18 @@ def test_splitting_covers_every_row_once() -> None:
     class Rows:
         values: torch.Tensor
 
-    parts = [part.values.tolist() for part, _ in trainer.micro_batches(Rows(torch.arange(7)), 3)]
+    parts = [part.values.tolist() for part, _ in micro_batches(Rows(torch.arange(7)), 3)]
     assert parts == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_a_signal_that_a_launcher_sends_on_is_the_same_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm and torchrun both send SIGTERM to a process: the second one must not end it before it has saved."""
     clock = [100.0]
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
     ended = []
     before = signal.signal(signal.SIGTERM, lambda *_: ended.append(clock[0]))
     try:
-        with trainer.stop_requested() as stopped_by:
+        with signals.stop_requested() as stopped_by:
             for clock[0] in (100.0, 100.1, 104.9):
                 signal.raise_signal(signal.SIGTERM)
             assert (stopped_by(), ended) == (signal.SIGTERM, [])

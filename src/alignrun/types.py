@@ -7,11 +7,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Batch = TypeVar("Batch")
+
+
+class Role(str, Enum):
+    """Whose distribution is asked for, in the order in which roles are decoded together."""
+
+    policy = "policy"
+    opponent = "opponent"
+    """A frozen policy to be beaten."""
+    anchor = "anchor"
+    """The policy as it was some steps ago."""
+    average = "average"
+    """The moving average of the policy's weights."""
+    reference = "reference"
+    """The last, since it may be the bare base."""
 
 
 class Message(TypedDict):
@@ -160,3 +177,10 @@ class Evaluation:
 
 
 Evaluator = Callable[[], Evaluation]
+
+
+def map_parts(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    """A frozen dataclass, and all dataclasses within it, with `function` of each field that is none."""
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{part.name: map_parts(getattr(batch, part.name), function) for part in fields(batch)})
+    return function(batch)  # type: ignore[no-any-return]

@@ -14,9 +14,10 @@ from alignrun import cli
 from alignrun.errors import InputError
 from alignrun.launch.build import assemble, build_preference
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.preferences import Preference
+from alignrun.types import Role
 
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
 PAIRS = [(f"Name colour {n}.", colour, colour + " it is not") for n, colour in enumerate(COLOURS)]

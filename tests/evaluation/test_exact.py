@@ -11,7 +11,7 @@ from scipy.special import softmax
 from alignrun import games
 from alignrun.errors import InputError
 from alignrun.evaluation.exact import played
-from alignrun.evaluation.tournament import Entry, Settings, exact_standing
+from alignrun.evaluation.tournament_results import Entry, Settings, exact_standing
 from alignrun.launch.build import Assembly, assemble
 from alignrun.launch.compose import compose
 

@@ -20,8 +20,9 @@ from alignrun.errors import InputError
 from alignrun.launch.compose import compose
 from alignrun.models.adapter_fields import _COMPUTED, _IRRELEVANT, _VALUES, check_adapter
 from alignrun.models.backbone import Backbone
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
+from alignrun.types import Role
 
 
 def smoke(*overrides: str) -> Config:

@@ -13,10 +13,9 @@ from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_batch, check_minibatches
 from alignrun.config import Config, require, schema
-from alignrun.models.policy import Role
 from alignrun.objectives.divergence import kl_k2, kl_k3
 from alignrun.objectives.ppo import clipped_policy_loss
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 class KLEstimator(str, Enum):
@@ -90,7 +89,7 @@ class GRPO(RewardAlgorithm):
 
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Group:
-        drawn = self.rewards.draw(prompts, step)
+        drawn = self.draw(prompts, step)
         log_probs, reference = self.token_scores(drawn).unbind(1)
         rewards = drawn.rewards - drawn.penalties
         advantages = rewards - rewards.mean(1, keepdim=True)

@@ -1,26 +1,25 @@
 """PPO: RLHF with a value function and clipped steps (arXiv 1707.06347; details of arXiv 1909.08593, 2403.17031)."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
+from alignrun.algorithms.base import Loss, Tools, algorithm
 from alignrun.algorithms.common.batches import pieces
 from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_batch, check_minibatches
-from alignrun.algorithms.common.workload import Workload
 from alignrun.config import AdapterKind, Config, require, schema
+from alignrun.data import Dataset
 from alignrun.errors import InputError
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Role
 from alignrun.models.value import Value
 from alignrun.objectives.ppo import clipped_policy_loss, clipped_value_loss, generalised_advantages, whiten
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 REFERENCE_PROMPTS = 32
 """Prompts on which the reward of the reference is measured."""
@@ -102,6 +101,7 @@ class PPO(RewardAlgorithm):
     """
 
     config: PPOConfig
+    value_function = True
 
     def __init__(self, config: PPOConfig, tools: Tools) -> None:
         super().__init__(config, tools)
@@ -118,11 +118,6 @@ class PPO(RewardAlgorithm):
         if config.adapter.name is AdapterKind.none:
             raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
         check_batch(config)
-
-    @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """That of rewards, and the value function."""
-        return replace(super().workload(config), value=True)
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The value function."""
@@ -142,14 +137,14 @@ class PPO(RewardAlgorithm):
         """τσ: the reward is divided by σ, and the KL is not."""
         return float(self.kl_tau * self._shift_and_scale[1])
 
-    def prepare(self, data: Dataset) -> Dataset:
+    def prepare(self, data: Dataset[Any]) -> Dataset[Any]:
         """Measure the reward on completions of the reference, for the training data alone."""
         if self.config.normalize_reward and not self._measured:
             self._measured = True
             prompts = batch_to(data.batch_at(0, min(REFERENCE_PROMPTS, len(data))), self.tools.policy.device)
             size = self.tools.config.train.batch_size  # the memory for so many is there
             drawn = [
-                self.rewards.draw(piece, number, purpose=98, own=False).rewards
+                self.draw(piece, number, purpose=98, role=Role.reference).rewards
                 for number, piece in enumerate(pieces(prompts, size))
             ]
             rewards = torch.cat(drawn).double()
@@ -168,7 +163,7 @@ class PPO(RewardAlgorithm):
 
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Rollout:
-        drawn = self.rewards.draw(prompts, step)
+        drawn = self.draw(prompts, step)
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
         log_probs, reference, values = (part.flatten(0, 1) for part in self.token_scores(drawn).unbind(1))
         shift, scale = self._shift_and_scale.to(drawn.rewards)

@@ -7,13 +7,12 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Encoding, algorithm
+from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
-from alignrun.algorithms.common.pairs import pair_set
 from alignrun.algorithms.common.rollout import step_generator
 from alignrun.config import schema
 from alignrun.config.templates import split_template
-from alignrun.data import PairSet, PreferenceEncoder
+from alignrun.data import Encoding, PairSet, PreferenceEncoder
 from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss
 from alignrun.types import Completions, Example, PairBatch
 
@@ -58,7 +57,7 @@ class PreferenceModel(FeedbackAlgorithm):
     def dataset(cls, config: PreferenceModelConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
         """The pairs: both orders after the prompt."""
         encoder = PreferenceEncoder(encoding.tokenizer, config.template, encoding.rows)
-        return pair_set(examples, encoding, encoder.encode_pair)
+        return PairSet.build(examples, encoding, encoder.encode_pair)
 
     def collect(self, batch: PairBatch, step: int) -> Iterator[PairBatch]:
         """Both orders, or one of them at random with its label."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from alignrun.algorithms.base import Encoding, Loss, OfflineAlgorithm, Tools, algorithm
+from alignrun.algorithms.base import Loss, OfflineAlgorithm, Tools, algorithm
 from alignrun.config import Config, ModelSource, require, schema
-from alignrun.data import DemonstrationSet
+from alignrun.data import DemonstrationSet, Encoding
 from alignrun.errors import InputError
 from alignrun.models.hidden import check_packing
 from alignrun.types import Example, PackedBatch
@@ -49,21 +49,7 @@ class SFT(OfflineAlgorithm):
     @classmethod
     def dataset(cls, config: SFTConfig, examples: Sequence[Example], encoding: Encoding) -> DemonstrationSet:
         """The demonstrations."""
-        data = encoding.data
-        return DemonstrationSet.build(
-            examples,
-            encoding.tokenizer,
-            system_prompt=encoding.system_prompt,
-            max_prompt_tokens=data.max_prompt_tokens or encoding.context,
-            max_completion_tokens=data.max_completion_tokens,
-            max_tokens=encoding.context,
-            pack_tokens=config.pack_tokens,
-            too_long=data.too_long,
-            seed=encoding.seed,
-            bad_rows=data.bad_rows,
-            rows=encoding.rows,
-            drawn=encoding.drawn,
-        )
+        return DemonstrationSet.build(examples, encoding, config.pack_tokens)
 
     def loss(self, batch: PackedBatch) -> Loss:
         """The negative log-likelihood summed over target tokens."""

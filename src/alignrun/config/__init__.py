@@ -21,7 +21,7 @@ from alignrun.config.model import (
     ReferenceKind,
 )
 from alignrun.config.schema import require, schema
-from alignrun.config.tournament import Pairing, TournamentConfig
+from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
     Artifact,
     Engine,
@@ -44,6 +44,7 @@ __all__ = [
     "Attention",
     "BadRows",
     "ColumnsConfig",
+    "ComparedPairs",
     "Config",
     "DataConfig",
     "Engine",
@@ -52,7 +53,6 @@ __all__ = [
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
-    "Pairing",
     "Precision",
     "Pruner",
     "ReferenceConfig",

@@ -12,7 +12,7 @@ from alignrun.config.schema import require, schema
 from alignrun.config.training import Artifact, RunConfig, TrackerConfig
 
 
-class Pairing(str, Enum):
+class ComparedPairs(str, Enum):
     """Which completions of two policies are compared."""
 
     all = "all"
@@ -42,7 +42,7 @@ class TournamentConfig:
     """At most so many held-out prompts."""
     samples_per_prompt: int = 4
     """Completions of every policy for each prompt."""
-    pairing: Pairing = Pairing.all
+    pairing: ComparedPairs = ComparedPairs.all
     max_new_tokens: int | None = None
     """Longest completion, in tokens."""
     temperature: float | None = None

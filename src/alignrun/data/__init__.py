@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignrun.data.completions import end_of_turn, opened
+    from alignrun.data.dataset import Dataset
     from alignrun.data.demonstrations import DemonstrationSet
+    from alignrun.data.encoding import Encoding
     from alignrun.data.feedback import FeedbackEncoder, PreferenceEncoder, RewardEncoder
     from alignrun.data.files import read_rows
     from alignrun.data.loading import Loaded, load_examples
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from alignrun.data.store import Examples
 
 __all__ = [
+    "Dataset",
     "DemonstrationSet",
     "EncodedPair",
+    "Encoding",
     "Examples",
     "FeedbackEncoder",
     "Loaded",
@@ -41,7 +45,9 @@ __all__ = [
 
 _MODULES = (
     "completions",
+    "dataset",
     "demonstrations",
+    "encoding",
     "feedback",
     "files",
     "loading",

@@ -73,13 +73,6 @@ def select(
     )
 
 
-def column(examples: Sequence[Example], part: Callable[[Example], Item]) -> Sequence[Item]:
-    """A part of each row: at once, unless the rows are encoded when they are drawn."""
-    if isinstance(examples, tuple):
-        return tuple(map(part, examples))
-    return _Column(len(examples), lambda row: part(examples[row]))
-
-
 class _Drawn(Generic[Encoded]):
     """Encodes a row when it is asked for."""
 

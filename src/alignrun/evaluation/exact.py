@@ -9,8 +9,8 @@ from alignrun import games
 from alignrun.data import PromptSet
 from alignrun.errors import RunError
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
-from alignrun.types import Completions, Evaluation
+from alignrun.models.policy import Policy
+from alignrun.types import Completions, Evaluation, Role
 
 
 def played(game: games.Game, reference: torch.Tensor) -> games.Game:

@@ -1,9 +1,7 @@
 """The loss and the accuracy of an algorithm on held-out data."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -11,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from alignrun import distributed
-from alignrun.algorithms.base import Algorithm, Dataset
-from alignrun.data import PairSet
+from alignrun.algorithms.base import Algorithm
+from alignrun.data import Dataset, PairSet
 from alignrun.evaluation.calibration import accuracy
 from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
 from alignrun.evaluation.settled import caution
@@ -33,16 +31,13 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.device) -> Measured:
+def measure(algorithm: Algorithm, data: Dataset[Any], batch_size: int, device: torch.device) -> Measured:
     """Run the loss over every example once, without a gradient; processes take the batches in turn."""
     sums: dict[str, torch.Tensor] = {}
     targets: int | torch.Tensor = 0
-    pairs = isinstance(data, PairSet)
-    probabilities = torch.zeros(len(data) if pairs else 0, dtype=torch.float64)
-    places: Iterable[Any] = data.all_rows(batch_size) if isinstance(data, PairSet) else repeat(None)
-    # The batches come first: zip asks for a place only where there is a batch.
-    for (batch, rows), counts in distributed.round_robin(zip(data.all_batches(batch_size), places, strict=False)):
-        loss = algorithm.loss(batch_to(batch, device))
+    probabilities = torch.zeros(len(data) if isinstance(data, PairSet) else 0, dtype=torch.float64)
+    for rows, counts in distributed.round_robin(data.all_rows(batch_size)):
+        loss = algorithm.loss(batch_to(data.batch(rows), device))
         for name, value in {**loss.metrics, "loss": loss.total}.items():
             sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
         if not counts:
@@ -62,7 +57,7 @@ def measure(algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.
 class LikelihoodEvaluator:
     """Held-out demonstrations under the policy."""
 
-    def __init__(self, algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.device) -> None:
+    def __init__(self, algorithm: Algorithm, data: Dataset[Any], batch_size: int, device: torch.device) -> None:
         self._algorithm, self._data, self._batch_size, self._device = algorithm, data, batch_size, device
 
     def __call__(self) -> Evaluation:

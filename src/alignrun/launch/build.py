@@ -12,23 +12,20 @@ from transformers import PreTrainedTokenizerBase
 from alignrun import distributed
 from alignrun.algorithms.base import (
     Algorithm,
-    Dataset,
-    Encoding,
     FeedbackTools,
     Measure,
     Tools,
     Trained,
     discover,
     opponent_of,
-    prompt_set,
 )
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import Config, ModelSource, TooLong
-from alignrun.data import PairSet, check_labels, end_of_turn, load_examples
+from alignrun.data import Dataset, Encoding, PairSet, PromptSet, check_labels, end_of_turn, load_examples
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.exact import GameEvaluator
-from alignrun.evaluation.feedback import FeedbackEvaluator
 from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
+from alignrun.evaluation.human_agreement import FeedbackEvaluator
 from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.together import Together
 from alignrun.evaluation.truncation import truncation
@@ -54,7 +51,7 @@ class Assembly:
     trained: Trained
     """The policy, or the feedback model."""
     algorithm: Algorithm
-    data: Dataset
+    data: Dataset[Any]
     evaluate: Evaluator
     pins: Pins
     """What the run stands on, by content."""
@@ -218,7 +215,7 @@ def build_evaluator(
     policy: Policy,
     preference: Preference,
     algorithm: Algorithm,
-    heldout: Dataset,
+    heldout: Dataset[Any],
     questions: list[Example],
     encoding: Encoding,
 ) -> Evaluator:
@@ -231,7 +228,7 @@ def build_evaluator(
             "whole distributions: leave out evaluation.top_k and evaluation.top_p"
         )
     # Data that fit may leave no room for sampling after the longest of their prompts.
-    prompts = prompt_set(questions, encoding if algorithm.online or exact else skipping(encoding))
+    prompts = PromptSet.build(questions, encoding if algorithm.online or exact else skipping(encoding))
     length = config.generation.max_new_tokens
 
     def against_reference() -> Evaluator:

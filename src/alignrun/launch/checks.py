@@ -45,9 +45,9 @@ def check(config: Config) -> None:
         )
     resolved = resolve(config.model, config.adapter)
     check_split(config.adapter)
-    if (sharding := distributed.sharding()) and config.model.cuda_graphs is True and resolved.device.type == "cuda":
+    if distributed.sharded() and config.model.cuda_graphs is True and resolved.device.type == "cuda":
         raise InputError(
-            f"config: model.cuda_graphs=true records no base that is split by {sharding.value}: set it to auto or false"
+            "config: model.cuda_graphs=true records no base that is split by --use_fsdp: set it to auto or false"
         )
     if config.adapter.name is AdapterKind.qlora:
         if config.model.source in (ModelSource.random, ModelSource.game):

@@ -16,8 +16,7 @@ from alignrun.models.sources import load_tokenizer
 from alignrun.preferences.base import preference_using
 from alignrun.run.directory import RunDirectory, writing_folder
 from alignrun.run.trust import check_own, read_signature
-from alignrun.training.checkpoint import read_checkpoint
-from alignrun.training.trainer import restore_weights
+from alignrun.training.checkpoint import read_checkpoint, restore_weights
 
 ELSEWHERE = "choose another folder with --to"
 

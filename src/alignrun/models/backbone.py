@@ -158,9 +158,9 @@ class Backbone:
 
 def check_split(adapter: AdapterConfig) -> None:
     """Refuse an adapter with whose base the launcher's splitting does not go. Raises InputError."""
-    if (sharding := distributed.sharding()) and adapter.name is not AdapterKind.lora:
+    if distributed.sharded() and adapter.name is not AdapterKind.lora:
         raise InputError(
-            f"config: {sharding.value} splits a frozen base, and not that of adapter={adapter.name.value}: "
+            f"config: --use_fsdp splits a frozen base, and not that of adapter={adapter.name.value}: "
             "use adapter=lora, or launch without it"
         )
 

@@ -1,6 +1,6 @@
 """Where tensors live and in which precision: the one place that asks about hardware."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
 from alignrun.errors import InputError, one_line
+from alignrun.types import map_parts
 
 Batch = TypeVar("Batch")
 
@@ -100,9 +101,5 @@ def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def batch_to(batch: Batch, device: torch.device) -> Batch:
-    """A frozen dataclass of tensors, tuples and such dataclasses, with its tensors on `device`."""
-    if isinstance(batch, torch.Tensor):
-        return copy_to(batch, device)  # type: ignore[return-value]
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{field.name: batch_to(getattr(batch, field.name), device) for field in fields(batch)})
-    return batch
+    """The batch with its tensors on `device`."""
+    return map_parts(batch, lambda part: copy_to(part, device) if isinstance(part, torch.Tensor) else part)

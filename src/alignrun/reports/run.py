@@ -34,7 +34,7 @@ def run_page(run: RunDirectory) -> str:
     evaluated = curves.evaluations(record.rows)
     summary = with_intervals(record.summary) if record.summary else None
     final = summary or (evaluated[-1][1] if evaluated else {})
-    drawn = [(panel, _plot(panel, index)) for index, panel in enumerate(curves.panels(record.rows))]
+    drawn = [(measured, _plot(measured, index)) for index, measured in enumerate(curves.all_curves(record.rows))]
     return render(
         "run.html",
         title=record.path.name,
@@ -48,8 +48,8 @@ def run_page(run: RunDirectory) -> str:
         final_step=None if summary else evaluated[-1][0] if evaluated else None,
         confidence=_confidence(record),
         intervals=any(found.high - found.low > EXACT for found in final.values()),
-        curves=[plot for panel, plot in drawn if _is_main(panel.name)],
-        more_curves=[plot for panel, plot in drawn if not _is_main(panel.name)],
+        curves=[plot for measured, plot in drawn if _is_main(measured.name)],
+        more_curves=[plot for measured, plot in drawn if not _is_main(measured.name)],
         path=_path(evaluated),
         samples=record.samples,
         samples_step=record.samples_step,
@@ -71,11 +71,11 @@ def _figure(name: str, measured: Estimate) -> tuple[str, Shown]:
     return quantity(name).label, shown(measured, quantity(name).form)
 
 
-def _plot(panel: curves.Panel, index: int) -> Plot:
-    notes = [panel.quantity.note] if panel.training and panel.evaluations else []
-    if panel.training and panel.training.mean_of > 1:
-        notes.append(f"Each point of training is the mean of {panel.training.mean_of}.")
-    return Plot(panel.quantity.title, figures.curve(panel, f"curve{index}"), " ".join(notes))
+def _plot(measured: curves.Curve, index: int) -> Plot:
+    notes = [measured.quantity.note] if measured.training and measured.evaluations else []
+    if measured.training and measured.training.mean_of > 1:
+        notes.append(f"Each point of training is the mean of {measured.training.mean_of}.")
+    return Plot(measured.quantity.title, figures.curve(measured, f"curve{index}"), " ".join(notes))
 
 
 def _confidence(record: RunRecord) -> str:

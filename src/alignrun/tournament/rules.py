@@ -100,7 +100,7 @@ def played_on(config: Config, rules: Rules) -> Config:
     )
 
 
-def describe(section: Any) -> str:
+def preference_in_words(section: Any) -> str:
     """A preference in a few words: its name and what it was told that tells it from others."""
     telling = [str(value) for key in ("model", "path", "function", "game") if (value := getattr(section, key, None))]
     return f"{section.name} ({', '.join(telling)})" if telling else str(section.name)

@@ -7,12 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from alignrun.algorithms.base import Encoding, prompt_set
 from alignrun.config import TournamentConfig
-from alignrun.data import PromptSet, load_examples
+from alignrun.data import Encoding, PromptSet, load_examples
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import CompletionCache, Drawn, content_key, draw, score
-from alignrun.evaluation.tournament import Array, Sampled
+from alignrun.evaluation.tournament_results import Array, Sampled
 from alignrun.evaluation.truncation import truncation
 from alignrun.launch.build import distinct_prompts, make_encoding, skipping
 from alignrun.models.policy import Policy
@@ -53,7 +52,7 @@ def ask(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Qu
 
 def _encoded(examples: Sequence[Example], encoding: Encoding, player: Player) -> PromptSet:
     try:
-        return prompt_set(examples, encoding)
+        return PromptSet.build(examples, encoding)
     except InputError as error:
         raise InputError(f"{player.name}: {error}") from None
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from alignrun.algorithms.base import FeedbackTools, Loss, Measure, OfflineAlgorithm
 from alignrun.algorithms.common.pairs import correct
-from alignrun.algorithms.common.workload import Workload
 from alignrun.config import AdapterKind, Config, ModelSource, ReferenceKind
 from alignrun.errors import InputError
 from alignrun.models.cards import AdapterCard
@@ -24,11 +23,7 @@ class FeedbackAlgorithm(OfflineAlgorithm):
     """`reward` or `preference`, as the adapter's card says it."""
     tools: FeedbackTools
     config: Any
-
-    @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """Both completions of every pair."""
-        return Workload(learned=2)
+    learned = 2
 
     @classmethod
     def check(cls, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""What changes along a run beside the learning rate."""
+"""What changes along a run besides the learning rate."""
 
 from alignrun.config import Config, require
 from alignrun.errors import InputError
@@ -14,11 +14,6 @@ def mix_beta_at(step: int, steps: int, start: float, end: float | None) -> float
         return start
     share = step / max(1, steps - 1)
     return (1 - share) * start + share * end
-
-
-def widest_mix_beta(start: float, end: float | None) -> float:
-    """The β of the schedule that asks most of the model: 0 and 1 are decoded without the other policy."""
-    return start if end is None or end == start else 0.5
 
 
 def check_mixture(start: float, end: float | None) -> None:

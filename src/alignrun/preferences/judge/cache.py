@@ -1,4 +1,7 @@
-"""What a judge has answered, on the disk, so that no question is ever paid for twice."""
+"""What a judge has answered, on the disk, so that no question is ever paid for twice.
+
+Not `diskcache`: it unpickles what it finds, so a cache file from elsewhere could run code.
+"""
 
 import sqlite3
 import time

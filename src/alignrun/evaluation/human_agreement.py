@@ -1,13 +1,14 @@
 """A reward or preference model against people, on held-out pairs."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from alignrun.algorithms.base import Algorithm, Dataset
+from alignrun.algorithms.base import Algorithm
 from alignrun.config import Config
-from alignrun.data import PairSet
+from alignrun.data import Dataset, PairSet
 from alignrun.errors import InputError
 from alignrun.evaluation.calibration import accuracy, brier, label_entropy, log_loss, reliability
 from alignrun.evaluation.disagreement import (
@@ -41,8 +42,8 @@ class FeedbackEvaluator:
     def __init__(
         self,
         algorithm: Algorithm,
-        data: Dataset,
-        encode: Callable[[Sequence[Example]], Dataset],
+        data: Dataset[Any],
+        encode: Callable[[Sequence[Example]], Dataset[Any]],
         device: torch.device,
         config: Config,
     ) -> None:
