@@ -199,6 +199,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         policy = trained
         if preference is None:
             preference = build_preference(config.preference, policy.backbone)
+        preference.check([*loaded.train, *loaded.heldout])
         pins = take_pins(config, loaded, policy.backbone, preference)
         algorithm = kind(config.algo, Tools(policy, preference, config))
         for note in algorithm.notes():

@@ -71,6 +71,8 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
         parts["feedback model"] = _digest(folder_digest(folder), card.base, card.template)
     if isinstance(preference, MatrixPreference):
         parts["game"] = _digest(*map(str, preference.game.preferences.flatten().tolist()))
+    if preference is not None and preference.reads_columns:
+        parts["columns"] = _digest_of(example.asked.identity for example in (*loaded.train, *loaded.heldout))
     parts["training data"] = examples_digest(loaded.train)
     parts["held-out data"] = examples_digest(loaded.heldout)
     return Pins(parts)
@@ -149,9 +151,10 @@ def _changed(run: RunDirectory, parts: Sequence[str]) -> str:
 
 def examples_digest(examples: Sequence[Example]) -> str:
     """A digest of examples in their order, wherever they were read from."""
-    # What `repr` makes of each without its origin, several times as fast.
-    form = ", ".join("origin=''" if each.name == "origin" else f"{each.name}={{!r}}" for each in fields(Example))
-    values = attrgetter(*(each.name for each in fields(Example) if each.name != "origin"))
+    # What `repr` makes of each without its origin, several times as fast. The other columns are a part of their own.
+    read = [each.name for each in fields(Example) if each.name != "columns"]
+    form = ", ".join("origin=''" if name == "origin" else f"{name}={{!r}}" for name in read)
+    values = attrgetter(*(name for name in read if name != "origin"))
     return _digest_of(f"Example({form})".format(*values(example)) for example in examples)
 
 

@@ -71,7 +71,7 @@ class PromptSet:
             raise InputError(
                 f"data: none of the {used.read} prompts fits into the limit of {max_tokens} tokens; set {_CHANGE}"
             )
-        texts = column(used.examples, lambda example: example.text)
+        texts = column(used.examples, lambda example: example.asked)
         return cls(texts, used.encoded, padding_id(tokenizer), seed, used.skipped, used.refused)
 
     def __len__(self) -> int:

@@ -34,8 +34,11 @@ def parse_row(row: Row, origin: str, columns: ColumnsConfig) -> Example:
     # Copying the columns takes longer than reading a short row.
     renamed = columns if prompt_column == columns.prompt else replace(columns, prompt=prompt_column)
     example = _parse(row, origin, renamed, columns)
-    tools = row.get(columns.tools) if columns.tools else None
-    return replace(example, tools=tools_of(tools, f"{origin}, column '{columns.tools}'")) if tools else example
+    texts = {prompt_column, columns.chosen, columns.rejected, columns.completion, _messages_column(row, columns)}
+    others = {name: value for name, value in row.items() if name not in texts}
+    if tools := row.get(columns.tools) if columns.tools else None:
+        return replace(example, columns=others, tools=tools_of(tools, f"{origin}, column '{columns.tools}'"))
+    return replace(example, columns=others) if others else example
 
 
 def _parse(row: Row, origin: str, columns: ColumnsConfig, given: ColumnsConfig) -> Example:

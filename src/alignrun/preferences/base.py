@@ -1,4 +1,8 @@
-"""What a preference is: P(y ≻ y' | x), antisymmetric."""
+"""What a preference is: P(y ≻ y' | x), antisymmetric.
+
+Prompts are texts. Those of a data set are `Prompt`s, which also hold the conversation as messages and the other columns
+of the row; `as_prompt` makes one of any text.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -8,15 +12,24 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from alignrun.types import Example, Prompt
+
 Build = TypeVar("Build", bound=Callable[..., "Preference"])
 
 
 class Preference(ABC):
     """A pairwise preference with P(y ≻ y' | x) + P(y' ≻ y | x) = 1."""
 
+    reads_columns = False
+    """Whether it judges by other columns of the row."""
+
     @abstractmethod
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] probabilities that `first` is preferred to `second`, one for each prompt, on the CPU."""
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Look for what it needs in the rows that it will be asked about. Raises InputError where that is missing."""
+        return  # most need nothing
 
     def counts(self) -> dict[str, float]:
         """What a preference has counted so far and a user should see, for the metrics of an evaluation."""
@@ -43,12 +56,22 @@ class Reward(Preference):
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] σ of the reward difference. A completion that stands in several pairs is scored once."""
         places: dict[tuple[str, str], int] = {}
-        ours, theirs = (
-            [places.setdefault(pair, len(places)) for pair in zip(prompts, side, strict=True)]
-            for side in (first, second)
-        )
-        rewards = self.rewards([prompt for prompt, _ in places], [completion for _, completion in places])
+        asked: list[tuple[str, str]] = []
+
+        def place(prompt: str, completion: str) -> int:
+            found = places.setdefault((identity(prompt), completion), len(asked))
+            if found == len(asked):
+                asked.append((prompt, completion))
+            return found
+
+        ours, theirs = ([place(*pair) for pair in zip(prompts, side, strict=True)] for side in (first, second))
+        rewards = self.rewards([prompt for prompt, _ in asked], [completion for _, completion in asked])
         return torch.sigmoid((rewards[ours] - rewards[theirs]) / self._temperature)
+
+
+def identity(prompt: str) -> str:
+    """What tells a prompt from others: rows may share their text, and not their answer."""
+    return prompt.identity if isinstance(prompt, Prompt) else prompt
 
 
 @dataclass(frozen=True, slots=True)
