@@ -43,7 +43,6 @@ from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_architecture, load_tokenizer, vocabulary_size
 from alignrun.pins import Pins, take_pins
 from alignrun.preferences import PREFERENCES, Preference
-from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
 from alignrun.types import Evaluation, Evaluator, Example
 
@@ -74,7 +73,6 @@ def check(config: Config) -> None:
     if not isinstance(config.algo, ALGORITHMS[name].config_class):
         raise InputError(f"config: algo.name cannot be changed by itself: write algo={name}")
     preference: str = config.preference.name
-    path = str(getattr(config.preference, "path", ""))
     entry = PREFERENCES.get(preference)
     if entry is None or not isinstance(config.preference, entry.config_class):
         raise InputError(
@@ -82,8 +80,7 @@ def check(config: Config) -> None:
             + ", ".join(sorted(PREFERENCES))
         )
     _check_algorithm(config, name, ALGORITHMS[name])
-    if entry.feedback:
-        find_card(path, entry.feedback)
+    entry.check(config.preference)
     if config.optim.warmup_steps > config.train.steps:
         raise InputError(
             f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
@@ -165,7 +162,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     # Before the first of them waits for another one in `prepare`.
     with processes.agreed(), memory_errors(config):
         check(config)
-        kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
+        kind, needs_base = ALGORITHMS[config.algo.name], PREFERENCES[config.preference.name].on_base
         trains_policy = not issubclass(kind, FeedbackAlgorithm)
         preference = build_preference(config.preference) if trains_policy and not needs_base else None
         report(f"data: {config.data.name}")
@@ -221,7 +218,7 @@ def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy |
     kind = ALGORITHMS[config.algo.name]
     if issubclass(kind, FeedbackAlgorithm):
         backbone = Backbone.load(config.model, config.adapter, tokenizer, config.seed)
-        return Scorer.create(backbone, config.adapter, kind.card(config))
+        return Scorer.create(backbone, config.adapter, kind.card(config), kind.embedding_size(config.algo))
     ends = []
     with contextlib.suppress(InputError):  # without a mark of its own, sampling stops where the tokenizer says
         ends = [end_of_turn(tokenizer)]
@@ -289,7 +286,7 @@ def skipping(encoding: Encoding) -> Encoding:
 def build_preference(section: Any, backbone: Backbone | None = None) -> Preference:
     """The preference that a section names; a learned one stands on the backbone where it can."""
     kind = PREFERENCES[section.name]
-    made: Preference = kind.build(section, backbone) if kind.feedback else kind.build(section)
+    made: Preference = kind.build(section, backbone) if kind.on_base else kind.build(section)
     return made
 
 

@@ -69,6 +69,8 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
     if preference is not None and (kind := PREFERENCES[config.preference.name].feedback):
         folder, card = find_card(str(config.preference.path), kind)
         parts["feedback model"] = _digest(folder_digest(folder), card.base, card.template)
+    elif preference is not None and (path := getattr(config.preference, "path", None)) and Path(path).is_dir():
+        parts["feedback model"] = folder_digest(adapter_folder(path))
     if isinstance(preference, MatrixPreference):
         parts["game"] = _digest(*map(str, preference.game.preferences.flatten().tolist()))
     if preference is not None and preference.reads_columns:

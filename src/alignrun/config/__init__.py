@@ -20,6 +20,7 @@ from alignrun.config.model import (
     ReferenceConfig,
     ReferenceKind,
 )
+from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.schema import require, schema
 from alignrun.config.tournament import Pairing, TournamentConfig
 from alignrun.config.training import (
@@ -50,12 +51,15 @@ __all__ = [
     "Engine",
     "EvaluationConfig",
     "GenerationConfig",
+    "LongText",
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
     "Pairing",
     "Precision",
     "Pruner",
+    "PublishedConfig",
+    "Quantize",
     "ReferenceConfig",
     "ReferenceKind",
     "RunConfig",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def check_template(template: str, fields: Sequence[str], key: str) -> None:
     """Raise InputError, naming `key`, unless the template holds every `{field}` once and in this order."""
-    _cut(template, fields, key)
+    cut_template(template, fields, key)
 
 
 class FeedbackEncoder:
@@ -44,7 +44,7 @@ class FeedbackEncoder:
         """`rows` is how many tokens the model has embeddings for."""
         self._tokenizer = tokenizer
         self._encoder = TextEncoder(tokenizer, own_text(tokenizer), rows)
-        self._pieces = _cut(template, self.fields, "template")
+        self._pieces = cut_template(template, self.fields, "template")
         self._plain = not tokenizer.chat_template
         self._end = [end_of_turn(tokenizer)] if self._plain else []
 
@@ -114,7 +114,8 @@ class PreferenceEncoder(FeedbackEncoder):
     fields = ("prompt", "first", "second")
 
 
-def _cut(template: str, fields: Sequence[str], key: str) -> tuple[str, ...]:
+def cut_template(template: str, fields: Sequence[str], key: str) -> tuple[str, ...]:
+    """The texts before, between and after the `{field}`s. Raises as `check_template`."""
     marks = [f"{{{field}}}" for field in fields]
     pattern = "|".join(map(re.escape, marks))
     if re.findall(pattern, template) != marks:

@@ -7,7 +7,7 @@ of the row; `as_prompt` makes one of any text.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,14 +47,27 @@ class Reward(Preference):
 
     @abstractmethod
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
-        """[B] rewards r(x, y)."""
+        """[B] rewards r(x, y); NaN where there is none."""
 
     def log_odds(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
-        """[B] r(x, y) / temperature: differences are the log-odds of the preference."""
-        return self.rewards(prompts, completions) / self._temperature
+        """[B] r(x, y) / temperature: differences are the log-odds of the preference.
+
+        What has no reward gets the mean of its prompt's others, which favours and blames nothing.
+        """
+        rewards = self.rewards(prompts, completions) / self._temperature
+        known = ~rewards.isnan()
+        if bool(known.all()):
+            return rewards
+        names = [identity(prompt) for prompt in prompts]
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        rows = torch.tensor([places[name] for name in names])
+        sums, counts = (
+            torch.zeros(len(places)).index_add(0, rows, part) for part in (rewards.nan_to_num(), known.float())
+        )
+        return torch.where(known, rewards, (sums / counts.clamp(min=1))[rows])
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] σ of the reward difference. A completion that stands in several pairs is scored once."""
+        """[B] σ of the reward difference, ½ where one has none. A completion in several pairs is scored once."""
         places: dict[tuple[str, str], int] = {}
         asked: list[tuple[str, str]] = []
 
@@ -66,7 +79,7 @@ class Reward(Preference):
 
         ours, theirs = ([place(*pair) for pair in zip(prompts, side, strict=True)] for side in (first, second))
         rewards = self.rewards([prompt for prompt, _ in asked], [completion for _, completion in asked])
-        return torch.sigmoid((rewards[ours] - rewards[theirs]) / self._temperature)
+        return torch.sigmoid((rewards[ours] - rewards[theirs]) / self._temperature).nan_to_num(0.5)
 
 
 def identity(prompt: str) -> str:
@@ -84,6 +97,10 @@ class Kind:
     """From its configuration; where it is a feedback model, also from the run's backbone."""
     feedback: str
     """The kind of feedback model that its `path` names, which may stand on the base of the policy; else empty."""
+    check: Callable[[Any], object]
+    """Refuses what can be refused before anything is loaded."""
+    on_base: bool
+    """Whether it is also given the run's backbone."""
 
 
 PREFERENCES: dict[str, Kind] = {}
@@ -94,11 +111,22 @@ def preference_using(feedback: str) -> str:
     return next(name for name, kind in PREFERENCES.items() if kind.feedback == feedback)
 
 
-def preference(name: str, config_class: type, *, feedback: str = "") -> Callable[[Build], Build]:
+def _nothing(_config: Any) -> None:
+    return
+
+
+def preference(
+    name: str,
+    config_class: type,
+    *,
+    feedback: str = "",
+    check: Callable[[Any], object] = _nothing,
+    on_base: bool = False,
+) -> Callable[[Build], Build]:
     """Register how a preference is made, under the name that its YAML gives."""
 
     def register(build: Build) -> Build:
-        PREFERENCES[name] = Kind(config_class, build, feedback)
+        PREFERENCES[name] = Kind(config_class, build, feedback, check, on_base)
         return build
 
     return register
