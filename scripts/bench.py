@@ -61,7 +61,7 @@ def write_random_model(folder: Path, name: str, dtype: str) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from alignrun.compose import compose
+    from alignrun.launch.compose import compose
     from alignrun.models.sources import planned_architecture
     from alignrun.models.tiny import byte_tokenizer
 
@@ -205,9 +205,9 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
 
 def run_ours(options: argparse.Namespace) -> None:
-    from alignrun.algorithms import rollout
+    from alignrun.algorithms.common import rollout
     from alignrun.cli import main as alignrun
-    from alignrun.trainer import Trainer
+    from alignrun.training.trainer import Trainer
 
     turns = Turns()
     turns.watch_sampling(rollout, "sample_streams")
@@ -497,7 +497,7 @@ class Process:
 
 
 def compare(options: argparse.Namespace) -> None:
-    from alignrun.compose import compose
+    from alignrun.launch.compose import compose
     from alignrun.models.sources import locate
 
     sides = [side for side in WORKERS if side in options.sides and (side != "trl" or options.trl)]

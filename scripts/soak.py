@@ -149,7 +149,7 @@ class Soak:
 
     def damage(self, run: Path) -> int:
         """Of the newest of two or more checkpoints: with a single one, nothing would be left to go back to."""
-        from alignrun.checkpoint import list_checkpoints
+        from alignrun.training.checkpoint import list_checkpoints
 
         found = [path for _, path in list_checkpoints(run / "checkpoints")]
         if len(found) > 1 and not (run / "summary.json").is_file():
@@ -203,9 +203,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    import alignrun.build
     import alignrun.cli
-    import alignrun.launch  # noqa: F401 - for all that are forked from here
+    import alignrun.launch.build
+    import alignrun.launch.train  # noqa: F401 - for all that are forked from here
 
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     wanted = options.faults or 50

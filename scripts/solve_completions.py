@@ -23,11 +23,11 @@ from scipy.optimize import brentq, minimize
 from torch import Tensor
 
 from alignrun.algorithms.base import prompt_set
-from alignrun.build import build_preference, distinct_prompts, load_trained, make_encoding
-from alignrun.compose import compose
 from alignrun.data import load_examples
 from alignrun.evaluation.completions import Drawing, draw
 from alignrun.games import Game, duality_gap, equilibrium, exploitability, kl, win_rate, win_rates
+from alignrun.launch.build import build_preference, distinct_prompts, load_trained, make_encoding
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy, Role
 from alignrun.preferences.base import Preference
 

@@ -11,8 +11,8 @@ import itertools
 import statistics
 import time
 
-from alignrun.build import assemble
-from alignrun.compose import compose
+from alignrun.launch.build import assemble
+from alignrun.launch.compose import compose
 from alignrun.models.device import batch_to
 
 

@@ -13,9 +13,9 @@ from scipy.optimize import root
 
 from alignrun import cli
 from alignrun.algorithms.base import discover
-from alignrun.compose import compose
 from alignrun.config import Config
 from alignrun.games import Game
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.types import Completions, PromptBatch

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from alignrun import cli, processes
+from alignrun import cli, distributed
 from alignrun.reports import svg
-from alignrun.trainer import Trainer
+from alignrun.training.trainer import Trainer
 
 accumulate = Trainer.accumulate
 
@@ -21,7 +21,7 @@ accumulate = Trainer.accumulate
 def accumulate_and_tell(trainer: Trainer, batch: Any) -> Any:
     measured = accumulate(trainer, batch)
     held, whole = zip(*map(sizes, trainer._trained.backbone.model.parameters()), strict=True)
-    file = trainer._run.path / f"held-{processes.rank()}.json"
+    file = trainer._run.path / f"held-{distributed.rank()}.json"
     file.write_text(json.dumps([sum(held), sum(whole)]))
     return measured
 
@@ -37,8 +37,8 @@ def sizes(weight: Any) -> tuple[int, int]:
 if __name__ == "__main__":
     Trainer.accumulate = accumulate_and_tell  # type: ignore[method-assign]
     svg.as_svg = lambda _: '<svg viewBox="0 0 1 1"/>'  # no test looks at the figures of these runs
-    processes.start(torch.device("cpu"))
+    distributed.start(torch.device("cpu"))
     codes = [cli.main(command) for command in json.loads(Path(sys.argv[1]).read_text())]
     if any(codes):
         print(f"exit codes {codes}")
-    processes.leave(int(any(codes)))
+    distributed.leave(int(any(codes)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignrun import cli
-from alignrun.files import open_regular
+from alignrun.security.files import open_regular
 
 SMOKE = ("experiment=smoke",)
 
@@ -223,7 +223,7 @@ def test_a_full_disk_is_told_and_loses_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(filename))
         return written(tensors, filename, *args, **kwargs)
 
-    monkeypatch.setattr("alignrun.checkpoint.save_file", full)
+    monkeypatch.setattr("alignrun.training.checkpoint.save_file", full)
     error = refuse(capsys, *SMOKE, f"run.dir={run}", "train.steps=5", code=1)
     assert "No space left on device" in error
     assert "alignrun resume" in error
@@ -244,7 +244,7 @@ def test_records_on_a_full_disk(
     def full(path: Path, flags: int = os.O_RDONLY) -> int:
         return os.open("/dev/full", flags) if path.name == "samples.jsonl" else open_regular(path, flags)
 
-    monkeypatch.setattr("alignrun.run_directory.open_regular", full)
+    monkeypatch.setattr("alignrun.run.directory.open_regular", full)
     assert "No space left on device" in refuse(capsys, *SMOKE, f"run.dir={run}", code=1)
     monkeypatch.undo()
     assert cli.main(["resume", str(run)]) == 0

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from alignrun import cli
 from alignrun.algorithms.base import prompt_set
-from alignrun.build import make_encoding
-from alignrun.compose import compose, plain
 from alignrun.data.completions import end_of_turn
 from alignrun.data.sources import load_examples
 from alignrun.errors import InputError
+from alignrun.launch.build import make_encoding
+from alignrun.launch.compose import compose, plain
 
 pytestmark = pytest.mark.slow
 
@@ -229,7 +229,7 @@ def damage(folder: Path, draw: Any) -> str:
 
 
 def test_model_folders(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignrun.launch.write_report", lambda *_: False)  # half of the time, and not of interest
+    monkeypatch.setattr("alignrun.launch.train.write_report", lambda *_: False)  # half of the time, and not of interest
     refused = set()
 
     @many(120)

@@ -16,14 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignrun.checkpoint import (
-    latest_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
 from alignrun.errors import InputError, RunError
-from alignrun.optim import flatten_optimizer, restore_optimizer
+from alignrun.training.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from alignrun.training.optim import flatten_optimizer, restore_optimizer
 
 OS_CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir")
 FORK = multiprocessing.get_context("fork")

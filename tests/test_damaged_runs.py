@@ -17,14 +17,14 @@ import yaml
 from rich.console import Console
 
 from alignrun import cli
-from alignrun.checkpoint import Checkpoint, load_newest
 from alignrun.errors import InputError
-from alignrun.files import parse_json, parse_yaml, read_bytes
-from alignrun.job import Job, write_job
 from alignrun.reports.run import run_page
-from alignrun.run_directory import RunDirectory
-from alignrun.sweep import summarise
-from alignrun.trainer import restore_weights
+from alignrun.run.directory import RunDirectory
+from alignrun.security.files import parse_json, parse_yaml, read_bytes
+from alignrun.sweeps.job import Job, write_job
+from alignrun.sweeps.sweep import summarise
+from alignrun.training.checkpoint import Checkpoint, load_newest
+from alignrun.training.trainer import restore_weights
 
 STOP = "a model would be loaded here"
 TEXTS = ("config.yaml", "overrides.yaml", "summary.json", "pins.json", "environment.json", "job.json", "resuming.json")
@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = ["train.steps=2", "train.batch_size=2", "train.micro_batch_size=null", "generation.max_new_tokens=2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("alignrun.launch.write_report", lambda *_: False)
+        patch.setattr("alignrun.launch.train.write_report", lambda *_: False)
         assert cli.main(["experiment=smoke", *small, "data.eval_size=2", "run.dir=run"]) == 0
     run = folder / "run"
     write_job(run, Job(0, ("seed=1",)))

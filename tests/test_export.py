@@ -11,16 +11,17 @@ import yaml
 from helpers import offline_arguments
 from transformers import AutoTokenizer
 
-from alignrun import cli, compose
-from alignrun.build import load_trained
-from alignrun.checkpoint import save_checkpoint
+from alignrun import cli
 from alignrun.data import encode_prompt
 from alignrun.errors import InputError
+from alignrun.launch import compose
+from alignrun.launch.build import load_trained
+from alignrun.launch.pins import Pins, tokenizer_digest
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
-from alignrun.pins import Pins, tokenizer_digest
-from alignrun.run_directory import RunDirectory
+from alignrun.run.directory import RunDirectory
 from alignrun.tournament.players import Loader, find_player
+from alignrun.training.checkpoint import save_checkpoint
 from alignrun.types import Example
 
 TEMPLATE = (

@@ -7,13 +7,13 @@ import torch
 from helpers import ONLINE, load_policy, random_batch
 
 from alignrun import cli
-from alignrun.compose import compose
-from alignrun.memory_plan import make_plan
+from alignrun.launch.compose import compose
 from alignrun.models.adapters import POLICY
-from alignrun.models.decoder import CachedDecoder
+from alignrun.models.decoding.decoder import CachedDecoder
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_model, load_tokenizer
+from alignrun.planning.plan import make_plan
 from alignrun.types import Completions, PromptBatch
 
 pytestmark = [

@@ -15,17 +15,17 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig
 
 from alignrun import cli
-from alignrun.algorithms.rollout import sample_streams
-from alignrun.build import load_trained, make_encoding
-from alignrun.compose import compose
+from alignrun.algorithms.common.rollout import sample_streams
 from alignrun.config import AdapterKind, Config
 from alignrun.errors import InputError
 from alignrun.generation.decode import Sampling
-from alignrun.memory_plan import largest_batches, make_plan, sampling_bytes, workload
-from alignrun.memory_trace import Kept, Pass, kept_in_cache, training_peak
+from alignrun.launch.build import load_trained, make_encoding
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import planned_architecture
 from alignrun.objectives.likelihood import CHUNK_SIZE
+from alignrun.planning.plan import largest_batches, make_plan, sampling_bytes, workload
+from alignrun.planning.trace import Kept, Pass, kept_in_cache, training_peak
 from alignrun.types import Completions, PromptBatch
 
 

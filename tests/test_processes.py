@@ -20,8 +20,9 @@ import torch
 from helpers import OFFLINE, ONLINE, offline_arguments, refused_smoke
 from safetensors.torch import load_file
 
-from alignrun import cli, processes, trainer
+from alignrun import cli, distributed
 from alignrun.errors import InputError
+from alignrun.training import trainer
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -189,12 +190,12 @@ def test_a_split_base_is_held_in_parts(two: Path, request: pytest.FixtureRequest
 
 def test_rows_are_shared_out_and_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     for size, count in [(1, 5), (2, 4), (2, 5), (3, 4), (4, 2)]:
-        monkeypatch.setattr(processes, "size", lambda size=size: size)
+        monkeypatch.setattr(distributed, "size", lambda size=size: size)
         parts, counted, micro = [], [], []
         for rank in range(size):
-            monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-            parts.append(processes.share(count))
-            counted += parts[-1][: processes.own(count)]
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            parts.append(distributed.share(count))
+            counted += parts[-1][: distributed.owned_rows(count)]
             batches = [batch for batch, counts in trainer.micro_batches(Rows(torch.arange(count)), 2) if counts]
             micro += [row for batch in batches for row in batch.values.tolist()]
         assert len({len(part) for part in parts}) == 1  # nobody waits for more
@@ -207,11 +208,11 @@ class Rows:
 
 
 def test_in_turn_everything_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "size", lambda: 3)
+    monkeypatch.setattr(distributed, "size", lambda: 3)
     taken = []
     for rank in range(3):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        taken.append(list(processes.in_turn("abcd")))
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        taken.append(list(distributed.round_robin("abcd")))
     assert [len(steps) for steps in taken] == [2, 2, 2]
     assert sorted(item for steps in taken for item, counts in steps if counts) == list("abcd")
 
@@ -301,19 +302,20 @@ def test_what_fails_in_one_process_is_told_once(tmp_path: Path) -> None:
 
 HUNGRY = """
 import sys, torch
-from alignrun import cli, processes
+from alignrun import cli
+from alignrun import distributed
 from alignrun.algorithms.nash_md import NashMD
 
-processes.start(torch.device("cpu"))
+distributed.start(torch.device("cpu"))
 loss = NashMD.loss
 
 def hungry(self, batch):
-    if processes.rank() == 1 and len(batch.prompts) > 1:
+    if distributed.rank() == 1 and len(batch.prompts) > 1:
         raise torch.OutOfMemoryError("CUDA out of memory")
     return loss(self, batch)
 
 NashMD.loss = hungry
-processes.leave(cli.main(sys.argv[1:]))
+distributed.leave(cli.main(sys.argv[1:]))
 """
 
 
@@ -372,7 +374,7 @@ def test_what_does_not_go_with_several_processes(
     for name, value in {**launcher, **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("accelerate.PartialState", lambda **_: None)
-    monkeypatch.setattr(processes, "find_spec", lambda _: None)
+    monkeypatch.setattr(distributed, "find_spec", lambda _: None)
     if arguments == ["eval"]:
         assert cli.main(["eval", "runs=[a,b]"]) == 2
         error = capsys.readouterr().err.strip()
@@ -400,10 +402,10 @@ def test_settings_of_deepspeed(
     file.write_text(settings)
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
     if expected is None:
-        assert processes.deepspeed_settings() == {"zero_optimization": {"stage": 3}}
+        assert distributed.deepspeed_settings() == {"zero_optimization": {"stage": 3}}
         return
     with pytest.raises(InputError, match=expected):
-        processes.deepspeed_settings()
+        distributed.deepspeed_settings()
 
 
 def test_offloading_keeps_its_place_and_how_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +418,7 @@ def test_offloading_keeps_its_place_and_how_it_is_read(tmp_path: Path, monkeypat
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     given["zero_optimization"]["stage"] = 3
-    assert processes.deepspeed_settings() == given
+    assert distributed.deepspeed_settings() == given
 
 
 def wait_for_step(run: Path, step: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from alignrun.progress import Progress, summary_panel
+from alignrun.run.progress import Progress, summary_panel
 
 METRICS = {"loss": 0.69314, "win_rate": 0.5312, "kl": 0.012345, "tokens_per_second": 1234.5, "other": 1.0}
 

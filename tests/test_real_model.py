@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from alignrun import cli
-from alignrun.algorithms.rollout import decode_texts, sample_streams, step_generator
-from alignrun.compose import compose
+from alignrun.algorithms.common.rollout import decode_texts, sample_streams, step_generator
 from alignrun.config import Precision
 from alignrun.generation.decode import Sampling
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer, locate
 from alignrun.types import PromptBatch

@@ -17,20 +17,22 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from alignrun import cli, launch, pins, resumption
-from alignrun.checkpoint import list_checkpoints, save_checkpoint
-from alignrun.compose import anchored, changed, compose, dump, load
+from alignrun import cli
 from alignrun.config import DataSource
 from alignrun.data import Loaded, PromptSet
 from alignrun.errors import InputError
 from alignrun.evaluation.win_rate import WinRateEvaluator
+from alignrun.launch import pins, train
+from alignrun.launch.compose import anchored, changed, compose, dump, load
+from alignrun.launch.pins import Pins, examples_digest, folder_digest, take_pins
 from alignrun.models.cards import AdapterCard, write_card
 from alignrun.models.policy import Policy
-from alignrun.pins import Pins, examples_digest, folder_digest, take_pins
 from alignrun.preferences import examples
 from alignrun.reports.record import read
-from alignrun.run_directory import RunDirectory
-from alignrun.trainer import Trainer
+from alignrun.run.directory import RunDirectory
+from alignrun.training import resumption
+from alignrun.training.checkpoint import list_checkpoints, save_checkpoint
+from alignrun.training.trainer import Trainer
 from alignrun.types import Example
 
 TINY = (
@@ -345,7 +347,7 @@ def test_a_best_response_has_no_limit_of_the_run_that_it_beats(run: Path, monkey
     limited = replace(config, train=replace(config.train, max_kl=0.1))
     (run / "config.yaml").write_text(dump(limited))
     trained = []
-    monkeypatch.setattr(launch, "train", lambda config, *_: trained.append(config) or 0)
+    monkeypatch.setattr(train, "train", lambda config, *_: trained.append(config) or 0)
     assert cli.main(["exploit", str(run)]) == 0
     assert cli.main(["exploit", str(run), "train.max_kl=0.5"]) == 0
     assert [config.train.max_kl for config in trained] == [None, 0.5]

@@ -16,16 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import zeros
 
-from alignrun import run_directory
 from alignrun.errors import InputError, RunError
-from alignrun.run_directory import (
-    RunDirectory,
-    append_jsonl,
-    environment,
-    truncate_jsonl,
-    write_text_atomic,
-    writing,
-)
+from alignrun.run import directory as run_directory
+from alignrun.run.directory import RunDirectory, append_jsonl, environment, truncate_jsonl, write_text_atomic, writing
 
 FORK = multiprocessing.get_context("fork")
 
@@ -152,7 +145,7 @@ def test_the_lock_is_held_against_another_process_and_freed_by_its_death(run: Ru
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignrun.run_directory.open_regular", lambda *_: os.open("/dev/full", os.O_WRONLY))
+    monkeypatch.setattr("alignrun.run.directory.open_regular", lambda *_: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(RunError) as caught:
         append_jsonl(run.metrics_file, {"step": 1})
     assert str(caught.value) == (
@@ -225,7 +218,7 @@ def test_truncation_refuses_a_broken_line_in_the_middle(run: RunDirectory) -> No
 def test_the_environment_is_json_and_names_the_commit_of_alignrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = tmp_path / "src" / "alignrun" / "run_directory.py"
+    module = tmp_path / "src" / "alignrun" / "run" / "directory.py"
     module.parent.mkdir(parents=True)
     module.write_text("1")
     monkeypatch.setattr(run_directory, "__file__", str(module))
@@ -264,7 +257,7 @@ def test_no_repository_can_have_git_run_its_programs(tmp_path: Path, monkeypatch
     monitor.chmod(0o755)
     for name in ("here", "own"):
         folder = tmp_path / name
-        module = folder / "src" / "alignrun" / "run_directory.py"
+        module = folder / "src" / "alignrun" / "run" / "directory.py"
         module.parent.mkdir(parents=True)
         module.write_text("1")
         git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -276,6 +269,6 @@ def test_no_repository_can_have_git_run_its_programs(tmp_path: Path, monkeypatch
     assert ran.exists(), "git does run it where nothing forbids that"
     ran.unlink()
     environment()
-    monkeypatch.setattr(run_directory, "__file__", str(tmp_path / "own" / "src" / "alignrun" / "run_directory.py"))
+    monkeypatch.setattr(run_directory, "__file__", str(tmp_path / "own" / "src" / "alignrun" / "run" / "directory.py"))
     assert environment()["git_commit"]
     assert not ran.exists()

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from alignrun import cli, compose
+from alignrun import cli
 from alignrun.config import Config
-from alignrun.overrides import quoted, readable
+from alignrun.launch import compose
+from alignrun.launch.overrides import quoted, readable
 
 SMOKE = "experiment=smoke"
 NOT_A_RUN = "is not a run: it has no config.yaml"

@@ -12,16 +12,17 @@ import yaml
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from alignrun import cli, sweep
+from alignrun import cli
 from alignrun.config import SweepConfig
 from alignrun.errors import InputError
-from alignrun.fresh import fresh_directory
-from alignrun.job import Job, members, settle_in, started_with, state, write_job
-from alignrun.overrides import quoted
-from alignrun.run_directory import RunDirectory
-from alignrun.sweep import split_directory
-from alignrun.sweep_definition import join
-from alignrun.sweep_table import setting_of, summarise
+from alignrun.launch.overrides import quoted
+from alignrun.run.directory import RunDirectory
+from alignrun.run.fresh import fresh_directory
+from alignrun.sweeps import sweep
+from alignrun.sweeps.definition import join
+from alignrun.sweeps.job import Job, members, settle_in, started_with, state, write_job
+from alignrun.sweeps.sweep import split_directory
+from alignrun.sweeps.table import setting_of, summarise
 
 
 def finish(directory: Path, overrides: Sequence[str] = (), win_rate: float = 0.6) -> None:

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from alignrun import cli
 from alignrun.config import Pruner, SweepConfig
-from alignrun.job import Job, write_job
-from alignrun.pruning import Watch, falls_behind, scores
+from alignrun.sweeps.job import Job, write_job
+from alignrun.sweeps.pruning import Watch, falls_behind, scores
 
 SMOKE = ("-m", "experiment=smoke", "train.steps=1", "train.checkpoint_every=0", "model.device=cpu")
 LAUNCHERS = {
@@ -148,7 +148,7 @@ def test_a_plugin_that_is_missing_is_named(
     if find_spec("ray") is None:
         assert cli.main([*SMOKE, "seed=1,2", "hydra/launcher=ray", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 2
         assert "hydra/launcher/ray is not installed: pip install hydra-ray-launcher" in capfd.readouterr().err
-    monkeypatch.setattr("alignrun.pruning.find_spec", lambda _: None)
+    monkeypatch.setattr("alignrun.sweeps.pruning.find_spec", lambda _: None)
     arguments = [*SMOKE, "seed=1,2", "sweep.pruner=median", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     assert cli.main(arguments) == 2
     assert "pip install 'alignrun[sweep]'" in capfd.readouterr().err

@@ -16,13 +16,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from alignrun import cli, launch
-from alignrun.compose import compose, dump, load
+from alignrun import cli
 from alignrun.errors import InputError
-from alignrun.progress import Progress, summary_panel
-from alignrun.run_directory import append_jsonl
-from alignrun.sweep_table import print_ranking
-from alignrun.terminal import PlainConsole, guard
+from alignrun.launch import train
+from alignrun.launch.compose import compose, dump, load
+from alignrun.run.directory import append_jsonl
+from alignrun.run.progress import Progress, summary_panel
+from alignrun.security.terminal import PlainConsole, guard
+from alignrun.sweeps.table import print_ranking
 from alignrun.tournament import scoreboard
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\x9b31m\u202e\u200b[red]b[/red][/y] :smile:"
@@ -132,8 +133,8 @@ def test_nor_does_a_run_that_reads_it(
         notify(f"10 prompts of {config.data.path}")
         raise InputError(f"{config.data.path} cannot be read")
 
-    monkeypatch.setattr(launch, "assemble", assemble)
-    monkeypatch.setattr(launch, "check", lambda _: None)
+    monkeypatch.setattr(train, "assemble", assemble)
+    monkeypatch.setattr(train, "check", lambda _: None)
     arguments = ["experiment=smoke", "data=jsonl", f"data.path='{EVIL}'", f"run.dir='{tmp_path / 'run'}'"]
     assert cli.main(arguments) == 2
     said = capsys.readouterr()

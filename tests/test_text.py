@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignrun.text import visible
+from alignrun.security.text import visible
 
 
 @pytest.mark.parametrize(

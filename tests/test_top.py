@@ -25,7 +25,7 @@ from rich.console import Console
 from alignrun import cli
 from alignrun import top as top_package
 from alignrun.errors import InputError
-from alignrun.run_directory import RunDirectory, append_jsonl, truncate_jsonl
+from alignrun.run.directory import RunDirectory, append_jsonl, truncate_jsonl
 from alignrun.top import top
 from alignrun.top.follow import Followed, State, Tail, is_held
 from alignrun.top.symbols import clean, figure, sparkline
@@ -33,7 +33,7 @@ from alignrun.top.view import View, share
 
 HOLDER = """
 import sys
-from alignrun.run_directory import RunDirectory
+from alignrun.run.directory import RunDirectory
 run = RunDirectory(sys.argv[1])
 run.lock()
 print("held", flush=True)

@@ -18,12 +18,12 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-import alignrun.wandb_run
+import alignrun.run.wandb_run
 from alignrun.config import Artifact, TrackerConfig, WandbMode
 from alignrun.errors import RunError
-from alignrun.run_directory import RunDirectory
-from alignrun.sweep import wandb_names
-from alignrun.tracking import Tracking, start_tracking
+from alignrun.run.directory import RunDirectory
+from alignrun.run.tracking import Tracking, start_tracking
+from alignrun.sweeps.sweep import wandb_names
 from alignrun.types import Sample
 
 KEY = "0123456789" * 4
@@ -64,7 +64,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(alignrun.wandb_run, "INIT_TIMEOUT", 0.3)
+    monkeypatch.setattr(alignrun.run.wandb_run, "INIT_TIMEOUT", 0.3)
     monkeypatch.chdir(tmp_path)
     wandb.teardown()
     yield Bench(tmp_path / "run")
@@ -484,7 +484,7 @@ def test_a_killed_wandb_process_stops_nothing(bench: Bench) -> None:
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 def test_a_full_disk_is_told_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     tracking = bench.start(WandbMode.disabled)
-    monkeypatch.setattr("alignrun.run_directory.open_regular", lambda *_: os.open("/dev/full", os.O_WRONLY))
+    monkeypatch.setattr("alignrun.run.directory.open_regular", lambda *_: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(RunError, match=r"could not write .*/metrics.jsonl: No space left on device; free space"):
         tracking.log(1, {"loss": 1.0})
 
@@ -493,7 +493,7 @@ def test_wandb_is_imported_only_when_it_is_used() -> None:
     def import_afresh() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] in ("wandb", "alignrun")]:
             del sys.modules[name]
-        importlib.import_module("alignrun.tracking")
+        importlib.import_module("alignrun.run.tracking")
         os._exit("wandb" in sys.modules)
 
     child = multiprocessing.get_context("fork").Process(target=import_afresh)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignrun import cli, trainer
+from alignrun import cli
 from alignrun.algorithms.base import Algorithm, discover
 from alignrun.algorithms.nash_md import NashMD
-from alignrun.optim import learning_rate
+from alignrun.training import trainer
+from alignrun.training.optim import learning_rate
 
 
 def metrics_of(run: Path) -> list[dict]:

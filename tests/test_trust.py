@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignrun import cli, compose
+from alignrun import cli
 from alignrun.config import ModelSource
 from alignrun.errors import InputError
+from alignrun.launch import compose
 from alignrun.models.cards import AdapterCard, read_card, write_card
 from alignrun.preferences.feedback_model import load_feedback_model
-from alignrun.run_directory import RunDirectory
+from alignrun.run.directory import RunDirectory
+from alignrun.run.trust import SIGNED, accepting, check_own, is_own, key_file, sign, signature_text
 from alignrun.tournament.players import find_player
-from alignrun.trust import SIGNED, accepting, check_own, is_own, key_file, sign, signature_text
 
 JUDGE = ["preference=judge", "preference.url=https://judge.example/v1", "preference.model=m"]
 SERVER = ["generation.engine=server", "generation.server_url=https://rollouts.example"]
@@ -217,7 +218,7 @@ def test_processes_that_begin_at_once_make_one_key(own_key: Path) -> None:
 def test_a_run_without_a_key_is_not_signed_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from alignrun.launch import signed
+    from alignrun.launch.train import signed
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("ALIGNRUN_CONFIG", str(tmp_path / "file" / "config"))

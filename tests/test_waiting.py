@@ -11,13 +11,13 @@ from helpers import ONLINE
 from torch import nn
 
 from alignrun.algorithms.base import Loss
-from alignrun.algorithms.batches import Trial
-from alignrun.build import Assembly, assemble
-from alignrun.compose import compose
-from alignrun.memory_trace import empty_weights
+from alignrun.algorithms.common.batches import Trial
+from alignrun.launch.build import Assembly, assemble
+from alignrun.launch.compose import compose
 from alignrun.models.device import batch_to
-from alignrun.run_directory import RunDirectory
-from alignrun.trainer import Trainer
+from alignrun.planning.trace import empty_weights
+from alignrun.run.directory import RunDirectory
+from alignrun.training.trainer import Trainer
 
 PAIRS = ("dpo", "ipo", "gpo")
 

@@ -10,11 +10,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from alignrun import web
+from alignrun import http
 from alignrun.errors import RunError
-from alignrun.generation.server_client import ANSWER_BYTES, TOKEN_BYTES, ServerClient
-from alignrun.preferences.judge_client import JudgeClient
-from alignrun.preferences.judge_config import JudgeConfig
+from alignrun.generation.server.client import ANSWER_BYTES, TOKEN_BYTES, ServerClient
+from alignrun.preferences.judge.client import JudgeClient
+from alignrun.preferences.judge.config import JudgeConfig
 
 Talk = Callable[[asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
@@ -50,8 +50,8 @@ def against(talk: Talk, client: Callable[[str], Awaitable[Any]]) -> Any:
 
 def ask(talk: Talk, seconds: float = 5.0, limit: int = 100_000) -> bytes:
     async def client(url: str) -> bytes:
-        async with web.connect(None, 1, {}, "test", "") as connection:
-            response = await web.ask(connection, "POST", url, b"{}", seconds=seconds, limit=limit)
+        async with http.connect(None, 1, {}, "test", "") as connection:
+            response = await http.ask(connection, "POST", url, b"{}", seconds=seconds, limit=limit)
             return response.content
 
     return against(talk, client)
@@ -96,7 +96,7 @@ def bomb(size: int) -> bytes:
     ids=["long", "announced", "gzip bomb", "deflate bomb"],
 )
 def test_a_long_answer_is_not_read_to_its_end(body: bytes) -> None:
-    with pytest.raises(web.TooLong, match=r"more than 0\.1 MB"):
+    with pytest.raises(http.TooLong, match=r"more than 0\.1 MB"):
         ask(says(body))
 
 
@@ -114,8 +114,8 @@ def test_a_bomb_is_not_unpacked_beyond_the_limit(monkeypatch: pytest.MonkeyPatch
             largest = max(largest, len(part))
             return part
 
-    monkeypatch.setattr(web.zlib, "decompressobj", Watched)
-    with pytest.raises(web.TooLong):
+    monkeypatch.setattr(http.zlib, "decompressobj", Watched)
+    with pytest.raises(http.TooLong):
         ask(says(OK + b"Content-Encoding: gzip\r\n\r\n" + bomb(60_000_000)))
     assert largest <= 100_001
 
@@ -167,8 +167,8 @@ def test_no_server_is_asked_to_pack_its_answer() -> None:
     async def both() -> bytes:
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with web.connect("key", 1, {}, "test", "") as connection:
-            return (await web.ask(connection, "GET", url, None, seconds=5, limit=10_000)).content
+        async with http.connect("key", 1, {}, "test", "") as connection:
+            return (await http.ask(connection, "GET", url, None, seconds=5, limit=10_000)).content
 
     head = asyncio.run(both()).lower()
     assert b"accept-encoding: identity" in head

@@ -14,7 +14,7 @@ from alignrun.errors import InputError, RunError
 from alignrun.evaluation.plots import reliability_plot
 from alignrun.preferences.function import FunctionConfig, build, import_function
 from alignrun.reports.svg import inline
-from alignrun.working_directory import distrust, elsewhere, importable
+from alignrun.security.working_directory import distrust, elsewhere, importable
 
 SPRUNG = "open('{ran}', 'a').write(__name__ + ' ')\n"
 TRAPS = ("matplotlib", "wandb", "bitsandbytes", "random", "rich", "hydra", "torch", "logging", "not_installed")

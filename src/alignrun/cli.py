@@ -14,9 +14,9 @@ from rich.console import Console
 
 from alignrun import __version__
 from alignrun.errors import AlignrunError, InputError, one_line
-from alignrun.slips import stray
-from alignrun.terminal import PlainConsole, guard, say
-from alignrun.working_directory import distrust
+from alignrun.launch.suggestions import stray
+from alignrun.security.terminal import PlainConsole, guard, say
+from alignrun.security.working_directory import distrust
 
 USAGE = """\
 alignrun [key=value …]                train: algo=nash_md model=smollm2-135m unless overridden
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail("interrupted", 130)
         if isinstance(error, AlignrunError):
             job = _job()
-            return _fail(str(error), error.exit_code) if job is None or job.speaks(error) else error.exit_code
+            return _fail(str(error), error.exit_code) if job is None or job.should_report(error) else error.exit_code
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"disk full ({one_line(error)}): free space, then `alignrun resume RUN`", 1)
         if isinstance(error, OSError):
@@ -110,20 +110,20 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")
     if verb == "ls":
-        from alignrun.listing import show
+        from alignrun.launch.listing import show
 
         show(_parse(verb, rest, ("group",)).group, console)
         return 0
     if verb == "plan":
-        from alignrun.compose import compose
-        from alignrun.memory_plan import gpu_sizes, show_plan
+        from alignrun.launch.compose import compose
+        from alignrun.planning.plan import gpu_sizes, show_plan
 
         sizes = [argument for argument in rest if argument.startswith("plan.")]
         config = compose([argument for argument in rest if argument not in sizes], verb)
         show_plan(config, console, gpu_sizes(sizes))
         return 0
     if verb == "config":
-        from alignrun.compose import compose, dump
+        from alignrun.launch.compose import compose, dump
 
         console.print(dump(compose(rest, verb)), end="", highlight=False, markup=False, soft_wrap=True)
         return 0
@@ -132,12 +132,12 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
 
         return play(rest, console)
     if verb == "exploit":
-        from alignrun.launch import exploit
+        from alignrun.launch.train import exploit
 
         overrides, others = _split(rest)
         return exploit(_parse(verb, others, ("run",)).run, overrides, console)
     if verb == "resume":
-        from alignrun.launch import resume
+        from alignrun.launch.train import resume
 
         overrides, others = _split(rest)
         given = _parse(verb, others, ("run",), ("--step",))
@@ -148,14 +148,14 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         given = _parse(verb, rest, ("run",), ("--once", "--interval"))
         return top(given.run, given.once, given.interval, console)
     if verb == "export":
-        from alignrun.export import export
+        from alignrun.launch.export import export
 
         given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to"))
         return export(given.run, given.step, given.merge, given.to, console)
     if not {"-m", "--multirun"}.isdisjoint(arguments):
         if problem := stray([argument for argument in arguments if argument not in ("-m", "--multirun")]):
             raise InputError(problem)
-        from alignrun.sweep import sweep
+        from alignrun.sweeps.sweep import sweep
 
         return sweep(list(arguments), console)
     if problem := stray(arguments):
@@ -163,15 +163,15 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     launcher = [argument for argument in arguments if argument.lstrip("+~").startswith(("hydra.", "hydra/"))]
     if launcher:
         raise InputError(f"config: {launcher[0]} is for sweeps (-m): a single run has run.dir")
-    from alignrun.compose import compose
-    from alignrun.launch import train
+    from alignrun.launch.compose import compose
+    from alignrun.launch.train import train
 
     return train(compose(arguments), arguments, console)
 
 
 def _trusting(arguments: Sequence[str], console: Console) -> int:
     """The command with what its runs, made by others, would execute and contact."""
-    from alignrun.trust import accepting
+    from alignrun.run.trust import accepting
 
     if not {"-m", "--multirun", "ls", "plan", "config", "top"}.isdisjoint(arguments):
         raise InputError("--trust is for commands that open a run: resume, eval, exploit, export, or a single training")
@@ -183,9 +183,9 @@ def _job() -> ModuleType | None:
     """The processes that a launcher has started; None without one, where nobody should wait for torch."""
     if "RANK" not in os.environ:
         return None
-    from alignrun import processes
+    from alignrun import distributed
 
-    return processes
+    return distributed
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

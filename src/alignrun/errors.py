@@ -5,7 +5,7 @@ class AlignrunError(Exception):
     """A failure that alignrun understands: the message is one line that says what, where and how to mend it."""
 
     exit_code = 1
-    agreed = False
+    raised_together = False
     """Whether all processes of the job have it, and one of them tells the user."""
 
 

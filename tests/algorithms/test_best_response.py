@@ -7,10 +7,11 @@ import pytest
 import torch
 from helpers import random_batch
 
-from alignrun import cli, compose, games
-from alignrun.algorithms.rollout import sample_streams, step_generator
-from alignrun.build import load_trained
+from alignrun import cli, games
+from alignrun.algorithms.common.rollout import sample_streams, step_generator
 from alignrun.generation.decode import Sampling
+from alignrun.launch import compose
+from alignrun.launch.build import load_trained
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_tokenizer
 

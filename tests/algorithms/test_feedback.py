@@ -9,8 +9,8 @@ import torch
 from helpers import load_policy, random_batch, refused_smoke
 
 from alignrun import cli
-from alignrun.build import assemble, build_preference
-from alignrun.compose import compose
+from alignrun.launch.build import assemble, build_preference
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy, Role
 from alignrun.models.scorer import Scorer
 from alignrun.preferences import Preference

@@ -9,8 +9,8 @@ import torch
 from helpers import load_policy, refused_smoke
 
 from alignrun import cli
-from alignrun.build import build_preference
-from alignrun.compose import compose
+from alignrun.launch.build import build_preference
+from alignrun.launch.compose import compose
 from alignrun.models.scorer import Scorer
 from alignrun.objectives.preference import bradley_terry_loss, skew_logits
 

@@ -7,13 +7,13 @@ import torch
 from helpers import load_policy, random_batch
 
 from alignrun.algorithms.base import Tools
-from alignrun.algorithms.batches import count, rows
-from alignrun.algorithms.game_gradient import Judged
+from alignrun.algorithms.common.batches import count, rows
+from alignrun.algorithms.common.game_gradient import Judged
+from alignrun.algorithms.common.rollout import decode_texts
 from alignrun.algorithms.nash_md import NashMD
-from alignrun.algorithms.rollout import decode_texts
-from alignrun.compose import compose
 from alignrun.evaluation.exact import GameEvaluator
-from alignrun.game_files import load_game
+from alignrun.games.files import load_game
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_tokenizer
 from alignrun.preferences import PREFERENCES
@@ -158,7 +158,7 @@ def test_sampling_in_chunks_gives_whole_batches() -> None:
 
 def test_the_game_model_plays_the_reference_before_training() -> None:
     config = compose(["experiment=game"])
-    from alignrun.build import assemble
+    from alignrun.launch.build import assemble
 
     assembly = assemble(config)
     assert isinstance(assembly.evaluate, GameEvaluator)

@@ -8,10 +8,10 @@ import torch
 from helpers import load_policy, random_batch, refused_smoke
 
 from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
-from alignrun.algorithms.batches import Trial, count, rows
-from alignrun.algorithms.online_pairs import JudgedPairs, Pairing, judged_pairs
-from alignrun.algorithms.rollout import decode_texts, stack
-from alignrun.algorithms.schedules import mix_beta_at
+from alignrun.algorithms.common.batches import Trial, count, rows
+from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing, judged_pairs
+from alignrun.algorithms.common.rollout import decode_texts, stack
+from alignrun.algorithms.common.schedules import mix_beta_at
 from alignrun.models.policy import Role
 from alignrun.types import Completions
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from helpers import load_policy, random_batch
 
-from alignrun.algorithms import reference_cache
 from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
-from alignrun.algorithms.batches import rows
-from alignrun.build import assemble
-from alignrun.compose import compose
+from alignrun.algorithms.common import reference_cache
+from alignrun.algorithms.common.batches import rows
 from alignrun.data.trimming import trim
+from alignrun.launch.build import assemble
+from alignrun.launch.compose import compose
 from alignrun.preferences.none import NoPreference
 from alignrun.types import Completions, PairBatch, PromptBatch
 

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from alignrun import cli
 from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
-from alignrun.algorithms.batches import count, rows
-from alignrun.algorithms.frozen import minibatches
-from alignrun.algorithms.rewards import Rewarded
-from alignrun.compose import compose
+from alignrun.algorithms.common.batches import count, rows
+from alignrun.algorithms.common.minibatches import minibatches
+from alignrun.algorithms.common.rewards import Rewarded
 from alignrun.errors import InputError
-from alignrun.game_files import load_game
+from alignrun.games.files import load_game
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_tokenizer
 from alignrun.preferences import PREFERENCES, Reward
@@ -282,7 +282,7 @@ def test_the_reward_is_in_log_odds_or_a_win_rate() -> None:
     assert "log-odds" in scalar.notes()[-1]
     assert "win rate against 2" in wins.notes()[-1]
     (drawn,) = list(scalar.collect(prompts, 0))
-    from alignrun.algorithms.rollout import decode_texts
+    from alignrun.algorithms.common.rollout import decode_texts
 
     for k in range(4):
         one = Completions(drawn.completions.tokens[:, k], drawn.completions.mask[:, k])

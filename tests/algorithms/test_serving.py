@@ -11,10 +11,10 @@ from generation.serving import VllmLike
 from helpers import random_batch
 
 from alignrun import cli
-from alignrun.algorithms.serving import ServedPolicy
-from alignrun.compose import compose
+from alignrun.algorithms.common.serving import ServedPolicy
 from alignrun.errors import RunError
 from alignrun.generation.decode import Sampling
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
 

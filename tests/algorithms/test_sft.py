@@ -8,11 +8,11 @@ import torch
 from helpers import random_batch
 
 from alignrun import cli
-from alignrun.algorithms.rollout import sample_streams, step_generator
-from alignrun.build import assemble
-from alignrun.compose import compose
+from alignrun.algorithms.common.rollout import sample_streams, step_generator
 from alignrun.config import AdapterConfig, ReferenceConfig, ReferenceKind
 from alignrun.generation.decode import Sampling
+from alignrun.launch.build import assemble
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_tokenizer
 

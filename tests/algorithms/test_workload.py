@@ -6,13 +6,13 @@ import pytest
 import torch
 from helpers import ONLINE
 
-from alignrun.algorithms import rollout
 from alignrun.algorithms.base import discover
-from alignrun.algorithms.batches import Trial
-from alignrun.algorithms.rewards import RewardAlgorithm
-from alignrun.algorithms.workload import decoding_rows
-from alignrun.build import assemble
-from alignrun.compose import compose
+from alignrun.algorithms.common import rollout
+from alignrun.algorithms.common.batches import Trial
+from alignrun.algorithms.common.rewards import RewardAlgorithm
+from alignrun.algorithms.common.workload import decoding_rows
+from alignrun.launch.build import assemble
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 
 

@@ -14,7 +14,7 @@ from alignrun.data import load_examples, read_rows
 from alignrun.data.templates import write
 from alignrun.data.values import LargeRowError
 from alignrun.errors import InputError
-from alignrun.pins import examples_digest
+from alignrun.launch.pins import examples_digest
 from alignrun.types import Example
 
 
@@ -116,6 +116,6 @@ def test_the_digest_of_examples_is_that_of_their_repr() -> None:
         Example("a{b}", "p.jsonl:1"),
         Example(({"role": "user", "content": "é'\n"},), "x", "c", "d", 0.75, (1.0, 0.5), tools=({"name": "f"},)),
     ]
-    from alignrun.pins import _digest
+    from alignrun.launch.pins import _digest
 
     assert examples_digest(examples) == _digest(*(repr(replace(example, origin="")) for example in examples))

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from alignrun import cli
-from alignrun.checkpoint import list_checkpoints
 from alignrun.config import BadRows, TooLong
 from alignrun.data import DemonstrationSet, EncodedPair, PairSet, PromptSet, drawn
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError, RunError
+from alignrun.training.checkpoint import list_checkpoints
 from alignrun.types import Example
 
 EXAMPLES = tuple(

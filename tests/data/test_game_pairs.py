@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from alignrun.compose import compose
 from alignrun.config import DataConfig, DataSource
 from alignrun.data import load_examples
 from alignrun.errors import InputError
-from alignrun.game_files import PROMPT
 from alignrun.games import CYC
+from alignrun.games.files import PROMPT
+from alignrun.launch.compose import compose
 
 
 def config(game: str | None, eval_size: int | None = None) -> DataConfig:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignrun import games
-from alignrun.algorithms.rollout import decode_texts
+from alignrun.algorithms.common.rollout import decode_texts
 from alignrun.config import BadRows, TooLong
 from alignrun.data import (
     DemonstrationSet,
@@ -23,8 +23,8 @@ from alignrun.data import (
 )
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
+from alignrun.games.lm import game_tokenizer
 from alignrun.models import tiny
-from alignrun.models.game_lm import game_tokenizer
 from alignrun.types import Completions, Example, Message
 
 THINKS = (

@@ -9,9 +9,9 @@ import torch
 from helpers import load_policy
 
 from alignrun.algorithms.base import prompt_set
-from alignrun.build import make_encoding
 from alignrun.data import PromptSet
 from alignrun.evaluation.completions import CompletionCache, Drawing, content_key, draw, score
+from alignrun.launch.build import make_encoding
 from alignrun.models.policy import Policy, Role
 from alignrun.types import Completions, Example
 

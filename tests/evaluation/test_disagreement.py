@@ -7,12 +7,7 @@ from scipy import stats
 
 from alignrun.errors import InputError
 from alignrun.evaluation.calibration import accuracy
-from alignrun.evaluation.disagreement import (
-    agreement_with_disagreement,
-    human_ceiling,
-    intransitive_share,
-    triples,
-)
+from alignrun.evaluation.disagreement import agreement_with_disagreement, human_ceiling, intransitive_share, triples
 
 
 def test_ceiling_by_hand() -> None:

@@ -9,11 +9,11 @@ from scipy.optimize import root
 from scipy.special import softmax
 
 from alignrun import games
-from alignrun.build import Assembly, assemble
-from alignrun.compose import compose
 from alignrun.errors import InputError
 from alignrun.evaluation.exact import played
 from alignrun.evaluation.tournament import Entry, Settings, exact_standing
+from alignrun.launch.build import Assembly, assemble
+from alignrun.launch.compose import compose
 
 P, MU = games.CYC.preferences.numpy(), games.CYC.reference.numpy()
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from alignrun import cli
-from alignrun.algorithms.batches import rows
-from alignrun.build import assemble
-from alignrun.compose import compose
+from alignrun.algorithms.common.batches import rows
 from alignrun.evaluation.heldout import measure
+from alignrun.launch.build import assemble
+from alignrun.launch.compose import compose
 from alignrun.types import PairBatch
 
 ROWS = [

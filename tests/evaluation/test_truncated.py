@@ -11,7 +11,6 @@ from reports.checks import check
 from reports.examples import write_run
 
 from alignrun.algorithms.base import prompt_set
-from alignrun.build import make_encoding
 from alignrun.config import EvaluationConfig
 from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.ranking import rank
@@ -19,6 +18,7 @@ from alignrun.evaluation.results import RunResult
 from alignrun.evaluation.truncation import left_out, truncation
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.generation.sampling import truncate
+from alignrun.launch.build import make_encoding
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.reports.run import run_page

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import load_policy, random_batch
 
-from alignrun.algorithms.rollout import sample_streams, step_generator
+from alignrun.algorithms.common.rollout import sample_streams, step_generator
 from alignrun.generation.decode import Sampling, sample_completions
 from alignrun.models.policy import Policy, Role
 from alignrun.types import PromptBatch

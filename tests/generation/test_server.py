@@ -15,12 +15,12 @@ import torch
 from generation.serving import BASE, VllmLike, error
 from helpers import load_policy, random_batch
 
-from alignrun.algorithms.rollout import sample_streams, step_generator
-from alignrun.compose import compose
+from alignrun.algorithms.common.rollout import sample_streams, step_generator
 from alignrun.config.training import Engine, GenerationConfig
 from alignrun.errors import InputError, RunError
 from alignrun.generation.decode import Sampling
-from alignrun.generation.server import RolloutServer
+from alignrun.generation.server.rollout_server import RolloutServer
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy, Role
 from alignrun.models.sources import load_model, load_tokenizer
 from alignrun.types import Completions, PromptBatch

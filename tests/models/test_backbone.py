@@ -8,9 +8,9 @@ import torch
 from helpers import load_policy
 
 from alignrun import cli
-from alignrun.compose import compose
 from alignrun.config import AdapterConfig
 from alignrun.errors import InputError
+from alignrun.launch.compose import compose
 from alignrun.models.backbone import Backbone
 from alignrun.models.sources import load_tokenizer
 
@@ -98,7 +98,7 @@ def test_adapters_that_are_more_than_linear_layers_are_refused(
 
 def test_sampling_stops_at_what_the_chat_template_writes(tmp_path: Path) -> None:
     """A base model's EOS is often not the mark that its chat template ends a turn with."""
-    from alignrun.build import load_trained
+    from alignrun.launch.build import load_trained
     from alignrun.models.policy import Policy
 
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_start|>{% endfor %}"

@@ -1,12 +1,12 @@
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from alignrun.models.cache import ROOM, RoomyLayer, capacity
+from alignrun.models.decoding.cache import ROOM, GrowingCacheLayer, capacity
 
 
 def test_a_roomy_layer_holds_what_transformers_own_does() -> None:
     generator = torch.Generator().manual_seed(0)
-    ours, theirs = RoomyLayer(), DynamicLayer()
+    ours, theirs = GrowingCacheLayer(), DynamicLayer()
     rows, buffers = 4, set()
     for step in range(3 * ROOM):
         length = 5 if step == 0 else 1
@@ -23,7 +23,7 @@ def test_a_roomy_layer_holds_what_transformers_own_does() -> None:
 
 
 def test_capacity_is_what_the_buffers_come_to() -> None:
-    layer = RoomyLayer()
+    layer = GrowingCacheLayer()
     layer.update(torch.zeros(1, 1, 5, 2), torch.zeros(1, 1, 5, 2))
     layer.batch_select_indices(torch.tensor([0]))
     for _ in range(199):

@@ -7,9 +7,9 @@ import torch
 from helpers import load_policy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from alignrun.compose import compose
 from alignrun.config import ModelConfig
 from alignrun.errors import InputError
+from alignrun.launch.compose import compose
 from alignrun.models import capabilities
 from alignrun.models.backbone import Backbone
 from alignrun.models.capabilities import check_passes, differences, relative_error
@@ -61,7 +61,7 @@ def test_a_pass_that_differs_is_found(dtype: torch.dtype, monkeypatch: pytest.Mo
     monkeypatch.setattr("alignrun.models.hidden.masked", wrong)
     assert [error > limit for error, _ in differences(model)] == [True, True, False]
     monkeypatch.undo()
-    monkeypatch.setattr("alignrun.models.decoder.masked", wrong)
+    monkeypatch.setattr("alignrun.models.decoding.decoder.masked", wrong)
     assert [error > limit for error, _ in differences(model)] == [False, False, True]
 
 
@@ -69,7 +69,7 @@ def test_a_pass_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise AttributeError("no such layer")
 
-    monkeypatch.setattr("alignrun.models.decoder.select_rows", missing)
+    monkeypatch.setattr("alignrun.models.decoding.decoder.select_rows", missing)
     monkeypatch.setattr(capabilities, "_checked", set())
     with pytest.raises(InputError, match=r"decoding with a cache gives .* \(no such layer\): choose another model"):
         check_passes(smoke())

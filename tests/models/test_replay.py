@@ -10,13 +10,14 @@ from helpers import load_policy, random_batch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import StaticLayer
 
-from alignrun import compose, processes
+from alignrun import distributed
 from alignrun.errors import InputError
+from alignrun.launch import compose
 from alignrun.models.adapters import POLICY
-from alignrun.models.cache import decoding_cache
-from alignrun.models.decoder import CachedDecoder, check_replay
+from alignrun.models.decoding.cache import decoding_cache
+from alignrun.models.decoding.decoder import CachedDecoder, check_replay
+from alignrun.models.decoding.replay import can_replay
 from alignrun.models.policy import Policy
-from alignrun.models.replay import can_replay
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def test_auto_records_unless_something_forbids_it(
             _ = own._replays
     else:
         assert own._replays is expected
-        monkeypatch.setattr(processes, "sharded", lambda: True)
+        monkeypatch.setattr(distributed, "sharded", lambda: True)
         vars(own).pop("_replays")
         assert own._replays is False
 

@@ -56,7 +56,7 @@ def test_only_the_policy_carries_a_gradient_and_only_to_the_adapter(policy: Poli
 
 @torch.no_grad()
 def test_policy_starts_as_the_reference() -> None:
-    from alignrun.compose import compose
+    from alignrun.launch.compose import compose
     from alignrun.models.sources import load_tokenizer
 
     config = compose(["experiment=smoke"])
@@ -119,7 +119,7 @@ def test_without_an_adapter_the_reference_keeps_still() -> None:
 def test_a_frozen_adapter_is_the_reference_and_the_policy_starts_from_it(tmp_path) -> None:
     trained, _ = load_policy()
     trained.save_adapter(tmp_path / "adapter")
-    from alignrun.compose import compose
+    from alignrun.launch.compose import compose
     from alignrun.models.sources import load_tokenizer
 
     config = compose(["experiment=smoke", "reference=adapter", f"reference.path={tmp_path}"])

@@ -10,10 +10,10 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from alignrun.build import assemble, load_trained
-from alignrun.compose import compose
 from alignrun.data import encode_prompt
 from alignrun.errors import InputError, RunError
+from alignrun.launch.build import assemble, load_trained
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy, Role
 from alignrun.models.saving import prompting_tokenizer
 from alignrun.models.sources import load_tokenizer

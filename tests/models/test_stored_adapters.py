@@ -13,9 +13,9 @@ from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from alignrun.compose import compose
 from alignrun.config import AdapterConfig, Config
 from alignrun.errors import InputError
+from alignrun.launch.compose import compose
 from alignrun.models.adapter_fields import _COMPUTED, _IRRELEVANT, _VALUES, check_adapter
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy, Role

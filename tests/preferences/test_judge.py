@@ -23,11 +23,11 @@ from helpers import answer
 
 from alignrun import cli
 from alignrun.errors import InputError, RunError
-from alignrun.preferences import judge_client
-from alignrun.preferences.judge import JudgePreference, build, fill
-from alignrun.preferences.judge_client import retry_after
-from alignrun.preferences.judge_config import JudgeConfig
-from alignrun.trainer import stop_requested
+from alignrun.preferences.judge import client
+from alignrun.preferences.judge.client import retry_after
+from alignrun.preferences.judge.config import JudgeConfig
+from alignrun.preferences.judge.judge import JudgePreference, build, fill
+from alignrun.training.trainer import stop_requested
 
 KEY = "sk-secret-0123456789"
 
@@ -384,7 +384,7 @@ def waited(serve: Serve, retry_after: str, **changes: Any) -> float:
 
 def test_retry_after_is_honoured_and_capped(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     assert waited(serve, "0.3") >= 0.3
-    monkeypatch.setattr(judge_client, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.02)
     assert waited(serve, "99999") < 5
     assert waited(serve, "soon", backoff=99.0) < 5
 
@@ -407,7 +407,7 @@ def test_the_waits_double_and_differ(serve: Serve, monkeypatch: pytest.MonkeyPat
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(judge_client.asyncio, "sleep", sleep)
+    monkeypatch.setattr(client.asyncio, "sleep", sleep)
     server = serve(lambda *_: (503, {}, b""))
     state = __import__("random").getstate()
     refused(make(server, retries=5, backoff=2.0, concurrency=1))

@@ -6,12 +6,12 @@ import sys
 import threading
 from pathlib import Path
 
-from alignrun.preferences import judge_cache
+from alignrun.preferences.judge import cache as judge_cache
 
 WRITER = """
 import sys
 from pathlib import Path
-from alignrun.preferences.judge_cache import AnswerCache
+from alignrun.preferences.judge.cache import AnswerCache
 cache = AnswerCache(Path(sys.argv[1]))
 for number in range(200):
     cache.put(f"{sys.argv[2]} {number}", "x")
@@ -23,7 +23,7 @@ def test_several_processes_share_a_cache(tmp_path: Path) -> None:
     file = tmp_path / "answers.sqlite"
     # Loaded by its path, without the package around it, which would take its time to import torch.
     source = WRITER.replace(
-        "from alignrun.preferences.judge_cache import AnswerCache",
+        "from alignrun.preferences.judge.cache import AnswerCache",
         f"import importlib.util as u; s = u.spec_from_file_location('c', {judge_cache.__file__!r})\n"
         "m = u.module_from_spec(s); s.loader.exec_module(m); AnswerCache = m.AnswerCache",
     )

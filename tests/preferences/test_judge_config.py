@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from alignrun.compose import compose, dump, load
 from alignrun.errors import InputError
-from alignrun.preferences.judge_config import AnswersConfig, JudgeConfig
+from alignrun.launch.compose import compose, dump, load
+from alignrun.preferences.judge.config import AnswersConfig, JudgeConfig
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from alignrun.preferences.judge_config import AnswersConfig
-from alignrun.preferences.judge_verdict import Answer, parse_answer, read
+from alignrun.preferences.judge.config import AnswersConfig
+from alignrun.preferences.judge.verdict import Answer, parse_answer, read
 
 
 @pytest.mark.parametrize(

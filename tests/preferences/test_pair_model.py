@@ -8,12 +8,12 @@ import torch
 from published_models import byte_tokens, random_causal, random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DebertaV2Config
 
-from alignrun import compose
-from alignrun.build import build_preference
 from alignrun.config import LongText, Precision
 from alignrun.errors import InputError, RunError
-from alignrun.memory_plan import make_plan
+from alignrun.launch import compose
+from alignrun.launch.build import build_preference
 from alignrun.models.pair_ranker import PairRanker
+from alignrun.planning.plan import make_plan
 from alignrun.preferences.pair_model import PairAnswersConfig, PairModel, PairModelConfig
 from alignrun.types import Prompt
 

@@ -9,10 +9,10 @@ import torch
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from alignrun import cli
-from alignrun.build import build_preference
-from alignrun.compose import compose, dump, load
 from alignrun.errors import InputError
 from alignrun.games import largest_equilibrium
+from alignrun.launch.build import build_preference
+from alignrun.launch.compose import compose, dump, load
 from alignrun.preferences.panel import Panel, PanelConfig, PanelRule, build, majority
 from alignrun.preferences.scorers import SCORERS, Scorer, scorer
 from alignrun.preferences.sentiment import Sentiment, SentimentConfig

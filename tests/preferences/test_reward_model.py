@@ -8,11 +8,11 @@ import torch
 from published_models import CONFIGS, random_causal, random_model
 from transformers import AutoTokenizer, pipeline
 
-from alignrun.compose import compose
 from alignrun.config import LongText, Precision, Quantize
 from alignrun.errors import InputError, RunError
+from alignrun.launch.compose import compose
 from alignrun.preferences.reward_model import PublishedReward, RewardModelConfig, build, check
-from alignrun.trust import check_own
+from alignrun.run.trust import check_own
 from alignrun.types import Prompt
 
 TALK = Prompt(

@@ -17,7 +17,7 @@ from alignrun.evaluation.results import (
     SweepResult,
     TournamentResult,
 )
-from alignrun.run_directory import RunDirectory
+from alignrun.run.directory import RunDirectory
 
 HOSTILE = (
     "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"

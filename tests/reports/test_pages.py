@@ -27,7 +27,7 @@ from reports.examples import (
 from alignrun.reports.run import run_page
 from alignrun.reports.sweep import sweep_page
 from alignrun.reports.tournament import tournament_page
-from alignrun.text import visible
+from alignrun.security.text import visible
 
 PAGES: dict[str, Callable[[Path], str]] = {
     "run": lambda folder: run_page(whole_run(folder / "run")),

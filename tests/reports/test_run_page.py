@@ -11,7 +11,7 @@ from reports.examples import evaluation, sample, training, whole_run, write_run
 from alignrun.reports.curves import POINTS, Line, panels, thin
 from alignrun.reports.record import Row, read
 from alignrun.reports.run import run_page
-from alignrun.run_directory import RunDirectory
+from alignrun.run.directory import RunDirectory
 
 
 def test_a_finished_run_is_told_with_its_numbers(tmp_path: Path) -> None:

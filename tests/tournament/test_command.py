@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignrun import cli, games
-from alignrun.build import build_preference
 from alignrun.errors import RunError
+from alignrun.launch.build import build_preference
 from alignrun.tournament import command, sampling
 
 

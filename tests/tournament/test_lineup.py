@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from alignrun.compose import compose
 from alignrun.config import ReferenceConfig, ReferenceKind, TournamentConfig, TrackerConfig
 from alignrun.errors import InputError
+from alignrun.launch.compose import compose
 from alignrun.tournament import lineup
 from alignrun.tournament.lineup import Field, Lineup
 from alignrun.tournament.players import Player

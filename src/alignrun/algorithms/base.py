@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.common.workload import Workload
 from alignrun.config import Config, DataConfig, Engine
 from alignrun.data import PromptSet, padding_id
 from alignrun.errors import InputError
@@ -92,7 +92,7 @@ class Encoding:
     max_new_tokens: int
     """What sampling needs of them."""
     seed: int
-    closed: bool = True
+    append_end_of_turn: bool = True
     """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
     rows: int | None = None
     """How many tokens the model has embeddings for, where its configuration says so."""

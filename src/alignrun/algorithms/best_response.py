@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
+from alignrun.algorithms.common.workload import Workload
 from alignrun.config import schema
 from alignrun.models.policy import Role
 from alignrun.types import Completions, PromptBatch

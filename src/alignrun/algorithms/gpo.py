@@ -5,7 +5,7 @@ from enum import Enum
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.pairs import PairsAlgorithm, PairsConfig
+from alignrun.algorithms.common.pairs import PairsAlgorithm, PairsConfig
 from alignrun.config import require, schema
 from alignrun.objectives.preference import gpo_loss
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Loss, algorithm
-from alignrun.algorithms.frozen import check_minibatches, minibatches
-from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig
-from alignrun.algorithms.signs import signs
+from alignrun.algorithms.common.minibatches import check_minibatches, minibatches
+from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig
+from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.divergence import kl_k2, kl_k3
@@ -122,7 +122,7 @@ class GRPO(RewardAlgorithm):
             metrics={
                 "reward": batch.rewards.sum(),
                 "clip_fraction": (clipped.sum(1) / lengths).sum(),
-                **signs(policy, completions, old, old - reference),
+                **rollout_metrics(policy, completions, old, old - reference),
             },
             tokens=lengths.sum(),
         )

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from alignrun.algorithms.anchor import Anchor, check_refresh
 from alignrun.algorithms.base import Tools, algorithm
-from alignrun.algorithms.online_pairs import JudgedPairs, OnlinePairs, OnlinePairsConfig
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.common.anchor import Anchor, check_refresh
+from alignrun.algorithms.common.online_pairs import JudgedPairs, OnlinePairs, OnlinePairsConfig
+from alignrun.algorithms.common.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.nash import online_ipo_loss

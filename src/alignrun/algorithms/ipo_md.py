@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.common.schedules import check_mixture, mix_beta_at, widest_mix_beta
+from alignrun.algorithms.common.workload import Workload
 from alignrun.algorithms.online_ipo import OnlineIPO, OnlineIPOConfig
-from alignrun.algorithms.schedules import check_mixture, mix_beta_at, widest_mix_beta
-from alignrun.algorithms.workload import Workload
 from alignrun.config import schema
 from alignrun.types import Completions, PromptBatch
 

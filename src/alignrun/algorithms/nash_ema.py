@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from alignrun.algorithms.base import Tools, algorithm
-from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig, Judged
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig, Judged
+from alignrun.algorithms.common.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.types import Completions, PromptBatch
@@ -40,7 +40,7 @@ class NashEMA(GameGradient):
 
     def __init__(self, config: NashEMAConfig, tools: Tools) -> None:
         super().__init__(config, tools)
-        tools.policy.keep(Role.average)
+        tools.policy.snapshot(Role.average)
 
     @classmethod
     def workload(cls, config: Any) -> Workload:
@@ -49,7 +49,7 @@ class NashEMA(GameGradient):
 
     def state(self) -> Mapping[str, Tensor]:
         """The averaged weights."""
-        return self.tools.policy.kept(Role.average)
+        return self.tools.policy.snapshot_weights(Role.average)
 
     def exports(self) -> Mapping[str, Callable[[Path], None]]:
         """The averaged policy, in `average/`."""
@@ -64,4 +64,4 @@ class NashEMA(GameGradient):
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
         """One batch, after whose step the average moves."""
         yield from super().collect(prompts, step)
-        self.tools.policy.move(Role.average, 1 - self.config.ema_decay)
+        self.tools.policy.lerp_towards(Role.average, 1 - self.config.ema_decay)

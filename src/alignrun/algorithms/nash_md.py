@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
-from alignrun.algorithms.schedules import check_mixture, mix_beta_at, widest_mix_beta
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
+from alignrun.algorithms.common.schedules import check_mixture, mix_beta_at, widest_mix_beta
+from alignrun.algorithms.common.workload import Workload
 from alignrun.config import schema
 from alignrun.types import Completions, PromptBatch
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.batches import Trial
-from alignrun.algorithms.rollout import Rollouts, stack
-from alignrun.algorithms.signs import signs
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.common.batches import Trial
+from alignrun.algorithms.common.rollout import Rollouts, stack
+from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.nash import extragradient_loss
@@ -119,4 +119,4 @@ class NashMP(Algorithm):
         reference, log_probs = (
             policy.log_probs(role, batch.prompts, own, temperature) for role in (Role.reference, Role.policy)
         )
-        return signs(policy, own, log_probs, log_probs - reference)
+        return rollout_metrics(policy, own, log_probs, log_probs - reference)

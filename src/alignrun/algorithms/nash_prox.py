@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from alignrun.algorithms.anchor import Anchor, check_refresh
 from alignrun.algorithms.base import Tools, algorithm
-from alignrun.algorithms.game_gradient import Judged
+from alignrun.algorithms.common.anchor import Anchor, check_refresh
+from alignrun.algorithms.common.game_gradient import Judged
+from alignrun.algorithms.common.workload import Workload
 from alignrun.algorithms.self_play import SelfPlay, SelfPlayConfig
-from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.types import Completions, PromptBatch

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.online_pairs import OnlinePairs, OnlinePairsConfig
+from alignrun.algorithms.common.online_pairs import OnlinePairs, OnlinePairsConfig
 from alignrun.config import schema
 from alignrun.objectives.nash import online_ipo_loss
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
-from alignrun.algorithms.batches import pieces
-from alignrun.algorithms.frozen import check_minibatches, minibatches
-from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
-from alignrun.algorithms.signs import signs
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.common.batches import pieces
+from alignrun.algorithms.common.minibatches import check_minibatches, minibatches
+from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
+from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.workload import Workload
 from alignrun.config import AdapterKind, require, schema
 from alignrun.errors import InputError
 from alignrun.models.device import batch_to
@@ -212,6 +212,6 @@ class PPO(RewardAlgorithm):
             },
             tokens=tokens,
             # Of the policy that drew them.
-            per_sequence={"reward": batch.rewards.sum(), **signs(policy, completions, old, old - reference)},
+            per_sequence={"reward": batch.rewards.sum(), **rollout_metrics(policy, completions, old, old - reference)},
             sequences=len(mask),
         )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Encoding, algorithm
-from alignrun.algorithms.feedback import FeedbackAlgorithm
-from alignrun.algorithms.pairs import pair_set
-from alignrun.algorithms.rollout import step_generator
+from alignrun.algorithms.common.feedback import FeedbackAlgorithm
+from alignrun.algorithms.common.pairs import pair_set
+from alignrun.algorithms.common.rollout import step_generator
 from alignrun.config import Config, require, schema
 from alignrun.data import PairSet, PreferenceEncoder, RewardEncoder, check_template
 from alignrun.models.cards import AdapterCard

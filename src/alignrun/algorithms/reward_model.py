@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from alignrun.algorithms.base import Encoding, algorithm
-from alignrun.algorithms.feedback import FeedbackAlgorithm
-from alignrun.algorithms.pairs import pair_set
+from alignrun.algorithms.common.feedback import FeedbackAlgorithm
+from alignrun.algorithms.common.pairs import pair_set
 from alignrun.config import schema
 from alignrun.data import PairSet, RewardEncoder, check_template
 from alignrun.objectives.preference import bradley_terry_loss

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from alignrun.algorithms.base import Loss, algorithm
-from alignrun.algorithms.rewards import RewardAlgorithm, RewardConfig, Rewarded
-from alignrun.algorithms.signs import signs
+from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
+from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.nash import policy_gradient_loss
@@ -51,6 +51,6 @@ class RLOO(RewardAlgorithm):
         return Loss(
             total=policy_gradient_loss(log_probs, per_token, completions.mask),
             targets=len(log_probs),
-            metrics={"reward": batch.rewards.sum(), **signs(policy, completions, log_probs, log_ratio)},
+            metrics={"reward": batch.rewards.sum(), **rollout_metrics(policy, completions, log_probs, log_ratio)},
             tokens=completions.mask.sum(),
         )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.game_gradient import GameGradient, GameGradientConfig
+from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
 from alignrun.config import schema
 from alignrun.types import Completions, PromptBatch
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from alignrun.algorithms.anchor import Anchor, check_refresh
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.online_pairs import Pairing
-from alignrun.algorithms.rollout import Rollouts, stack
-from alignrun.algorithms.signs import signs
-from alignrun.algorithms.workload import Workload
+from alignrun.algorithms.common.anchor import Anchor, check_refresh
+from alignrun.algorithms.common.online_pairs import Pairing
+from alignrun.algorithms.common.rollout import Rollouts, stack
+from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.workload import Workload
 from alignrun.config import require, schema
 from alignrun.models.policy import Role
 from alignrun.objectives.nash import self_play_regression_loss
@@ -107,7 +107,7 @@ class SPPO(Algorithm):
             targets=len(win_rates),
             metrics={
                 "log_ratio_anchor": moved.detach().sum(),
-                **signs(policy, completions, log_probs, log_probs - reference),
+                **rollout_metrics(policy, completions, log_probs, log_probs - reference),
             },
             tokens=completions.mask.sum(),
         )

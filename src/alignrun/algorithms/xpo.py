@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing
+from alignrun.algorithms.common.rollout import stack
+from alignrun.algorithms.common.workload import Workload
 from alignrun.algorithms.online_dpo import OnlineDPO, OnlineDPOConfig
-from alignrun.algorithms.online_pairs import JudgedPairs, Pairing
-from alignrun.algorithms.rollout import stack
-from alignrun.algorithms.workload import Workload
 from alignrun.config import require, schema
 from alignrun.types import Completions, PromptBatch
 

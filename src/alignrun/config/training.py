@@ -5,7 +5,7 @@ from dataclasses import field
 from enum import Enum
 
 from alignrun.config.schema import require, schema
-from alignrun.web import is_base
+from alignrun.http import is_base
 
 
 class Engine(str, Enum):

@@ -4,7 +4,7 @@ from itertools import combinations
 
 from alignrun.config import DataConfig
 from alignrun.errors import InputError
-from alignrun.game_files import PROMPT, load_game
+from alignrun.games.files import PROMPT, load_game
 from alignrun.types import Example
 
 

@@ -139,11 +139,15 @@ def check_labels(examples: Sequence[Example]) -> None:
 
 
 def encode_policy_pair(
-    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, *, closed: bool = True, rows: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    system_prompt: str | None,
+    *,
+    append_end_of_turn: bool = True,
+    rows: int | None = None,
 ) -> Callable[[Example], EncodedPair]:
     """How a policy with embeddings for `rows` tokens reads a pair: its prompt as for sampling, and each completion as
     it follows, by default closed by the end of the turn."""
-    renderer = Renderer(tokenizer, system_prompt, rows=rows, closed=closed)
+    renderer = Renderer(tokenizer, system_prompt, rows=rows, append_end_of_turn=append_end_of_turn)
 
     def encode(example: Example) -> EncodedPair:
         answers = (example.chosen_turns or str(example.chosen), example.rejected_turns or str(example.rejected))

@@ -53,10 +53,10 @@ class Renderer:
         system_prompt: str | None = None,
         *,
         rows: int | None = None,
-        closed: bool = True,
+        append_end_of_turn: bool = True,
     ) -> None:
         """`rows` is how many tokens the model has embeddings for; `closed` completions end with the end of the turn."""
-        self._tokenizer, self._system_prompt, self._closed = tokenizer, system_prompt, closed
+        self._tokenizer, self._system_prompt, self._append_end_of_turn = tokenizer, system_prompt, append_end_of_turn
         self._encoder = TextEncoder(tokenizer, own_text(tokenizer), rows)
 
     def encode(self, example: Example, answers: Sequence[Answer] = ()) -> tuple[list[int], list[list[int]]]:
@@ -71,7 +71,7 @@ class Renderer:
 
     def _unclosed(self, answer: Answer) -> Answer:
         """An answer without marks of its own at its end."""
-        if not self._closed:
+        if not self._append_end_of_turn:
             return answer
         if isinstance(answer, str):
             return self._without_end(answer)
@@ -81,7 +81,7 @@ class Renderer:
     def _plain(self, prompt: str, answers: Sequence[str], guard: Guard) -> tuple[list[int], list[list[int]]]:
         before = guard.hide(prompt)
         ids = self._some(self._encoder.encode(before, guard, opens=True))
-        end = [self._end] if answers and self._closed else []
+        end = [self._end] if answers and self._append_end_of_turn else []
         tails = (self._encoder.follow(before, ids, guard.hide(answer), guard, opens=True) for answer in answers)
         return ids, [[*tail, *end] for tail in tails]
 
@@ -121,10 +121,10 @@ class Renderer:
         """The tokens of an answer up to the end of its turn, of several turns the last."""
         tail = self._encoder.follow(prompt, ids, after, guard)
         ends = [place for place, token in enumerate(tail) if token == self._end]
-        if self._closed and ends:
+        if self._append_end_of_turn and ends:
             return tail[: ends[-1 if several else 0] + 1]
         tail = self._encoder.follow(prompt, ids, after.removesuffix(self._after_answer), guard)
-        return [*tail, self._end] if self._closed else tail
+        return [*tail, self._end] if self._append_end_of_turn else tail
 
     @cached_property
     def _end(self) -> int:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignrun.algorithms.rollout import decode_texts, sample_streams
+from alignrun.algorithms.common.rollout import decode_texts, sample_streams
 from alignrun.data import PromptSet, opened
 from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy, Role
-from alignrun.run_directory import write_text_atomic
+from alignrun.run.directory import write_text_atomic
 from alignrun.types import Completions, PromptBatch
 
 FORMAT = 2

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.algorithms.base import Algorithm, Dataset
 from alignrun.data import PairSet
 from alignrun.evaluation.calibration import accuracy
@@ -40,7 +40,7 @@ def measure(algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.
     probabilities = torch.zeros(len(data) if pairs else 0, dtype=torch.float64)
     places: Iterable[Any] = data.all_rows(batch_size) if isinstance(data, PairSet) else repeat(None)
     # The batches come first: zip asks for a place only where there is a batch.
-    for (batch, rows), counts in processes.in_turn(zip(data.all_batches(batch_size), places, strict=False)):
+    for (batch, rows), counts in distributed.round_robin(zip(data.all_batches(batch_size), places, strict=False)):
         loss = algorithm.loss(batch_to(batch, device))
         for name, value in {**loss.metrics, "loss": loss.total}.items():
             sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
@@ -50,11 +50,11 @@ def measure(algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.
         if loss.probabilities is not None:
             probabilities[rows] = loss.probabilities.double().cpu()
     added = [*(value.cpu() for value in sums.values()), torch.as_tensor(targets, dtype=torch.float64).cpu()]
-    *values, total = processes.add_up(torch.stack(added)).tolist()
+    *values, total = distributed.all_reduce_sum(torch.stack(added)).tolist()
     return Measured(
         metrics={name: value / total for name, value in zip(sums, values, strict=True)},
         targets=int(total),
-        probabilities=processes.add_up(probabilities).numpy(),
+        probabilities=distributed.all_reduce_sum(probabilities).numpy(),
     )
 
 

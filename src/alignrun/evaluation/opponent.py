@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from alignrun.algorithms.rollout import decode_texts, log_ratio, sample_streams, step_generator
+from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
 from alignrun.evaluation.best_of_n import GAIN

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from alignrun.evaluation.calibration import Reliability
 from alignrun.evaluation.intervals import wilson_interval
-from alignrun.working_directory import elsewhere
+from alignrun.security.working_directory import elsewhere
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.generation.mixture import mix_log_probs
 from alignrun.generation.sampling import sample, truncate
 from alignrun.types import Completions
@@ -89,7 +89,9 @@ def sample_completions(
     mask = torch.zeros(sequences, length, dtype=torch.bool, device=device)
     stop = torch.tensor(list(sampling.stop_ids), device=device)
 
-    heat = None if temperatures is None else torch.tensor(temperatures, device=device).repeat_interleave(prompts)
+    row_temperatures = (
+        None if temperatures is None else torch.tensor(temperatures, device=device).repeat_interleave(prompts)
+    )
     live = list(range(sequences))  # sequence b of stream k is k * B + b
     layout = _Layout(mix_betas, prompts, live, device)
     expanded = layout.rows_in_prefill()
@@ -104,7 +106,7 @@ def sample_completions(
     for position in range(length):
         log_probs = truncate(
             layout.mix(logits),
-            temperature=sampling.temperature if heat is None else heat[index, None],
+            temperature=sampling.temperature if row_temperatures is None else row_temperatures[index, None],
             top_k=sampling.top_k,
             top_p=sampling.top_p,
         )
@@ -116,7 +118,7 @@ def sample_completions(
             break
         if (position + 1) % check_every == 0:
             keep = (~done).nonzero().flatten().tolist()
-            if processes.all_done(not keep):
+            if distributed.all_done(not keep):
                 break
             if keep and len(keep) < len(live) and len(keep) <= worth * len(live):
                 decoder.select(layout.rows_of(keep))

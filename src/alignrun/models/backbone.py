@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
 from alignrun.errors import InputError
 from alignrun.models import adapters
@@ -54,16 +54,16 @@ class Backbone:
             dtype = torch.float32  # small updates of bfloat16 weights would be rounded away
         torch.manual_seed(seed)  # random bases, and after them the adapter's random factor
         model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
-        if adapter.name is not AdapterKind.qlora and not processes.sharded():  # a quantised base is already in place
+        if adapter.name is not AdapterKind.qlora and not distributed.sharded():  # a quantised base is already in place
             model.to(device)
-        if adapter.name is AdapterKind.lora and not processes.sharded():  # a base that stays as it is
+        if adapter.name is AdapterKind.lora and not distributed.sharded():  # a base that stays as it is
             lay_out_weights(model)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         backbone = cls(model, tokenizer, config)
-        if processes.sharded():
-            from alignrun.models.sharding import shard
+        if distributed.sharded():
+            from alignrun.distributed.sharding import shard
 
             _ = backbone.fingerprint  # before the weights are split, which it needs whole
             shard(model.requires_grad_(False), device)
@@ -156,7 +156,7 @@ class Backbone:
 
 def check_split(adapter: AdapterConfig) -> None:
     """Refuse an adapter with whose base the launcher's splitting does not go. Raises InputError."""
-    if (sharding := processes.sharding()) and adapter.name is not AdapterKind.lora:
+    if (sharding := distributed.sharding()) and adapter.name is not AdapterKind.lora:
         raise InputError(
             f"config: {sharding.value} splits a frozen base, and not that of adapter={adapter.name.value}: "
             "use adapter=lora, or launch without it"

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from alignrun.errors import AlignrunError, InputError, one_line
 from alignrun.models.adapters import forwards_as, forwards_on_rows, lora_layers
-from alignrun.models.decoder import CachedDecoder
+from alignrun.models.decoding.decoder import CachedDecoder
 from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import hidden_states
 from alignrun.models.targets import expert_blocks

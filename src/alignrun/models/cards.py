@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alignrun.errors import InputError, one_line
-from alignrun.files import read_json, refuse_links
 from alignrun.models.backbone import Backbone
-from alignrun.trust import sign
+from alignrun.run.trust import sign
+from alignrun.security.files import read_json, refuse_links
 
 FILE = "alignrun.json"
 README = "README.md"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.errors import InputError
-from alignrun.models.cache import passing_cache, plain_attention, recurrent
+from alignrun.models.decoding.cache import passing_cache, plain_attention, recurrent
 from alignrun.types import PackedBatch, PromptBatch
 
 
@@ -55,7 +55,7 @@ def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor,
         tokens: [N, S] continuations, padded on the right.
         mask: [N, S] true on their tokens.
     """
-    zero3 = processes.sharding() is processes.Sharding.zero3
+    zero3 = distributed.sharding() is distributed.Sharding.zero3
     alone = module.is_activation_checkpointing or zero3 or recurrent(module.config)
     shared = len(tokens) > len(prompts) and not alone
     return (_after_shared_prompts if shared else _in_rows)(module, prompts, tokens, mask)

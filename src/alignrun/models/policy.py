@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError, RunError
 from alignrun.models import adapters
@@ -28,7 +28,7 @@ from alignrun.models.cards import (
     write_card,
     write_policy_readme,
 )
-from alignrun.models.decoder import CachedDecoder, PairedDecoder, RowDecoder, check_replay
+from alignrun.models.decoding.decoder import CachedDecoder, PairedDecoder, RowDecoder, check_replay
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.hidden import hidden_states, packed_hidden_states
 from alignrun.models.saving import check_finite, merge, prompting_tokenizer, sampling_config, save_model
@@ -77,7 +77,7 @@ class Policy:
         self._whole: dict[Role, PreTrainedModel] = {}
         """Without adapters, a model of its own for each role but the policy."""
         if backbone.peft is None:
-            self.keep(Role.reference)
+            self.snapshot(Role.reference)
         present = () if backbone.peft is None else backbone.peft.peft_config
         self._reference_adapter = adapters.REFERENCE if adapters.REFERENCE in present else None
         self.has_opponent = adapters.OPPONENT in present
@@ -153,7 +153,7 @@ class Policy:
         """The trained parameters by name, in a fixed order."""
         return self.backbone.trainable(adapters.POLICY)
 
-    def keep(self, role: Role) -> None:
+    def snapshot(self, role: Role) -> None:
         """Hold a frozen copy of the policy, as it is now, under a role of its own."""
         if self.backbone.peft is None:
             self._whole[role] = copy.deepcopy(self.model).requires_grad_(False)
@@ -161,14 +161,14 @@ class Policy:
             self.backbone.copy(adapters.POLICY, _ADAPTERS[role])
 
     @torch.no_grad()
-    def move(self, role: Role, rate: float) -> None:
+    def lerp_towards(self, role: Role, rate: float) -> None:
         """Move a kept copy towards the policy, θ̄ ← θ̄ + rate·(θ − θ̄): 1 makes it the policy as it is now.
 
         With LoRA, θ are its factors, and so the average of a product is not exactly the product of averages.
         """
-        torch._foreach_lerp_(list(self.kept(role).values()), list(self.trainable().values()), rate)
+        torch._foreach_lerp_(list(self.snapshot_weights(role).values()), list(self.trainable().values()), rate)
 
-    def kept(self, role: Role) -> dict[str, Tensor]:
+    def snapshot_weights(self, role: Role) -> dict[str, Tensor]:
         """The weights of a kept copy, in the order of `trainable`."""
         if self.backbone.peft is None:
             return dict(self._whole[role].named_parameters())
@@ -187,7 +187,7 @@ class Policy:
     def _replays(self) -> bool:
         """Whether decoding steps are recorded and replayed."""
         wanted = self.backbone.config.cuda_graphs
-        if not wanted or self.device.type != "cuda" or processes.sharded():  # a base that is split cannot be recorded
+        if not wanted or self.device.type != "cuda" or distributed.sharded():  # a base that is split cannot be recorded
             return False
         try:
             check_replay(self.model)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.config import LongText, ModelConfig, PublishedConfig, Quantize
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.models.device import resolve_device, resolve_dtype
@@ -86,8 +86,8 @@ class Published:
         places = {row: place for place, row in enumerate(dict.fromkeys(row for row in rows if row is not None))}
         batches = list(self._batches(sorted(places, key=lambda row: (len(row.ids), row.ids))))
         results: Tensor | None = None
-        with processes.agreed():
-            for batch, counts in processes.in_turn(batches):
+        with distributed.raise_together():
+            for batch, counts in distributed.round_robin(batches):
                 scores = forward(self._padded(batch, pad(batch))).double().cpu()
                 if results is None:
                     results = torch.zeros(len(places) + 1, scores.shape[1], dtype=torch.float64)
@@ -95,7 +95,7 @@ class Published:
                     results[[places[row] for row in batch]] = scores
         if results is None:
             results = torch.zeros(1, 1, dtype=torch.float64)
-        results = processes.add_up(results)
+        results = distributed.all_reduce_sum(results)
         results[-1] = torch.nan
         return results[[len(places) if row is None else places[row] for row in rows]].float()
 

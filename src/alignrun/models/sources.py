@@ -31,8 +31,8 @@ from transformers.utils import logging as transformers_logging
 
 from alignrun.config import ModelConfig, ModelSource
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
-from alignrun.game_files import load_game
-from alignrun.models.game_lm import game_llama, game_tokenizer
+from alignrun.games.files import load_game
+from alignrun.games.lm import game_llama, game_tokenizer
 from alignrun.models.loading_errors import refuse_adapter, remedy
 from alignrun.models.tiny import byte_tokenizer, random_llama
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
 from alignrun.data import PreferenceEncoder, RewardEncoder, collate, padding_id
 from alignrun.errors import InputError, RunError, one_line
@@ -22,7 +22,7 @@ from alignrun.models.device import batch_to
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_tokenizer, vocabulary_size
 from alignrun.preferences.base import preference_using
-from alignrun.trust import check_own
+from alignrun.run.trust import check_own
 
 KEY = "preference.path"
 Question = tuple[tuple[int, ...], tuple[int, ...]]
@@ -60,14 +60,14 @@ class TextScorer:
         for heads, tails in batches:
             for question in _asked(heads, tails):
                 places[question] = len(places)
-        for (heads, tails), counts in processes.in_turn(batches):
+        for (heads, tails), counts in distributed.round_robin(batches):
             prompts, batch = collate(heads, tails, [""] * len(heads), self._pad_id)
             flat = batch.flat()
             device = self._scorer.device
             scored = self._scorer.frozen_scores(batch_to(prompts, device), batch_to(flat, device))
             if counts:
                 scores[[places[question] for question in _asked(heads, tails)]] = scored.double().cpu()
-        return processes.add_up(scores)[[places[question] for question in questions]].float()
+        return distributed.all_reduce_sum(scores)[[places[question] for question in questions]].float()
 
     def _batches(
         self, questions: Sequence[Question]

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignrun import processes
+from alignrun import distributed
 from alignrun.config import require, schema
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.preferences.arguments import Arguments
 from alignrun.preferences.base import Preference, Reward, preference
+from alignrun.security.working_directory import importable
 from alignrun.types import Example, as_prompt
-from alignrun.working_directory import importable
 
 
 class FunctionKind(str, Enum):
@@ -78,7 +78,7 @@ class UserFunction:
 
     def __call__(self, *texts: Sequence[str]) -> Tensor:
         """[B] what the function returns for prompts and completions, each process asking it about its share."""
-        return processes.by_share(
+        return distributed.by_share(
             len(texts[0]), lambda rows: self._ask([[side[row] for row in rows] for side in texts])
         )
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from alignrun.config import schema
-from alignrun.game_files import load_game
 from alignrun.games import Game
+from alignrun.games.files import load_game
 from alignrun.preferences.base import Preference, preference
 
 

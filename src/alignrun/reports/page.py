@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from alignrun.reports.text import ABSENT, clip, number, rate
-from alignrun.text import visible
+from alignrun.security.text import visible
 
 PROMPT_LIMIT, COMPLETION_LIMIT = 1000, 3000
 """Characters of a sample that are shown: a page with a hundred kilobytes of one letter is no use."""

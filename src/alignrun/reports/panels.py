@@ -7,7 +7,7 @@ from typing import Any
 from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
 from alignrun.reports.headline import favourite
 from alignrun.reports.page import COMPLETION_LIMIT
-from alignrun.text import visible
+from alignrun.security.text import visible
 
 IN_SUMMARY = {"win_rate", "average", "share", "rating", "exploitability", "regularised", "hacking_gap", "kl"}
 """What of a player stands in the overview of the run; the rest is in the table."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignrun.errors import InputError
-from alignrun.files import LIMIT, ROWS_LIMIT, YAML_LIMIT, is_step, parse_json, parse_yaml, read_bytes
-from alignrun.run_directory import RunDirectory
+from alignrun.run.directory import RunDirectory
+from alignrun.security.files import LIMIT, ROWS_LIMIT, YAML_LIMIT, is_step, parse_json, parse_yaml, read_bytes
 from alignrun.types import Sample
 
 FIGURE_LIMIT = 2_000_000

@@ -16,7 +16,7 @@ from alignrun.reports.page import render
 from alignrun.reports.quantities import POLICY, QUANTITIES, in_order, quantity, with_intervals
 from alignrun.reports.record import RunRecord, read
 from alignrun.reports.text import EXACT, Shown, percent, shown
-from alignrun.run_directory import RunDirectory
+from alignrun.run.directory import RunDirectory
 
 
 class Plot(NamedTuple):

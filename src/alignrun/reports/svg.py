@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from alignrun.evaluation.plots import as_svg
-from alignrun.text import visible
-from alignrun.working_directory import elsewhere
+from alignrun.security.text import visible
+from alignrun.security.working_directory import elsewhere
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from alignrun.evaluation.results import Estimate
-from alignrun.text import visible
+from alignrun.security.text import visible
 
 ABSENT = "–"
 EXACT = 1e-9

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from alignrun.errors import InputError, one_line
 from alignrun.evaluation.results import Estimate
-from alignrun.files import ROWS_LIMIT, is_step, open_regular, parse_json, read_json, read_yaml
 from alignrun.reports.quantities import estimate
-from alignrun.run_directory import RunDirectory
+from alignrun.run.directory import RunDirectory
+from alignrun.security.files import ROWS_LIMIT, is_step, open_regular, parse_json, read_json, read_yaml
 
 EVALUATION = "eval/"
 JUDGED = ("win_rate", "accuracy")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from alignrun.text import visible
+from alignrun.security.text import visible
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ABSENT = "–"

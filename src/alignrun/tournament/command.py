@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from alignrun import compose
-from alignrun.build import build_preference
 from alignrun.config import Pairing, TournamentConfig
 from alignrun.errors import AlignrunError, RunError, one_line
 from alignrun.evaluation.comparisons import against, compare
@@ -33,20 +31,22 @@ from alignrun.evaluation.tournament import (
     sampled_standing,
 )
 from alignrun.evaluation.truncation import left_out
-from alignrun.fresh import fresh_directory
-from alignrun.game_files import load_game
-from alignrun.launch import remove_empty_run
+from alignrun.games.files import load_game
+from alignrun.launch import compose
+from alignrun.launch.build import build_preference
+from alignrun.launch.train import remove_empty_run
 from alignrun.models.sources import cache_folder
 from alignrun.reports.panels import log_tournament
 from alignrun.reports.tournament import tournament_page
-from alignrun.run_directory import RunDirectory, environment, write_text_atomic
+from alignrun.run.directory import RunDirectory, environment, write_text_atomic
+from alignrun.run.fresh import fresh_directory
+from alignrun.run.tracking import start_tracking
 from alignrun.tournament.journal import Journal, journal_file
 from alignrun.tournament.lineup import Field, Lineup, line_up
 from alignrun.tournament.players import Loader
 from alignrun.tournament.rules import Rules, agree, describe, training_preference
 from alignrun.tournament.sampling import Questions, ask, introduce, sample_all
 from alignrun.tournament.scoreboard import show
-from alignrun.tracking import start_tracking
 
 
 def play(arguments: Sequence[str], console: Console) -> int:

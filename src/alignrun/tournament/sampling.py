@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 
 from alignrun.algorithms.base import Encoding, prompt_set
-from alignrun.build import distinct_prompts, make_encoding, skipping
 from alignrun.config import TournamentConfig
 from alignrun.data import PromptSet, load_examples
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import CompletionCache, Drawn, content_key, draw, score
 from alignrun.evaluation.tournament import Array, Sampled
 from alignrun.evaluation.truncation import truncation
+from alignrun.launch.build import distinct_prompts, make_encoding, skipping
 from alignrun.models.policy import Policy
 from alignrun.tournament.lineup import Field, Lineup
 from alignrun.tournament.players import Loader, Player

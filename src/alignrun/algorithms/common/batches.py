@@ -1,0 +1,72 @@
+"""Batches are frozen dataclasses of rows: tensors, tuples and further such dataclasses, along their first dimension.
+
+What is neither, a flag, is said of all rows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from alignrun import distributed
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A batch whose optimiser step is undone before the next one, weights and optimiser state alike.
+
+    What is sampled in between comes from where that step has led: the half-step of an extragradient method.
+    """
+
+    batch: Any
+
+
+def count(batch: Any) -> int:
+    """The number of rows of such a batch."""
+    while is_dataclass(batch):
+        batch = getattr(batch, fields(batch)[0].name)
+    return len(batch)
+
+
+def rows(batch: Batch, span: slice) -> Batch:
+    """The rows of a span."""
+    return _map(batch, lambda part: part[span])
+
+
+def select(batch: Batch, index: Tensor) -> Batch:
+    """The rows that an index tensor names, in its order."""
+    places = index.tolist()
+    return _map(batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places))
+
+
+def pieces(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """The rows in order, at most `size` at a time; None is all of them."""
+    each = size or count(batch)
+    for start in range(0, count(batch), each):
+        yield rows(batch, slice(start, start + each))
+
+
+def shared(batch: Any, compute: Callable[[Any], Tensor], size: int | None = None) -> Tensor:
+    """[B, …] what `compute` gives for each row of a batch, every process computing it for its share of the rows.
+
+    At most `size` rows at a time are given to it, by default all; what it gives has one shape, but for the rows.
+    """
+
+    def in_pieces(batch: Any) -> Tensor:
+        return torch.cat([compute(piece) for piece in pieces(batch, size)])
+
+    if distributed.size() == 1:
+        return in_pieces(batch)
+    return distributed.by_share(count(batch), lambda index: in_pieces(select(batch, torch.tensor(index))))
+
+
+def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    if batch is None or isinstance(batch, bool):
+        return batch
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{field.name: _map(getattr(batch, field.name), function) for field in fields(batch)})
+    return function(batch)  # type: ignore[no-any-return]

@@ -1,0 +1,140 @@
+"""What algorithms that learn from pairs of their own samples share; they differ in who is sampled and in the loss."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from alignrun.algorithms.base import Algorithm, Loss, Tools
+from alignrun.algorithms.common.pairs import correct
+from alignrun.algorithms.common.rollout import Rollouts, stack
+from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.config import require, schema
+from alignrun.models.policy import Role
+from alignrun.types import Completions, PromptBatch
+
+
+class Pairing(str, Enum):
+    """Which pairs of a prompt's completions are learned from."""
+
+    all = "all"
+    """Every two of them: the expectation that the theory speaks of, with the least variance."""
+    best_worst = "best_worst"
+    """The one that the others lose to most and the one that loses most: larger margins, a biased sample of pairs."""
+
+
+@schema
+class OnlinePairsConfig:
+    """How strongly μ pulls, and which pairs are formed."""
+
+    kl_tau: float = 0.1
+    """τ, the weight of KL(π‖μ)."""
+    samples_per_prompt: int = 4
+    """Completions drawn for every prompt."""
+    pairing: Pairing = Pairing.all
+    least_samples: ClassVar[int] = 2
+    """Of a prompt, to form pairs."""
+
+    def __post_init__(self) -> None:
+        require(self.kl_tau > 0, "algo.kl_tau", f"must be positive, not {self.kl_tau}")
+        least = self.least_samples
+        require(self.samples_per_prompt >= least, "algo.samples_per_prompt", f"must be at least {least}, to form pairs")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPairs:
+    """K completions for each of B prompts, and M pairs of them."""
+
+    prompts: PromptBatch
+    completions: Completions
+    """[B, K, T]"""
+    first: Tensor
+    """[B, M] the place of y among the K."""
+    second: Tensor
+    """[B, M] the place of y'."""
+    labels: Tensor
+    """[B, M] P(y ≻ y' | x)."""
+
+
+class OnlinePairs(Algorithm):
+    """E[f(h, p)] over pairs y, y' of samples, h = log π(y)/μ(y) − log π(y')/μ(y') and p = P(y ≻ y' | x).
+
+    The label is the probability itself rather than a draw from it: the same expectation with less variance. Samples
+    are held fixed, so that no gradient passes through the sampling; log ratios are sums over tokens, as the theory
+    requires; the loss is averaged over pairs.
+    """
+
+    config: OnlinePairsConfig
+    tools: Tools
+    policy_alone = True
+
+    def __init__(self, config: OnlinePairsConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self.rollouts = Rollouts(tools)
+        self.temperature = tools.config.generation.temperature
+
+    def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
+        """K completions of every prompt: from the policy, unless an algorithm samples elsewhere."""
+        return self.rollouts.sample(prompts, [0.0] * self.config.samples_per_prompt, step)
+
+    @abstractmethod
+    def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
+        """[N] the loss of each pair from its margin h [N] and label [N]."""
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
+        """One batch of pairs."""
+        streams = self.draw(prompts, step)
+        yield judged_pairs(prompts, streams, self.rollouts.table(prompts, streams), self.config.pairing)
+
+    def log_ratios(self, batch: JudgedPairs, log_probs: Tensor, reference: Tensor) -> Tensor:
+        """[N, T] what the margin is made of: log π/μ, from the log-probabilities [N, T] of all N = B·K completions."""
+        return log_probs - reference
+
+    def bonus(self, batch: JudgedPairs, log_probs: Tensor) -> Tensor | float:
+        """What the sum of the losses has beside the objective, from log π(y) [B, K]."""
+        return 0.0
+
+    def loss(self, batch: JudgedPairs) -> Loss:
+        """The objective summed over the pairs of the micro-batch."""
+        policy, completions, shape = self.tools.policy, batch.completions.flat(), batch.completions.mask.shape
+        reference = policy.log_probs(Role.reference, batch.prompts, completions, self.temperature)
+        log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self.temperature)
+        ratios = self.log_ratios(batch, log_probs, reference).sum(1).reshape(shape[:2])
+        margins = ratios.gather(1, batch.first) - ratios.gather(1, batch.second)
+        # Of several samplers, the policy's own completions come first.
+        own = slice(None), slice(self.config.samples_per_prompt)
+        watched = Completions(batch.completions.tokens[own], batch.completions.mask[own]).flat()
+        ours, theirs = (values.reshape(shape)[own].flatten(0, 1) for values in (log_probs, log_probs - reference))
+        # Metrics are divided by the number of pairs, and these are means over completions.
+        weight = batch.labels.numel() / len(watched.tokens)
+        return Loss(
+            total=self.objective(margins.flatten(), batch.labels.flatten()).sum()
+            + self.bonus(batch, log_probs.sum(1).reshape(shape[:2])),
+            targets=batch.labels.numel(),
+            metrics={
+                "accuracy": correct(margins.detach(), batch.labels).sum(),
+                "margin": (margins.detach() * (batch.labels - 0.5).sign()).sum(),
+                **{name: value * weight for name, value in rollout_metrics(policy, watched, ours, theirs).items()},
+            },
+            tokens=completions.mask.sum(),
+        )
+
+
+def judged_pairs(
+    prompts: PromptBatch, streams: Sequence[Completions], table: Tensor, pairing: Pairing = Pairing.all
+) -> JudgedPairs:
+    """The pairs of K streams whose preferences [B, K, K] are known."""
+    count = len(streams)
+    if pairing is Pairing.best_worst:
+        # The ½ of each against itself changes no order; where all are equal, first and last still differ.
+        order = table.sum(2).argsort(dim=1, stable=True)
+        first, second = order[:, -1:], order[:, :1]
+    else:
+        every = torch.triu_indices(count, count, 1, device=table.device)
+        first, second = (side.expand(len(prompts), -1) for side in every)
+    labels = table.gather(1, first[..., None].expand(-1, -1, count)).gather(2, second[..., None])[..., 0]
+    return JudgedPairs(prompts, stack(streams), first, second, labels)

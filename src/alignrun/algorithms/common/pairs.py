@@ -1,0 +1,139 @@
+"""What the offline algorithms on preference pairs share: DPO, IPO and GPO differ in one function of one margin."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignrun.algorithms.base import Encoding, Loss, OfflineAlgorithm, Tools
+from alignrun.algorithms.common.reference_cache import reference_log_probs
+from alignrun.algorithms.common.workload import Workload
+from alignrun.config import require, schema
+from alignrun.data import PairSet, encode_policy_pair
+from alignrun.models.policy import Role
+from alignrun.objectives.preference import margins, sequence_log_probs, smooth
+from alignrun.types import Example, PairBatch
+
+
+@schema
+class PairsConfig:
+    """What every algorithm on pairs has."""
+
+    label_smoothing: float = 0.0
+    """ε: a label p is taken as p(1−ε) + (1−p)ε, as if that share of labels had been flipped."""
+    length_norm: bool = False
+    """Average the log ratios over tokens instead of summing them: an ablation, for which the theory does not hold."""
+    precompute_reference: bool = False
+    """Score all pairs under the reference once, before the first step, and keep the result for other runs."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.label_smoothing < 0.5, "algo.label_smoothing", "must lie in [0, 0.5)")
+
+
+class PairsAlgorithm(OfflineAlgorithm):
+    """Minimises E[f(h)] over preference pairs, h = log π(y_w)/μ(y_w) − log π(y_l)/μ(y_l).
+
+    Nothing is sampled, and so log-probabilities are those of temperature 1, whatever `generation.temperature` is. Both
+    completions of a pair continue one reading of their prompt, and losses are averaged over pairs.
+    """
+
+    config: Any
+
+    @classmethod
+    def workload(cls, config: Any) -> Workload:
+        """Both completions of every pair."""
+        return Workload(learned=2)
+
+    @abstractmethod
+    def objective(self, margin: Tensor, labels: Tensor) -> Tensor:
+        """[B] the loss of each pair from its margin h [B] and label P(chosen ≻ rejected) [B]."""
+
+    @property
+    @abstractmethod
+    def reward_scale(self) -> float:
+        """The implicit reward is this times log π/μ."""
+
+    @classmethod
+    def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> PairSet:
+        """The pairs, with the prompt as the policy reads it."""
+        encode = encode_policy_pair(
+            encoding.tokenizer,
+            encoding.system_prompt,
+            append_end_of_turn=encoding.append_end_of_turn,
+            rows=encoding.rows,
+        )
+        return pair_set(examples, encoding, encode)
+
+    def __init__(self, config: Any, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self._policy = tools.policy
+
+    def prepare(self, data: Any) -> PairSet:
+        """With `precompute_reference`, log μ of every pair."""
+        pairs: PairSet = data
+        if not self.config.precompute_reference:
+            return pairs
+        size = self.tools.config.train.micro_batch_size or self.tools.config.train.batch_size
+        return pairs.with_reference(reference_log_probs(self._policy, pairs, size))
+
+    def loss(self, batch: PairBatch) -> Loss:
+        """The objective summed over pairs, with the metrics by which such runs are commonly followed."""
+        policy, reference = self._log_probs(batch)
+        margin = margins(policy, reference)
+        rewards = self.reward_scale * (policy - reference).detach()
+        chosen, rejected = rewards.unbind(1)
+        return Loss(
+            total=self.objective(margin, smooth(batch.labels, self.config.label_smoothing)).sum(),
+            targets=len(margin),
+            metrics={
+                "accuracy": correct(chosen - rejected, batch.labels).sum(),
+                "rewards/chosen": chosen.sum(),
+                "rewards/rejected": rejected.sum(),
+                "rewards/margin": (chosen - rejected).sum(),
+                "logps/chosen": policy[:, 0].detach().sum(),
+                "logps/rejected": policy[:, 1].detach().sum(),
+            },
+            tokens=batch.completions.mask.sum(),
+            # What the policy, read as a Bradley-Terry model of its implicit reward, holds to be preferred.
+            probabilities=torch.sigmoid(chosen - rejected),
+        )
+
+    def _log_probs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """[B, 2] log π and log μ of both completions."""
+        completions = batch.completions.flat()
+        mask, normed = completions.mask, self.config.length_norm
+
+        def score(role: Role) -> Tensor:
+            log_probs = self._policy.log_probs(role, batch.prompts, completions)
+            return sequence_log_probs(log_probs, mask, length_norm=normed).reshape(-1, 2)
+
+        if batch.reference is None:
+            reference = score(Role.reference)
+        else:
+            lengths = batch.completions.mask.sum(-1)
+            reference = batch.reference / lengths if normed else batch.reference
+        return score(Role.policy), reference
+
+
+def correct(margin: Tensor, labels: Tensor) -> Tensor:
+    """[B] 1 where the margin [B] sides with the label, ½ where either is undecided, else 0."""
+    return 0.5 + 0.5 * margin.sign() * (labels - 0.5).sign()
+
+
+def pair_set(examples: Sequence[Example], encoding: Encoding, encode: Any) -> PairSet:
+    """Pairs within the limits that the configuration sets. Raises InputError as `PairSet.build`."""
+    data = encoding.data
+    return PairSet.build(
+        examples,
+        encode,
+        pad_id=encoding.pad_id,
+        max_prompt_tokens=data.max_prompt_tokens or encoding.context,
+        max_completion_tokens=data.max_completion_tokens,
+        max_tokens=encoding.context,
+        too_long=data.too_long,
+        seed=encoding.seed,
+        bad_rows=data.bad_rows,
+        drawn=encoding.drawn,
+    )

@@ -1,0 +1,84 @@
+"""log μ of a fixed set of pairs, computed once and kept by content."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignrun import distributed
+from alignrun.data import PairSet
+from alignrun.models.device import batch_to
+from alignrun.models.policy import Policy, Role
+from alignrun.models.sources import cache_folder
+from alignrun.run.directory import writing
+
+NAME = "log_probs"
+
+
+def reference_log_probs(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
+    """[N, 2] float32, log μ of both completions of every pair as sums over tokens, on the CPU.
+
+    Read from the user's cache where the same tokens have been scored under the same weights before; the name of the
+    file is a digest of both, so that no other run's values can be taken for these. Weights without a fingerprint
+    (quantised ones) are scored anew by every run.
+
+    Raises:
+        RunError: the cache cannot be written.
+    """
+    if not policy.backbone.fingerprint:
+        return _compute(policy, pairs, batch_size)
+    path = cache_folder() / "reference" / f"{_digest(policy, pairs)}.safetensors"
+    cached: Tensor | None = distributed.broadcast(_read(path, len(pairs)) if distributed.is_main() else None)
+    if cached is not None:
+        return cached
+    values = _compute(policy, pairs, batch_size)
+    with distributed.raise_together():
+        if distributed.is_main():
+            _write(path, values)
+    return values
+
+
+def _read(path: Path, pairs: int) -> Tensor | None:
+    """What the cache has; None where that is absent or damaged, and so to be computed."""
+    try:
+        cached = load_file(path)[NAME]
+    except (OSError, KeyError, SafetensorError):
+        return None
+    return cached if cached.shape == (pairs, 2) else None
+
+
+def _write(path: Path, values: Tensor) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        os.close(handle)
+        try:
+            save_file({NAME: values}, temporary)
+            Path(temporary).replace(path)  # another process may be writing the same
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _compute(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
+    values = torch.zeros(len(pairs), 2)
+    batches = zip(pairs.all_rows(batch_size), pairs.all_batches(batch_size), strict=True)
+    for (rows, batch), counts in distributed.round_robin(batches):
+        moved = batch_to(batch, policy.device)
+        log_probs = policy.log_probs(Role.reference, moved.prompts, moved.completions.flat())
+        if counts:
+            values[rows] = log_probs.sum(1).reshape(-1, 2).float().cpu()
+    return distributed.all_reduce_sum(values)
+
+
+def _digest(policy: Policy, pairs: PairSet) -> str:
+    digest = hashlib.sha256()
+    digest.update(f"{policy.fingerprint(Role.reference)} {policy.model.dtype} {policy.device.type}".encode())
+    for pair in pairs.pairs:
+        digest.update(f"{pair.prompt}{pair.first}{pair.second}".encode())
+    return digest.hexdigest()

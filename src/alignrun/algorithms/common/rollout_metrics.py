@@ -1,0 +1,47 @@
+"""What is worth watching in the completions that a policy is trained on: drift, and the usual signs of hacking.
+
+A policy that exploits its preference rather than pleasing it tends to give itself away in the length, in completions
+that no longer end, and in repetition.
+
+Legend: N completions, T tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from alignrun.models.policy import Policy
+from alignrun.objectives.divergence import kl_k1, kl_k3
+from alignrun.types import Completions
+
+
+def rollout_metrics(
+    policy: Policy, completions: Completions, log_probs: Tensor, log_ratio: Tensor
+) -> dict[str, Tensor]:
+    """Sums over the N completions, for `Loss.metrics`; log π [N, T] and log π/μ [N, T] are taken without a gradient.
+
+    kl and kl_k3 estimate KL(π‖μ) in nats, entropy that of π in nats a token, if the completions were drawn from π;
+    drawn from another policy, they are the same means under that one. `repetition` is the share of a completion's
+    pairs of neighbouring tokens that stood in it before.
+    """
+    log_probs, log_ratio, mask = log_probs.detach(), log_ratio.detach(), completions.mask
+    lengths = mask.sum(1)
+    return {
+        "kl": kl_k1(log_ratio).sum(),
+        "kl_k3": kl_k3(log_ratio).sum(),
+        "entropy": -(log_probs.sum(1) / lengths).sum(),
+        "length": lengths.sum(),
+        "eos_rate": policy.ends(completions).sum(),
+        "repetition": repetition(completions).sum(),
+    }
+
+
+def repetition(completions: Completions) -> Tensor:
+    """[N] the share of a completion's bigrams that repeat an earlier one; 0 where it has none."""
+    tokens, mask = completions.tokens, completions.mask
+    if tokens.shape[1] < 2:
+        return torch.zeros(len(tokens), device=tokens.device)
+    counted = mask[:, 1:]
+    bigrams = tokens[:, :-1] * (tokens.max() + 1) + tokens[:, 1:]
+    ranked = torch.where(counted, bigrams, -1).sort(dim=1).values
+    repeats = ((ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] >= 0)).sum(1)
+    return repeats / counted.sum(1).clamp(min=1)

@@ -1,0 +1,225 @@
+"""Completions of the policy from a server that holds the same base and is given the adapter: vLLM's protocol.
+
+Only the policy alone can be drawn there: a server knows no mixture of two models.
+
+Shape legend: B prompts, T completion tokens.
+"""
+
+import asyncio
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+
+from alignrun.config.training import GenerationConfig
+from alignrun.errors import InputError, RunError
+from alignrun.generation.decode import Sampling
+from alignrun.generation.server.client import KEY_VARIABLE, ServerClient
+from alignrun.generation.server.protocol import field, prompt_seed, read_completions, request
+from alignrun.http import decode, read_key
+from alignrun.types import Completions, PromptBatch
+
+
+class RolloutServer:
+    """Draws completions from an OpenAI-compatible server that loads LoRA adapters while it runs.
+
+    vLLM 0.10.2 or newer, started as `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora
+    --max-lora-rank RANK`, where it can read the folders that it is told to load.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        retries: int,
+        api_key: str | None = None,
+        *,
+        model: str | None = None,
+        parallel: int = 64,
+        backoff: float = 1.0,
+    ) -> None:
+        """Find the server's base.
+
+        Args:
+            url: of the server, with or without `/v1`.
+            timeout: seconds that one request may take.
+            retries: attempts after the first one, while the server is down, slow or busy.
+            api_key: sent as a bearer token.
+            model: the base, by the server's name for it; None takes the one that is there.
+            parallel: requests in flight at once.
+            backoff: seconds before the first retry, doubled before each one that follows.
+
+        Raises:
+            InputError: the server has another base.
+            RunError: it does not answer, or not as such a server would.
+        """
+        self._client, self._parallel = ServerClient(url, timeout, retries, api_key, parallel, backoff), parallel
+        # No two processes share a name, even of one run: vLLM caches what it has read by the adapter's name, and
+        # would go on from another adapter's keys and values (its issue 42125).
+        self._run = secrets.token_hex(4)
+        self._adapter: str | None = None
+        self.base = self._find_base(model)
+
+    @classmethod
+    def connect(cls, config: GenerationConfig) -> "RolloutServer":
+        """As the configuration and the environment's key say. Raises as the constructor."""
+        if config.server_url is None:
+            raise ValueError("generation.server_url is not set")
+        return cls(
+            config.server_url,
+            config.server_timeout_seconds,
+            config.server_retries,
+            read_key(KEY_VARIABLE) or None,
+            model=config.server_model,
+            parallel=config.server_parallel,
+        )
+
+    def load_adapter(self, folder: Path, version: int) -> None:
+        """Draw from this adapter from now on, and let the server forget the one before.
+
+        Args:
+            folder: a PEFT adapter that the server can read; it must stay while it is in use.
+            version: tells the adapters of a run apart; the one that is in use is not loaded again.
+
+        Raises:
+            RunError: the server does not load it.
+        """
+        name, path = f"alignrun-{self._run}-{version}", str(folder.resolve())
+        if name == self._adapter:
+            return
+        # vLLM answers 500 where an adapter does not fit, which no second attempt would change.
+        response = self._send("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, final=(500,))
+        if not response.is_success:
+            said = self._client.complaint(response)
+            if path in said and "No adapter found" in said:
+                advice = "set generation.server_adapter_folder to a folder that the server's machine sees too"
+            elif response.status_code == 404:
+                advice = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
+            else:
+                advice = "start vLLM with the base that is trained, --enable-lora and a --max-lora-rank of adapter.rank"
+            # The name is ours alone: an attempt whose answer was lost has loaded it.
+            if "already been loaded" not in said:
+                raise self._client.refusal(response, advice)
+        self._forget()
+        self._adapter = name
+
+    def sample(self, prompts: PromptBatch, samples: int, sampling: Sampling, seed: int) -> list[Completions]:
+        """Draw some completions of every prompt from the adapter that was loaded last.
+
+        The seed fixes the draws as far as the server's own arithmetic is the same whatever else it computes.
+
+        Args:
+            prompts: B prompts.
+            samples: completions of each, in as many streams.
+            sampling: lengths, stop tokens, temperature and truncation.
+            seed: of this batch; another one for every batch.
+
+        Returns:
+            `samples` streams of completions [B, T], as `sample_completions` returns them.
+
+        Raises:
+            RunError: the server fails, or gives something else than was asked for.
+        """
+        if self._adapter is None:
+            raise ValueError("no adapter was loaded before sampling")
+        drawn = asyncio.run(self._draw(prompts, samples, sampling, seed))
+        longest = max(len(tokens) for row in drawn for tokens in row)
+        device = prompts.input_ids.device
+        streams = []
+        for stream in zip(*drawn, strict=True):
+            padded = [tokens + [sampling.pad_id] * (longest - len(tokens)) for tokens in stream]
+            lengths = torch.tensor([len(tokens) for tokens in stream], device=device)
+            mask = torch.arange(longest, device=device) < lengths[:, None]
+            streams.append(Completions(torch.tensor(padded, device=device), mask))
+        return streams
+
+    def close(self) -> None:
+        """Let the server forget the adapter; nothing happens where it is gone itself."""
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._adapter is not None:
+            name, self._adapter = self._adapter, None
+            with suppress(RunError):  # it costs the server memory, and nothing is drawn from it any more
+                self._send("/v1/unload_lora_adapter", {"lora_name": name}, retries=0)
+
+    def _find_base(self, model: str | None) -> str:
+        response = self._send("/v1/models")
+        if not response.is_success:
+            raise self._client.refusal(response, "check generation.server_url")
+        listed = field(decode(response), "data")
+        cards = listed if isinstance(listed, list) else []
+        # Adapters are listed too; they name their base as the parent.
+        bases = [field(card, "id") for card in cards if field(card, "parent") is None]
+        names = [name for name in bases if isinstance(name, str)]
+        if not names:
+            raise RunError(
+                f"generation.engine=server: {response.url} lists no model: check generation.server_url, which must "
+                "be an OpenAI-compatible server"
+            )
+        if model is not None and model not in names:
+            raise InputError(
+                f"generation.server_model={model} is not what {self._client.root} serves: name one of "
+                f"{', '.join(names)}, or serve that base"
+            )
+        return model or names[0]
+
+    async def _draw(self, prompts: PromptBatch, samples: int, sampling: Sampling, seed: int) -> list[list[list[int]]]:
+        """The completions of each prompt, in order."""
+        rows = zip(prompts.input_ids.tolist(), prompts.attention_mask.tolist(), strict=True)
+        places = asyncio.Semaphore(self._parallel)  # waiting for one is no delay of the server's
+        async with self._client.connect() as connection:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(
+                            self._complete(
+                                connection,
+                                places,
+                                [token for token, real in zip(ids, mask, strict=True) if real],
+                                samples,
+                                sampling,
+                                prompt_seed(seed, row),
+                            )
+                        )
+                        for row, (ids, mask) in enumerate(rows)
+                    ]
+            except ExceptionGroup as errors:  # the others were cancelled
+                raise errors.exceptions[0] from errors
+        return [task.result() for task in tasks]
+
+    async def _complete(
+        self,
+        connection: httpx2.AsyncClient,
+        places: asyncio.Semaphore,
+        prompt: list[int],
+        samples: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> list[list[int]]:
+        """The completions of one prompt."""
+        body = request(prompt, samples, sampling, seed) | {"model": self._adapter}
+        tokens = len(prompt) + samples * sampling.max_new_tokens
+        async with places:
+            response = await self._client.send(connection, "/v1/completions", body, tokens=tokens)
+        if response.status_code == 404:
+            raise self._client.refusal(
+                response, "if the server was started again, `alignrun resume RUN` gives it the adapter"
+            )
+        if not response.is_success:
+            raise self._client.refusal(
+                response, "check generation.temperature and that --max-model-len holds a prompt and max_new_tokens"
+            )
+        return read_completions(decode(response), prompt, samples, sampling, str(response.url))
+
+    def _send(self, path: str, body: dict[str, Any] | None = None, **options: Any) -> httpx2.Response:
+        """One request on its own."""
+
+        async def alone() -> httpx2.Response:
+            async with self._client.connect() as connection:
+                return await self._client.send(connection, path, body, **options)
+
+        return asyncio.run(alone())

@@ -1,0 +1,1 @@
+"""From a command line to a job: compose, check, build, train, export."""

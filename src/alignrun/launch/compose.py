@@ -1,0 +1,370 @@
+"""From the command line to a typed Config: Hydra composes, OmegaConf checks, errors become one line."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from alignrun.algorithms.base import discover
+from alignrun.config import Config, TournamentConfig
+from alignrun.config.shipped import config_folder as config_folder
+from alignrun.errors import InputError, one_line
+from alignrun.launch.overrides import readable, unreadable
+from alignrun.launch.suggestions import alias, note
+from alignrun.preferences import PREFERENCES
+from alignrun.security.files import read_yaml
+from alignrun.security.text import visible
+
+VERSION_BASE = "1.3"
+PLUGINS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+    "optuna": "hydra-optuna-sweeper",
+}
+"""Hydra's launchers and sweepers that sweeps have been tried with, and the package of each."""
+
+REFERENCE = r"${KEY} stands for the value of another key, and \${ for the two characters: KEY='\${…}'"
+HINTS = {
+    "not a valid bool": "use true or false",
+    "could not be converted to Integer": "give a whole number",
+    "could not be converted to Float": "give a number",
+    "is not a ListConfig": "write it as a list, KEY='[a,b]'",
+    "Interpolation": REFERENCE,
+    "interpolation": REFERENCE,
+    "token recognition error": REFERENCE,
+    "no viable alternative": REFERENCE,
+}
+"""How to mend what OmegaConf refuses, by its words."""
+
+NAMES_OR_PATHS = ("model.path", "data.path", "data.eval_path", "reference.path", "preference.path", "algo.opponent")
+"""What may be a path, or else a name of the hub."""
+GAMES = ("preference.game", "data.game")
+"""What may be a file, or else the name of a game."""
+PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
+"""What is a path, also where nothing stands there yet."""
+
+Root = TypeVar("Root", Config, TournamentConfig)
+
+
+def register_schemas() -> None:
+    """Put the typed dataclasses beneath the YAML files: `defaults: [schema/NAME@_here_]`."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="tournament", node=TournamentConfig)
+    for name, algorithm in discover().items():
+        store.store(group="algo/schema", name=name, node=algorithm.config_class)
+    for name, kind in PREFERENCES.items():
+        store.store(group="preference/schema", name=name, node=kind.config_class)
+
+
+def compose(overrides: Sequence[str], verb: str = "") -> Config:
+    """The configuration of a run that the overrides of a command select.
+
+    Raises:
+        InputError: an unknown key or choice, a wrong type, or values that a section refuses.
+    """
+    return _composed("config", Config, readable(overrides, Config, verb))
+
+
+def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
+    """The configuration of a tournament that the overrides select. Raises as `compose`."""
+    overrides = readable(overrides, TournamentConfig, "eval")
+    for group in ("data", "preference"):
+        given = [override for override in overrides if override.startswith(f"{group}.")]
+        if given and not any(override.startswith(f"{group}=") for override in overrides):
+            raise InputError(f"config: {given[0]} needs {group}=NAME beside it: without, the runs' own is taken")
+    return _composed("eval", TournamentConfig, overrides)
+
+
+def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
+    register_schemas()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+            return typed(hydra_compose(name, overrides=list(overrides)), kind)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error, kind)) from error
+
+
+def compose_hydra(overrides: Sequence[str]) -> None:
+    """Check settings of Hydra itself, its launcher and its sweeper. Raises InputError, as `compose`, and where a plugin
+    is not installed."""
+    register_schemas()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+            hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+    except MissingConfigException as error:
+        name = str(error.missing_cfg_file).rpartition("/")[2]
+        if name not in PLUGINS:
+            chosen = str(error.missing_cfg_file).replace(f"/{name}", f"={name}")
+            raise InputError(f"config: {chosen} does not exist: choose from basic, {', '.join(PLUGINS)}") from error
+        raise InputError(f"config: {error.missing_cfg_file} is not installed: pip install {PLUGINS[name]}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error)) from error
+
+
+def typed(composed: DictConfig, kind: type[Root]) -> Root:
+    """A composed configuration as frozen dataclasses.
+
+    Raises:
+        InputError: a value is missing or refused.
+    """
+    try:
+        missing = OmegaConf.missing_keys(composed)
+        if missing:
+            raise InputError(f"config: {', '.join(sorted(missing))} must be given")
+        # Interpolations are resolved in one round: what a value that was escaped has become is text.
+        for key, number in _floats(OmegaConf.to_container(composed, resolve=True), ""):
+            # An architecture may hold what transformers writes into it.
+            if not math.isfinite(number) and not key.startswith("model.architecture."):
+                raise InputError(f"config: {key} must be a finite number, not {number}")
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, kind)) from error
+    except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
+        raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
+    assert isinstance(config, kind)
+    return config
+
+
+def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
+    """Every number of a container that might be infinite, with its key."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        yield from _floats(value, f"{prefix}{key}.")
+    if isinstance(node, float):
+        yield prefix.rstrip("."), node
+
+
+def plain(config: Config | TournamentConfig) -> dict[str, Any]:
+    """The whole configuration as dictionaries of plain values."""
+    container: dict[str, Any] = _plain(asdict(config))
+    return container
+
+
+def _plain(value: Any) -> Any:
+    """Enumerations by name; OmegaConf would take `${…}` in a text for a reference."""
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def dump(config: Config | TournamentConfig) -> str:
+    """The whole configuration as YAML, every default written out, hidden characters as YAML's escapes."""
+    whole = plain(config)
+    text = str(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+    return text if visible(text) == text else str(yaml.safe_dump(whole, sort_keys=False))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that `dump` wrote, with values changed by `key=value`.
+
+    What is stored is data: `${…}` in it is text. In an override it stands for another value.
+
+    Raises:
+        InputError: the file is missing, not YAML, or not a configuration of this version; an override that cannot be.
+    """
+    for group, _, choice in (override.partition("=") for override in overrides):
+        if group in groups():
+            raise InputError(
+                f"config: {group}={choice}: a run that has begun keeps its {group}: change single values of it, "
+                f"{group}.KEY=…, or start another run"
+            )
+    try:
+        stored = read_yaml(path)
+        sections = discover()[stored["algo"]["name"]], PREFERENCES[stored["preference"]["name"]]
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
+    try:
+        whole = _with_values(stored, *(section.config_class for section in sections))
+        config = typed(whole, Config)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise InputError(f"{path}: {explain(error)}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return changed(config, overrides) if overrides else config
+
+
+def changed(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with values changed by `key=value`, and whole sections by `group=choice`.
+
+    Raises:
+        InputError: an unknown key or choice, a wrong type, or values that a section refuses.
+    """
+    chosen = [override.partition("=")[0] for override in overrides if override.partition("=")[0] in groups()]
+    for group in chosen:
+        section = compose([override for override in overrides if override.startswith((f"{group}=", f"{group}."))])
+        config = replace(config, **{group: getattr(section, group)})
+    rest = [override for override in overrides if override.partition("=")[0].partition(".")[0] not in chosen]
+    try:
+        whole = _with_values(plain(config), type(config.algo), type(config.preference))
+        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(list(rest)))
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error)) from error
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise InputError(
+            f"config: cannot read the overrides {' '.join(rest)} ({one_line(error, 120)}): write key=value"
+        ) from error
+    assert isinstance(merged, DictConfig)
+    return typed(merged, Config)
+
+
+def _with_values(values: Any, algo: type, preference: type) -> DictConfig:
+    """The schema of a run with plain values in it, each of them as it is."""
+    base = OmegaConf.structured(Config)
+    base.algo, base.preference = algo, preference
+    merged = OmegaConf.merge(base, OmegaConf.create(_literal(values)))
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _literal(value: Any) -> Any:
+    """Plain values in which `${` is escaped, with the backslashes before it, so that OmegaConf reads it as text."""
+    if isinstance(value, dict):
+        return {key: _literal(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_literal(child) for child in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
+def anchored(config: Config) -> Config:
+    """The configuration with every local path absolute: it means the same in any folder."""
+
+    def placed(key: str, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        path = Path(value).expanduser()
+        local = path.suffix == ".json" if key in GAMES else key in PATHS or path.exists()
+        return str(path.absolute()) if local else value
+
+    for key in (*NAMES_OR_PATHS, *GAMES, *PATHS):
+        group, _, name = key.partition(".")
+        section = getattr(config, group)
+        if hasattr(section, name):
+            config = replace(config, **{group: replace(section, **{name: placed(key, getattr(section, name))})})
+    architecture = {
+        name: placed(GAMES[0], value) if name == "game" else value for name, value in config.model.architecture.items()
+    }
+    return replace(config, model=replace(config.model, architecture=architecture))
+
+
+def choices(group: str) -> list[str]:
+    """The names that a group offers, sorted."""
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """The configuration groups, sorted."""
+    return sorted(path.name for path in config_folder().iterdir() if path.is_dir())
+
+
+def explain(error: Exception, kind: type = Config) -> str:
+    """One line for an error of Hydra or OmegaConf: what is wrong, and the nearest name that would be right."""
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    if isinstance(error, OverrideParseException):
+        return unreadable(str(error.override))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"config: {group}={name} does not exist{_nearest(name, choices(group))}"
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        key = str(cause.full_key or cause.key)
+        owners = _owners(key)
+        if owners:
+            return f"config: {key} is of no use here: it belongs to {', '.join(owners)}"
+        return f"config: unknown key {key}{_nearest(key, known_keys(kind))}"
+    lines = str(cause).splitlines() or [type(cause).__name__]
+    # Hydra names the file in a first line of its own, and the problem in the next.
+    first = " ".join(lines[:2]) if lines[0].endswith("raised while composing config:") else lines[0]
+    full_key = getattr(cause, "full_key", None)
+    where = f"{full_key}: " if full_key and str(full_key) not in first else ""
+    if "Could not override" in first and "No match in the defaults list" in str(cause):
+        name = first.split("'")[1]
+        return f"config: unknown group {name}{_nearest(name, known_keys(kind), _groups_of(kind))}"
+    hint = next((f": {hint}" for words, hint in HINTS.items() if words in first), "")
+    return f"config: {where}{one_line(Exception(first))}{hint}"
+
+
+def known_keys(kind: type = Config) -> list[str]:
+    """Every key that a run, or a tournament, can be told, over all algorithms and preferences."""
+    keys = _flatten(OmegaConf.structured(kind), "")
+    sections = {name: part.type for name, part in Config.__dataclass_fields__.items() if name in _fields(kind)}
+    for name, section in sections.items():
+        if is_dataclass(section):
+            keys += _flatten(OmegaConf.structured(section), f"{name}.")
+    classes = {
+        "algo": [algorithm.config_class for algorithm in discover().values()],
+        "preference": [entry.config_class for entry in PREFERENCES.values()],
+    }
+    keys += [
+        f"{name}.{field}" for name in classes if name in sections for own in classes[name] for field in _fields(own)
+    ]
+    return sorted({*keys, *_groups_of(kind)})
+
+
+def _groups_of(kind: type) -> list[str]:
+    """The groups that a run, or a tournament, is composed of."""
+    return groups() if kind is Config else [name for name in groups() if name in _fields(kind)]
+
+
+def _owners(key: str) -> list[str]:
+    """The algorithms or preferences that have a key which the chosen one has not."""
+    group, _, field = key.partition(".")
+    classes = {
+        "algo": {name: algorithm.config_class for name, algorithm in discover().items()},
+        "preference": {name: kind.config_class for name, kind in PREFERENCES.items()},
+    }.get(group, {})
+    return sorted(f"{group}={name}" for name, config_class in classes.items() if field in _fields(config_class))
+
+
+def _fields(config_class: type) -> list[str]:
+    return list(config_class.__dataclass_fields__)  # type: ignore[attr-defined]
+
+
+def _flatten(node: Any, prefix: str) -> list[str]:
+    keys = []
+    for key in node:
+        keys.append(f"{prefix}{key}")
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
+            keys += _flatten(node[key], f"{prefix}{key}.")
+    return keys
+
+
+def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) -> str:
+    """A suggestion: another trainer's name for a candidate, or else the nearest of those that are offered, by default
+    all of them, compared over the whole name and over its last part."""
+    known = alias(name)
+    if known and known.rpartition(" ")[2] in candidates:
+        return f": did you mean {known}{'=…' if ' ' in known else ''}?{note(name)}"
+    candidates = offered or candidates
+    last = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
+    match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75) or [
+        last[near] for near in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=1, cutoff=0.7)
+    ]
+    if match:
+        return f": did you mean {match[0]}?"
+    return f": choose from {', '.join(candidates)}" if candidates and len(candidates) <= 12 else ": see `alignrun ls`"

@@ -1,0 +1,86 @@
+"""Exporting what a run has learned."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from alignrun.config import AdapterKind, Config
+from alignrun.errors import InputError
+from alignrun.launch import compose
+from alignrun.launch.build import load_trained, memory_errors
+from alignrun.launch.pins import check_base
+from alignrun.models.policy import Policy
+from alignrun.models.scorer import Scorer
+from alignrun.models.sources import load_tokenizer
+from alignrun.preferences.base import preference_using
+from alignrun.run.directory import RunDirectory, writing_folder
+from alignrun.run.trust import check_own, read_signature
+from alignrun.training.checkpoint import read_checkpoint
+from alignrun.training.trainer import restore_weights
+
+
+def export(path: str, step: int | None, merge: bool, target: str | None, console: Console) -> int:
+    """Write what a run has learned: a policy as a PEFT adapter or merged into its base, for transformers and vLLM, or
+    a feedback model as an adapter and a head.
+
+    The folder appears at the end, when all of it is written.
+
+    Raises:
+        AlignrunError: the run has no checkpoint, the target is taken, or the weights are not finite.
+    """
+    run = RunDirectory.open(path)
+    config = compose.load(run.config_file)
+    check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), ("model",))
+    folder = Path(target).expanduser() if target else run.path / ("merged" if merge else "export")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} is taken: choose another folder with --to")
+    checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False, markup=False))
+    if checkpoint is None:
+        raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
+    with writing_folder(folder, "export again") as partial, memory_errors(config):
+        trained = _load(config)
+        check_base(run, config, trained.backbone)
+        if merge and not isinstance(trained, Policy):
+            raise InputError(
+                f"{run.path} is a feedback model, whose head no merged model has: export it without --merge"
+            )
+        restore_weights(trained.trainable(), checkpoint)
+        if isinstance(trained, Policy):
+            trained.training = replace(trained.training, step=checkpoint.step)
+        if merge and isinstance(trained, Policy):
+            trained.save_merged(partial)
+        else:
+            trained.save_adapter(partial)
+    for line in _said(trained, folder, checkpoint.step, whole=merge or config.adapter.name is AdapterKind.none):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _load(config: Config) -> Policy | Scorer:
+    adapter = config.adapter
+    if adapter.name is AdapterKind.qlora:
+        # The adapter is the same on the full-precision base, which is what it is merged into; no GPU is needed.
+        adapter = replace(adapter, name=AdapterKind.lora)
+    return load_trained(replace(config, adapter=adapter), load_tokenizer(config.model))
+
+
+def _said(trained: Policy | Scorer, folder: Path, step: int, *, whole: bool) -> list[str]:
+    """What was written, and how to use it."""
+    if isinstance(trained, Scorer):
+        use = preference_using(trained.card.kind)
+        return [
+            f"feedback model of step {step} written to {folder}",
+            f"use it with preference={use} preference.path={folder}",
+        ]
+    loaded = (
+        f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+        if whole
+        else f"PeftModel.from_pretrained(base, {str(folder)!r})"
+    )
+    return [
+        f"{'model' if whole else 'adapter'} of step {step} written to {folder}",
+        f"load it with {loaded}",
+        f"sample it at temperature {trained.training.temperature:g}, as generation_config.json says: at another one it "
+        "is another policy",
+    ]

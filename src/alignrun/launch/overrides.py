@@ -1,0 +1,133 @@
+"""Overrides as people type them, made into what Hydra's grammar reads: texts as they are, lists where lists belong.
+
+In that grammar commas, brackets, quotes and equals signs mean something, `007` is 7 and `1_0` is 10. A key whose value
+is a text takes what was typed, character by character, except for `null`, for what stands in quotes or behind
+backslashes, and for `${…}`, the value of another key.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
+
+from alignrun.algorithms.base import discover
+from alignrun.errors import InputError
+from alignrun.launch.suggestions import stray
+from alignrun.preferences import PREFERENCES
+
+
+def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
+    """The overrides of one run, or one tournament, as Hydra reads them.
+
+    Args:
+        overrides: what was typed.
+        kind: Config or TournamentConfig, whose keys they are.
+        verb: the command that takes them.
+
+    Raises:
+        InputError: one is not key=value, or has several values where one is wanted.
+    """
+    if problem := stray(overrides, verb):
+        raise InputError(problem)
+    types = key_types(kind)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if (key in get_type_hints(kind) and key not in types) or key == "experiment":
+            _check_section(key, value)
+    return [_readable(override, types.get(override.partition("=")[0].lstrip("+"), ())) for override in overrides]
+
+
+def _check_section(key: str, value: str) -> None:
+    """Refuse what is no name of a choice, nor values of the section. Hydra raises ValueError for some of it."""
+    if key == "run" and value.startswith("["):
+        raise InputError(f"config: run={value}: did you mean runs={shlex.quote(value)}?")
+    if key in ("train", "evaluation", "run", "sweep") and not value.startswith("{"):
+        raise InputError(f"config: {key} is a section of keys: write {key}.KEY=VALUE")
+    if not value or value in ("null", "true", "false") or re.fullmatch(r"[-+.\d[{].*", value):
+        raise InputError(f"config: {key}={value} is no choice: write {key}=NAME, one of `alignrun ls {key}`")
+
+
+def _readable(override: str, types: Sequence[Any]) -> str:
+    key, _, value = override.partition("=")
+    if not key:
+        raise InputError(unreadable(override))
+    text = bool(types) and all(kind is str for kind in types)
+    listed = bool(types) and all(get_origin(kind) is list for kind in types)
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        if text:
+            return f"{key}={quoted(value)}"
+        if listed and (items := re.fullmatch(r"\[([^\[\]{}'\"]*)\]", value)):
+            return f"{key}=[{','.join(quoted(item.strip()) for item in items[1].split(','))}]"
+        if listed:
+            raise InputError(f"config: cannot read {override!r}: {key} is a list: write {key}='[A,B]'") from error
+        if types:
+            raise InputError(f"config: cannot read the override {override!r}: write {key}=VALUE") from error
+        raise InputError(unreadable(override)) from error
+    if parsed.is_sweep_override():
+        if text:
+            return f"{key}={quoted(value)}"
+        if listed:
+            raise InputError(f"config: {key} is a list: write {key}={shlex.quote(f'[{value}]')}")
+        raise InputError(
+            f"config: {override} has several values: a sweep over them is `alignrun -m {shlex.quote(override)} …`, and "
+            "a single run takes one"
+        )
+    found = parsed.value()
+    if listed and isinstance(found, str) and "${" not in found:
+        raise InputError(f"config: {key} is a list: write {key}={shlex.quote('[' + (value or 'A,B') + ']')}")
+    if text and found is not None and not isinstance(found, str | QuotedString):
+        return f"{key}={quoted(value)}"
+    return override
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra's grammar takes it to the letter: only quotes, and backslashes before one, are escaped there."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
+    return f"'{escaped}'"
+
+
+def unreadable(override: str) -> str:
+    """One line for an override that is no sentence of Hydra's grammar."""
+    key, given, value = override.partition("=")
+    if not given or not re.fullmatch(r"[+~]{0,2}[\w./@-]+", key):
+        return f"config: cannot read the override {override!r}: write key=value"
+    if re.search(r"\s[\w.]+=", value):
+        return f"config: {override!r} is one argument with several overrides: leave out the quotes around them"
+    typed = f"{key}={quoted(value)}"
+    typed = shlex.quote(typed) if set(typed) & set('"$`\\!') else f'"{typed}"'
+    return f"config: cannot read the override {override!r}: if its special characters are a text, write {typed}"
+
+
+@cache
+def key_types(kind: type) -> Mapping[str, tuple[Any, ...]]:
+    """The types that a key may have, over all algorithms and preferences, None left out."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for key, hint in _walk(kind, ""):
+        found[key] = (*found.get(key, ()), hint)
+    return found
+
+
+def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    open_sections = {
+        "algo": [algorithm.config_class for algorithm in discover().values()],
+        "preference": [entry.config_class for entry in PREFERENCES.values()],
+    }
+    for name, hint in get_type_hints(section).items():
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        for option in options:
+            if option is Any and not prefix:
+                for own in open_sections.get(name, ()):
+                    yield from _walk(own, f"{name}.")
+            elif is_dataclass(option):
+                yield from _walk(option, f"{prefix}{name}.")  # type: ignore[arg-type]
+            elif option is not NoneType:
+                yield f"{prefix}{name}", option

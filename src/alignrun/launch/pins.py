@@ -1,0 +1,214 @@
+"""What a run stands on, recorded by content: a path or a name says too little, since what it leads to may change."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from operator import attrgetter
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from alignrun.config import Config, ModelSource, ReferenceKind
+from alignrun.data import Loaded
+from alignrun.errors import InputError, one_line
+from alignrun.models.backbone import Backbone
+from alignrun.models.cards import adapter_folder
+from alignrun.models.sources import locate
+from alignrun.preferences import PREFERENCES
+from alignrun.preferences.base import Preference
+from alignrun.preferences.feedback_model import find_card
+from alignrun.preferences.matrix import MatrixPreference
+from alignrun.run.directory import RunDirectory
+from alignrun.security.files import read_json
+from alignrun.types import Example
+
+SAMPLES, SAMPLE_BYTES = 64, 1 << 20
+"""A file of weights that is larger is read at so many places, so many bytes at each: training changes all of them."""
+SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+"""What an adapter's settings say about the function that its weights are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The parts that a run stands on."""
+
+    parts: Mapping[str, str]
+    """A digest of each by its name; empty where the content cannot be known."""
+    changed: tuple[str, ...] = field(default=())
+    """Those that have changed on the way, as the user has accepted, each with the step."""
+
+    def differing(self, now: "Pins") -> list[str]:
+        """The names of the parts that are not what they were; what cannot be known does not count."""
+        both = [*self.parts, *(name for name in now.parts if name not in self.parts)]
+        return [name for name in both if _differ(self.parts.get(name), now.parts.get(name))]
+
+    def text(self) -> str:
+        """As it stands in the file."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def _differ(before: str | None, now: str | None) -> bool:
+    return before != now and before != "" and now != ""
+
+
+def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Preference | None = None) -> Pins:
+    """The parts as they are now.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    parts = {
+        "base": backbone.fingerprint or _base_digest(config, backbone),
+        "tokenizer": tokenizer_digest(backbone.tokenizer),
+    }
+    if config.reference.name is ReferenceKind.adapter:
+        parts["reference"] = folder_digest(adapter_folder(str(config.reference.path)))
+    if opponent := getattr(config.algo, "opponent", None):
+        parts["opponent"] = folder_digest(adapter_folder(opponent))
+    if preference is not None and (kind := PREFERENCES[config.preference.name].feedback):
+        folder, card = find_card(str(config.preference.path), kind)
+        parts["feedback model"] = _digest(folder_digest(folder), card.base, card.template)
+    elif preference is not None and (path := getattr(config.preference, "path", None)) and Path(path).is_dir():
+        parts["feedback model"] = folder_digest(adapter_folder(path))
+    if isinstance(preference, MatrixPreference):
+        parts["game"] = _digest(*map(str, preference.game.preferences.flatten().tolist()))
+    if preference is not None and preference.reads_columns:
+        parts["columns"] = _digest_of(example.asked.identity for example in (*loaded.train, *loaded.heldout))
+    parts["training data"] = examples_digest(loaded.train)
+    parts["held-out data"] = examples_digest(loaded.heldout)
+    return Pins(parts)
+
+
+def read_pins(run: RunDirectory) -> Pins | None:
+    """What was recorded; None for a run of a version that recorded nothing.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    file = run.pins_file
+    if not file.is_file():
+        return None
+    try:
+        found = read_json(file)
+        parts = {str(name): str(value) for name, value in found["parts"].items()}
+        return Pins(parts, tuple(map(str, found["changed"])))
+    except (InputError, TypeError, LookupError, AttributeError) as error:
+        raise InputError(
+            f"{file} cannot be read ({one_line(error, 120)}): delete it to resume without a check of what the run "
+            "stands on"
+        ) from None
+
+
+def checked(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
+    """The parts as they are now, once they are known to be what a run began with, or the change is accepted.
+
+    Args:
+        now: what is there.
+        run: whose file says what there was.
+        accepted: whether the user accepts a change.
+        step: from which the run is to go on.
+
+    Raises:
+        InputError: a part has changed.
+    """
+    before = read_pins(run)
+    if before is None or not (parts := before.differing(now)):
+        return replace(now, changed=before.changed if before else ())
+    if not accepted:
+        raise InputError(f"{_changed(run, parts)}, or add resume.changed=accept to go on with what is there now")
+    return replace(now, changed=(*before.changed, *(f"{part} from step {step}" for part in parts)))
+
+
+def check_base(run: RunDirectory, config: Config, backbone: Backbone) -> None:
+    """Refuse to put the weights of a run on another base, or to ask it by another tokenizer, than it was trained with.
+
+    Args:
+        run: whose file says what there was; without one nothing is checked.
+        config: from which the base was loaded.
+        backbone: the base that is there now, in any precision.
+
+    Raises:
+        InputError: the base, its tokenizer or its chat template has changed.
+    """
+    before = read_pins(run)
+    if before is None:
+        return
+    now = {"tokenizer": tokenizer_digest(backbone.tokenizer), "base": backbone.fingerprint}
+    made_here = config.model.source in (ModelSource.random, ModelSource.game)
+    if not made_here and _differ(before.parts.get("base"), now["base"]):
+        now["base"] = _base_digest(config, backbone)  # as it was recorded of one that was quantised
+    if parts := [part for part in now if part in before.parts and _differ(before.parts[part], now[part])]:
+        raise InputError(
+            f"{_changed(run, parts)}, or go on from what is there with `alignrun resume {run.path} train.steps=… "
+            "resume.changed=accept`"
+        )
+
+
+def _changed(run: RunDirectory, parts: Sequence[str]) -> str:
+    verb, pronoun, were = ("is", "it", "it was") if len(parts) == 1 else ("are", "them", "they were")
+    names = " and the ".join([*([", the ".join(parts[:-1])] if parts[:-1] else []), parts[-1]])
+    return f"{run.path}: the {names} that the run stands on {verb} not what {were}: restore {pronoun}"
+
+
+def examples_digest(examples: Sequence[Example]) -> str:
+    """A digest of examples in their order, wherever they were read from."""
+    # What `repr` makes of each without its origin, several times as fast. The other columns are a part of their own.
+    read = [each.name for each in fields(Example) if each.name != "columns"]
+    form = ", ".join("origin=''" if name == "origin" else f"{name}={{!r}}" for name in read)
+    values = attrgetter(*(name for name in read if name != "origin"))
+    return _digest_of(f"Example({form})".format(*values(example)) for example in examples)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of how texts become tokens, chat template included; how batches are padded does not count."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    said = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+    return _digest(json.dumps(said, sort_keys=True), str(tokenizer.chat_template))
+
+
+def folder_digest(folder: Path) -> str:
+    """A digest of the weights in a folder and of their scaling; of large files in samples. Empty where there are none.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    try:
+        files = sorted(folder.glob("*.safetensors"))
+        settings = folder / "adapter_config.json"
+        scaling = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        said = json.dumps([scaling.get(name) for name in SCALING], sort_keys=True)
+        return _digest(said, *(f"{file.name} {_file_digest(file)}" for file in files)) if files else ""
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder} cannot be read ({one_line(error, 120)})") from None
+
+
+def _base_digest(config: Config, backbone: Backbone) -> str:
+    """Of a base that is held in another form than it is stored: of its files, or the revision that the hub names."""
+    folder = Path(locate(config.model))
+    return folder_digest(folder) if folder.is_dir() else getattr(backbone.model.config, "_commit_hash", None) or ""
+
+
+def _file_digest(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(file.read())
+        else:
+            for sample in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _digest(*texts: str) -> str:
+    return _digest_of(texts)
+
+
+def _digest_of(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -1,0 +1,359 @@
+"""Starting a run, or resuming one."""
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+import yaml
+from rich.console import Console
+
+from alignrun import distributed
+from alignrun.algorithms.best_response import BestResponseConfig
+from alignrun.config import AdapterConfig, Config, RunConfig
+from alignrun.errors import InputError, RunError, one_line
+from alignrun.launch import compose
+from alignrun.launch.build import Assembly, assemble, check, memory_errors
+from alignrun.launch.pins import checked, read_pins
+from alignrun.models.device import resolve_device
+from alignrun.run.directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
+from alignrun.run.fresh import fresh_directory
+from alignrun.run.progress import Progress, summary_panel
+from alignrun.run.tracking import Tracking, finite, start_tracking
+from alignrun.run.trust import check_own, read_signature, signature_text
+from alignrun.security.files import is_step, read_json
+from alignrun.training.checkpoint import Checkpoint, read_checkpoint
+from alignrun.training.resumption import Resumption, commit, settle
+from alignrun.training.trainer import Outcome, Progressed, Trainer
+
+
+def train(config: Config, overrides: Sequence[str], console: Console) -> int:
+    """Run a configuration from its first step to its last; the exit code.
+
+    Raises:
+        AlignrunError: bad input, or a run that could not go on.
+    """
+    config = compose.anchored(config)
+    with job(config, console) as console, contextlib.ExitStack() as held:
+        made: RunDirectory | None = None
+        with distributed.raise_together():
+            check(config)
+            if distributed.is_main():
+                made = held.enter_context(contextlib.closing(new_run(config)))
+        path = distributed.broadcast(made.path if made else None)
+        return _train(config, overrides, made or RunDirectory(path), console)
+
+
+def new_run(config: Config) -> RunDirectory:
+    """The folder of a new run: run.dir, or runs/DATE_TIME_ALGO_MODEL, numbered where that is taken."""
+    if config.run.dir is not None:
+        return RunDirectory.create(config.run.dir)
+    return RunDirectory.create(fresh_directory(Path("runs"), f"_{config.algo.name}_{config.model.name}"))
+
+
+def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console: Console) -> int:
+    with distributed.raise_together():
+        if distributed.is_main():
+            write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
+            write_text_atomic(run.overrides_file, overrides_text(overrides))
+    try:
+        assembly = _assemble(config, console)
+    except BaseException:
+        if distributed.is_main():
+            remove_empty_run(run)
+        raise
+    with distributed.raise_together():
+        if distributed.is_main():
+            write_text_atomic(run.pins_file, assembly.pins.text())
+            if signature := signed(config, console):
+                write_text_atomic(run.signature_file, signature)
+            write_text_atomic(run.config_file, compose.dump(config))
+    return _fit(config, assembly, run, console)
+
+
+def signed(config: Config, console: Console) -> str:
+    """The text of signature.json, which lets this user open the run again without being asked; empty without a key."""
+    try:
+        return signature_text(compose.plain(config))
+    except InputError as error:
+        console.print(f"the run is not signed, and --trust may be needed to resume it: {error}", style="dim")
+        return ""
+
+
+def overrides_text(overrides: Sequence[str]) -> str:
+    """The overrides as overrides.yaml holds them: what was typed, as text."""
+    return str(yaml.safe_dump(list(overrides), allow_unicode=True))
+
+
+@contextlib.contextmanager
+def job(config: Config, console: Console) -> Iterator[Console]:
+    """All processes of a launcher together, of which one speaks: what is told to the console.
+
+    Raises:
+        InputError: they do not find each other.
+    """
+    with distributed.joined(resolve_device(config.model.device)):
+        yield console if distributed.is_main() else Console(quiet=True)
+
+
+def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
+    """Train a best response to the policy of a finished run, on that run's model, data and preference; the exit code.
+
+    What it gains on held-out prompts is a lower bound on how exploitable the run's policy is.
+
+    Raises:
+        AlignrunError: bad input, or a run that could not go on.
+    """
+    run = RunDirectory.open(path)
+    config = compose.load(run.config_file)
+    check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), overrides=overrides)
+    if not run.adapter.is_dir():
+        raise InputError(f"{run.path} has not finished: go on with `alignrun resume {run.path}` first")
+    kept = {
+        field.name: getattr(config.algo, field.name)
+        for field in fields(BestResponseConfig)
+        if field.name not in ("name", "opponent") and hasattr(config.algo, field.name)
+    }
+    config = replace(
+        config,
+        algo=BestResponseConfig(opponent=str(run.path), **kept),
+        adapter=AdapterConfig(name=config.adapter.name),
+        train=replace(config.train, max_kl=None),  # a limit of that run, not of what beats it
+        tracker=replace(config.tracker, name=None),
+        run=RunConfig(),
+    )
+    return train(compose.changed(config, overrides), overrides, console)
+
+
+def resume(path: str, step: int | None, overrides: Sequence[str], console: Console) -> int:
+    """Go on from the newest checkpoint of a run, or from that of `step`; the exit code.
+
+    What lies after `step` is given up. With overrides the run goes on under the changed configuration, for example
+    with a lower learning rate or more steps. Until the first step has succeeded, nothing on the disk changes.
+
+    Raises:
+        AlignrunError: there is nothing to resume, or the checkpoint is damaged, or what the run stands on has changed.
+    """
+    run = RunDirectory.open(path)
+    accepted, overrides = _accepted(overrides)
+    with job(compose.load(run.config_file, overrides), console) as console, contextlib.closing(run):
+        with distributed.raise_together():
+            if distributed.is_main():
+                run.lock()
+                settle(run)
+        stored = compose.load(run.config_file)
+        with distributed.raise_together():
+            if distributed.is_main():
+                signature = read_signature(run.signature_file)
+                check_own(compose.plain(stored), signature, str(run.path), overrides=overrides)
+        stored = compose.anchored(stored)
+        config = compose.anchored(compose.changed(stored, overrides))
+        with distributed.raise_together():
+            check(config)
+        return _resume(config, stored, step, accepted, overrides, run, console)
+
+
+def _finished_steps(run: RunDirectory) -> int:
+    """How many steps a finished run has; −1 before that. Raises InputError where summary.json is damaged."""
+    if not run.summary_file.is_file():
+        return -1
+    advice = "delete it, and resume evaluates the run again"
+    found = read_json(run.summary_file, advice)
+    if not isinstance(found, dict) or not is_step(found.get("step")):
+        raise InputError(f"{run.summary_file} does not say how many steps the run has: {advice}")
+    return int(found["step"])
+
+
+def _accepted(overrides: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether the user accepts that what the run stands on has changed, and the overrides of the configuration."""
+    key = "resume.changed="
+    answers = [override.removeprefix(key) for override in overrides if override.startswith(key)]
+    if wrong := [answer for answer in answers if answer not in ("accept", "refuse")]:
+        raise InputError(f"config: {key}{wrong[0]}: write accept or refuse")
+    return answers[-1:] == ["accept"], [override for override in overrides if not override.startswith(key)]
+
+
+def _resume(
+    config: Config,
+    stored: Config,
+    step: int | None,
+    accepted: bool,
+    overrides: Sequence[str],
+    run: RunDirectory,
+    console: Console,
+) -> int:
+    done = _finished_steps(run)
+    if step is None and done == config.train.steps:
+        if config != stored:
+            raise InputError(
+                f"{run.path} has finished its {done} steps, and nothing is left to do with {' '.join(overrides)}: "
+                "raise train.steps, or go on from an earlier checkpoint with --step"
+            )
+        console.print(f"{run.path} has finished its {done} steps: nothing to resume.")
+        return 0
+    with distributed.raise_together():  # before a model is loaded, so that a damaged one is refused at once
+        checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False))
+        if checkpoint is not None and checkpoint.step > config.train.steps:
+            raise InputError(
+                f"config: train.steps={config.train.steps} lies before step {checkpoint.step}, from which the run "
+                "would go on: raise it, or name an earlier checkpoint with --step"
+            )
+        for file in (run.metrics_file, run.samples_file):
+            read_jsonl(file)
+    assembly = _assemble(config, console)
+    with distributed.raise_together():
+        pins = checked(assembly.pins, run, accepted, checkpoint.step if checkpoint else 0)
+        before = run.read_overrides() or []
+    going_on = Resumption(
+        step=0,
+        evaluated=False,
+        config=compose.dump(config),
+        overrides=overrides_text([*before, *overrides]),
+        pins=pins.text(),
+        signature=signed(config, console) if distributed.is_main() else "",
+        outputs=(run.adapter.name, *assembly.algorithm.exports()),
+    )
+    return _fit(config, replace(assembly, pins=pins), run, console, going_on, checkpoint, stored)
+
+
+def _assemble(config: Config, console: Console) -> Assembly:
+    with distributed.raise_together(), memory_errors(config):
+        return assemble(config, lambda text: console.print(text, style="dim", markup=False))
+
+
+def remove_empty_run(run: RunDirectory) -> None:
+    """Leave nothing behind of a run that could not be assembled."""
+    for file in (run.environment_file, run.overrides_file, run.path / ".lock"):
+        file.unlink(missing_ok=True)
+    run.close()
+    if not any(run.path.iterdir()):
+        run.path.rmdir()
+
+
+def _fit(
+    config: Config,
+    assembly: Assembly,
+    run: RunDirectory,
+    console: Console,
+    going_on: Resumption | None = None,
+    checkpoint: Checkpoint | None = None,
+    stored: Config | None = None,
+) -> int:
+    """Train to the end, and report.
+
+    Args:
+        config: the configuration.
+        assembly: what it is made of.
+        run: where it is kept.
+        console: who is kept informed.
+        going_on: what is written when a resumed run has made its first step; its checkpoint is filled in here.
+        checkpoint: where the resumed run goes on from; None where it has not reached one.
+        stored: the configuration before it was resumed.
+    """
+    torch.use_deterministic_algorithms(assembly.trained.device.type == "cpu")
+    trainer = Trainer(config, assembly.trained, assembly.algorithm, assembly.data, assembly.evaluate, run)
+    start = Progressed(0, evaluated=False)
+    with distributed.raise_together():
+        if checkpoint is not None and stored is not None:
+            start = trainer.restore(checkpoint, stored.train.batch_size)
+    if start.step == config.train.steps and config != stored:
+        start = replace(start, evaluated=False)  # what was measured under other settings is measured again
+    check_alike(assembly, start.step)
+    with Progress(config.train.steps, start=start.step, console=console) as progress:
+        if going_on:
+            progress.note(f"resuming {run.path} after step {start.step}")
+
+        def begin() -> Tracking:
+            if not distributed.is_main():
+                return Tracking(None, None, 0, progress.note)
+            known = read_pins(run) if going_on else None
+            if going_on:
+                commit(run, replace(going_on, step=start.step, evaluated=start.evaluated))
+            tracking = start_tracking(
+                config.tracker,
+                run,
+                compose.plain(config),
+                resume_step=start.step if going_on else None,
+                resume_evaluated=start.evaluated,
+                notify=progress.note,
+            )
+            if known and (changed := assembly.pins.changed[len(known.changed) :]):
+                append_jsonl(run.metrics_file, {"step": start.step, "changed": changed})
+            return tracking
+
+        try:
+            with memory_errors(config):
+                outcome = trainer.fit(start, begin, progress, resumed=going_on is not None)
+        except BaseException as error:
+            if trainer.tracking is not None:
+                trainer.tracking.finish({}, 1)
+                if distributed.is_main() and isinstance(error, Exception):
+                    write_report(run, console)
+            raise
+    tracking = trainer.tracking
+    assert tracking is not None
+    if outcome.evaluation is None:
+        tracking.finish({}, 1)
+        return _interrupted(outcome, run, console)
+    if not distributed.is_main():
+        return 0
+    changed = {"changed": assembly.pins.changed} if assembly.pins.changed else {}
+    summary = {"step": outcome.step, **changed, **finite(outcome.evaluation.metrics)}
+    write_text_atomic(run.summary_file, json.dumps(summary, indent=2))
+    location = tracking.location
+    tracking.finish(outcome.evaluation.metrics, 0)
+    reported = write_report(run, console)
+    summary_panel(
+        f"{config.algo.name} on {config.model.name}: {outcome.step} steps",
+        [
+            *outcome.evaluation.lines,
+            ("run", str(run.path)),
+            ("metrics", "metrics.jsonl"),
+            *([("completions", "samples.jsonl")] if outcome.evaluation.samples else []),
+            *[("figure", name) for name in outcome.evaluation.files],
+            ("adapter", "adapter/"),
+            *[(name, f"{name}/") for name in assembly.algorithm.exports()],
+            *([("report", run.report_file.name)] if reported else []),
+            *([("wandb", location)] if location else []),
+        ],
+        console,
+    )
+    return 0
+
+
+def check_alike(assembly: Assembly, step: int) -> None:
+    """Refuse processes that are to train together and do not start alike. Raises RunError."""
+    if distributed.size() == 1:
+        return
+    trained, algorithm = assembly.trained, assembly.algorithm
+    own = [*trained.trainable().values(), *algorithm.trainable().values(), *algorithm.state().values()]
+    sums = [float(tensor.detach().double().sum()) for tensor in own]
+    with distributed.raise_together():
+        if not distributed.all_equal((step, len(assembly.data), trained.backbone.fingerprint, *sums)):
+            raise RunError(
+                "the processes of this job do not start from the same weights and data: give all of them the same "
+                "files, and a run.dir that they share"
+            )
+
+
+def write_report(run: RunDirectory, console: Console) -> bool:
+    """Write report.html; a page that cannot be drawn is told in a line, and no reason for a run to fail."""
+    from alignrun.reports.run import run_page  # draws, and what draws is slow to import
+
+    try:
+        write_text_atomic(run.report_file, run_page(run))
+    except Exception as error:
+        console.print(f"{run.report_file} could not be written: {one_line(error)}", markup=False, soft_wrap=True)
+        return False
+    return True
+
+
+def _interrupted(outcome: Outcome, run: RunDirectory, console: Console) -> int:
+    name = signal.Signals(outcome.stopped_by).name if outcome.stopped_by else ""
+    if distributed.is_main():
+        write_report(run, console)
+    console.print(f"stopped by {name} after step {outcome.step}: go on with `alignrun resume {run.path}`")
+    return 128 + int(outcome.stopped_by or 0)

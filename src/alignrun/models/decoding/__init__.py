@@ -1,0 +1,1 @@
+"""Decoding token by token, with caches."""

@@ -1,0 +1,162 @@
+"""Step-by-step decoding with a key-value cache, for the policy and the reference in one batch.
+
+Row legend: the decoder's R rows are the policy's rows, then the reference's. V is the vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from alignrun.errors import InputError
+from alignrun.models.adapters import Forward, Span, forwards_as, forwards_on_rows, lora_layers
+from alignrun.models.decoding.cache import attends, decoding_cache, select_rows
+from alignrun.models.decoding.replay import ReplayedSteps, can_replay
+from alignrun.models.head import vocabulary_head
+from alignrun.models.hidden import masked
+from alignrun.types import PromptBatch
+
+
+class RowDecoder(Protocol):
+    """Rows that are decoded together: `prefill` once, then any number of `select` and `step`."""
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; [R, V] logits of the first completion token."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep (or repeat) the given rows, in ascending order of role."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token [R] to each row; [R, V] logits of the next."""
+
+
+class CachedDecoder:
+    """Decodes every prompt once for each of the given adapters, on one base whose weights are read once per step.
+
+    Args:
+        model: the causal language model, with LoRA layers inside or without.
+        prompts: B prompts on the model's device.
+        adapters: the adapter of each block of B rows; None is the bare base, and comes last.
+        replay: the most steps that there will be, to have them recorded and replayed where the model allows it; by
+            default they run as they are.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: PromptBatch,
+        adapters: Sequence[str | None],
+        replay: int | None = None,
+    ) -> None:
+        self._model = model
+        self._head = vocabulary_head(model)
+        self._layers = lora_layers(model)
+        self._adapters = list(adapters)
+        self._counts = [len(prompts)] * len(adapters)
+        self._forwards = self._by_role()
+        self._ids = prompts.input_ids.repeat(len(adapters), 1)
+        self._mask = prompts.attention_mask.repeat(len(adapters), 1)
+        # Without padding no mask is needed, and attention takes its fast path.
+        self._padded = bool(prompts.padded)
+        self._cache = decoding_cache(model.config)
+        self._capacity = self._ids.shape[1] + replay if replay and can_replay(model, self._cache) else None
+        self._replayed: ReplayedSteps | None = None
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; [R, V] logits of the first completion token."""
+        return self._forward(self._ids, *masked(self._model, self._mask, self._padded), self._cache)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep (or repeat) the given rows; the blocks of the adapters must stay in their order."""
+        bounds = [sum(self._counts[: block + 1]) for block in range(len(self._counts))]
+        self._counts = [
+            sum(bounds[block] - self._counts[block] <= row < bounds[block] for row in rows)
+            for block in range(len(bounds))
+        ]
+        self._forwards = self._by_role()
+        index = torch.tensor(rows, dtype=torch.long, device=self._mask.device)
+        if self._replayed is not None:
+            self._replayed.select(index)
+            return
+        self._mask = self._mask[index]
+        select_rows(self._cache, index)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token [R] to each row; [R, V] logits of the next."""
+        if self._capacity is not None:
+            if self._replayed is None:
+                self._replayed = ReplayedSteps(self._cache, self._mask, self._capacity)
+            return self._replayed(tokens, self._forward)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        mask = self._mask if self._padded and attends(self._cache) else None
+        return self._forward(tokens[:, None], mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache) -> Tensor:
+        with torch.no_grad(), forwards_as(self._layers, self._forwards):
+            output = self._model.base_model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                cache=cache,
+                use_cache=True,
+            )
+            # In two dimensions: of three, some devices would copy the head's weights once for every row.
+            return self._head(output.last_hidden_state[:, -1])
+
+    def _by_role(self) -> list[Forward]:
+        """How the layers compute as long as the blocks of the adapters stay as they are."""
+        spans: list[Span] = []
+        start = 0
+        for adapter, count in zip(self._adapters, self._counts, strict=True):
+            if adapter is not None and count:
+                spans.append((adapter, slice(start, start + count)))
+            start += count
+        return forwards_on_rows(self._layers, spans, start)
+
+
+@torch.no_grad()
+def check_replay(model: PreTrainedModel) -> None:
+    """Compare steps that are replayed with the same ones as they are, so that no policy is sampled wrongly.
+
+    Raises:
+        InputError: they differ.
+    """
+    ids = torch.tensor([[0, 1, 2], [2, 1, 0]], device=model.device)
+    prompts = PromptBatch(("", ""), ids, torch.ones_like(ids), padded=False)
+    plain, replayed = (CachedDecoder(model, prompts, [None], replay) for replay in (None, 3))
+    expected, found = plain.prefill(), replayed.prefill()
+    for tokens in ids.T:  # the first runs as it is, the second is recorded
+        expected, found = plain.step(tokens), replayed.step(tokens)
+    # Half precision sums in another order; another token's logits are off by as much as they are large.
+    if not (found - expected).abs().max() <= 0.1 * expected.abs().max():
+        raise InputError(
+            f"{model.config.model_type} models decode differently where their steps are replayed as a CUDA graph: "
+            "set model.cuda_graphs=false"
+        )
+
+
+class PairedDecoder:
+    """Two decoders behind one interface, for a policy and a reference that share no weights."""
+
+    def __init__(self, policy: CachedDecoder, reference: CachedDecoder, prompts: int) -> None:
+        self._parts = (policy, reference)
+        self._counts = [prompts, prompts]
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; [R, V] logits of the first completion token."""
+        return torch.cat([part.prefill() for part in self._parts])
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep (or repeat) the given rows, the policy's first."""
+        boundary = self._counts[0]
+        chosen = [[row for row in rows if row < boundary], [row - boundary for row in rows if row >= boundary]]
+        for part, kept in zip(self._parts, chosen, strict=True):
+            part.select(kept)
+        self._counts = [len(kept) for kept in chosen]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token [R] to each row; [R, V] logits of the next."""
+        shares = tokens.split(self._counts)
+        return torch.cat([part.step(share) for part, share in zip(self._parts, shares, strict=True) if len(share)])

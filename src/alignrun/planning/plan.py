@@ -1,0 +1,349 @@
+"""`alignrun plan`: parameter counts and peak memory by phase, from the configuration alone.
+
+The architecture is built on the meta device, so that a model of any size is planned in seconds without its weights.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from alignrun.algorithms.base import discover
+from alignrun.algorithms.common.feedback import FeedbackAlgorithm
+from alignrun.algorithms.common.workload import Workload, decoding_rows
+from alignrun.config import AdapterKind, Config, Precision
+from alignrun.errors import AlignrunError, InputError, one_line
+from alignrun.generation.decode import needs_policy, needs_reference
+from alignrun.models.adapters import POLICY, add_adapter, lora_layers
+from alignrun.models.decoding.cache import capacity
+from alignrun.models.device import resolve_device, resolve_dtype
+from alignrun.models.loading_errors import remedy
+from alignrun.models.sources import planned_architecture, preview_prompt
+from alignrun.objectives.likelihood import CHUNK_SIZE
+from alignrun.planning.trace import Kept, Pass, kept_in_cache, training_peak
+
+ASSUMED_PROMPT_TOKENS = 256
+"""Where data.max_prompt_tokens does not say."""
+NF4_BYTES = 0.516
+"""A 4-bit weight with its doubly quantised scale (arXiv 2305.14314 §3)."""
+FLOAT32 = 4
+GIB = 2**30
+GPU_SIZES = (24, 48, 80)
+"""GiB"""
+USABLE = 0.9
+"""The share of a GPU that a plan may fill: the rest is for the CUDA context, fragments and kernels' workspaces."""
+MOST_PROMPTS = 1024
+"""Larger batches are not looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Counts, from the architecture and the adapter."""
+
+    parameters: int
+    """Of the base."""
+    trainable: int
+    """Of the policy, or of the feedback model without its head."""
+    adapted_layers: int
+    adapted_parameters: int
+    """Of the base's layers that carry an adapter, which are those that QLoRA quantises."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a run holds in memory, in bytes."""
+
+    size: Size
+    weights: int
+    """The base."""
+    adapters: int
+    """Trained parameters apart from the base, and copies of them, of their moments too where half-steps are undone;
+    without adapters, the frozen models."""
+    moments: int
+    """AdamW's two for every trained parameter."""
+    sampling: int
+    """Key-value cache, and the logits of one decoding step on their way to a token; that of the evaluation too."""
+    training: int
+    """Activations and gradients of a micro-batch, and pieces of the logits."""
+
+    @property
+    def peak(self) -> int:
+        """Sampling and training follow one another, so the larger of the two counts."""
+        return self.weights + self.adapters + self.moments + max(self.sampling, self.training)
+
+
+def count_parameters(config: Config) -> Size:
+    """Build the model on the meta device and count.
+
+    Raises:
+        InputError: the architecture is unknown here, or the adapter does not fit it.
+    """
+    architecture = planned_architecture(config.model)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.bfloat16)
+        parameters = sum(weight.numel() for weight in model.parameters())
+        if config.adapter.name is not AdapterKind.none:
+            add_adapter(model, POLICY, config.adapter)
+    layers = lora_layers(model)
+    return Size(
+        parameters=parameters,
+        trainable=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        adapted_layers=len(layers),
+        adapted_parameters=sum(layer.base_layer.weight.numel() for layer in layers),
+    )
+
+
+def make_plan(config: Config) -> MemoryPlan:
+    """Predict the memory of a run. Models that judge, and what they hold while they do, are not counted.
+
+    Raises:
+        InputError: as `count_parameters`, or its passes cannot be traced.
+    """
+    size, dtype, work = count_parameters(config), planned_dtype(config), workload(config)
+    weights, adapters, moments = _resident_bytes(config, size, work, dtype)
+    return MemoryPlan(
+        size=size,
+        weights=weights,
+        adapters=adapters,
+        moments=moments,
+        sampling=max(_drawing_bytes(config, work, dtype), _evaluation_bytes(config, work, dtype)),
+        training=_training_bytes(config, work, dtype, config.train.micro_batch_size or config.train.batch_size),
+    )
+
+
+def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dtype) -> tuple[int, int, int]:
+    """The base, what is trained or copied beside it, and the optimiser's moments."""
+    width = torch.finfo(dtype).bits // 8
+    if config.adapter.name is AdapterKind.none:
+        # Every role but the policy is a model of its own.
+        weights = size.parameters * width
+        return weights, (1 + work.copies + 3 * work.trial) * weights, 2 * weights
+    quantised = size.adapted_parameters if config.adapter.name is AdapterKind.qlora else 0
+    weights = int(quantised * NF4_BYTES + (size.parameters - quantised) * width)
+    trained = size.trainable * (1 + work.value) * FLOAT32  # PEFT holds adapters in float32
+    return weights, (1 + 3 * work.trial) * trained + work.copies * size.trainable * FLOAT32, 2 * trained
+
+
+def workload(config: Config) -> Workload:
+    """What a step asks of the model for every prompt."""
+    return discover()[config.algo.name].workload(config.algo)
+
+
+def planned_dtype(config: Config) -> torch.dtype:
+    """The precision of the run, also where its GPU is not in the machine that plans it."""
+    if config.adapter.name is AdapterKind.none and config.model.dtype is Precision.auto:
+        return torch.float32
+    wanted = config.model.device
+    device = torch.device(wanted) if wanted.startswith("cuda") else resolve_device(wanted)
+    return resolve_dtype(config.model.dtype, device)
+
+
+def _prompt_tokens(config: Config) -> int:
+    return config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS
+
+
+def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
+    prompts = config.generation.batch_size or config.train.batch_size
+    return sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
+
+
+def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
+    """The evaluation samples policy and reference in one loop; feedback models have none."""
+    if issubclass(discover()[config.algo.name], FeedbackAlgorithm):
+        return 0
+    prompts = min(config.evaluation.batch_size, config.data.eval_size or MOST_PROMPTS)
+    return sampling_bytes(config, (0.0, 1.0), prompts, dtype)
+
+
+def sampling_bytes(config: Config, betas: tuple[float, ...], prompts: int, dtype: torch.dtype) -> int:
+    """What one decoding loop holds: the key-value cache, and the logits of a step on their way to a token."""
+    architecture = planned_architecture(config.model)
+    text = architecture.get_text_config()
+    width = torch.finfo(dtype).bits // 8
+    streams = len(betas) * prompts
+    rows = decoding_rows(betas) * prompts
+    mixed = sum(needs_policy(beta) and needs_reference(beta) for beta in betas) * prompts
+    tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
+    kept = _kept(config, architecture)
+    cache = rows * (tokens * kept.by_token + kept.state) * width
+    # The model's logits are there throughout. A mixture takes three tensors on the way to its log-probabilities, with
+    # those of the last token still held; drawing takes no more than that.
+    return int(cache + text.vocab_size * (rows * width + FLOAT32 * (2 * streams + 3 * mixed)))
+
+
+_known: dict[str, Kept] = {}
+
+
+def _kept(config: Config, architecture: PreTrainedConfig) -> Kept:
+    """`kept_in_cache`, once for an architecture."""
+    key = architecture.to_json_string(use_diff=False)
+    if key not in _known:
+        with _predictable(config, "sampling"):
+            _known[key] = kept_in_cache(architecture)
+    return _known[key]
+
+
+@contextmanager
+def _predictable(config: Config, what: str) -> Iterator[None]:
+    try:
+        yield
+    except AlignrunError:
+        raise
+    except Exception as error:  # a library's code for an architecture fails in its own way
+        advice = remedy(error, config.model)
+        if not advice.startswith("set "):
+            advice = "its memory is only known once it runs: start with a small train.batch_size"
+        raise InputError(
+            f"model={config.model.name}: a pass of {what} cannot be traced ({one_line(error, 160)}): {advice}"
+        ) from error
+
+
+def _training_bytes(config: Config, work: Workload, dtype: torch.dtype, prompts: int) -> int:
+    kind = discover()[config.algo.name]
+    new = config.generation.max_new_tokens
+    one_pass = Pass(
+        prompts=prompts,
+        completions=work.learned,
+        prompt_tokens=_prompt_tokens(config),
+        completion_tokens=new if kind.online else config.data.max_completion_tokens or new,
+        checkpointing=config.model.gradient_checkpointing,
+        accumulating=prompts < config.train.batch_size,
+        vocabulary=not issubclass(kind, FeedbackAlgorithm),
+    )
+    architecture = planned_architecture(config.model)
+    with _predictable(config, "training"):
+        return training_peak(architecture, config.adapter, dtype, config.model.attention.value, one_pass)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How many prompts a GPU holds at once; 0 where the weights alone are too much or not one prompt fits."""
+
+    learned: int
+    """train.micro_batch_size"""
+    drawn: int
+    """generation.batch_size"""
+
+
+def largest_batches(
+    config: Config, kinds: Sequence[AdapterKind], sizes: Sequence[float]
+) -> dict[AdapterKind, list[Fit]]:
+    """For GPUs of these sizes in GiB, the largest batches with which the run's memory stays below `USABLE` of it.
+
+    Args:
+        config: the run, whatever its own adapter.
+        kinds: adapters of kinds that differ only in how the base is held, so that one pass is traced for all.
+        sizes: GiB.
+    """
+    work, dtype = workload(config), planned_dtype(config)
+    variants = {kind: replace(config, adapter=replace(config.adapter, name=kind)) for kind in kinds}
+    traced = variants[kinds[0]]
+    # From here on the pieces of the logits are as large as they get, and every prompt more costs the same.
+    new = config.generation.max_new_tokens
+    enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * new)))
+    few, more = (_training_bytes(traced, work, dtype, prompts) for prompts in (enough, enough + 1))
+    each = max(1, more - few)
+    drawn = max(1, sampling_bytes(config, work.drawn, 1, dtype))
+    size = count_parameters(traced)
+    fits = {}
+    for kind, variant in variants.items():
+        resident = sum(_resident_bytes(variant, size, work, dtype))
+        rooms = [USABLE * gpu * GIB - resident for gpu in sizes]
+        # Below `enough` this asks for too much, by the part of a piece that would not be there.
+        counts = [(enough + int((room - few) // each), int(room // drawn)) for room in rooms]
+        fits[kind] = [Fit(*(max(0, min(MOST_PROMPTS, count)) for count in pair)) for pair in counts]
+    return fits
+
+
+def gpu_sizes(settings: Sequence[str]) -> Sequence[float]:
+    """The sizes that `plan.gpu=24GB` asks for, in GiB; by default the usual ones.
+
+    Raises:
+        InputError: another setting, or a size that is none.
+    """
+    if not settings:
+        return GPU_SIZES
+    sizes = []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key != "plan.gpu":
+            raise InputError(f"config: {key} is unknown: alignrun plan takes plan.gpu=24GB beside the run's settings")
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gi?b?)?", value.strip().lower())
+        if not found or float(found[1]) == 0:
+            raise InputError(f"config: plan.gpu={value} is not a size of memory: write for example plan.gpu=24GB")
+        sizes.append(float(found[1]))
+    return sizes
+
+
+def describe(size: Size, config: Config) -> str:
+    """One line: what would be trained."""
+    if config.adapter.name is AdapterKind.none:
+        return f"{size.parameters / 1e6:,.1f}M parameters, all of them trained"
+    return (
+        f"{size.parameters / 1e6:,.1f}M parameters, {config.adapter.name.value} rank {config.adapter.rank} on "
+        f"{size.adapted_layers} layers: {size.trainable / 1e6:,.1f}M trained"
+    )
+
+
+def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZES) -> None:
+    """Print the plan of a configuration, and what fits on GPUs of the given sizes in GiB.
+
+    Raises:
+        InputError: see `make_plan`.
+    """
+    plan = make_plan(config)
+    console.print(f"{config.algo.name} on {config.model.name}: {describe(plan.size, config)}", highlight=False)
+    console.print(_phases(plan, config), highlight=False)
+    prompt = preview_prompt(config.model, "…")
+    shown = "the tokenizer's own, not yet downloaded" if prompt is None else repr(prompt)
+    console.print(f"prompt template: {shown}", highlight=False, markup=False)
+    console.print(
+        f"{str(planned_dtype(config)).removeprefix('torch.')} base, prompts of {_prompt_tokens(config)} tokens, "
+        f"{config.generation.max_new_tokens} new tokens, batches of {config.train.batch_size} in micro-batches of "
+        f"{config.train.micro_batch_size or config.train.batch_size}. The framework's own memory comes on top.",
+        highlight=False,
+    )
+    console.print(_fits(config, sizes), highlight=False)
+
+
+def _phases(plan: MemoryPlan, config: Config) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    adapted = config.adapter.name is not AdapterKind.none
+    for name, size in (
+        ("base weights", plan.weights),
+        ("adapters" if adapted else "frozen copies", plan.adapters),
+        ("AdamW moments", plan.moments),
+        ("sampling: cache and logits", plan.sampling),
+        ("training: activations, gradients, logits", plan.training),
+        ("predicted peak", plan.peak),
+    ):
+        table.add_row(name, f"{size / GIB:,.2f} GiB")
+    return table
+
+
+def _fits(config: Config, sizes: Sequence[float]) -> Table:
+    """Rows for adapters, columns for GPUs; in bfloat16 where the precision is left open."""
+    dtype = Precision.bfloat16 if config.model.dtype is Precision.auto else config.model.dtype
+    model = replace(config.model, dtype=dtype, device="cuda")
+    full = config.adapter.name is AdapterKind.none
+    online = discover()[config.algo.name].online
+    table = Table(
+        box=None, pad_edge=False, title="largest train.micro_batch_size" + (" / generation.batch_size" * online),
+        title_justify="left", title_style="",
+    )  # fmt: skip
+    table.add_column("on one GPU of", no_wrap=True)
+    for size in sizes:
+        table.add_column(f"{size:g} GB", justify="right", no_wrap=True)
+    kinds = [AdapterKind.none] if full else [AdapterKind.lora, AdapterKind.qlora]
+    for kind, fits in largest_batches(replace(config, model=model), kinds, sizes).items():
+        counts = [(fit.learned, fit.drawn) if online else (fit.learned,) for fit in fits]
+        shown = [" / ".join(map(str, pair)) if all(pair) else "does not fit" for pair in counts]
+        table.add_row(kind.value, *shown)
+    return table

@@ -1,0 +1,146 @@
+"""Metrics and samples: always to JSON Lines in the run, and also to wandb, which may fail but never stops a run."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignrun.config import Artifact, TrackerConfig
+from alignrun.errors import one_line
+from alignrun.run.directory import RunDirectory, append_jsonl, read_jsonl, truncate_jsonl, write_text_atomic
+from alignrun.run.merit import merit_of_row
+from alignrun.run.wandb_run import WandbTracker, start_wandb
+from alignrun.security.terminal import say
+from alignrun.types import Sample
+
+COLUMNS = ("prompt", "first", "second", "preference")
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics for JSON, which has no name for a value that is not finite: it becomes null."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+class JsonlTracker:
+    """metrics.jsonl and samples.jsonl: one row at a time, each on the disk before the next step."""
+
+    def __init__(self, metrics_file: Path, samples_file: Path) -> None:
+        self.metrics_file = metrics_file
+        self.samples_file = samples_file
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a row."""
+        append_jsonl(self.metrics_file, {"step": step} | finite(metrics))
+
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Add a row for each sample."""
+        for sample in samples:
+            append_jsonl(self.samples_file, {"step": step} | {name: getattr(sample, name) for name in COLUMNS})
+
+
+class Tracking:
+    """Both trackers as one, or neither."""
+
+    def __init__(
+        self, jsonl: JsonlTracker | None, wandb: WandbTracker | None, samples: int, notify: Callable[[str], None]
+    ) -> None:
+        self.jsonl = jsonl
+        self.wandb = wandb
+        self.samples = samples
+        self.location = wandb.location if wandb else None
+        """Where wandb has the run: its address, or the folder to give to `wandb sync`; None without wandb."""
+        self._notify = notify
+
+    def define(self) -> None:
+        """Describe the metrics to wandb, once, before the first of them."""
+        self._try(lambda wandb: wandb.define())
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step. Raises RunError where metrics.jsonl cannot be written."""
+        if self.jsonl is not None:
+            self.jsonl.log(step, metrics)
+        self._try(lambda wandb: wandb.log(step, metrics))
+
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Record the first few samples (`tracker.samples`). Raises RunError where samples.jsonl cannot be written."""
+        shown = samples[: self.samples]
+        if shown and self.jsonl is not None:
+            self.jsonl.log_samples(step, shown)
+            self._try(lambda wandb: wandb.log_samples(step, shown))
+
+    def log_adapter(self, step: int, metrics: Mapping[str, float], save: Callable[[Path], None]) -> None:
+        """Let wandb keep what `save` writes into a folder, if it is the best by its evaluation and that is wanted."""
+        self._try(lambda wandb: wandb.log_adapter(step, metrics, save))
+
+    def log_panels(self, draw: Callable[[Any], None]) -> None:
+        """Let `draw` put charts and tables on the open wandb run, where there is one."""
+        self._try(lambda wandb: draw(wandb.run))
+
+    def finish(self, summary: Mapping[str, float | str], exit_code: int = 0) -> None:
+        """End the wandb run with the last evaluation in its overview; `exit_code` other than 0 marks it as failed."""
+        self._try(lambda wandb: wandb.finish(summary, exit_code))
+        self.wandb = None
+
+    def _try(self, action: Callable[[WandbTracker], None]) -> None:
+        if self.wandb is None:
+            return
+        try:
+            action(self.wandb)
+        except Exception as error:
+            self.wandb = None
+            self._notify(f"wandb failed and is left out from here on, metrics.jsonl goes on: {one_line(error)}")
+
+
+def start_tracking(
+    config: TrackerConfig,
+    run: RunDirectory,
+    resolved_config: dict[str, Any],
+    *,
+    resume_step: int | None,
+    resume_evaluated: bool = True,
+    notify: Callable[[str], None] | None = None,
+) -> Tracking:
+    """Open both trackers of a run; `resume_step` is the step of the checkpoint that a resumed run starts from.
+
+    Rows that will be written again are dropped: those after `resume_step`, and its evaluation's unless
+    `resume_evaluated`. wandb goes on with the same run id.
+    `notify` gets one line for each thing the user should know (default: standard error). No failure of wandb is
+    raised; a broken metrics.jsonl is an InputError.
+    """
+    notify = notify or say
+    if resume_step is not None:
+        drop_rows(run, resume_step, resume_evaluated)
+    wandb_tracker = None
+    try:
+        best = _best(run.metrics_file) if config.artifact is Artifact.best else None
+        wandb_tracker = start_wandb(config, run, resolved_config, notify, resuming=resume_step is not None, best=best)
+    except Exception as error:
+        notify(f"wandb could not start, only metrics.jsonl is written: {one_line(error)}")
+    else:
+        if wandb_tracker is None and config.artifact is not Artifact.never:
+            notify(f"tracker.artifact={config.artifact.value}: wandb is disabled, so it keeps no adapter")
+    if wandb_tracker:
+        write_text_atomic(run.wandb_run_file, json.dumps(wandb_tracker.identity) + "\n")
+    tracking = Tracking(JsonlTracker(run.metrics_file, run.samples_file), wandb_tracker, config.samples, notify)
+    tracking.define()
+    return tracking
+
+
+def drop_rows(run: RunDirectory, step: int, evaluated: bool) -> None:
+    """Drop the rows that a run going on from `step` writes again: those of later steps, and the evaluation of this one
+    unless it is `evaluated`. Raises InputError for a broken line."""
+    for file in (run.metrics_file, run.samples_file):
+        truncate_jsonl(file, step, lambda row: not evaluated and _is_evaluation(row))
+
+
+def _is_evaluation(row: Mapping[str, Any]) -> bool:
+    return "preference" in row or any(name.startswith("eval/") for name in row)
+
+
+def _best(metrics_file: Path) -> float | None:
+    """The merit of the best evaluation that is recorded, after its rows were checked; None before the first one."""
+    rows = [row for _, row in read_jsonl(metrics_file) if isinstance(row, dict)]
+    found = map(merit_of_row, rows)
+    return max((value for value in found if value is not None), default=None)

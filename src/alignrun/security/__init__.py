@@ -1,0 +1,1 @@
+"""The boundary to what others wrote: files, text, the terminal and the current directory."""

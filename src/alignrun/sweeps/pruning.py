@@ -1,0 +1,137 @@
+"""Runs of a sweep that fall behind the others are stopped, by Optuna's rules, on what all have recorded.
+
+The rules read the runs' own metrics.jsonl and nothing else: they hold for any launcher whose runs share a file system,
+and for any sweeper.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignrun.config import Config, Pruner, SweepConfig
+from alignrun.errors import InputError
+from alignrun.run.directory import RunDirectory
+from alignrun.run.merit import merit_of_row
+from alignrun.security.files import ROWS_LIMIT, is_step, parse_json, read_bytes
+from alignrun.sweeps.job import read_job
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+
+
+def check_pruning(config: Config) -> None:
+    """Refuse a rule that cannot be applied.
+
+    Raises:
+        InputError: Optuna is not here, or nothing is evaluated before a run ends.
+    """
+    rule = config.sweep.pruner
+    if rule is Pruner.none:
+        return
+    if find_spec("optuna") is None:
+        raise InputError(f"config: sweep.pruner={rule.value} needs optuna: pip install 'alignrun[sweep]'")
+    if not 0 < config.evaluation.every < config.train.steps:
+        raise InputError(
+            f"config: sweep.pruner={rule.value} judges runs by evaluations on their way: set evaluation.every below "
+            f"train.steps={config.train.steps}"
+        )
+
+
+class Watch:
+    """Looks at a run of a sweep while it goes on, and at the others."""
+
+    def __init__(self, config: SweepConfig, steps: int, run: Path, sweep_directory: Path) -> None:
+        self._config, self._steps = config, steps
+        self._run, self._sweep_directory = run, sweep_directory
+        self._size, self._judged = 0, 0
+
+    def __call__(self) -> int | None:
+        """The step of the evaluation by which the run has fallen behind, each being judged once; else None.
+
+        A run whose last evaluation is made is left to end.
+        """
+        if self._config.pruner is Pruner.none:
+            return None
+        with contextlib.suppress(OSError, ValueError):  # files that are being written are looked at again
+            size = RunDirectory(self._run).metrics_file.stat().st_size
+            if size == self._size:
+                return None
+            newest = max(scores(self._run), default=0)
+            behind = None
+            if self._judged < newest < self._steps:
+                others = [run for run in run_directories(self._sweep_directory) if run != self._run]
+                behind = falls_behind(self._config, self._run, others, after=self._judged)
+            self._size, self._judged = size, newest
+            return behind
+        return None
+
+
+def run_directories(folder: Path) -> list[Path]:
+    """The runs below a folder that have recorded something, sorted; what is inside a run is not looked at."""
+    if RunDirectory(folder).metrics_file.is_file():
+        return [folder]
+    return [run for part in sorted(folder.iterdir()) if part.is_dir() for run in run_directories(part)]
+
+
+def scores(run: Path) -> dict[int, float]:
+    """How good a run was by each of its evaluations so far, by step; before training it is the reference."""
+    found = {}
+    for row in _rows(RunDirectory(run).metrics_file):
+        value = merit_of_row(row)
+        if value is not None and row["step"] > 0:
+            found[int(row["step"])] = value
+    return found
+
+
+def falls_behind(config: SweepConfig, run: Path, others: Sequence[Path], after: int = 0) -> int | None:
+    """The first step after `after` by whose evaluation a run should not go on; None where it should.
+
+    `median` (Golovin et al., Google Vizier, KDD 2017): its best score so far is below the median of what the runs that
+    are over had at that step. `halving` (ASHA, arXiv 1810.05934): at steps w, wη, wη², … it is not among the best 1/η
+    of the runs that have come so far by now.
+
+    Args:
+        config: the rule.
+        run: its directory.
+        others: those of the other runs of the sweep, finished, stopped or still going on; failed ones do not count.
+        after: evaluations up to this step have been judged before, and are not judged again.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", pruner=_pruner(config))
+    for other in others:
+        job, theirs = read_job(other), scores(other)
+        if not theirs or (job is not None and job.failed):
+            continue
+        trial = study.ask()
+        for step, score in sorted(theirs.items()):
+            trial.report(score, step)
+            trial.should_prune()  # which has the rule note how far it came
+        if job is not None:
+            study.tell(trial, list(theirs.values())[-1])
+    trial = study.ask()
+    for step, score in sorted(scores(run).items()):
+        trial.report(score, step)
+        if trial.should_prune() and step > after:
+            return step
+    return None
+
+
+def _pruner(config: SweepConfig) -> "BasePruner":
+    from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
+
+    if config.pruner is Pruner.median:
+        return MedianPruner(n_startup_trials=config.min_runs, n_warmup_steps=config.warmup_steps)
+    return SuccessiveHalvingPruner(min_resource=max(1, config.warmup_steps), reduction_factor=config.reduction)
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    text = read_bytes(file, ROWS_LIMIT).decode(errors="replace") if file.is_file() else ""
+    for line in text.split("\n")[:-1]:  # the last one may be half written
+        with contextlib.suppress(ValueError):
+            row = parse_json(line)
+            if isinstance(row, dict) and is_step(row.get("step")):
+                yield row

@@ -1,0 +1,139 @@
+"""How the runs of a sweep stand: the table at its end, and the files that keep it."""
+
+import json
+from dataclasses import asdict, replace
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from alignrun.errors import InputError, one_line
+from alignrun.evaluation.ranking import ONE_EVALUATION, rank
+from alignrun.evaluation.results import Estimate, Point, RunResult, SettingResult, SweepResult
+from alignrun.reports.record import read
+from alignrun.run.directory import RunDirectory, write_text_atomic
+from alignrun.security.files import read_json
+from alignrun.sweeps.job import Job, keyed, members, recorded, started_with, state
+
+COLUMNS = ("win_rate", "kl", "exploitability", "duality_gap", "accuracy", "log_loss", "loss")
+"""The final metrics in the table, where there are any."""
+
+
+def summarise(directory: Path, command: str, confidence: float, console: Console) -> int:
+    """Print the settings of a sweep from best to worst, and keep them; 0 if all of its runs finished, 1 otherwise.
+
+    sweep.json has a row for each run, ranking.json is what is printed, and report.html draws it.
+    """
+    rows: list[dict[str, Any]] = []
+    runs: list[RunResult] = []
+    unfinished: list[str] = []
+    for member in members(directory):
+        name, job = str(member.relative_to(directory)), state(member)
+        row: dict[str, Any] = {"run": name, "overrides": " ".join(setting_of(member)), "exit_code": None}
+        if job is None:
+            unfinished.append(name)
+        else:
+            run = read_run(member, name, job)
+            pruned = {} if job.pruned is None else {"pruned": job.pruned}
+            row |= {"exit_code": job.exit_code, **pruned, **({} if job.exit_code else read_summary(member))}
+            runs.append(run)
+        rows.append(row)
+    write_text_atomic(directory / "sweep.json", json.dumps(rows, indent=2))
+    result = rank(str(directory), runs, command, confidence)
+    if unfinished:
+        note = f"Not finished, and counted in nothing: {', '.join(unfinished)}."
+        result = replace(result, notes=(note, *result.notes))
+    write_text_atomic(directory / "ranking.json", json.dumps(asdict(result), indent=2))
+    print_ranking(result, console)
+    try:
+        from alignrun.reports.sweep import sweep_page
+
+        write_text_atomic(directory / "report.html", sweep_page(result))
+    except Exception as error:  # whatever it is, what the sweep has measured is worth more than its page
+        console.print(Text(f"report.html could not be drawn: {one_line(error)}"))
+    return int(any(run.exit_code and run.pruned is None for run in runs) or bool(unfinished) or not runs)
+
+
+def setting_of(member: Path) -> list[str]:
+    """The overrides that a run was made with: those it was started with, and what was changed when it was resumed."""
+    known, changed = started_with(member) or [], recorded(member) or []
+    values = keyed(known)
+    later = {key: value for key, value in keyed(changed).items() if values.get(key) != value}
+    kept = [override for override in known if override.partition("=")[0].lstrip("+") not in later]
+    return kept + [f"{key}={value}" if value else key for key, value in later.items()]
+
+
+def read_run(directory: Path, name: str, job: Job) -> RunResult:
+    """What a run of a sweep has left; a failed one has no final metrics, but its evaluations as far as it came."""
+    record, overrides = read(RunDirectory(directory)), setting_of(directory)
+    summary = {} if job.exit_code else record.summary or {}
+    seeds = [override.partition("=")[2] for override in overrides if _is_seed(override)]
+    points = [
+        Point(row.step, *(row.values.get(f"eval/{key}", nan) for key in ("kl", "win_rate"))) for row in record.rows
+    ]
+    setting = tuple(override for override in overrides if not _is_seed(override))
+    return RunResult(
+        name=name,
+        setting=" ".join(setting),
+        overrides=setting,
+        seed=int(seeds[-1]) if seeds and seeds[-1].removeprefix("-").isdecimal() else None,
+        exit_code=job.exit_code,
+        summary={key: value for key, value in summary.items() if isfinite(value)},
+        trajectory=tuple(point for point in points if isfinite(point.kl) and isfinite(point.win_rate)),
+        pruned=job.pruned,
+    )
+
+
+def print_ranking(result: SweepResult, console: Console) -> None:
+    """A row for each setting, the best first, with what distinguishes it from the others."""
+    console.print(Text(f"{len(result.runs)} runs in {result.directory}, ranked by {result.ranked_by}", "bold"))
+    words = [list(setting.overrides) for setting in result.settings]
+    shared = [word for word in words[0] if all(word in others for others in words)] if len(words) > 1 else []
+    if shared:
+        console.print(Text(f"all with {' '.join(shared)}"))
+    names = [name for name in COLUMNS if any(name in setting.metrics for setting in result.settings)]
+    matched = [f"win rate at KL {result.matched_kl:.3g}"] if any(s.matched for s in result.settings) else []
+    table = Table(Column("setting", overflow="fold"), "runs", *matched, *names)
+    exit_codes = {run.name: run.exit_code for run in result.runs if run.pruned is None}
+    for setting, own in zip(result.settings, words, strict=True):
+        runs = ", ".join(setting.runs)
+        if setting.failed:
+            codes = sorted({exit_codes.get(name, 0) for name in setting.runs} - {0})
+            runs += f"\n{setting.failed} failed (exit code {', '.join(map(str, codes))})"
+        if setting.pruned:
+            runs += f"\n{setting.pruned} stopped early"
+        cells = [" ".join(word for word in own if word not in shared), runs]
+        cells += [_matched(setting)] * len(matched) + [_shown(setting.metrics.get(name)) for name in names]
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    if len(result.settings) > 1 and not result.settled:
+        console.print(Text("Intervals over seeds do not settle that the first is the best."), soft_wrap=True)
+    for note in result.notes:
+        console.print(Text(note), soft_wrap=True)
+
+
+def _matched(setting: SettingResult) -> str:
+    return _shown(setting.matched) + (f" {ONE_EVALUATION}" if setting.single else "")
+
+
+def _shown(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    interval = f" [{estimate.low:.3g}, {estimate.high:.3g}]" if estimate.low < estimate.high else ""
+    return f"{estimate.value:.4g}{interval}"
+
+
+def _is_seed(override: str) -> bool:
+    return override.lstrip("+").startswith("seed=")
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """The final metrics of a run; nothing where it has none."""
+    file = RunDirectory(directory).summary_file
+    found = read_json(file, "delete it") if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise InputError(f"{file} cannot be read (it holds no mapping): delete it")
+    return found
