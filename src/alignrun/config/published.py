@@ -37,7 +37,8 @@ class PublishedConfig:
     chat_template: str | None = None
     """A Jinja template instead of the tokenizer's own."""
     dtype: Precision = Precision.auto
-    attention: Attention = Attention.sdpa
+    attention: Attention | None = None
+    """null leaves it to the model."""
     quantize: Quantize = Quantize.none
     device: str = "auto"
     """`auto` is the device of the policy; else `cpu`, `cuda`, `cuda:1`."""

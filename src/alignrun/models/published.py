@@ -30,7 +30,7 @@ class Row:
 
 
 Forward = Callable[[dict[str, Tensor]], Tensor]
-"""[N, W] from padded `input_ids` [N, S], their `attention_mask` and, where rows have them, `token_type_ids`."""
+"""[N, width] from padded `input_ids` [N, S], their `attention_mask` and, where rows have them, `token_type_ids`."""
 
 
 class Published:
@@ -56,7 +56,9 @@ class Published:
         source = ModelConfig(
             name=KEY, path=config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention.value}
+        options: dict[str, Any] = {"dtype": dtype}
+        if config.attention is not None:
+            options["attn_implementation"] = config.attention.value
         if config.quantize is not Quantize.none:
             options |= {"quantization_config": _quantization(config, device, dtype), "device_map": {"": device}}
         with _one_line(source, config, "tokenizer"):
@@ -78,23 +80,21 @@ class Published:
         return cls(model.eval().requires_grad_(False), tokenizer, config)
 
     @torch.no_grad()
-    def read(self, rows: Sequence[Row | None], forward: Forward, pad: Callable[[Sequence[Row]], int]) -> Tensor:
-        """[N, W] float32 on the CPU, what `forward` makes of each row; NaN for None. Equal rows are read once.
+    def read(
+        self, rows: Sequence[Row | None], forward: Forward, pad: Callable[[Sequence[Row]], int], width: int
+    ) -> Tensor:
+        """[N, width] float32 on the CPU, what `forward` makes of each row; NaN for None. Equal rows are read once.
 
         Rows of similar length are read together, `batch_tokens` at once, and processes share the batches.
         """
         places = {row: place for place, row in enumerate(dict.fromkeys(row for row in rows if row is not None))}
         batches = list(self._batches(sorted(places, key=lambda row: (len(row.ids), row.ids))))
-        results: Tensor | None = None
+        results = torch.zeros(len(places) + 1, width, dtype=torch.float64)
         with distributed.raise_together():
             for batch, counts in distributed.round_robin(batches):
                 scores = forward(self._padded(batch, pad(batch))).double().cpu()
-                if results is None:
-                    results = torch.zeros(len(places) + 1, scores.shape[1], dtype=torch.float64)
                 if counts:
                     results[[places[row] for row in batch]] = scores
-        if results is None:
-            results = torch.zeros(1, 1, dtype=torch.float64)
         results = distributed.all_reduce_sum(results)
         results[-1] = torch.nan
         return results[[len(places) if row is None else places[row] for row in rows]].float()

@@ -38,7 +38,7 @@ class BothOrders(Preference):
             rows += pair if None not in pair else [None, None]
         self._asked += len(prompts)
         self._skipped += rows.count(None) // 2
-        scores = self._published.read(rows, self.forward, self.padding).reshape(-1, 2)
+        scores = self._published.read(rows, self.forward, self.padding, 1).reshape(-1, 2)
         return self.symmetric(scores / self._temperature).nan_to_num(0.5)
 
     def symmetric(self, logits: Tensor) -> Tensor:

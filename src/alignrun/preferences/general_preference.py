@@ -45,10 +45,8 @@ class GeneralPreference(Preference):
         ]
         self._asked += len(rows)
         self._skipped += rows.count(None)
-        read = self._published.read(rows, self._forward, lambda _: int(self._published.tokenizer.pad_token_id or 0))
-        if not self._asked or read.shape[1] < 3:
-            return torch.full((len(prompts),), 0.5)
-        size = 2 * read.shape[1] // 3
+        size = len(self._published.model.value_head)  # type: ignore[arg-type]
+        read = self._published.read(rows, self._forward, self._padding, size + size // 2)
         one, other = read[:, :size].unflatten(0, (2, -1))
         # The prompt is the same on both sides, its tokens were only read in other company.
         scales = read[:, size:].unflatten(0, (2, -1)).mean(0)
@@ -65,6 +63,9 @@ class GeneralPreference(Preference):
         ids = [*self._encoder.encode(prompt, completion).ids]
         ids[-1] = int(self._published.tokenizer.eos_token_id)
         return Row(tuple(ids), (1,) * len(asked) + (0,) * (len(ids) - len(asked)))
+
+    def _padding(self, rows: Sequence[Row]) -> int:
+        return int(self._published.tokenizer.pad_token_id or 0)
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
         model: Any = self._published.model

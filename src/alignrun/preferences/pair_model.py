@@ -92,7 +92,7 @@ class PairModel(BothOrders):
         model: Any = self._published.model
         hidden = model.base_model(**batch, use_cache=False).last_hidden_state
         last = batch["attention_mask"].sum(1) - 1
-        logits = self._head(hidden[range(len(last)), last]).float()
+        logits = self._head(hidden[torch.arange(len(last), device=last.device), last]).float()
         first, second = self._answers
         return (logits[:, first] - logits[:, second])[:, None]
 

@@ -1,15 +1,13 @@
 """PairRM (arXiv 2306.02561) as a preference: an encoder that compares two answers to a request."""
 
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from alignrun.config import Attention, PublishedConfig, require, schema
+from alignrun.config import PublishedConfig, require, schema
 from alignrun.data.control import TextEncoder
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
-from alignrun.models.pair_ranker import PairRanker
 from alignrun.models.published import Published, Row, check_path
 from alignrun.preferences.base import Preference, preference
 from alignrun.preferences.both_orders import BothOrders
@@ -39,10 +37,10 @@ class PairRM(BothOrders):
         published.context = CONTEXT
         tokenizer: Any = published.tokenizer
         self._encoder = TextEncoder(tokenizer, "".join(MARKS))
-        self._marks = [tokenizer.convert_tokens_to_ids(mark) for mark in MARKS]
         self._open, self._close = tokenizer.cls_token_id, tokenizer.sep_token_id
         names = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id")
-        if self._marks != [getattr(published.model.config, name, None) for name in names]:
+        marks = [tokenizer.convert_tokens_to_ids(mark) for mark in MARKS]
+        if marks != [getattr(published.model.config, name, None) for name in names]:
             raise InputError(
                 f"preference.path={config.path} has no marks {', '.join(MARKS)}: name a PairRM in transformers' format"
             )
@@ -50,9 +48,9 @@ class PairRM(BothOrders):
     def encode(self, prompt: str, first: str, second: str) -> Row:
         """[CLS] mark text [SEP] three times over: of the request, and of each answer."""
         ids: list[int] = []
-        for mark, text in zip(self._marks, (str(prompt), first, second), strict=True):
+        for mark, text in zip(MARKS, (str(prompt), first, second), strict=True):
             guard = self._encoder.guard([text])
-            ids += [self._open, mark, *self._encoder.encode(guard.hide(text), guard), self._close]
+            ids += [self._open, *self._encoder.encode(mark + guard.hide(text), guard), self._close]
         return Row(tuple(ids))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
@@ -64,6 +62,7 @@ class PairRM(BothOrders):
 @preference("pairrm", PairRMConfig, check=check_path, on_base=True)
 def build(config: PairRMConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
+    from alignrun.models.pair_ranker import PairRanker  # here, since DeBERTa takes a while to import
+
     device = None if backbone is None else backbone.device
-    # Its attention is transformers' own, which knows no other kernel.
-    return PairRM(Published.load(replace(config, attention=Attention.eager), PairRanker, device), config)
+    return PairRM(Published.load(config, PairRanker, device), config)

@@ -55,7 +55,7 @@ class PublishedReward(Reward):
         fitting = [self._published.fitting(row) for row in rows]
         self._asked += len(rows)
         self._skipped += fitting.count(None)
-        return self._published.read(fitting, self._scores, self._padding)[:, : len(self._weights)] @ self._weights
+        return self._published.read(fitting, self._scores, self._padding, len(self._weights)) @ self._weights
 
     def counts(self) -> dict[str, float]:
         """The texts that were asked about, and those that were too long."""
