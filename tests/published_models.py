@@ -84,7 +84,9 @@ def byte_tokens(kind: str) -> PreTrainedTokenizerFast:
     return fast
 
 
-def random_model(kind: str, folder: Path, *, auto: Any = AutoModelForSequenceClassification, **changes: Any) -> Path:
+def random_model(
+    kind: str, folder: Path, *, auto: Any = AutoModelForSequenceClassification, std: float = 0.3, **changes: Any
+) -> Path:
     """A model of a family with its tokenizer, saved; `changes` are to its configuration."""
     config_class, values = CONFIGS[kind]
     tokenizer = byte_tokens(kind)
@@ -95,7 +97,7 @@ def random_model(kind: str, folder: Path, *, auto: Any = AutoModelForSequenceCla
     torch.manual_seed(0)
     model = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
     for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.3)  # such that no score is near another
+        torch.nn.init.normal_(weight, std=std)  # such that no score is near another
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -39,7 +39,7 @@ def check_symmetry(preference: object) -> torch.Tensor:
 
 
 def test_rlhflow_is_read_as_its_card_says(tmp_path: Path) -> None:
-    folder = random_causal("llama", tmp_path)
+    folder = random_causal("llama", tmp_path, std=1.0)
     found = check_symmetry(build_preference(preset("rlhflow_pair", folder)))
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     names = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in "AB"]
@@ -70,7 +70,7 @@ def test_pairrm_is_read_as_its_card_says(tmp_path: Path) -> None:
         f"{name}_prefix_id": tokenizer.convert_tokens_to_ids(f"<|{mark}|>")
         for name, mark in (("source", "source"), ("cand1", "candidate1"), ("cand2", "candidate2"))
     }
-    folder = random_model("deberta", tmp_path, auto=PairRanker, n_tasks=1, drop_out=0.05, **ids)
+    folder = random_model("deberta", tmp_path, auto=PairRanker, std=1.0, n_tasks=1, drop_out=0.05, **ids)
     found = check_symmetry(build_preference(preset("pairrm", folder)))
     model = PairRanker.from_pretrained(folder)
 

@@ -42,7 +42,7 @@ class ConversationEncoder:
         if asked.turns[-1]["role"] == "assistant":
             raise RunError(f"preference={self._name} judges what follows a prompt, and one ends with the assistant")
         if self._pair is not None:
-            encoding = self._pair.encode(str(prompt), completion)
+            encoding = self._pair.encode(str(prompt), completion or None)  # as transformers: nothing is no second text
             return Row(tuple(encoding.ids), tuple(encoding.type_ids) if self._typed else ())
         return Row(tuple(self.turns([*asked.turns, {"role": "assistant", "content": completion}])))
 
