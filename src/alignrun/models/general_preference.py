@@ -30,7 +30,8 @@ class GeneralPreferenceModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.base.device
+        device: torch.device = self.base.device
+        return device
 
     @classmethod
     def from_pretrained(

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 
 
-class PairRanker(DebertaV2PreTrainedModel):
+class PairRanker(DebertaV2PreTrainedModel):  # type: ignore[misc]
     """s(a) = head([h(request mark), h(mark of a)]); z = s(first) − s(second), the mean over the head's tasks.
 
     The names of its parts are those of the published weights.
@@ -31,4 +31,5 @@ class PairRanker(DebertaV2PreTrainedModel):
         marks = (self.config.source_prefix_id, self.config.cand1_prefix_id, self.config.cand2_prefix_id)
         request, first, second = (hidden[rows, (input_ids == mark).int().argmax(1)] for mark in marks)
         one, other = (self.head_layer(torch.cat([request, answer], dim=-1)) for answer in (first, second))
-        return (one - other).mean(-1)
+        difference: Tensor = (one - other).mean(-1)
+        return difference

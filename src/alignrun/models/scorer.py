@@ -89,8 +89,11 @@ class Scorer:
         hidden = hidden_states(self.backbone.model, prompts, completions.tokens, completions.mask)
         last = completions.mask.sum(1)  # place 0 is the end of the prompt
         rows = torch.arange(len(last), device=last.device)
-        scores: Tensor = hidden[rows, last].float() @ self.weight.T
-        return scores if scores.dim() == 1 else nn.functional.normalize(scores, dim=-1)
+        states = hidden[rows, last].float()
+        if self.weight.dim() == 1:
+            scores: Tensor = states @ self.weight
+            return scores
+        return nn.functional.normalize(states @ self.weight.T, dim=-1)
 
     @torch.no_grad()
     def frozen_scores(self, prompts: PromptBatch, completions: Completions) -> Tensor:

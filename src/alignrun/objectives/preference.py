@@ -136,7 +136,7 @@ def skew_logits(first: Tensor, second: Tensor, scales: Tensor | None = None) -> 
     Shapes: first and second [..., 2k], scales λ [..., k], by default 1; the result is [...].
     """
     (a, b), (c, d) = (side.unflatten(-1, (-1, 2)).unbind(-1) for side in (first, second))
-    turned = a * d - b * c
+    turned: Tensor = a * d - b * c
     return (turned if scales is None else scales * turned).sum(-1)
 
 

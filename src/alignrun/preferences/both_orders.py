@@ -32,7 +32,7 @@ class BothOrders(Preference):
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] P(first ≻ second); ½ for equal answers, and where one order is too long and skipped."""
-        rows = []
+        rows: list[Row | None] = []
         for prompt, one, other in zip(prompts, first, second, strict=True):
             pair = [self._published.fitting(self.encode(prompt, *texts)) for texts in ((one, other), (other, one))]
             rows += pair if None not in pair else [None, None]

@@ -45,7 +45,7 @@ class GeneralPreference(Preference):
         ]
         self._asked += len(rows)
         self._skipped += rows.count(None)
-        size = len(self._published.model.value_head)  # type: ignore[arg-type]
+        size = len(self._published.model.value_head)
         read = self._published.read(rows, self._forward, self._padding, size + size // 2)
         one, other = read[:, :size].unflatten(0, (2, -1))
         # The prompt is the same on both sides, its tokens were only read in other company.

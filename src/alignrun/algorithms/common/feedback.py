@@ -60,7 +60,8 @@ class FeedbackAlgorithm(OfflineAlgorithm):
 
     def scores(self, batch: PairBatch) -> Tensor:
         """[B, K] or [B, K, M] the scores of the K completions that belong to each pair."""
-        return self.tools.scorer.scores(batch.prompts, batch.completions.flat()).unflatten(0, (len(batch.prompts), -1))
+        scores = self.tools.scorer.scores(batch.prompts, batch.completions.flat())
+        return scores.reshape(len(batch.prompts), -1, *scores.shape[1:])
 
     def loss(self, batch: PairBatch) -> Loss:
         """The cross-entropy of the labels, summed over pairs."""
