@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import load_policy
 from published_models import CONFIGS, random_causal, random_model
 from transformers import AutoTokenizer, pipeline
 
+from alignrun import cli
 from alignrun.config import LongText, Precision, Quantize
 from alignrun.errors import InputError, RunError
+from alignrun.launch.build import build_preference
 from alignrun.launch.compose import compose
 from alignrun.preferences.reward_model import PublishedReward, RewardModelConfig, build, check
 from alignrun.run.trust import check_own
@@ -132,3 +135,26 @@ def test_a_stored_configuration_of_others_loads_nothing_from_elsewhere() -> None
         check_own(stored, "", "run", ("preference",))
     shipped = {"preference": {"name": "reward_model", "path": compose(["preference=skywork_v2"]).preference.path}}
     check_own(shipped, "", "run", ("preference",))
+
+
+def test_a_run_is_judged_by_a_published_model_and_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, trained = random_model("qwen3", tmp_path / "model", num_labels=1), tmp_path / "trained"
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(f'{{"prompt": "{n}?", "chosen": "yes {n}", "rejected": "no"}}\n' for n in range(4)))
+    smoke = ["experiment=smoke", "train.steps=1"]
+    data = ["data=jsonl", f"data.path={pairs}", f"data.eval_path={pairs}", "preference=none"]
+    assert cli.main([*smoke, "algo=reward_model", *data, f"run.dir={trained}"]) == 0
+    chosen = ["preference=reward_model", f"preference.path={folder}"]
+    assert cli.main([*smoke, *chosen, f"run.dir={tmp_path / 'run'}"]) == 0
+    assert '"feedback model"' in (tmp_path / "run" / "pins.json").read_text()
+    policy, _ = load_policy()
+    asked = (["0?", "1?"], ["yes 0", "no"], ["no", "yes 1"])
+    either = (["preference=reward_model"], ["preference=bradley_terry"])
+    one, other = (
+        build_preference(compose([*name, f"preference.path={trained}"]).preference, policy.backbone)(*asked)
+        for name in either
+    )
+    assert torch.equal(one, other)
+    capsys.readouterr()
+    assert cli.main([*smoke, *chosen[:1], f"preference.path={trained}", "preference.quantize=nf4"]) == 2
+    assert "preference.quantize is for published models" in capsys.readouterr().err
