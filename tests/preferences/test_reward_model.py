@@ -53,7 +53,7 @@ def test_scores_are_those_of_the_pipeline(kind: str, tmp_path: Path) -> None:
         expected.append(found["score"])
     found = scores(folder)
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-5)
-    assert found.std() > 0.01
+    assert found.std() > 2e-3  # far more than the tolerance
     # One text at a time, or as many as there are: the same.
     torch.testing.assert_close(scores(folder, batch_tokens=1), found, rtol=1e-4, atol=1e-5)
 
