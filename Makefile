@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint format smoke audit clean
+.PHONY: help setup run test test-all lint format configs smoke audit clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -25,10 +25,13 @@ test: setup  ## check style and types, then run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: ARGS += -m ""
 test-all: test  ## the same with the tests that take many minutes
+
+configs: setup  ## write every key with its meaning into conf/ and docs/config.md
+	$(BIN)/python scripts/configs.py
 
 smoke: setup  ## a whole run on a tiny model, in seconds
 	$(BIN)/alignrun experiment=smoke

@@ -23,9 +23,9 @@ from alignrun.config import AdapterConfig, Attention, ModelConfig
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.capabilities import check_passes
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.tiny import byte_tokenizer
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 VOCABULARY = 64

@@ -211,15 +211,16 @@ def run_ours(options: argparse.Namespace) -> None:
 
     turns = Turns()
     turns.watch_sampling(rollout, "sample_streams")
-    step = Trainer._step
+    step = Trainer.train_step
 
-    def in_turn(trainer: Trainer, number: int) -> None:
+    def in_turn(trainer: Trainer, number: int) -> dict[str, float]:
         if number == 0:
             turns.begin()
-        step(trainer, number)
+        metrics = step(trainer, number)
         turns.pass_on()
+        return metrics
 
-    Trainer._step = in_turn  # type: ignore[method-assign]
+    Trainer.train_step = in_turn  # type: ignore[method-assign]
     run = Path(tempfile.mkdtemp()) / "run"
     code = alignrun([*overrides(options), f"run.dir={run}"])
     assert code == 0

@@ -8,7 +8,7 @@ until the run has ended; then its metrics, samples and weights must be those of 
 
 Faults: SIGKILL; SIGTERM and SIGINT, after which the process must have saved and left with 143 or 130; a full disk (a
 limit on the size of a file, which a checkpoint exceeds); the newest checkpoint cut short, or with a bit flipped.
-Beside these, one process makes whole runs in a row, and its memory and open files are watched.
+Next to these, one process makes whole runs in a row, and its memory and open files are watched.
 """
 
 import argparse
@@ -179,13 +179,15 @@ def records(file: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
 
 
-def in_a_row(folder: Path, stop: "multiprocessing.synchronize.Event", found: "multiprocessing.Queue[object]") -> None:
+def in_a_row(
+    folder: Path, most: int, stop: "multiprocessing.synchronize.Event", found: "multiprocessing.Queue[object]"
+) -> None:
     """Whole runs in one process, and at the end what it was after each: its memory in MiB and its open files."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     measured = []
-    for number in range(1_000_000):
+    for number in range(most):
         run = folder / f"row-{number}"
         code = alignrun([*SETTINGS, f"run.dir={run}"])
         shutil.rmtree(run)
@@ -201,6 +203,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="how long new faults are made")
     parser.add_argument("--faults", type=int, help="how many are made, where no time is given")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most-in-a-row", type=int, default=1_000_000, help="runs of the one process, at least 4")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     import alignrun.cli
@@ -213,7 +216,7 @@ def main() -> None:
         folder = Path(name)
         context = multiprocessing.get_context("fork")
         stop, found = context.Event(), context.Queue()
-        row = context.Process(target=in_a_row, args=(folder, stop, found), daemon=True)
+        row = context.Process(target=in_a_row, args=(folder, options.most_in_a_row, stop, found), daemon=True)
         row.start()
         soak = Soak(folder, options.seed)
 

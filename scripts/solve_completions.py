@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize
 from torch import Tensor
 
-from alignrun.algorithms.base import prompt_set
-from alignrun.data import load_examples
+from alignrun.data import PromptSet, load_examples
 from alignrun.evaluation.completions import Drawing, draw
 from alignrun.games import Game, duality_gap, equilibrium, exploitability, kl, win_rate, win_rates
 from alignrun.launch.build import build_preference, distinct_prompts, load_trained, make_encoding
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference
+from alignrun.types import Role
 
 RESAMPLES = 10_000
 
@@ -101,7 +101,7 @@ def main() -> None:
     preference = build_preference(config.preference, policy.backbone)
     new = config.generation.max_new_tokens
     drawing = Drawing(given.samples, new, config.generation.temperature, 0, 1.0, batch_size=1, seed=config.seed)
-    drawn = draw(policy, Role.reference, prompt_set(examples, encoding), drawing, "reference")
+    drawn = draw(policy, Role.reference, PromptSet.build(examples, encoding), drawing, "reference")
 
     tau = config.algo.kl_tau
     columns: dict[str, dict[str, list[float]]] = {}

@@ -13,17 +13,34 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The key that signs runs is one of these tests, and not the user's.
 os.environ["ALIGNRUN_CONFIG"] = tempfile.mkdtemp(prefix="alignrun-tests-")
 
+import memo
 import pytest
 import torch
+from forked import blank
 from helpers import load_policy
 
 from alignrun.models.policy import Policy
+
+memo.install()
 
 
 def pytest_configure() -> None:
     atexit.register(shutil.rmtree, os.environ["ALIGNRUN_CONFIG"], ignore_errors=True)
     # A shell starts background jobs with Ctrl-C ignored, and so would be the commands that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST = (
+    *("test_processes", "test_soak", "test_commands", "test_sweep_plugins", "test_trainer", "test_real_model"),
+    *("test_online_games", "test_game_lm", "test_game_pairs", "test_bad_input_at_scale", "test_command", "test_resume"),
+    *("test_feedback", "test_server", "test_bad_input", "test_serving", "test_memory"),
+)
+"""Files that take longest, in order: they start first, so that no worker is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +60,14 @@ def policy() -> Policy:
 
 
 @pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bootstrap intervals are rough; tests/evaluation makes them as users get them."""
+    monkeypatch.setattr("alignrun.evaluation.intervals.RESAMPLES", 200)
+    monkeypatch.setattr("alignrun.evaluation.bootstrap.RESAMPLES", 200)
+    monkeypatch.setattr("alignrun.evaluation.standings.SHARE_DRAWS", 50)
+
+
+@pytest.fixture(autouse=True)
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports are written with blank figures, which saves half of a tiny run; tests/reports draws them."""
-    monkeypatch.setattr("alignrun.reports.svg.as_svg", lambda _: '<svg viewBox="0 0 1 1"/>')
+    """Reports are written with blank figures, which saves a third of a tiny run; tests/reports draws them."""
+    monkeypatch.setattr("alignrun.reports.figures.inline", blank)

@@ -13,7 +13,8 @@ from scipy.optimize import root
 
 from alignrun import cli
 from alignrun.algorithms.base import discover
-from alignrun.config import Config
+from alignrun.config import Config, DataConfig
+from alignrun.data import Encoding
 from alignrun.games import Game
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
@@ -39,6 +40,13 @@ def offline_arguments(name: str, folder: Path) -> list[str]:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["data=jsonl", f"data.path={file}", f"data.eval_path={file}", "data.eval_size=11", "preference=none"]
     return [f"algo={name}", *data]
+
+
+def encoding_of(tokenizer: Any, **options: Any) -> Encoding:
+    """An encoding with room for 100 tokens; options are its fields or keys of `data`."""
+    settings = {"system_prompt": None, "context": 100, "max_new_tokens": 0, "seed": 3, **options}
+    fields = {name: settings.pop(name) for name in Encoding.__dataclass_fields__ if name in settings}
+    return Encoding(tokenizer=tokenizer, data=DataConfig(**settings), **fields)
 
 
 def load_policy(*overrides: str) -> tuple[Policy, Config]:

@@ -1,7 +1,4 @@
-"""Commands of alignrun, one after another in every process of a job: `torchrun … several.py COMMANDS.json`.
-
-Beside each run that trains, the process writes how many weights it holds after a step.
-"""
+"""What the ranks of a job do in tests of several processes: commands in a row, and failures of one of them."""
 
 import json
 import sys
@@ -12,33 +9,44 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from alignrun import cli, distributed
-from alignrun.reports import svg
+from alignrun.algorithms.nash_md import NashMD
 from alignrun.training.trainer import Trainer
 
-accumulate = Trainer.accumulate
+train_step = Trainer.train_step
+loss = NashMD.loss
 
 
-def accumulate_and_tell(trainer: Trainer, batch: Any) -> Any:
-    measured = accumulate(trainer, batch)
-    held, whole = zip(*map(sizes, trainer._trained.backbone.model.parameters()), strict=True)
-    file = trainer._run.path / f"held-{distributed.rank()}.json"
-    file.write_text(json.dumps([sum(held), sum(whole)]))
-    return measured
-
-
-def sizes(weight: Any) -> tuple[int, int]:
-    """How many numbers of a weight this process holds, and how many there are."""
-    if hasattr(weight, "ds_tensor"):  # split by DeepSpeed
-        return max(weight.numel(), weight.ds_tensor.numel()), weight.ds_numel
-    held = weight.to_local() if isinstance(weight, DTensor) else weight
-    return held.numel(), weight.numel()
-
-
-if __name__ == "__main__":
-    Trainer.accumulate = accumulate_and_tell  # type: ignore[method-assign]
-    svg.as_svg = lambda _: '<svg viewBox="0 0 1 1"/>'  # no test looks at the figures of these runs
+def all_commands() -> None:
+    """Run the commands of a JSON file in a row; next to each run, write how many weights this rank holds."""
+    Trainer.train_step = train_step_and_write  # type: ignore[method-assign]
     distributed.start(torch.device("cpu"))
     codes = [cli.main(command) for command in json.loads(Path(sys.argv[1]).read_text())]
     if any(codes):
         print(f"exit codes {codes}")
     distributed.leave(int(any(codes)))
+
+
+def train_step_and_write(trainer: Trainer, step: int) -> dict[str, float]:
+    metrics = train_step(trainer, step)
+    held, whole = zip(*map(sizes, trainer._trained.backbone.model.parameters()), strict=True)
+    file = trainer._run.path / f"held-{distributed.rank()}.json"
+    file.write_text(json.dumps([sum(held), sum(whole)]))
+    return metrics
+
+
+def sizes(weight: Any) -> tuple[int, int]:
+    """How many numbers of a weight this process holds, and how many there are."""
+    held = weight.to_local() if isinstance(weight, DTensor) else weight
+    return held.numel(), weight.numel()
+
+
+def out_of_memory() -> None:
+    """Rank 1 has memory for one row at a time."""
+    NashMD.loss = hungry  # type: ignore[method-assign]
+    cli.entry()
+
+
+def hungry(algorithm: NashMD, batch: Any) -> Any:
+    if distributed.rank() == 1 and len(batch.prompts) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return loss(algorithm, batch)

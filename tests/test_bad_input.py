@@ -70,8 +70,13 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         (["model=game"], "model=game plays a matrix game: choose preference=matrix"),
         (["model=game", "preference=matrix"], "set generation.max_new_tokens=1"),
         (["model.path=./mine"], "model.path is of no use with model=tiny: choose model=path"),
-        (["data.path=mine.jsonl"], "data.path is of no use with data=bundled: choose data=jsonl"),
-        (["data.prompts=[hello]"], "data.prompts is of no use without data=inline"),
+        (["data.path=mine.jsonl"], "data.path is not valid with data=bundled: choose data=hub or data=jsonl"),
+        (["data.prompts=[hello]"], "data.prompts is not valid with data=bundled: choose data=inline"),
+        (["data.source=sql"], "data.source=sql is unknown: choose from bundled, game, hub, inline, jsonl"),
+        (
+            ["data=jsonl", "data.path=x.jsonl", "data.split=test"],
+            "data.split is not valid with data=jsonl: choose data=hub",
+        ),
         (["reference.path=run"], "reference.path is of no use with reference=base: choose reference=adapter"),
         (["model.architecture.hiden_size=32"], "hiden_size"),
         (["+model.architecture.hiden_size=32"], "did you mean hidden_size?"),
@@ -153,7 +158,7 @@ def test_a_prompt_longer_than_the_context_names_its_row_or_is_skipped(
     assert "rows.jsonl:9" in error
     assert "data.too_long=skip" in error
     assert cli.main([*arguments, "data.too_long=skip", "train.steps=1"]) == 0
-    assert "1 examples that are too long skipped" in " ".join(capsys.readouterr().out.split())
+    assert "skipped 1 example, too long" in " ".join(capsys.readouterr().out.split())
 
 
 def test_run_directories(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

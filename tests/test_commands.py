@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Popen
 from helpers import random_batch
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from alignrun import cli
 from alignrun.errors import InputError
 from alignrun.evaluation.results import RunResult
 from alignrun.launch import compose
-from alignrun.launch.build import check
+from alignrun.launch.checks import check
 from alignrun.planning.plan import count_parameters, make_plan
 from alignrun.sweeps.job import state
 from alignrun.sweeps.table import read_run, summarise
@@ -140,9 +141,10 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(tmp_path: Path) -> N
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from alignrun.models.policy import Policy, Role
+    from alignrun.models.policy import Policy
     from alignrun.models.sources import load_model, load_tokenizer
-    from alignrun.training.trainer import restore_weights
+    from alignrun.training.checkpoint import restore_weights
+    from alignrun.types import Role
 
     run = tmp_path / "run"
     assert cli.main(["experiment=smoke", f"run.dir={run}", "optim.learning_rate=0.05"]) == 0
@@ -176,7 +178,14 @@ def test_the_exported_adapter_gives_the_same_logits_in_peft(tmp_path: Path) -> N
         assert (policy.log_probs(Role.policy, prompts, completions)).shape == completions.tokens.shape
 
 
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a sweep are forked from a process that has imported everything."""
+    monkeypatch.setattr("alignrun.sweeps.sweep.subprocess.Popen", Popen)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_sweep_gives_each_run_its_directory_and_ends_in_a_ranking(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +255,7 @@ def test_a_sweep_without_runs_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep"
     arguments = ["-m", "experiment=smoke", "train.steps=1", f"hydra.sweep.dir={sweep}"]
@@ -258,6 +268,7 @@ def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_repeated_sweep_makes_only_what_is_missing(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     arguments = ["-m", "experiment=smoke", "seed=1,2,3", "train.checkpoint_every=1", f"hydra.sweep.dir={sweep}"]
@@ -276,12 +287,14 @@ def test_a_repeated_sweep_makes_only_what_is_missing(tmp_path: Path) -> None:
     assert (sweep / "ranking.json").read_text() == before
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_a_sweep_takes_any_path_and_skips_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     odd = tmp_path / "it's (a) copy, x=1"
     odd.mkdir()
     quoted = str(odd).replace("'", r"\'")
     assert cli.main(["-m", "experiment=smoke", "seed=1,2", "train.steps=1", f"hydra.sweep.dir='{quoted}'"]) == 0
-    assert len(json.loads((odd / "sweep.json").read_text())) == 2
+    rows = json.loads((odd / "sweep.json").read_text())
+    assert [row["exit_code"] for row in rows] == [0, 0]
     capfd.readouterr()
     assert cli.main(["-m", "foo", "seed=1,2"]) == 2
     assert cli.main(["-m", "data.prompts=[a", "seed=1,2"]) == 2
@@ -344,41 +357,52 @@ def test_the_module_runs_as_a_command() -> None:
 
 
 def test_the_files_of_contributing_work_as_written(tmp_path: Path) -> None:
-    """An algorithm and a preference are put into a copy of the package, and found without further wiring."""
+    """An algorithm, a preference and a data source are put into a copy of the package, and found without wiring."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    shutil.copytree(ROOT / "src" / "alignrun", tmp_path / "src" / "alignrun")
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    for file, language in (
-        ("src/alignrun/algorithms/against_reference.py", "python"),
-        ("conf/algo/against_reference.yaml", "yaml"),
-        ("src/alignrun/preferences/brevity.py", "python"),
-        ("conf/preference/brevity.yaml", "yaml"),
-    ):
-        assert f"`{file}`" in text
-        (tmp_path / file).write_text(text.split(f"`{file}`")[1].split(f"```{language}\n")[1].split("```")[0])
-    arguments = ["algo=against_reference", "preference=brevity", "experiment=smoke", "train.steps=1", "run.dir=run"]
-    script = f"from alignrun import cli; print(cli.main(['plan', *{arguments}]), cli.main({arguments}))"
+    for folder in ("src/alignrun", "conf", "scripts", "docs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for file in ("algorithms/against_reference.py", "preferences/brevity.py", "data/sources/sums.py"):
+        assert f"`src/alignrun/{file}`" in text
+        example = text.split(f"`src/alignrun/{file}`")[1].split("```python\n")[1].split("```")[0]
+        (tmp_path / "src" / "alignrun" / file).write_text(example)
+    arguments = [
+        "algo=against_reference", "preference=brevity", "data=sums", "data.rows=20", "data.eval_fraction=0.3",
+        "experiment=smoke", "train.steps=1", "run.dir=run",
+    ]  # fmt: skip
+    script = f"""
+import runpy
+from alignrun import cli
+runpy.run_path("scripts/configs.py", run_name="__main__")
+run = {arguments}
+commands = ["ls"], ["plan", *run], run, ["resume", "run", "train.steps=2"], [*run, "data.rows=1"]
+print([cli.main(command) for command in commands])
+"""
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "160"},
     )
     assert done.returncode == 0, done.stderr
+    assert "algo=against_reference" in done.stdout
+    assert "Policy gradient of the win rate against the reference" in done.stdout
+    assert "Sums of two digits" in done.stdout
     assert "against_reference on tiny: 0.1M parameters" in done.stdout
     assert "against_reference on tiny: 1 steps" in done.stdout
-    assert done.stdout.endswith("0 0\n"), done.stderr
+    assert done.stdout.endswith("[0, 0, 0, 0, 2]\n"), done.stderr
+    assert "data.rows must lie in [2, 100], not 1" in done.stderr
     assert "name: brevity" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "# τ, the weight of KL(π‖μ)" in (tmp_path / "conf" / "algo" / "against_reference.yaml").read_text()
+    assert "| `data.rows` | `int` | `64` | Prompts, of which" in (tmp_path / "docs" / "config.md").read_text()
 
 
 LAYERS = [
     {"__main__"},
     {"cli"},
     {"tournament", "sweeps"},
-    {"launch", "top"},
-    {"planning"},
+    {"launch", "planning", "top"},
     {"reports"},
     {"evaluation"},
     {"training"},
@@ -390,7 +414,7 @@ LAYERS = [
     {"games", "objectives"},
     {"http", "distributed"},
     {"security"},
-    {"types", "errors"},
+    {"types", "errors", "discovery"},
 ]
 
 

@@ -23,8 +23,7 @@ from alignrun.run.directory import RunDirectory
 from alignrun.security.files import parse_json, parse_yaml, read_bytes
 from alignrun.sweeps.job import Job, write_job
 from alignrun.sweeps.sweep import summarise
-from alignrun.training.checkpoint import Checkpoint, load_newest
-from alignrun.training.trainer import restore_weights
+from alignrun.training.checkpoint import Checkpoint, load_newest, restore_weights
 
 STOP = "a model would be loaded here"
 TEXTS = ("config.yaml", "overrides.yaml", "summary.json", "pins.json", "environment.json", "job.json", "resuming.json")
@@ -64,7 +63,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise InputError(STOP)
 
-    for place in ("launch._assemble", "export._load", "tournament.command._play"):
+    for place in ("launch.train._assemble", "launch.export._load", "tournament.command._play"):
         monkeypatch.setattr(f"alignrun.{place}", stop)
 
 

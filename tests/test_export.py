@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,17 @@ def test_the_last_export_stays_where_the_next_one_fails(
         (folder / "adapter_config.json").write_text("{")
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def read_only(**_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
     with monkeypatch.context() as patch:
         patch.setattr(Policy, "save_adapter", half)
         assert cli.main(["export", str(run)]) == 1
-    said = f"could not write {run / 'export'}: No space left on device; free space, then export again"
+        said = f"could not write {run / 'export'}: No space left on device; free space, then export again"
+        assert said in capsys.readouterr().err
+        patch.setattr("alignrun.run.directory.tempfile.mkdtemp", read_only)
+        assert cli.main(["export", str(run)]) == 1
+    said = f"could not write {run / 'export'}: Permission denied; choose another folder with --to\n"
     assert said in capsys.readouterr().err
     assert sorted(run.iterdir()) == before, "nothing is left half-written"
     assert cli.main(["export", str(run)]) == 0
@@ -105,9 +113,9 @@ def test_weights_that_are_not_finite_are_not_exported(
 ) -> None:
     run = make_run(tmp_path / "run", poison=True)
     before = sorted(run.iterdir())
-    assert cli.main(["export", str(run), *arguments]) == 1
+    assert cli.main(["export", str(run), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "are not finite, and nothing was written: export an earlier step with --step" in line
+    assert re.search(r"step-3: .*lora_A.* is not finite: name an earlier checkpoint with --step", line)
     assert sorted(run.iterdir()) == before
 
 

@@ -11,10 +11,10 @@ from alignrun.launch.compose import compose
 from alignrun.models.adapters import POLICY
 from alignrun.models.decoding.decoder import CachedDecoder
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
 from alignrun.planning.plan import make_plan
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,17 +16,19 @@ from transformers import AutoConfig
 
 from alignrun import cli
 from alignrun.algorithms.common.rollout import sample_streams
+from alignrun.algorithms.common.workload import workload
 from alignrun.config import AdapterKind, Config
 from alignrun.errors import InputError
 from alignrun.generation.decode import Sampling
+from alignrun.generation.streams import Mixture
 from alignrun.launch.build import load_trained, make_encoding
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import planned_architecture
 from alignrun.objectives.likelihood import CHUNK_SIZE
-from alignrun.planning.plan import largest_batches, make_plan, sampling_bytes, workload
+from alignrun.planning.plan import largest_batches, make_plan, sampling_bytes
 from alignrun.planning.trace import Kept, Pass, kept_in_cache, training_peak
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 def measured_peak(run: Callable[[], None]) -> int:
@@ -115,18 +117,18 @@ def test_sampling_holds_what_is_planned(name: str) -> None:
     ids = torch.ones(16, 40, dtype=torch.long)
     prompts = PromptBatch(("",) * 16, ids, torch.ones_like(ids))
     sampling = Sampling(max_new_tokens=100, stop_ids=[], pad_id=0)
-    betas = workload(config).drawn
+    sources = workload(config).drawn
     with torch.no_grad():
         measured = measured_peak(
-            lambda: sample_streams(policy, prompts, betas, sampling, torch.Generator().manual_seed(0))
+            lambda: sample_streams(policy, prompts, sources, sampling, torch.Generator().manual_seed(0))
         )
     assert make_plan(config).sampling == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("betas", [(0.0,) * 4, (0.0, 0.125)])
-def test_sampling_from_a_real_vocabulary_holds_what_is_planned(dtype: str, betas: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("sources", [(Role.policy,) * 4, (Role.policy, Mixture(Role.policy, Role.reference, 0.125))])
+def test_sampling_from_a_real_vocabulary_holds_what_is_planned(dtype: str, sources: tuple[Role | Mixture, ...]) -> None:
     config = compose(
         ["model=smollm2-135m", f"model.dtype={dtype}", "adapter.target_modules=[q_proj]", "data.max_prompt_tokens=20"]
     )
@@ -137,9 +139,9 @@ def test_sampling_from_a_real_vocabulary_holds_what_is_planned(dtype: str, betas
     prompts, sampling = PromptBatch(("",) * 8, ids, torch.ones_like(ids)), Sampling(4, [], 0)
     with torch.no_grad():
         measured = measured_peak(
-            lambda: sample_streams(policy, prompts, betas, sampling, torch.Generator().manual_seed(0))
+            lambda: sample_streams(policy, prompts, sources, sampling, torch.Generator().manual_seed(0))
         )
-    assert sampling_bytes(config, betas, 8, policy.model.dtype) == pytest.approx(measured, rel=0.15)
+    assert sampling_bytes(config, sources, 8, policy.model.dtype) == pytest.approx(measured, rel=0.15)
 
 
 class Widest(TorchDispatchMode):
@@ -171,7 +173,8 @@ def test_no_logits_of_a_whole_batch_are_held() -> None:
     assert 0 < widest.numbers <= CHUNK_SIZE * vocabulary < tokens.numel() * vocabulary
     sampling = Sampling(max_new_tokens=20, stop_ids=[], pad_id=0)
     with Widest(policy.model, vocabulary) as widest:
-        sample_streams(policy, prompts, [0.0, 0.125], sampling, torch.Generator().manual_seed(0))
+        sources = [Role.policy, Mixture(Role.policy, Role.reference, 0.125)]
+        sample_streams(policy, prompts, sources, sampling, torch.Generator().manual_seed(0))
     assert 0 < widest.numbers <= 3 * len(prompts) * vocabulary
 
 

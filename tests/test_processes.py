@@ -1,9 +1,5 @@
-"""Several processes train what one would: data-parallel and with the base split, here on the CPU over gloo.
+"""Several processes train what one would: data-parallel and with the base split, here on the CPU over gloo."""
 
-What needs DeepSpeed is skipped where it is not installed: `pip install 'alignrun[deepspeed]'`.
-"""
-
-import contextlib
 import json
 import os
 import re
@@ -16,36 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import several
 import torch
+from forked import Job
 from helpers import OFFLINE, ONLINE, offline_arguments, refused_smoke
 from safetensors.torch import load_file
 
 from alignrun import cli, distributed
-from alignrun.errors import InputError
-from alignrun.training import trainer
+from alignrun.training.accumulate import micro_batches
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 """What `accelerate launch --use_fsdp --fsdp_version 2` puts into the environment of a process."""
-ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 SMOKE = (
     "experiment=smoke",
     "model.device=cpu",
     "train.steps=2",
     "train.checkpoint_every=0",
     "train.micro_batch_size=null",
+    "generation.max_new_tokens=4",
+    "data.eval_size=4",
     "optim.learning_rate=0.001",  # with more, sums in another order may end in another token
     "optim.epsilon=1e-4",  # with less, Adam makes a step of the rounding error of a gradient that is zero
 )
 CONFIGS = Path(__file__).parents[1] / "scripts" / "accelerate"
 CLOCK = ("seconds", "tokens_per_second")
-
-
-def torchrun(count: int, *command: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *command]
-    return subprocess.Popen(
-        launcher, env=ENVIRONMENT | environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 def accelerate(kind: str, *arguments: str, machine: int | None = None) -> subprocess.Popen[str]:
@@ -65,19 +56,12 @@ def accelerate(kind: str, *arguments: str, machine: int | None = None) -> subpro
     )
 
 
-def alignrun(count: int, *arguments: str, **environment: str) -> tuple[int, str]:
-    job = torchrun(count, "-m", "alignrun", *arguments, **environment)
-    said, _ = job.communicate(timeout=300)
-    return job.returncode, said
-
-
 def together(folder: Path, count: int, commands: list[list[str]], **environment: str) -> None:
-    """All commands in one job, since starting one takes seconds."""
+    """All commands in one job."""
     file = folder / "commands.json"
     file.write_text(json.dumps(commands))
-    job = torchrun(count, str(Path(__file__).with_name("several.py")), str(file), **environment)
-    said, _ = job.communicate(timeout=900)
-    assert job.returncode == 0, said
+    codes, said = Job(str(file), ranks=count, main=several.all_commands, **environment).wait(300)
+    assert codes == [0] * count, said
 
 
 def measured(run: Path) -> list[dict[str, Any]]:
@@ -121,7 +105,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     found["uneven"] = ["algo=ppo", "train.batch_size=5", "data.eval_size=5", "train.micro_batch_size=1"]
     # Completions end at different times in the two, and so one must wait for the other.
     found["early"] = ["generation.max_new_tokens=160", "algo.samples_per_prompt=1", "evaluation.batch_size=2"]
-    found["early"] += ["train.batch_size=2"]
+    found["early"] += ["train.batch_size=2", "data.eval_size=2"]
     found["checkpointing"] = ["algo=nash_md", "model.gradient_checkpointing=true"]
     feedback = folder / "feedback"
     assert cli.main([*SMOKE, *found["reward_model"], f"run.dir={feedback}"]) == 0
@@ -152,7 +136,7 @@ def alone(cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.fixture(scope="module", params=["data parallel", "split", "ZeRO-3"])
+@pytest.fixture(scope="module", params=["data parallel", "split"])
 def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of two processes are."""
     folder = tmp_path_factory.mktemp("two")
@@ -162,11 +146,6 @@ def two(request: pytest.FixtureRequest, cases: dict[str, list[str]], tmp_path_fa
     environment = {"ALIGNRUN_CACHE": str(folder / "cache")}
     if kind == "split":
         environment |= SPLIT
-    if kind == "ZeRO-3":
-        pytest.importorskip("deepspeed")
-        settings = folder / "deepspeed.json"  # it would leave weights as small as those of the tiny model whole
-        settings.write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
-        environment |= ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(settings)}
     together(folder, 2, commands, **environment)
     return folder
 
@@ -196,7 +175,7 @@ def test_rows_are_shared_out_and_come_back_in_order(monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
             parts.append(distributed.share(count))
             counted += parts[-1][: distributed.owned_rows(count)]
-            batches = [batch for batch, counts in trainer.micro_batches(Rows(torch.arange(count)), 2) if counts]
+            batches = [batch for batch, counts in micro_batches(Rows(torch.arange(count)), 2) if counts]
             micro += [row for batch in batches for row in batch.values.tolist()]
         assert len({len(part) for part in parts}) == 1  # nobody waits for more
         assert [row for part in parts for row in part][:count] == counted == micro == list(range(count))
@@ -220,23 +199,21 @@ def test_in_turn_everything_counts_once(monkeypatch: pytest.MonkeyPatch) -> None
 RUN = ("experiment=smoke", "model.device=cpu", "train.checkpoint_every=1", "evaluation.every=2")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["data_parallel", "fsdp2", "two_machines", "zero3"])
-def test_accelerate_launch_and_resuming_under_another_number(kind: str, tmp_path: Path) -> None:
-    """Two processes make half of the run and one the rest; it is the run of one process, and only one has written."""
-    if kind == "zero3":
-        pytest.importorskip("deepspeed")
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    steps = ["train.steps=4", "train.micro_batch_size=null", "optim.epsilon=1e-4", "optim.schedule=constant"]
-    assert cli.main([*RUN, *steps, f"run.dir={whole}"]) == 0
-    given = [*RUN, *steps, "train.steps=2", f"run.dir={run}"]
-    jobs = (
-        [accelerate(kind, *given)] if kind != "two_machines" else [accelerate(kind, *given, machine=n) for n in (0, 1)]
-    )
-    said = [job.communicate(timeout=300)[0] for job in jobs]
-    assert [job.returncode for job in jobs] == [0] * len(jobs), said
-    assert "".join(said).count("step 2/2") == 1
-    assert "".join(said).count("nash_md on tiny: 2 steps") == 1
+STEPS = ("train.steps=4", "train.micro_batch_size=null", "optim.epsilon=1e-4", "optim.schedule=constant")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps of one process."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert cli.main([*RUN, *STEPS, f"run.dir={run}"]) == 0
+    return run
+
+
+def assert_half_and_rest(run: Path, whole: Path, said: str) -> None:
+    """After two steps of two processes, of which one has written, one process makes the rest of the run of one."""
+    assert said.count("step 2/2") == 1
+    assert said.count("nash_md on tiny: 2 steps") == 1
     assert cli.main(["resume", str(run), "train.steps=4"]) == 0
     for file in ("metrics.jsonl", "samples.jsonl"):
         assert len((run / file).read_text().splitlines()) >= len((whole / file).read_text().splitlines())
@@ -246,37 +223,65 @@ def test_accelerate_launch_and_resuming_under_another_number(kind: str, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "fsdp2",
+        pytest.param("data_parallel", marks=pytest.mark.nightly),
+        pytest.param("two_machines", marks=pytest.mark.nightly),
+    ],
+)
+def test_accelerate_launch_and_resuming_under_another_number(kind: str, whole: Path, tmp_path: Path) -> None:
+    given = [*RUN, *STEPS, "train.steps=2", f"run.dir={tmp_path / 'run'}"]
+    jobs = (
+        [accelerate(kind, *given)] if kind != "two_machines" else [accelerate(kind, *given, machine=n) for n in (0, 1)]
+    )
+    said = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * len(jobs), said
+    assert_half_and_rest(tmp_path / "run", whole, "".join(said))
+
+
+def test_one_process_on_each_of_two_machines(whole: Path, tmp_path: Path) -> None:
+    """Both are the first of their machine; still only one speaks and writes."""
+    run = tmp_path / "run"
+    given = (*RUN, *STEPS, "train.steps=2", f"run.dir={run}")
+    codes, said = Job(*given, ranks=2, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1").wait()
+    assert codes == [0, 0], said
+    assert_half_and_rest(run, whole, said)
+
+
+@pytest.mark.slow
 def test_one_process_resumes_as_two_and_a_stop_signal_stops_all(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert cli.main([*RUN, "train.steps=1", f"run.dir={run}"]) == 0
-    job = torchrun(2, "-m", "alignrun", "resume", str(run), "train.steps=100000")
-    wait_for_step(run, 4)
-    job.send_signal(signal.SIGTERM)
-    said, _ = job.communicate(timeout=120)
-    assert job.returncode != 0
+    job = Job("resume", str(run), "train.steps=100000", ranks=2)
+    wait_for_step(run, 4, job)
+    job.send(signal.SIGTERM)
+    codes, said = job.wait()
+    assert 0 not in codes
     assert said.count("stopped by SIGTERM") == 1
     step = int(re.search(r"stopped by SIGTERM after step (\d+)", said)[1])
     assert (run / "checkpoints" / f"step-{step}").is_dir()
-    code, said = alignrun(2, "resume", str(run), f"train.steps={step + 2}")
-    assert code == 0, said
+    codes, said = Job("resume", str(run), f"train.steps={step + 2}", ranks=2).wait()
+    assert codes == [0, 0], said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_job_and_loses_nothing(victim: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = torchrun(2, "-m", "alignrun", *RUN, "train.steps=100000", f"run.dir={run}")
-    wait_for_step(run, 3)
-    os.kill(worker(job.pid, victim), signal.SIGKILL)
-    said, _ = job.communicate(timeout=120)
-    assert job.returncode != 0
+    job = Job(*RUN, "train.steps=100000", f"run.dir={run}", ranks=2)
+    wait_for_step(run, 3, job)
+    job.processes[victim].kill()
+    codes, said = job.wait()
+    assert codes[1 - victim] == 1
     lines = [line for line in said.splitlines() if line.startswith("alignrun: error")]
     assert len(lines) == 1
     assert f"process {1 - victim} of 2 has lost another one" in lines[0]
     assert "alignrun resume RUN" in lines[0]
     steps = max(row["step"] for row in measured(run))
-    code, said = alignrun(2, "resume", str(run), f"train.steps={steps + 1}")
-    assert code == 0, said
+    codes, said = Job("resume", str(run), f"train.steps={steps + 1}", ranks=2).wait()
+    assert codes == [0, 0], said
     assert [row["step"] for row in measured(run) if "loss" in row] == list(range(1, steps + 2))
 
 
@@ -289,46 +294,23 @@ def test_what_fails_in_one_process_is_told_once(tmp_path: Path) -> None:
         "    return [0.5] * len(prompts)\n"
     )
     arguments = [*RUN, "preference=function", "preference.function=judging:judge", "train.steps=100000"]
-    job = torchrun(2, "-m", "alignrun", *arguments, f"run.dir={tmp_path / 'run'}", cwd=tmp_path)
-    wait_for_step(tmp_path / "run", 2)
+    job = Job(*arguments, f"run.dir={tmp_path / 'run'}", ranks=2, cwd=tmp_path)
+    wait_for_step(tmp_path / "run", 2, job)
     (tmp_path / "broken").touch()
-    said, _ = job.communicate(timeout=120)
+    codes, said = job.wait()
     assert [line for line in said.splitlines() if line.startswith("alignrun: error")] == [
         "alignrun: error: preference.function=judging:judge failed: OSError: no connection"
     ]
-    assert job.returncode != 0
+    assert 0 not in codes
     assert (tmp_path / "run" / "checkpoints").is_dir()
 
 
-HUNGRY = """
-import sys, torch
-from alignrun import cli
-from alignrun import distributed
-from alignrun.algorithms.nash_md import NashMD
-
-distributed.start(torch.device("cpu"))
-loss = NashMD.loss
-
-def hungry(self, batch):
-    if distributed.rank() == 1 and len(batch.prompts) > 1:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    return loss(self, batch)
-
-NashMD.loss = hungry
-distributed.leave(cli.main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.slow
-def test_where_one_process_alone_runs_out_of_memory_the_gradient_is_the_same(tmp_path: Path) -> None:
-    script = tmp_path / "hungry.py"
-    script.write_text(HUNGRY)
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert cli.main([*SMOKE, f"run.dir={one}"]) == 0
-    job = torchrun(2, str(script), *SMOKE, f"run.dir={two}")
-    said, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, said
-    assert_the_same(one, two)
+def test_where_one_process_alone_runs_out_of_memory_the_gradient_is_the_same(alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "nash_md"
+    codes, said = Job(*SMOKE, f"run.dir={run}", ranks=2, main=several.out_of_memory).wait()
+    assert codes == [0, 0], said
+    assert_the_same(alone / "nash_md", run)
 
 
 @pytest.mark.slow
@@ -342,11 +324,11 @@ def test_where_one_process_alone_runs_out_of_memory_the_gradient_is_the_same(tmp
 )
 def test_bad_input_is_told_once(arguments: list[str], expected: str, tmp_path: Path) -> None:
     given = [] if "-m" in arguments else [f"run.dir={tmp_path / 'run'}"]
-    code, said = alignrun(2, "experiment=smoke", "model.device=cpu", *arguments, *given)
+    codes, said = Job("experiment=smoke", "model.device=cpu", *arguments, *given, ranks=2).wait()
     lines = [line for line in said.splitlines() if line.startswith("alignrun: error")]
     assert len(lines) == 1
     assert expected in lines[0]
-    assert code != 0
+    assert 0 not in codes
     assert not (tmp_path / "run").exists()
 
 
@@ -355,8 +337,7 @@ def test_bad_input_is_told_once(arguments: list[str], expected: str, tmp_path: P
     [
         (["adapter=none"], SPLIT, "adapter=none"),
         ([], {"ACCELERATE_USE_FSDP": "true"}, "--fsdp_version 2"),
-        ([], ZERO, "pip install 'alignrun[deepspeed]'"),
-        ([], ZERO | {"WORLD_SIZE": "1"}, "a single process has none to share its base with"),
+        ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_fsdp --fsdp_version 2"),
         ([], SPLIT | {"WORLD_SIZE": "1"}, "a single process has none to share its base with"),
         (["model.device=cpu:0"], {}, "names one device for 2 processes"),
         (["eval"], {}, "is one process"),
@@ -374,7 +355,6 @@ def test_what_does_not_go_with_several_processes(
     for name, value in {**launcher, **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("accelerate.PartialState", lambda **_: None)
-    monkeypatch.setattr(distributed, "find_spec", lambda _: None)
     if arguments == ["eval"]:
         assert cli.main(["eval", "runs=[a,b]"]) == 2
         error = capsys.readouterr().err.strip()
@@ -383,59 +363,10 @@ def test_what_does_not_go_with_several_processes(
     assert expected in error
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ('{"zero_optimization": {"stage": 2}}', "ZeRO stage 2 splits what is small here"),
-        ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', "needs a path"),
-        ('{"zero_optimization": {"stage": 3, "offload_param": "cpu"}}', "its settings cannot be read"),
-        ('{"zero_optimization": 3}', "its settings cannot be read"),
-        ("[3]", "its settings cannot be read"),
-        ("{", "its settings cannot be read"),
-        ('{"zero_optimization": {"stage": 3, "offload_param": null, "stage3_max_live_parameters": "auto"}}', None),
-    ],
-)
-def test_settings_of_deepspeed(
-    settings: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "deepspeed.json"
-    file.write_text(settings)
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
-    if expected is None:
-        assert distributed.deepspeed_settings() == {"zero_optimization": {"stage": 3}}
-        return
-    with pytest.raises(InputError, match=expected):
-        distributed.deepspeed_settings()
-
-
-def test_offloading_keeps_its_place_and_how_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {
-        "zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "/nvme"}},
-        "aio": {"thread_count": 2},
-    }
-    file = tmp_path / "deepspeed.json"
-    file.write_text(json.dumps(given))
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    given["zero_optimization"]["stage"] = 3
-    assert distributed.deepspeed_settings() == given
-
-
-def wait_for_step(run: Path, step: int) -> None:
+def wait_for_step(run: Path, step: int, job: Job) -> None:
     for _ in range(1200):
         if (run / "metrics.jsonl").is_file() and any(row["step"] >= step for row in measured(run)):
             return
-        time.sleep(0.1)
+        assert job.running(), job.wait()
+        time.sleep(0.05)
     raise AssertionError("the job does not come so far")
-
-
-def worker(launcher: int, rank: int) -> int:
-    """The pid of a process of the job."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                variables = (folder / "environ").read_bytes().split(b"\0")
-                if parent == launcher and f"RANK={rank}".encode() in variables:
-                    return int(folder.name)
-    raise AssertionError("no such process")

@@ -11,10 +11,11 @@ from alignrun import cli
 from alignrun.algorithms.common.rollout import decode_texts, sample_streams, step_generator
 from alignrun.config import Precision
 from alignrun.generation.decode import Sampling
+from alignrun.generation.streams import Mixture
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer, locate
-from alignrun.types import PromptBatch
+from alignrun.types import PromptBatch, Role
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,7 +46,8 @@ def test_it_is_converted_once_and_knows_the_capital_of_france() -> None:
     ids = torch.tensor([tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)])
     prompts = PromptBatch(("",), ids, torch.ones_like(ids))
     sampling = Sampling(16, policy.stop_ids, tokenizer.pad_token_id, top_k=1)
-    drawn = sample_streams(policy, prompts, [0.0, 1.0, 0.5], sampling, step_generator(policy.device, 0, 0))
+    sources = [Role.policy, Role.reference, Mixture(Role.policy, Role.reference, 0.5)]
+    drawn = sample_streams(policy, prompts, sources, sampling, step_generator(policy.device, 0, 0))
     (ours,), (base,), (mixture,) = (decode_texts(policy, completions) for completions in drawn)
     assert "Paris" in base
     assert ours == base == mixture, "an adapter that has not been trained changes nothing"

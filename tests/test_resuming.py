@@ -18,13 +18,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from alignrun import cli
-from alignrun.config import DataSource
-from alignrun.data import Loaded, PromptSet
+from alignrun.config import Config
+from alignrun.data import Examples, Loaded, PromptSet
 from alignrun.errors import InputError
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.launch import pins, train
 from alignrun.launch.compose import anchored, changed, compose, dump, load
-from alignrun.launch.pins import Pins, examples_digest, folder_digest, take_pins
+from alignrun.launch.pins import Pins, folder_digest, take_pins
 from alignrun.models.cards import AdapterCard, write_card
 from alignrun.models.policy import Policy
 from alignrun.preferences import examples
@@ -109,14 +109,15 @@ class Judge:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """SIGTERM while that step is made."""
-    original = Trainer._step
+    original = Trainer.train_step
 
-    def stopped(self: Trainer, number: int) -> None:
-        original(self, number)
+    def stopped(self: Trainer, number: int) -> dict[str, float]:
+        metrics = original(self, number)
         if number + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
+        return metrics
 
-    monkeypatch.setattr(Trainer, "_step", stopped)
+    monkeypatch.setattr(Trainer, "train_step", stopped)
 
 
 @pytest.mark.parametrize(
@@ -149,13 +150,13 @@ def test_a_first_step_that_fails_changes_nothing(
         error = refused(capsys, "resume", str(run), "--step", "2", "optim.learning_rate=0.1", code=1)
     assert "the judge is gone" in error
     assert contents(run) == before
-    judge, original = Judge(monkeypatch), Trainer._step
+    judge, original = Judge(monkeypatch), Trainer.train_step
 
-    def fails(self: Trainer, step: int) -> None:
+    def fails(self: Trainer, step: int) -> dict[str, float]:
         judge.answer = gone
-        original(self, step)
+        return original(self, step)
 
-    monkeypatch.setattr(Trainer, "_step", fails)
+    monkeypatch.setattr(Trainer, "train_step", fails)
     refused(capsys, "resume", str(run), "--step", "2", "evaluation.every=1", code=1)
     assert contents(run) == before
 
@@ -336,7 +337,14 @@ def test_nothing_plays_the_weights_of_abandoned_steps(
         assert cli.main(["resume", str(run), "--step", "2", "optim.learning_rate=0.5"]) == 143
     assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [1, 2, 3]
     assert not (run / "adapter").exists()
-    assert "has not finished" in refused(capsys, "exploit", str(run))
+    said = refused(capsys, "exploit", str(run))
+    assert f"has not finished: `alignrun resume {run}` first, or exploit its newest checkpoint" in said
+    with monkeypatch.context() as patch:
+        trained: list[Config] = []
+        patch.setattr(train, "train", lambda config, *_: trained.append(config) or 0)
+        assert cli.main(["export", str(run)]) == 0
+        assert cli.main(["exploit", str(run), f"algo.opponent={run / 'export'}"]) == 0
+    assert trained[0].algo.opponent == str(run / "export")
     assert "reference.path" in refused(capsys, "experiment=smoke", "reference=adapter", f"reference.path={run}")
     assert cli.main(["resume", str(run)]) == 0
     assert adapter_is_of(run, 4)
@@ -442,7 +450,7 @@ def test_local_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("text", ["${oops", "${x}", r"\${x}", r"a\\${x}", "${", "1e5", "yes", "2024-01-01"])
 def test_any_text_survives_being_stored(text: str, tmp_path: Path) -> None:
     config = compose(["experiment=smoke"])
-    config = replace(config, data=replace(config.data, source=DataSource.inline, prompts=[text]))
+    config = replace(config, data=replace(config.data, source="inline", prompts=[text]))
     file = tmp_path / "config.yaml"
     file.write_text(dump(config))
     assert load(file) == config
@@ -494,7 +502,9 @@ def test_every_part_is_pinned(policy: Policy, tmp_path: Path) -> None:
     judge: Any = SimpleNamespace(reads_columns=False)
 
     def now(backbone: Any = quantised) -> Pins:
-        return take_pins(config, Loaded([Example("a", "x")], [Example("b", "y")], 0), backbone, judge)
+        return take_pins(
+            config, Loaded(Examples([Example("a", "x")]), Examples([Example("b", "y")]), 0), backbone, judge
+        )
 
     before = now()
     assert before.differing(now(policy.backbone)) == ["base"]
@@ -521,13 +531,6 @@ def test_what_cannot_be_known_is_no_difference() -> None:
         "reference",
         "opponent",
     ]
-
-
-def test_examples_are_the_same_wherever_they_were_read_from() -> None:
-    here, there = (Example("Say hi", origin, "hi", "ho") for origin in ("a.jsonl:1", "b.jsonl:7"))
-    assert examples_digest([here]) == examples_digest([there])
-    assert examples_digest([here]) != examples_digest([replace(here, label=0.75)])
-    assert examples_digest([here, there]) != examples_digest([here])
 
 
 def test_an_evaluation_that_is_not_finite_ends_the_run(

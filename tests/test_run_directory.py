@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,14 +158,41 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(run: RunDirectory, monke
     ("code", "advice"),
     [
         (errno.EDQUOT, "free space"),
-        (errno.EROFS, "copy the folder to a disk that can be written"),
-        (errno.EACCES, "check permissions"),
         (errno.EIO, "check the disk"),
     ],
 )
 def test_every_failure_to_write_says_what_to_do(run: RunDirectory, code: int, advice: str) -> None:
     with pytest.raises(RunError, match=rf"{os.strerror(code)}; {advice}, then `alignrun resume"), writing(run.adapter):
         raise OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_place_that_may_not_be_written_is_left_for_another(run: RunDirectory, code: int, tmp_path: Path) -> None:
+    said = rf"; copy the run to where you may write \(`cp -r {run.path} COPY && chmod -R u\+w COPY`\), then `alignrun "
+    with pytest.raises(RunError, match=said + r"resume COPY`$"), writing(run.adapter):
+        raise OSError(code, os.strerror(code))
+    with (
+        pytest.raises(RunError, match=r"; choose another folder$"),
+        writing(run.adapter, instead="choose another folder"),
+    ):
+        raise OSError(code, os.strerror(code))
+    with pytest.raises(RunError, match=f"; make {tmp_path} writable$"), writing(tmp_path / "file"):
+        raise OSError(code, os.strerror(code))
+
+
+def test_the_copy_of_a_read_only_run_can_be_written(run: RunDirectory, tmp_path: Path) -> None:
+    (run.path / "metrics.jsonl").write_text("")
+    run.close()
+    for path in (*run.path.iterdir(), run.path):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    if os.geteuid():
+        with pytest.raises(InputError) as caught:
+            RunDirectory.open(run.path).lock()
+        assert f"`cp -r {run.path} COPY && chmod -R u+w COPY`" in str(caught.value)
+    subprocess.run("cp -r nash COPY && chmod -R u+w COPY", shell=True, check=True, cwd=run.path.parent)
+    copied = run.path.with_name("COPY")
+    assert all(path.stat().st_mode & stat.S_IWUSR for path in (*copied.iterdir(), copied))
+    run.path.chmod(0o700)
 
 
 def test_safetensors_failures_to_write_are_told_from_its_other_errors(run: RunDirectory) -> None:

@@ -10,9 +10,12 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "soak.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.nightly)])
-def test_nothing_is_lost(count: int) -> None:
-    done = subprocess.run([sys.executable, SCRIPT, "--faults", str(count)], capture_output=True, text=True, timeout=900)
+@pytest.mark.parametrize(
+    ("count", "runs"), [(10, 4), pytest.param(50, 1000, marks=[pytest.mark.nightly, pytest.mark.timeout(1000)])]
+)
+def test_nothing_is_lost(count: int, runs: int) -> None:
+    command = [sys.executable, SCRIPT, "--faults", str(count), "--most-in-a-row", str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     assert " in one process: " in done.stdout
     *_, faults, _ = done.stdout.strip().splitlines()

@@ -207,8 +207,10 @@ def test_two_that_start_in_one_second_get_a_directory_each(tmp_path: Path) -> No
         found = list(pool.map(lambda _: fresh_directory(tmp_path / "sweeps"), range(16)))
     assert len(set(found)) == len(list((tmp_path / "sweeps").iterdir())) == 16
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot create"):
+    with pytest.raises(InputError, match=r"cannot create .*; choose another run\.dir"):
         fresh_directory(tmp_path / "file")
+    with pytest.raises(InputError, match=r"cannot create .*; choose another hydra\.sweep\.dir"):
+        fresh_directory(tmp_path / "file" / "sweeps", key="hydra.sweep.dir")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from forked import Popen
 from omegaconf import OmegaConf
 
 from alignrun import cli
@@ -13,6 +14,14 @@ from alignrun.sweeps.job import Job, write_job
 from alignrun.sweeps.pruning import Watch, falls_behind, scores
 
 SMOKE = ("-m", "experiment=smoke", "train.steps=1", "train.checkpoint_every=0", "model.device=cpu")
+
+
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a sweep are forked from a process that has imported everything."""
+    monkeypatch.setattr("alignrun.sweeps.sweep.subprocess.Popen", Popen)
+
+
 LAUNCHERS = {
     "joblib": ["hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra.launcher.timeout_min=10"],
@@ -21,7 +30,9 @@ LAUNCHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "joblib" else pytest.mark.nightly) for name in LAUNCHERS]
+)
 def test_launchers_make_all_runs_and_go_on_after_one_that_fails(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,6 +50,7 @@ def test_launchers_make_all_runs_and_go_on_after_one_that_fails(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_optuna_looks_for_the_largest_win_rate(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = [*SMOKE, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1"]
     arguments += ["optim.learning_rate=tag(log,interval(0.001,0.1))", f"hydra.sweep.dir={tmp_path}"]
@@ -56,6 +68,7 @@ def test_optuna_looks_for_the_largest_win_rate(tmp_path: Path, capfd: pytest.Cap
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_failed_trial_does_not_end_the_search(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = [*SMOKE, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
     functions = "preference.function=choice('absent:f','alignrun.preferences.examples:letters')"
@@ -67,6 +80,7 @@ def test_a_failed_trial_does_not_end_the_search(tmp_path: Path, capfd: pytest.Ca
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_run_that_falls_behind_is_stopped_and_stays_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["-m", "experiment=smoke", "optim.learning_rate=0.02,1e-09", "model.device=cpu", "sweep.pruner=median"]
     arguments += ["sweep.min_runs=1", "evaluation.every=10", "train.steps=60", f"hydra.sweep.dir={tmp_path}"]

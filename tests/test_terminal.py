@@ -61,11 +61,12 @@ def test_styles_stay_where_they_were() -> None:
 
 @pytest.fixture
 def guarded() -> Iterator[None]:
-    before = sys.excepthook, warnings.formatwarning, logging.getLogRecordFactory()
+    before = sys.excepthook, warnings.formatwarning, logging.getLogRecordFactory(), logging.Handler.handleError
     guard()
     yield
     sys.excepthook, warnings.formatwarning = before[:2]
     logging.setLogRecordFactory(before[2])
+    logging.Handler.handleError = before[3]  # type: ignore[method-assign]
 
 
 @pytest.mark.usefixtures("guarded")
@@ -84,6 +85,43 @@ def test_what_libraries_log_warn_of_and_raise_is_shown_too(capsys: pytest.Captur
     said = capsys.readouterr().err
     assert said.count(HARMLESS) >= 4
     assert not ACTIVE & set(said)
+
+
+class NoText:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+@pytest.mark.usefixtures("guarded")
+def test_no_log_record_prints_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither one with an exception, nor one that does not format, nor one whose stream is closed."""
+    closed, working = io.StringIO(), logging.StreamHandler(sys.stderr)
+    closed.close()
+    broken = logging.StreamHandler(closed)
+    logger = logging.getLogger("somebody else")
+    logger.propagate = False
+    logger.addHandler(working)
+    try:
+        raise ValueError("the reason")
+    except ValueError:
+        logger.exception("it failed")
+    logger.warning("%d prompts of %s", 3)
+    logger.warning("%s is odd", NoText())
+    logger.warning(NoText())
+    logger.removeHandler(working)
+    logger.addHandler(broken)
+    logger.warning("into a closed %s", "stream")
+    logger.removeHandler(broken)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"it failed (ValueError: the reason, {__file__}:")
+    assert lines[1:] == [
+        "%d prompts of %s (with unfit arguments)",
+        "%s is odd (with unfit arguments)",
+        "NoText (with unfit arguments)",
+        "into a closed stream",
+    ]
 
 
 def test_what_is_printed_during_a_run_and_after_it(capsys: pytest.CaptureFixture[str]) -> None:

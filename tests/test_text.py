@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignrun.security.text import visible
+from alignrun.security.text import counted, visible
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,9 @@ def test_nothing_hidden_is_left_but_what_joins(text: str) -> None:
     allowed = "\n\t\u200c\u200d" + visible_formats
     left = [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Cf", "Zl", "Zp") and c not in allowed]
     assert not left, [hex(ord(c)) for c in left]
+
+
+def test_a_count_agrees_with_its_noun() -> None:
+    assert [counted(number, "prompt") for number in (0, 1, 2, 1200)] == [
+        "0 prompts", "1 prompt", "2 prompts", "1,200 prompts",
+    ]  # fmt: skip

@@ -3,19 +3,19 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Job
 
 from alignrun import cli
 from alignrun.algorithms.base import Algorithm, discover
 from alignrun.algorithms.nash_md import NashMD
-from alignrun.training import trainer
+from alignrun.training import signals, trainer
+from alignrun.training.accumulate import micro_batches
 from alignrun.training.optim import learning_rate
 
 
@@ -180,8 +180,8 @@ def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(
     capsys.readouterr()
     assert train(f"run.dir={tmp_path / 'tight'}", *settings) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("out of memory with micro-batches of 8 prompts: going on with 4") == 1
-    assert said.count("out of memory with micro-batches of 4 prompts: going on with 2") == 1
+    assert said.count("out of memory with micro-batches of 8 prompts: continuing with 4") == 1
+    assert said.count("out of memory with micro-batches of 4 prompts: continuing with 2") == 1
     assert metrics_of(tmp_path / "room") == metrics_of(tmp_path / "tight")
     assert weights_of(tmp_path / "room", 3) == weights_of(tmp_path / "tight", 3)
 
@@ -208,41 +208,31 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         assert weights_of(run, step) == weights_of(clean, step)
 
 
-def start(run: Path, *overrides: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "alignrun", "experiment=smoke", f"run.dir={run}", *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for_steps(run: Path, process: subprocess.Popen, steps: int) -> None:
+def wait_for_steps(run: Path, job: Job, steps: int) -> None:
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and job.running():
         file = run / "metrics.jsonl"
         if file.is_file() and len(file.read_text().splitlines()) >= steps:
             return
         time.sleep(0.02)
-    raise AssertionError(f"no {steps} steps: {process.communicate(timeout=5)[0] if process.poll() is not None else ''}")
+    raise AssertionError(f"no {steps} steps: {job.wait(0)}")
 
 
-LONG = ("train.steps=30", "train.checkpoint_every=4", "evaluation.every=10")
+LONG = ("train.steps=20", "train.checkpoint_every=4", "evaluation.every=10")
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert train(f"run.dir={tmp_path / 'whole'}", *LONG) == 0
     run = tmp_path / "killed"
-    process = start(run, *LONG)
-    wait_for_steps(run, process, 9)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    job = Job("experiment=smoke", f"run.dir={run}", *LONG)
+    wait_for_steps(run, job, 9)
+    job.send(signal.SIGKILL)
+    job.wait()
     assert not (run / "summary.json").exists(), "the run was to be killed before its end"
     assert cli.main(["resume", str(run)]) == 0
     assert metrics_of(run) == metrics_of(tmp_path / "whole")
-    assert weights_of(run, 30) == weights_of(tmp_path / "whole", 30)
+    assert weights_of(run, 20) == weights_of(tmp_path / "whole", 20)
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("whole", "killed")]
     assert samples[0] == samples[1]
 
@@ -251,19 +241,19 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_stopped_run_saves_exits_and_resumes(tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
-    process = start(run, "train.steps=60", "train.checkpoint_every=0")
-    wait_for_steps(run, process, 3)
-    process.send_signal(getattr(signal, name))
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + getattr(signal, name)
+    job = Job("experiment=smoke", f"run.dir={run}", "train.steps=1000000", "train.checkpoint_every=0")
+    wait_for_steps(run, job, 3)
+    job.send(getattr(signal, name))
+    codes, output = job.wait()
+    assert codes == [128 + getattr(signal, name)]
     assert f"stopped by {name} after step" in output
     assert "alignrun resume" in output
     assert "Traceback" not in output
     steps = [row["step"] for row in metrics_of(run)]
     (saved,) = (run / "checkpoints").iterdir()
     assert saved.name == f"step-{steps[-1]}"
-    assert cli.main(["resume", str(run)]) == 0
-    assert [row["step"] for row in metrics_of(run) if "loss" in row] == list(range(1, 61))
+    assert cli.main(["resume", str(run), f"train.steps={steps[-1] + 1}"]) == 0
+    assert [row["step"] for row in metrics_of(run) if "loss" in row] == list(range(1, steps[-1] + 2))
 
 
 @pytest.mark.parametrize("evaluated", [True, False])
@@ -278,14 +268,15 @@ def test_an_evaluation_cut_short_is_made_up_for_and_never_doubled(
         monkeypatch.setattr(trainer.Trainer, "_write_adapter", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         assert train(f"run.dir={run}", *overrides) == 130
     else:
-        original = trainer.Trainer._step
+        original = trainer.Trainer.train_step
 
-        def stop(self, step: int) -> None:
-            original(self, step)
+        def stop(self, step: int) -> dict[str, float]:
+            metrics = original(self, step)
             if step == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
+            return metrics
 
-        monkeypatch.setattr(trainer.Trainer, "_step", stop)
+        monkeypatch.setattr(trainer.Trainer, "train_step", stop)
         assert train(f"run.dir={run}", *overrides) == 128 + signal.SIGTERM
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -372,18 +363,18 @@ def test_splitting_covers_every_row_once() -> None:
     class Rows:
         values: torch.Tensor
 
-    parts = [part.values.tolist() for part, _ in trainer.micro_batches(Rows(torch.arange(7)), 3)]
+    parts = [part.values.tolist() for part, _ in micro_batches(Rows(torch.arange(7)), 3)]
     assert parts == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_a_signal_that_a_launcher_sends_on_is_the_same_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm and torchrun both send SIGTERM to a process: the second one must not end it before it has saved."""
     clock = [100.0]
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
     ended = []
     before = signal.signal(signal.SIGTERM, lambda *_: ended.append(clock[0]))
     try:
-        with trainer.stop_requested() as stopped_by:
+        with signals.stop_requested() as stopped_by:
             for clock[0] in (100.0, 100.1, 104.9):
                 signal.raise_signal(signal.SIGTERM)
             assert (stopped_by(), ended) == (signal.SIGTERM, [])

@@ -1,7 +1,7 @@
 """No optimiser step asks for a value that is on the device: on the meta device, where there are none."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,11 @@ from helpers import ONLINE
 from torch import nn
 
 from alignrun.algorithms.base import Loss
-from alignrun.algorithms.common.batches import Trial
 from alignrun.launch.build import Assembly, assemble
 from alignrun.launch.compose import compose
 from alignrun.models.device import batch_to
 from alignrun.planning.trace import empty_weights
-from alignrun.run.directory import RunDirectory
-from alignrun.training.trainer import Trainer
+from alignrun.training.accumulate import Accumulator
 
 PAIRS = ("dpo", "ipo", "gpo")
 
@@ -37,8 +35,8 @@ def accumulate(folder: Path, *overrides: str, waits: bool = False) -> None:
     config = compose([*overrides])
     assembly = assemble(config)
     data, algorithm = assembly.data, assembly.algorithm
+    algorithm.half_step = nullcontext
     batch = next(iter(algorithm.collect(data.batch_at(0, config.train.batch_size), 0)))
-    batch = batch.batch if isinstance(batch, Trial) else batch
     if waits:
         inner = algorithm.loss
 
@@ -49,8 +47,9 @@ def accumulate(folder: Path, *overrides: str, waits: bool = False) -> None:
 
         algorithm.loss = loss  # type: ignore[method-assign]
     with on_meta(assembly):
-        trainer = Trainer(config, assembly.trained, algorithm, data, assembly.evaluate, RunDirectory(folder))
-        names, sums = trainer.accumulate(
+        weights = [*assembly.trained.trainable().values(), *algorithm.trainable().values()]
+        accumulate_on = Accumulator(algorithm, weights, torch.device("meta"), 2, 1.0, note=print)
+        names, sums = accumulate_on(
             batch_to(batch, torch.device("meta")) if algorithm.online else batch  # data come from the CPU
         )
         assert sums.device.type == "meta"

@@ -88,6 +88,8 @@ def _began_with_an_interrupt(error: BaseException | None) -> bool:
 def dispatch(arguments: Sequence[str], console: Console) -> int:
     """Hand the arguments to the command that they name.
 
+    What is composed is composed before the command is imported, so that a mistake is reported before torch is there.
+
     Raises:
         AlignrunError: whatever the command cannot do.
     """
@@ -110,16 +112,18 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")
     if verb == "ls":
+        given = _parse(verb, rest, ("group",))
         from alignrun.launch.listing import show
 
-        show(_parse(verb, rest, ("group",)).group, console)
+        show(given.group, console)
         return 0
     if verb == "plan":
         from alignrun.launch.compose import compose
-        from alignrun.planning.plan import gpu_sizes, show_plan
 
         sizes = [argument for argument in rest if argument.startswith("plan.")]
         config = compose([argument for argument in rest if argument not in sizes], verb)
+        from alignrun.planning.plan import gpu_sizes, show_plan
+
         show_plan(config, console, gpu_sizes(sizes))
         return 0
     if verb == "config":
@@ -128,29 +132,33 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         console.print(dump(compose(rest, verb)), end="", highlight=False, markup=False, soft_wrap=True)
         return 0
     if verb == "eval":
+        from alignrun.launch.compose import compose_tournament
+
+        tournament = compose_tournament(rest)
         from alignrun.tournament.command import play
 
-        return play(rest, console)
+        return play(tournament, rest, console)
     if verb == "exploit":
+        overrides, others = _split(rest)
+        given = _parse(verb, others, ("run",))
         from alignrun.launch.train import exploit
 
-        overrides, others = _split(rest)
-        return exploit(_parse(verb, others, ("run",)).run, overrides, console)
+        return exploit(given.run, overrides, console)
     if verb == "resume":
-        from alignrun.launch.train import resume
-
         overrides, others = _split(rest)
         given = _parse(verb, others, ("run",), ("--step",))
+        from alignrun.launch.train import resume
+
         return resume(given.run, given.step, overrides, console)
     if verb == "top":
+        given = _parse(verb, rest, ("run",), ("--once", "--interval"))
         from alignrun.top import top
 
-        given = _parse(verb, rest, ("run",), ("--once", "--interval"))
         return top(given.run, given.once, given.interval, console)
     if verb == "export":
+        given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to"))
         from alignrun.launch.export import export
 
-        given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to"))
         return export(given.run, given.step, given.merge, given.to, console)
     if not {"-m", "--multirun"}.isdisjoint(arguments):
         if problem := stray([argument for argument in arguments if argument not in ("-m", "--multirun")]):
@@ -164,9 +172,11 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     if launcher:
         raise InputError(f"config: {launcher[0]} is for sweeps (-m): a single run has run.dir")
     from alignrun.launch.compose import compose
+
+    config = compose(arguments)
     from alignrun.launch.train import train
 
-    return train(compose(arguments), arguments, console)
+    return train(config, arguments, console)
 
 
 def _trusting(arguments: Sequence[str], console: Console) -> int:

@@ -1,10 +1,18 @@
-"""What asking a server over HTTP takes, whoever asks: addresses, connections, keys, and when to try again."""
+"""What asking a server over HTTP takes, whoever asks: addresses, connections, keys, and when to try again.
+
+The official `openai` client would replace the retry loop alone: the limits on an answer's size and total time, the
+refusal to follow redirects and the hidden key would have to live in a transport below it and wrappers around it. It
+would also fix the waits that `preference.backoff` sets (at most 8 s, and no retry after a Retry-After above two
+minutes), for a dependency of 246,000 lines.
+"""
 
 import os
 import random
 import zlib
-from asyncio import timeout
-from collections.abc import Mapping
+from asyncio import sleep, timeout
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
@@ -17,18 +25,12 @@ MEGABYTE = 1_000_000
 _jitter = random.Random()  # of its own: the numbers that a seed fixes elsewhere are not drawn from here
 
 
-def is_base(url: str) -> bool:
-    """Whether it is an http(s) URL to which a path can be appended, without a password."""
-    try:
-        parsed = httpx2.URL(url)
-    except (httpx2.InvalidURL, TypeError):
-        return False
-    there = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 80) < 1 << 16
-    return there and not (parsed.userinfo or {"?", "#"} & set(url))
-
-
 class TooLong(Exception):
     """An answer of more bytes than any that was asked for."""
+
+
+class NoAnswer(Exception):
+    """No attempt had an answer; what the last one met."""
 
 
 def connect(key: str | None, parallel: int, headers: Mapping[str, str], who: str, remedy: str) -> httpx2.AsyncClient:
@@ -84,6 +86,47 @@ async def ask(
     return httpx2.Response(response.status_code, headers=headers, content=body, request=response.request)
 
 
+async def ask_again(
+    connection: httpx2.AsyncClient,
+    method: str,
+    url: str,
+    content: bytes | None,
+    *,
+    seconds: float,
+    limit: int,
+    retries: int,
+    backoff: float,
+    complaint: Callable[[httpx2.Response], str],
+    final: Sequence[int] = (),
+) -> httpx2.Response:
+    """`ask`, again while the server is down, slow or busy: a success, or a refusal that no attempt would change.
+
+    Waits double from `backoff` seconds; a Retry-After may make one longer, up to `LONGEST_WAIT`. `complaint` says what
+    is wrong in a response. Statuses in `final` are an answer, although they often mean that the server is busy.
+
+    Raises:
+        TooLong: an answer is too long; there is no other attempt.
+        NoAnswer: no attempt had an answer.
+    """
+    problem = ""
+    for attempt in range(retries + 1):
+        wait = backed_off(backoff, attempt)
+        try:
+            response = await ask(connection, method, url, content, seconds=seconds, limit=limit)
+        except TimeoutError:
+            problem = f"no answer within {seconds:g} seconds"
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            problem = one_line(error, 200)
+        else:
+            if response.status_code in final or not may_pass(response.status_code):
+                return response
+            problem = f"{response.status_code}: {complaint(response)}"
+            wait = max(wait, retry_after(response))
+        if attempt < retries:
+            await sleep(min(wait, LONGEST_WAIT))
+    raise NoAnswer(problem)
+
+
 async def _read(response: httpx2.Response, limit: int) -> bytes:
     """The body, unpacked where a server packs it unasked."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -129,6 +172,19 @@ def may_pass(status: int) -> bool:
 def backed_off(backoff: float, attempt: int) -> float:
     """Seconds to wait after attempt 0, 1, …: doubled each time, and cut by chance so that not all come at once."""
     return backoff * 2.0 ** min(attempt, 32) * _jitter.uniform(0.5, 1)
+
+
+def retry_after(response: httpx2.Response) -> float:
+    """The seconds that a server asks to wait, given as such or as a date; 0 where it does not."""
+    value = response.headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def decode(response: httpx2.Response) -> Any:

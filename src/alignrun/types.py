@@ -3,13 +3,33 @@
 Shape legend: B prompts of a batch, P prompt tokens, T completion tokens, R packed rows of S tokens.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from enum import Enum
 from functools import cached_property
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Batch = TypeVar("Batch")
+
+
+class Role(str, Enum):
+    """Whose distribution is asked for, in the order in which roles are decoded together."""
+
+    policy = "policy"
+    opponent = "opponent"
+    """A frozen policy to be beaten."""
+    anchor = "anchor"
+    """The policy as it was some steps ago."""
+    average = "average"
+    """The moving average of the policy's weights."""
+    reference = "reference"
+    """The last, since it may be the bare base."""
 
 
 class Message(TypedDict):
@@ -41,11 +61,11 @@ class Prompt(str):
     turns: tuple[Message, ...]
     """The conversation so far."""
     columns: Mapping[str, Any]
-    """The other columns of its row, as `answer` or `category`."""
+    """The other columns of its row, such as `answer` or `category`."""
 
     def __new__(
         cls, text: str, turns: tuple[Message, ...] | None = None, columns: Mapping[str, Any] | None = None
-    ) -> "Prompt":
+    ) -> Prompt:
         """Plain text is one turn of the user."""
         self = super().__new__(cls, text)
         self.turns, self.columns = as_turns(text) if turns is None else turns, columns or {}
@@ -53,13 +73,22 @@ class Prompt(str):
 
     @cached_property
     def identity(self) -> str:
-        """What tells it from every prompt that a preference may judge differently."""
+        """Differs between any two prompts that a preference may judge differently."""
         return json.dumps([self, self.turns, self.columns], default=str)
 
 
 def as_prompt(text: str) -> Prompt:
-    """A prompt as such; plain text is one turn of the user."""
+    """The prompt itself, or plain text as one turn of the user."""
     return text if isinstance(text, Prompt) else Prompt(text)
+
+
+def prompt_text(prompt: str | tuple[Message, ...]) -> str:
+    """A prompt as a preference model and a reader see it: without any chat template."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return message_text(prompt[0])
+    return "\n\n".join(f"{turn['role']}: {message_text(turn)}" for turn in prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +113,8 @@ class Example:
     """The same for `rejected`."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """The tools that the assistant may call, as chat templates take them."""
-    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """The columns of its row that are neither prompt nor completion, for preferences that read them."""
+    columns: Mapping[str, Any] | None = None
+    """The other columns of its row that the preference reads, where it reads any."""
 
     @property
     def asked(self) -> Prompt:
@@ -95,11 +124,7 @@ class Example:
     @property
     def text(self) -> str:
         """The prompt as a preference model and a reader see it: without any chat template."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        if len(self.prompt) == 1:
-            return message_text(self.prompt[0])
-        return "\n\n".join(f"{turn['role']}: {message_text(turn)}" for turn in self.prompt)
+        return prompt_text(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +157,7 @@ class Completions:
     mask: Tensor
     """[B, T] bool, true on the tokens of the completion."""
 
-    def flat(self) -> "Completions":
+    def flat(self) -> Completions:
         """K completions of each prompt, [B, K, T], as [B·K, T]."""
         return Completions(self.tokens.flatten(0, 1), self.mask.flatten(0, 1))
 
@@ -187,3 +212,10 @@ class Evaluation:
 
 
 Evaluator = Callable[[], Evaluation]
+
+
+def map_parts(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    """A frozen dataclass, and all dataclasses within it, with `function` of each field that is none."""
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{part.name: map_parts(getattr(batch, part.name), function) for part in fields(batch)})
+    return function(batch)  # type: ignore[no-any-return]

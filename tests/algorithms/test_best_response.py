@@ -1,6 +1,7 @@
 """A best response to a frozen policy: what it reaches is known exactly on games."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from alignrun.algorithms.common.rollout import sample_streams, step_generator
 from alignrun.generation.decode import Sampling
 from alignrun.launch import compose
 from alignrun.launch.build import load_trained
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
+from alignrun.types import Role
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +100,12 @@ def test_both_are_drawn_in_one_loop_as_they_would_be_alone(smoke: Path) -> None:
     prompts, _ = random_batch(policy)
     sampling = Sampling(6, policy.stop_ids, policy.tokenizer.pad_token_id)
     drawn = {
-        betas: sample_streams(policy, prompts, betas, sampling, step_generator(policy.device, 0, 0), Role.opponent)
-        for betas in ((0.0, 1.0), (0.0, 0.0), (1.0, 1.0))
+        roles: sample_streams(policy, prompts, roles, sampling, step_generator(policy.device, 0, 0))
+        for roles in product((Role.policy, Role.opponent), repeat=2)
     }
-    assert torch.equal(drawn[0.0, 1.0][0].tokens, drawn[0.0, 0.0][0].tokens)
-    assert torch.equal(drawn[0.0, 1.0][1].tokens, drawn[1.0, 1.0][1].tokens)
-    assert not torch.equal(drawn[0.0, 0.0][1].tokens, drawn[1.0, 1.0][1].tokens)
+    assert torch.equal(drawn[Role.policy, Role.opponent][0].tokens, drawn[Role.policy, Role.policy][0].tokens)
+    assert torch.equal(drawn[Role.policy, Role.opponent][1].tokens, drawn[Role.opponent, Role.opponent][1].tokens)
+    assert not torch.equal(drawn[Role.policy, Role.policy][1].tokens, drawn[Role.opponent, Role.opponent][1].tokens)
 
 
 def test_the_response_to_a_text_policy_is_measured_with_intervals(smoke: Path, tmp_path: Path) -> None:

@@ -2,18 +2,22 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import load_policy, random_batch, refused_smoke
+from safetensors.torch import load_file, save_file
 
 from alignrun import cli
+from alignrun.errors import InputError
 from alignrun.launch.build import assemble, build_preference
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.preferences import Preference
+from alignrun.types import Role
 
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
 PAIRS = [(f"Name colour {n}.", colour, colour + " it is not") for n, colour in enumerate(COLOURS)]
@@ -123,6 +127,37 @@ def test_it_stands_on_the_policys_base_without_touching_the_policy(trained: Path
     apart = preference_on(other, trained)
     assert "feedback" not in other.backbone.peft.peft_config
     torch.testing.assert_close(apart(*texts), shared, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (torch.ones(16, dtype=torch.int64), "holds torch.int64 and not real numbers"),
+        (torch.full((16,), float("nan")), "is not finite"),
+        (torch.ones(5), r"holds a head of shape \[5\], and this base has hidden states of size"),
+    ],
+    ids=["int64", "nan", "shape"],
+)
+def test_a_head_that_cannot_be_used_is_refused(
+    trained: Path, head: torch.Tensor, expected: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / trained.name
+    shutil.copytree(trained / "adapter", folder)
+    size = len(load_file(folder / "head.safetensors")["head.weight"])
+    save_file(
+        {"head.weight": head if len(head) == 5 else head[:1].expand(size).contiguous()}, folder / "head.safetensors"
+    )
+    with pytest.raises(InputError, match=expected):
+        preference_on(load_policy()[0], folder)
+
+
+@torch.no_grad()
+def test_a_head_of_another_precision_is_read(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / trained.name
+    shutil.copytree(trained / "adapter", folder)
+    head = load_file(folder / "head.safetensors")["head.weight"]
+    save_file({"head.weight": head.bfloat16()}, folder / "head.safetensors")
+    assert preference_on(load_policy()[0], folder)(["x"], ["yes"], ["no"]).isfinite().all()
 
 
 @torch.no_grad()

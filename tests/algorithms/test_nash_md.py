@@ -11,13 +11,13 @@ from alignrun.algorithms.common.batches import count, rows
 from alignrun.algorithms.common.game_gradient import Judged
 from alignrun.algorithms.common.rollout import decode_texts
 from alignrun.algorithms.nash_md import NashMD
-from alignrun.evaluation.exact import GameEvaluator
 from alignrun.games.files import load_game
+from alignrun.generation.streams import Stream
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.preferences import PREFERENCES
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 def build(policy, config) -> NashMD:
@@ -108,7 +108,10 @@ def test_completions_come_from_the_policy_and_opponents_from_the_mixture() -> No
     prompts, _ = random_batch(policy, prompts=24)
     (batch,) = list(algorithm.collect(prompts, step=0))
     assert torch.equal(batch.preference, torch.full((24, 1), 0.25))
-    ours, theirs = algorithm.rollouts.sample(prompts, [0.0, 1.0], 0)
+    ours, theirs = (
+        Completions(one.tokens[:, 0], one.mask[:, 0])
+        for one in algorithm.rollouts.sample(prompts, [Stream(Role.policy, 1), Stream(Role.reference, 1)], 0)
+    )
     assert torch.equal(ours.tokens, batch.completions.tokens[:, 0])
 
     @torch.no_grad()
@@ -161,7 +164,6 @@ def test_the_game_model_plays_the_reference_before_training() -> None:
     from alignrun.launch.build import assemble
 
     assembly = assemble(config)
-    assert isinstance(assembly.evaluate, GameEvaluator)
     metrics = assembly.evaluate().metrics
     for name, probability in zip("abc", (0.5, 0.3, 0.2), strict=True):
         assert metrics[f"policy/{name}"] == pytest.approx(probability, abs=1e-5)

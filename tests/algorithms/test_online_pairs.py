@@ -1,5 +1,7 @@
 """Algorithms on pairs of their own samples: who is sampled, which pairs are formed, and what goes into the loss."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,12 +10,12 @@ import torch
 from helpers import load_policy, random_batch, refused_smoke
 
 from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
-from alignrun.algorithms.common.batches import Trial, count, rows
+from alignrun.algorithms.common.batches import count, rows
 from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing, judged_pairs
 from alignrun.algorithms.common.rollout import decode_texts, stack
 from alignrun.algorithms.common.schedules import mix_beta_at
-from alignrun.models.policy import Role
-from alignrun.types import Completions
+from alignrun.algorithms.nash_mp import Opposed
+from alignrun.types import Completions, Role
 
 NAMES = ("online_dpo", "online_ipo", "ipo_md", "xpo", "inpo")
 
@@ -151,12 +153,12 @@ def test_best_and_worst_are_by_wins_over_the_others() -> None:
     table = torch.tensor([[0.5, 0.9, 0.1], [0.1, 0.5, 0.2], [0.9, 0.8, 0.5]])
     ties = torch.full((3, 3), 0.5)
     streams = [Completions(torch.full((2, 1), k), torch.ones(2, 1, dtype=torch.bool)) for k in range(3)]
-    batch = judged_pairs(prompts, streams, torch.stack([table, ties]), Pairing.best_worst)
+    batch = judged_pairs(prompts, stack(streams), torch.stack([table, ties]), Pairing.best_worst)
     assert batch.first.tolist()[0] == [2]
     assert batch.second.tolist()[0] == [1]
     assert batch.labels[:, 0].tolist() == pytest.approx([0.8, 0.5])
     assert batch.first[1] != batch.second[1], "also where nothing is better"
-    every = judged_pairs(prompts, streams, torch.stack([table, ties]))
+    every = judged_pairs(prompts, stack(streams), torch.stack([table, ties]))
     assert every.first.tolist() == [[0, 0, 1]] * 2
     assert every.second.tolist() == [[1, 2, 2]] * 2
     assert every.labels[0].tolist() == pytest.approx([0.9, 0.1, 0.2])
@@ -213,32 +215,37 @@ def test_mirror_prox_judges_the_same_completions_against_where_the_half_step_led
     judged = []
     preference = algorithm.rollouts.preference
     monkeypatch.setattr(algorithm.rollouts, "preference", lambda *given: judged.append(given) or preference(*given))
-    batches = algorithm.collect(prompts, step=0)
-    half = next(batches)
-    assert isinstance(half, Trial)
-    with torch.no_grad():
-        for weight in policy.trainable().values():
-            weight += 0.3
-    whole = next(batches)
-    assert torch.equal(half.batch.completions.tokens, whole.completions.tokens)
-    assert half.batch.own is None
+    taken = []
+
+    @contextmanager
+    def half_step(batch: Opposed) -> Iterator[None]:
+        taken.append(batch)
+        with torch.no_grad():
+            for weight in policy.trainable().values():
+                weight += 0.3
+        yield
+
+    algorithm.half_step = half_step
+    (whole,) = algorithm.collect(prompts, step=0)
+    (half,) = taken
+    assert torch.equal(half.completions.tokens, whole.completions.tokens)
+    assert half.own is None
     (_, _, before), (_, _, opponents) = judged
-    assert torch.equal(whole.own.tokens, stack(before).tokens), "the policy's own, from before the half-step"
+    assert torch.equal(whole.own.tokens, before.tokens), "the policy's own, from before the half-step"
     with torch.no_grad():
         flat, moved, own = (
             policy.log_probs(Role.policy, prompts, Completions(*(part[:, 0] for part in parts(side)))).sum()
-            for side in (whole.completions, stack(opponents), whole.own)
+            for side in (whole.completions, opponents, whole.own)
         )
     assert moved > flat, "opponents come from the moved policy, and what is fitted from a flat one"
     assert moved > own
     texts = [
         [decode_texts(policy, Completions(side.tokens[:, k], side.mask[:, k])) for k in range(4)]
-        for side in (whole.completions, stack(opponents))
+        for side in (whole.completions, opponents)
     ]
     for b in range(4):
         expected = sum(float(longer(None, [texts[0][1][b]], [texts[1][k][b]])) for k in range(4)) / 4
         assert float(whole.win_rates[b, 1]) == pytest.approx(expected, rel=1e-4)
-    assert next(batches, None) is None
 
 
 def test_a_falling_mixture_ends_exactly_where_it_is_told() -> None:

@@ -101,6 +101,11 @@ def test_too_far_from_the_reference_stops_the_run_with_a_checkpoint(
     rows = [row for row in measured(run) if "loss" in row]
     assert rows[-1]["kl"] > 0.5 >= max(row["kl"] for row in rows[:-1])
     assert (run / "checkpoints" / f"step-{rows[-1]['step']}").is_dir()
+    assert cli.main(["export", str(run)]) == 0
+    stopped = {file.name: file.read_bytes() for file in (run / "adapter").glob("*.safetensors")}
+    assert stopped == {file.name: file.read_bytes() for file in (run / "export").glob("*.safetensors")}, (
+        "what it has learned stands there, to be exploited or used as a reference"
+    )
     assert cli.main(["resume", str(run), "train.max_kl=null", f"train.steps={rows[-1]['step'] + 1}"]) == 0
 
 

@@ -18,10 +18,10 @@ from alignrun.algorithms.common.rewards import Rewarded
 from alignrun.errors import InputError
 from alignrun.games.files import load_game
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.preferences import PREFERENCES, Reward
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 class Length(Reward):
@@ -95,7 +95,7 @@ def test_groups_of_any_size_have_the_expected_gradient_of_rlhf(
         drawn = rewards[None, places]
         completions = Completions(actions.tokens[:, places], actions.mask[:, places])
         rewarded = Rewarded(prompt, completions, drawn, torch.zeros_like(drawn))
-        monkeypatch.setattr(algorithm.rewards, "draw", lambda *_, rewarded=rewarded, **__: rewarded)
+        monkeypatch.setattr(algorithm, "draw", lambda *_, rewarded=rewarded, **__: rewarded)
         (batch,) = list(algorithm.collect(prompt, 0))
         chance = math.factorial(count) * float(pi[places].prod())
         chance /= math.prod(math.factorial(places.count(action)) for action in range(3))
@@ -108,9 +108,7 @@ def test_the_first_step_of_ppo_is_the_policy_gradient_of_rlhf(monkeypatch: pytes
     settings = ["algo.normalize_reward=false", "algo.whiten_advantages=false", "algo.trace=1", "algo.epochs=1"]
     algorithm, actions, prompt = game_policy("ppo", "algo.samples_per_prompt=3", "algo.kl_tau=0.1", *settings)
     pi, rewards, exact = exact_gradient(algorithm, actions, prompt, 0.1)
-    monkeypatch.setattr(
-        algorithm.rewards, "draw", lambda *_, **__: Rewarded(prompt, actions, rewards[None], torch.zeros(1, 3))
-    )
+    monkeypatch.setattr(algorithm, "draw", lambda *_, **__: Rewarded(prompt, actions, rewards[None], torch.zeros(1, 3)))
     (rollout,) = list(algorithm.collect(prompt, 0))
     assert rollout.values.abs().max() == 0, "the value function starts at zero"
     weights = list(algorithm.tools.policy.trainable().values())
@@ -327,7 +325,7 @@ def test_rewards_are_normalised_on_the_reference_and_stay_so() -> None:
     shift, scale = algorithm._shift_and_scale.tolist()
     parts = enumerate((slice(0, 4), slice(4, 6)))
     drawn = torch.cat(
-        [algorithm.rewards.draw(rows(prompts, part), n, purpose=98, own=False).rewards.double() for n, part in parts]
+        [algorithm.draw(rows(prompts, part), n, purpose=98, role=Role.reference).rewards.double() for n, part in parts]
     )
     assert (shift, scale) == pytest.approx((float(drawn.mean()), float(drawn.std())))
     settings = ["algo.trace=1", "algo.whiten_advantages=false", "train.batch_size=4", "algo.missing_eos_penalty=3"]

@@ -18,6 +18,17 @@ from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
 
+SMALL = (
+    "experiment=smoke",
+    "optim.learning_rate=0.01",
+    "train.batch_size=2",
+    "train.micro_batch_size=null",
+    "algo.samples_per_prompt=2",
+    "generation.max_new_tokens=4",
+    "data.eval_size=2",
+)
+"""Few requests: the server of these tests answers one after another."""
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmLike]:
@@ -31,8 +42,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmLike]:
 
 
 def train(run: Path, url: str, *overrides: str) -> int:
-    served = ["generation=server", f"generation.server_url={url}", "generation.max_new_tokens=8"]
-    return cli.main(["experiment=smoke", "optim.learning_rate=0.01", f"run.dir={run}", *served, *overrides])
+    served = ["generation=server", f"generation.server_url={url}"]
+    return cli.main([*SMALL, f"run.dir={run}", *served, *overrides])
 
 
 @pytest.mark.parametrize("name", ["self_play", "online_ipo", "nash_mp"])
@@ -85,8 +96,7 @@ def test_mixtures_are_sampled_natively_and_the_run_says_so(
     said = " ".join(capsys.readouterr().out.split())
     assert "algo=nash_md also samples other policies, which the native engine does" in said
     assert not server.bodies("/v1/completions")
-    native = ["experiment=smoke", "optim.learning_rate=0.01", "generation.max_new_tokens=8", "algo=nash_md"]
-    assert cli.main([*native, "generation.temperature=1", f"run.dir={tmp_path / 'native'}"]) == 0
+    assert cli.main([*SMALL, "algo=nash_md", "generation.temperature=1", f"run.dir={tmp_path / 'native'}"]) == 0
     one, other = (
         (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("served", "native")
     )

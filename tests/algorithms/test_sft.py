@@ -13,8 +13,9 @@ from alignrun.config import AdapterConfig, ReferenceConfig, ReferenceKind
 from alignrun.generation.decode import Sampling
 from alignrun.launch.build import assemble
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
+from alignrun.types import Role
 
 TEXTS = [
     ("Say hello.", "Hello!"),
@@ -109,11 +110,11 @@ def test_an_sft_run_is_the_reference_of_a_nash_md_run(demonstrations: Path, tmp_
     # In sampling too: a mixture of β = 1 is the SFT policy, token for token.
     sampling = Sampling(max_new_tokens=6, stop_ids=policy.stop_ids, pad_id=policy.tokenizer.pad_token_id)
     generator = step_generator(policy.device, 0, 0)
-    (drawn,) = sample_streams(policy, prompts, [1.0], sampling, generator)
+    (drawn,) = sample_streams(policy, prompts, [Role.reference], sampling, generator)
     sft = Policy.load(config.model, AdapterConfig(), reference, load_tokenizer(config.model), config.seed)
-    (same,) = sample_streams(sft, prompts, [0.0], sampling, step_generator(policy.device, 0, 0))
+    (same,) = sample_streams(sft, prompts, [Role.policy], sampling, step_generator(policy.device, 0, 0))
     assert torch.equal(drawn.tokens, same.tokens)
-    (other,) = sample_streams(policy, prompts, [0.0], sampling, step_generator(policy.device, 0, 0))
+    (other,) = sample_streams(policy, prompts, [Role.policy], sampling, step_generator(policy.device, 0, 0))
     assert not torch.equal(drawn.tokens, other.tokens)
 
     following = ["experiment=smoke", "reference=adapter", f"reference.path={run}", f"run.dir={tmp_path / 'nash'}"]

@@ -1,5 +1,6 @@
 """What an algorithm says that a step asks of the model, against what a step asks."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -8,9 +9,9 @@ from helpers import ONLINE
 
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common import rollout
-from alignrun.algorithms.common.batches import Trial
 from alignrun.algorithms.common.rewards import RewardAlgorithm
-from alignrun.algorithms.common.workload import decoding_rows
+from alignrun.algorithms.common.workload import workload
+from alignrun.generation.streams import Source, decoding_rows
 from alignrun.launch.build import assemble
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
@@ -18,13 +19,13 @@ from alignrun.models.policy import Policy
 
 @pytest.mark.parametrize("name", ONLINE)
 def test_a_step_is_as_large_as_it_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[tuple[float, ...]] = []
+    drawn: list[tuple[Source, ...]] = []
     learned: list[int] = []
     sample, score = rollout.sample_streams, Policy.log_probs
 
-    def sampling(policy: Any, prompts: Any, mix_betas: Any, *rest: Any) -> Any:
-        drawn.append(tuple(mix_betas))
-        return sample(policy, prompts, mix_betas, *rest)
+    def sampling(policy: Any, prompts: Any, sources: Any, *rest: Any) -> Any:
+        drawn.append(tuple(sources))
+        return sample(policy, prompts, sources, *rest)
 
     def scoring(self: Any, role: Any, prompts: Any, completions: Any, *rest: Any) -> Any:
         found = score(self, role, prompts, completions, *rest)
@@ -39,10 +40,11 @@ def test_a_step_is_as_large_as_it_says(name: str, monkeypatch: pytest.MonkeyPatc
     before = sum(weight.numel() for weight in assembly.trained.model.parameters())
     monkeypatch.setattr(rollout, "sample_streams", sampling)
     monkeypatch.setattr(Policy, "log_probs", scoring)
+    assembly.algorithm.half_step = nullcontext
     batch = next(iter(assembly.algorithm.collect(assembly.data.batch_at(0, 4), 0)))
     with torch.enable_grad():
-        assembly.algorithm.loss(batch.batch if isinstance(batch, Trial) else batch)
-    work = discover()[name].workload(config.algo)
+        assembly.algorithm.loss(batch)
+    work = workload(config)
     assert max(map(decoding_rows, drawn)) == decoding_rows(work.drawn)
     assert max(learned) == work.learned
     policy_size = sum(weight.numel() for weight in assembly.trained.trainable().values())

@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 
-from alignrun.config import BadRows, DataConfig, DataSource, TooLong
+from alignrun.config import BadRows, DataConfig, TooLong
 from alignrun.data import files as data_files
 from alignrun.data import load_examples, read_rows
 from alignrun.data.templates import write
 from alignrun.data.values import LargeRowError
 from alignrun.errors import InputError
-from alignrun.launch.pins import examples_digest
-from alignrun.types import Example
 
 
 def config(path: Path, **changes: Any) -> DataConfig:
-    return DataConfig(name="jsonl", source=DataSource.jsonl, path=str(path), eval_fraction=0.5, **changes)
+    return DataConfig(name="jsonl", source="jsonl", path=str(path), eval_fraction=0.5, **changes)
 
 
 def small_file(folder: Path, name: str, middle: str) -> Path:
@@ -109,13 +107,3 @@ def test_an_alarm_while_a_template_is_filled_in_is_not_taken_for_the_row(
     monkeypatch.setattr(type(chat_tokenizer), "apply_chat_template", alarm)
     with pytest.raises(TimeoutError):
         write(chat_tokenizer, [{"role": "user", "content": "Hello"}], answer=True)
-
-
-def test_the_digest_of_examples_is_that_of_their_repr() -> None:
-    examples = [
-        Example("a{b}", "p.jsonl:1"),
-        Example(({"role": "user", "content": "é'\n"},), "x", "c", "d", 0.75, (1.0, 0.5), tools=({"name": "f"},)),
-    ]
-    from alignrun.launch.pins import _digest
-
-    assert examples_digest(examples) == _digest(*(repr(replace(example, origin="")) for example in examples))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alignrun.config import BadRows, ColumnsConfig, DataConfig, DataSource
+from alignrun.config import BadRows, ColumnsConfig, DataConfig
 from alignrun.data import load_examples, parse_row
 from alignrun.errors import InputError
 from alignrun.types import Example
@@ -88,9 +88,9 @@ class TestLiked:
             for place, liked in ((0, True), (1, False), (19, True))
         ]
         (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        options: Any = {"name": "x", "source": DataSource.jsonl, "path": str(tmp_path / "p.jsonl")}
+        options: Any = {"name": "x", "source": "jsonl", "path": str(tmp_path / "p.jsonl")}
         loaded = load_examples(DataConfig(**options, bad_rows=BadRows.skip))
-        assert {example.chosen for example in loaded.train + loaded.heldout} == {"True"}
+        assert {example.chosen for example in [*loaded.train, *loaded.heldout]} == {"True"}
         assert loaded.skipped == 1
 
     def test_the_label_of_a_pair_must_be_named(self) -> None:
@@ -129,7 +129,7 @@ def test_a_weight_of_one_says_nothing() -> None:
 def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "prompt 0", "answer": "1", "id": 3, "row_id": 4}\n{"prompt": "prompt 19", "b": 1}\n')
-    config = DataConfig(name="x", source=DataSource.jsonl, path=str(path))
+    config = DataConfig(name="x", source="jsonl", path=str(path))
     assert load_examples(config).notes == ("columns that are not read: answer, b",)
 
 

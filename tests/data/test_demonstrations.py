@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import encoding_of
 
 from alignrun.config import TooLong
 from alignrun.data import DemonstrationSet, Renderer
@@ -21,17 +22,10 @@ EXAMPLES = tuple(
 )
 
 
-def build(tokenizer: Any, examples: Sequence[Example] = EXAMPLES, **options: Any) -> DemonstrationSet:
-    settings: dict[str, Any] = {
-        "system_prompt": None,
-        "max_prompt_tokens": 100,
-        "max_completion_tokens": None,
-        "max_tokens": 100,
-        "pack_tokens": None,
-        "too_long": TooLong.error,
-        "seed": 3,
-    }
-    return DemonstrationSet.build(examples, tokenizer, **(settings | options))
+def build(
+    tokenizer: Any, examples: Sequence[Example] = EXAMPLES, pack_tokens: int | None = None, **options: Any
+) -> DemonstrationSet:
+    return DemonstrationSet.build(examples, encoding_of(tokenizer, **options), pack_tokens)
 
 
 def unpack(batch: PackedBatch) -> tuple[list[tuple[list[int], list[int]]], int]:
@@ -155,7 +149,7 @@ def test_a_known_packing() -> None:
     [
         ({"max_prompt_tokens": 4}, "s.jsonl:4: the prompt has 5 tokens, and the limit is 4"),
         ({"max_completion_tokens": 30}, "s.jsonl:2: a completion has 31 tokens, and the limit is 30"),
-        ({"max_tokens": 33}, "s.jsonl:2: prompt and completion have 34 tokens, and the limit is 33"),
+        ({"context": 33}, "s.jsonl:2: prompt and completion have 34 tokens, and the limit is 33"),
     ],
 )
 def test_too_long(plain_tokenizer: Any, limits: dict[str, int], part: str) -> None:
@@ -165,12 +159,12 @@ def test_too_long(plain_tokenizer: Any, limits: dict[str, int], part: str) -> No
     kept = build(plain_tokenizer, too_long=TooLong.skip, **limits)
     assert kept.skipped == len(EXAMPLES) - len(kept) > 0
     assert all(example in EXAMPLES for example in kept.examples)
-    assert [len(item.completion) - 1 for item in kept.demonstrations] == [len(str(e.chosen)) for e in kept.examples]
+    assert [len(item.completion) - 1 for item in kept.encoded] == [len(str(e.chosen)) for e in kept.examples]
 
 
 def test_skipping_all_is_refused(plain_tokenizer: Any) -> None:
     with pytest.raises(InputError, match="none of the 11 demonstrations fits"):
-        build(plain_tokenizer, max_tokens=1, too_long=TooLong.skip)
+        build(plain_tokenizer, context=1, too_long=TooLong.skip)
 
 
 def test_a_prompt_alone_is_refused(plain_tokenizer: Any) -> None:

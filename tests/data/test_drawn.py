@@ -3,16 +3,18 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from helpers import encoding_of
 
 from alignrun import cli
 from alignrun.config import BadRows, TooLong
-from alignrun.data import DemonstrationSet, EncodedPair, PairSet, PromptSet, drawn
+from alignrun.data import DemonstrationSet, EncodedPair, Examples, PairSet, PromptSet, check_labels, drawn
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError, RunError
 from alignrun.training.checkpoint import list_checkpoints
@@ -48,15 +50,8 @@ class Encoder:
 
 
 def build(encode: Encoder, report: Callable[[str], None] | None, **options: Any) -> PairSet:
-    settings: dict[str, Any] = {
-        "pad_id": 0,
-        "max_prompt_tokens": 100,
-        "max_completion_tokens": None,
-        "max_tokens": 100,
-        "too_long": TooLong.error,
-        "seed": 3,
-    }
-    return PairSet.build(EXAMPLES, encode, drawn=report, **(settings | options))
+    encoding = encoding_of(SimpleNamespace(pad_token_id=0), drawn=report, **options)
+    return PairSet.build(EXAMPLES, encoding, encode)
 
 
 def texts(pairs: PairSet, steps: int = 30) -> list[tuple[str, ...]]:
@@ -114,16 +109,11 @@ def test_what_no_row_passes_is_refused_at_the_start() -> None:
 
 
 def test_prompts_and_demonstrations_drawn_late_make_the_same_batches(chat_tokenizer: Any) -> None:
-    settings: dict[str, Any] = {"system_prompt": None, "max_tokens": 200, "too_long": TooLong.error, "seed": 1}
-    late, early = (
-        PromptSet.build(EXAMPLES, chat_tokenizer, drawn=report, **settings) for report in (lambda _: None, None)
-    )
+    encodings = [encoding_of(chat_tokenizer, context=200, drawn=report) for report in (lambda _: None, None)]
+    late, early = (PromptSet.build(EXAMPLES, encoding) for encoding in encodings)
     assert torch.equal(late.batch_at(3, 16).input_ids, early.batch_at(3, 16).input_ids)
     assert late.batch_at(3, 16).texts == early.batch_at(3, 16).texts
-    settings |= {"max_prompt_tokens": 200, "max_completion_tokens": None, "pack_tokens": 100}
-    ours, theirs = (
-        DemonstrationSet.build(EXAMPLES, chat_tokenizer, drawn=report, **settings) for report in (lambda _: None, None)
-    )
+    ours, theirs = (DemonstrationSet.build(EXAMPLES, encoding, pack_tokens=100) for encoding in encodings)
     assert torch.equal(ours.batch_at(2, 16).input_ids, theirs.batch_at(2, 16).input_ids)
 
 
@@ -146,3 +136,13 @@ def test_the_state_is_saved_before_a_late_bad_row_ends_the_run(
     )
     ((step, _),) = list_checkpoints(run / "checkpoints")
     assert cli.main(["resume", str(run), "data.too_long=skip", f"train.steps={step + 1}"]) == 0
+
+
+def test_labels_are_checked_without_encoding_all_rows() -> None:
+    encode = Encoder()
+    ties = Examples(replace(example, label=0.5) for example in EXAMPLES)
+    encoding = encoding_of(SimpleNamespace(pad_token_id=0), drawn=lambda _: None)
+    pairs = PairSet.build(ties, encoding, encode)
+    with pytest.raises(InputError, match="no preference in 300 pairs, all ties"):
+        check_labels(pairs.examples)
+    assert len(encode.read) == 10

@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from alignrun.data import FeedbackEncoder, PreferenceEncoder, RewardEncoder, check_template
+from alignrun.config.templates import split_template
+from alignrun.data import FeedbackEncoder, PreferenceEncoder, RewardEncoder
 from alignrun.errors import InputError
 from alignrun.models import tiny
 from alignrun.types import Example, Message
@@ -125,17 +126,17 @@ def test_space_around_a_prompt_survives_a_template_that_trims(chat_tokenizer: An
 def test_a_template_holds_every_field_once_and_in_order(chat_tokenizer: Any, template: str) -> None:
     problem = r"must hold \{prompt\}, \{first\}, \{second\}, each once and in this order"
     with pytest.raises(InputError, match=rf"algo\.template {problem}") as caught:
-        check_template(template, ("prompt", "first", "second"), "algo.template")
+        split_template(template, ("prompt", "first", "second"), "algo.template")
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=problem):
         PreferenceEncoder(chat_tokenizer, template)
 
 
 def test_templates_may_hold_other_braces(chat_tokenizer: Any) -> None:
-    check_template('{"x": {prompt}{first}{second}} {completion}', ("prompt", "first", "second"), "algo.template")
-    check_template("{prompt}{completion}", RewardEncoder.fields, "algo.template")
+    split_template('{"x": {prompt}{first}{second}} {completion}', ("prompt", "first", "second"), "algo.template")
+    split_template("{prompt}{completion}", RewardEncoder.fields, "algo.template")
     with pytest.raises(InputError, match=r"algo\.template"):
-        check_template(PREFERENCE, RewardEncoder.fields, "algo.template")
+        split_template(PREFERENCE, RewardEncoder.fields, "algo.template")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,16 @@
-from alignrun.data.overlap import overlap_notes
+from alignrun.data.overlap import Seen
 from alignrun.types import Example
 
 
 def examples(name: str, *texts: str) -> list[Example]:
     return [Example(text, f"{name}:{line}") for line, text in enumerate(texts, 1)]
+
+
+def overlap_notes(train: list[Example], heldout: list[Example]) -> list[str]:
+    seen = Seen()
+    for example in train:
+        seen.add(example.text)
+    return seen.notes(heldout)
 
 
 def test_held_out_prompts_that_were_trained_on_are_counted_and_named() -> None:

@@ -1,8 +1,10 @@
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from helpers import encoding_of
 
 from alignrun.config import TooLong
 from alignrun.data import EncodedPair, PairSet, check_labels, encode_policy_pair, encode_prompt
@@ -15,6 +17,8 @@ EXAMPLES = tuple(
     for row in range(10)
 )
 
+PADDING = SimpleNamespace(pad_token_id=0)
+
 
 def encode(example: Example) -> EncodedPair:
     """One token a character."""
@@ -25,15 +29,7 @@ def encode(example: Example) -> EncodedPair:
 
 
 def build(examples: Sequence[Example] = EXAMPLES, **options: Any) -> PairSet:
-    settings: dict[str, Any] = {
-        "pad_id": 0,
-        "max_prompt_tokens": 100,
-        "max_completion_tokens": None,
-        "max_tokens": 100,
-        "too_long": TooLong.error,
-        "seed": 3,
-    }
-    return PairSet.build(examples, encode, **(settings | options))
+    return PairSet.build(examples, encoding_of(PADDING, **options), encode)
 
 
 def by_length(rows: Sequence[int]) -> list[int]:
@@ -94,7 +90,7 @@ def test_log_probs_of_the_reference_travel_with_their_pairs() -> None:
 
 
 def test_lengths_of_exactly_the_limits_fit() -> None:
-    pairs = build([Example("abc", "x:1", "de", "f")], max_prompt_tokens=3, max_completion_tokens=2, max_tokens=5)
+    pairs = build([Example("abc", "x:1", "de", "f")], max_prompt_tokens=3, max_completion_tokens=2, context=5)
     assert (len(pairs), pairs.skipped) == (1, 0)
 
 
@@ -103,7 +99,7 @@ def test_lengths_of_exactly_the_limits_fit() -> None:
     [
         ({"max_prompt_tokens": 2}, ("the prompt has 3 tokens", "limit is 2", "data.max_prompt_tokens")),
         ({"max_completion_tokens": 4}, ("a completion has 5 tokens", "limit is 4", "data.max_completion_tokens")),
-        ({"max_tokens": 7}, ("prompt and completion have 8 tokens", "limit is 7")),
+        ({"context": 7}, ("prompt and completion have 8 tokens", "limit is 7")),
     ],
 )
 @pytest.mark.parametrize(("chosen", "rejected"), [("ddddd", "e"), ("e", "ddddd")])
@@ -125,20 +121,21 @@ def test_texts_count_without_the_template_around_them() -> None:
     def within_template(example: Example) -> EncodedPair:
         return EncodedPair((0,) * 20, (0,) * 9, (0,) * 8, plain=(3, 2))
 
-    options: dict[str, Any] = {"pad_id": 0, "max_prompt_tokens": 3, "max_completion_tokens": 2, "seed": 0}
-    assert len(PairSet.build(EXAMPLES, within_template, max_tokens=29, too_long=TooLong.error, **options)) == 10
+    def built(**options: Any) -> PairSet:
+        limits = {"context": 29, "max_prompt_tokens": 3, "max_completion_tokens": 2} | options
+        return PairSet.build(EXAMPLES, encoding_of(PADDING, **limits), within_template)
+
+    assert len(built()) == 10
     with pytest.raises(InputError, match="prompt and completion have 29 tokens, and the limit is 28"):
-        PairSet.build(EXAMPLES, within_template, max_tokens=28, too_long=TooLong.error, **options)
+        built(context=28)
     for key, tokens in (("max_prompt_tokens", 3), ("max_completion_tokens", 2)):
         with pytest.raises(InputError, match=rf"has {tokens} tokens.*data\.{key}"):
-            PairSet.build(
-                EXAMPLES, within_template, max_tokens=29, too_long=TooLong.error, **(options | {key: tokens - 1})
-            )
+            built(**{key: tokens - 1})
 
 
 def test_skipping_all_is_refused() -> None:
-    with pytest.raises(InputError, match=r"none of the 10 pairs fits.*100 of a prompt, 0 of a completion.*100 to"):
-        build(max_completion_tokens=0, too_long=TooLong.skip)
+    with pytest.raises(InputError, match=r"none of the 10 pairs fits.*1 of a prompt, 7 of a completion, 1 to"):
+        build(context=1, max_completion_tokens=7, too_long=TooLong.skip)
 
 
 @pytest.mark.parametrize("example", [Example("a", "x:1"), Example("a", "x:1", chosen="b")])
@@ -150,7 +147,7 @@ def test_examples_without_a_pair_are_refused(example: Example) -> None:
 
 def test_nothing_to_learn_from_ties_alone() -> None:
     ties = [Example("a", f"x:{row}", "b", "c", label=0.5) for row in range(3)]
-    with pytest.raises(InputError, match="all 3 pairs are ties: nothing to learn") as caught:
+    with pytest.raises(InputError, match="no preference in 3 pairs, all ties: nothing to learn") as caught:
         check_labels(ties)
     assert "\n" not in str(caught.value)
     check_labels([*ties, EXAMPLES[-1]])
@@ -161,7 +158,7 @@ def test_the_policy_reads_a_pair_as_it_samples(name: str, request: pytest.Fixtur
     tokenizer = request.getfixturevalue(name)
     system = "Be kind." if tokenizer.chat_template else None
     example = Example("Hello?", "x:1", "Yes.", "No!!")
-    pair = encode_policy_pair(tokenizer, system)(example)
+    pair = encode_policy_pair(encoding_of(tokenizer, system_prompt=system))(example)
     assert list(pair.prompt) == encode_prompt(tokenizer, example, system)
     assert tokenizer.decode(pair.first) == "Yes.<|im_end|>"
     assert tokenizer.decode(pair.second) == "No!!<|im_end|>"

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import encoding_of
 
 from alignrun.config import TooLong
 from alignrun.data import PromptSet, encode_prompt
@@ -15,8 +16,7 @@ WORDS = ("a", "bb", "ccc", "dddd", "eeeee", "ffffff", "ggggggg")
 
 def build(tokenizer: Any, prompts: tuple[str, ...] = WORDS, **options: Any) -> PromptSet:
     examples = [Example(prompt, f"p.jsonl:{line}") for line, prompt in enumerate(prompts, 1)]
-    settings: dict[str, Any] = {"system_prompt": None, "max_tokens": 100, "too_long": TooLong.error, "seed": 3}
-    return PromptSet.build(examples, tokenizer, **(settings | options))
+    return PromptSet.build(examples, encoding_of(tokenizer, **options))
 
 
 def test_left_padding(plain_tokenizer: Any) -> None:
@@ -96,12 +96,12 @@ def test_evaluation_sees_every_prompt_once_in_order(plain_tokenizer: Any, size: 
 
 
 def test_a_prompt_of_exactly_the_limit_fits(plain_tokenizer: Any) -> None:
-    assert len(build(plain_tokenizer, max_tokens=8)) == 7  # seven bytes and BOS
+    assert len(build(plain_tokenizer, context=8)) == 7  # seven bytes and BOS
 
 
 def test_a_longer_prompt_names_its_row_and_the_ways_out(plain_tokenizer: Any) -> None:
     with pytest.raises(InputError) as caught:
-        build(plain_tokenizer, max_tokens=6)
+        build(plain_tokenizer, context=6)
     message = str(caught.value)
     for part in ("p.jsonl:6", "7 tokens", "limit is 6", "data.too_long=skip", "max_new_tokens", "max_prompt_tokens"):
         assert part in message
@@ -109,11 +109,11 @@ def test_a_longer_prompt_names_its_row_and_the_ways_out(plain_tokenizer: Any) ->
 
 
 def test_skipping_counts(plain_tokenizer: Any) -> None:
-    prompts = build(plain_tokenizer, max_tokens=6, too_long=TooLong.skip)
+    prompts = build(plain_tokenizer, context=6, too_long=TooLong.skip)
     assert (prompts.texts, prompts.skipped) == (WORDS[:5], 2)
     assert build(plain_tokenizer).skipped == 0
 
 
 def test_skipping_all_is_refused(plain_tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"none of the 7 prompts fits into the limit of 1 tokens.*max_prompt_tokens"):
-        build(plain_tokenizer, max_tokens=1, too_long=TooLong.skip)
+        build(plain_tokenizer, context=1, too_long=TooLong.skip)

@@ -1,10 +1,11 @@
 """Prompts and completions as the chat template itself writes them, token for token."""
 
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
+from helpers import encoding_of
 
 from alignrun import games
 from alignrun.algorithms.common.rollout import decode_texts
@@ -120,17 +121,14 @@ class TestTheBorder:
         assert end_of_turn(kinds) not in own[len(prompt) + len(tail) :]
         example = Example("Q?", "x:1", "S", "no", chosen_turns=tuple(turns))
         with pytest.raises(BadRowError, match="x:1: its sides part before the last turn"):
-            encode_policy_pair(kinds, None)(example)
-        limits: Any = {"max_prompt_tokens": 999, "max_completion_tokens": None, "max_tokens": 999, "pack_tokens": None}
-        (last,) = DemonstrationSet.build(
-            [example], kinds, system_prompt=None, too_long=TooLong.error, seed=0, **limits
-        ).demonstrations
+            encode_policy_pair(encoding_of(kinds))(example)
+        (last,) = DemonstrationSet.build([example], encoding_of(kinds, context=999), pack_tokens=None).encoded
         assert (list(last.prompt), list(last.completion)) == encoded(kinds, (USER, *turns[:-1]), "Sure")
 
     def test_two_completions_that_the_template_writes_alike(self) -> None:
         tokenizer = templated(tiny.CHATML.replace("message['content'] or ''", "message['content'] | trim"))
         with pytest.raises(BadRowError, match="x:1: both completions are the same tokens"):
-            encode_policy_pair(tokenizer, None)(Example("Q?", "x:1", "Sure", " Sure"))
+            encode_policy_pair(encoding_of(tokenizer))(Example("Q?", "x:1", "Sure", " Sure"))
 
 
 class TestThoughts:
@@ -291,20 +289,17 @@ class TestRowsThatCannotBeRead:
         "add_generation_prompt) }}<|im_start|>{{ message",
         1,
     )
-    limits: ClassVar[dict[str, Any]] = {"max_prompt_tokens": 999, "max_completion_tokens": None, "max_tokens": 999}
 
     def build(self, kind: str, tokenizer: Any, bad_rows: BadRows, rows: int | None = None) -> Any:
-        options: Any = {"too_long": TooLong.error, "seed": 0, "bad_rows": bad_rows}
+        encoding = encoding_of(tokenizer, context=999, rows=rows, bad_rows=bad_rows)
         if kind == "prompts":
-            return PromptSet.build(self.examples, tokenizer, system_prompt=None, max_tokens=999, rows=rows, **options)
+            return PromptSet.build(self.examples, encoding)
         if kind == "demonstrations":
-            return DemonstrationSet.build(
-                self.examples, tokenizer, system_prompt=None, pack_tokens=None, rows=rows, **options, **self.limits
-            )
-        encode = encode_policy_pair(tokenizer, None, rows=rows)
+            return DemonstrationSet.build(self.examples, encoding, pack_tokens=None)
+        encode = encode_policy_pair(encoding)
         if kind == "feedback":
             encode = RewardEncoder(tokenizer, "{prompt}{completion}", rows).encode_pair
-        return PairSet.build(self.examples, encode, pad_id=0, **options, **self.limits)
+        return PairSet.build(self.examples, encoding, encode)
 
     @pytest.mark.parametrize("kind", ["prompts", "demonstrations", "pairs"])
     def test_a_template_that_refuses_a_row(self, kind: str) -> None:
@@ -330,12 +325,7 @@ class TestRowsThatCannotBeRead:
         with pytest.raises(InputError, match=r"model\.system_prompt") as caught:
             PromptSet.build(
                 [Example("Q?", "x:1")],
-                plain_tokenizer,
-                system_prompt="Hm.",
-                max_tokens=9,
-                too_long=TooLong.skip,
-                seed=0,
-                bad_rows=BadRows.skip,
+                encoding_of(plain_tokenizer, system_prompt="Hm.", too_long=TooLong.skip, bad_rows=BadRows.skip),
             )
         assert "none of the" not in str(caught.value)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignrun.config import Pairing
+from alignrun.config import ComparedPairs
 from alignrun.evaluation import comparisons
 from alignrun.evaluation.comparisons import against, compare
 from alignrun.preferences.base import Preference
@@ -38,7 +38,7 @@ class Recording(Preference):
 
 
 def test_every_pair_has_the_preference_of_its_texts() -> None:
-    table = compare(Recording(), PROMPTS, TEXTS, Pairing.all)
+    table = compare(Recording(), PROMPTS, TEXTS, ComparedPairs.all)
     assert table.shape == (2, 3, 2, 3, 2)
     for x, i, k, j, other in np.ndindex(table.shape):
         first, second = TEXTS[i][x][k], TEXTS[j][x][other]
@@ -47,9 +47,9 @@ def test_every_pair_has_the_preference_of_its_texts() -> None:
 
 
 def test_no_pair_of_texts_is_asked_twice_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, preference = compare(Recording(), PROMPTS, TEXTS, Pairing.all), Recording()
+    whole, preference = compare(Recording(), PROMPTS, TEXTS, ComparedPairs.all), Recording()
     monkeypatch.setattr(comparisons, "QUESTIONS", 1)
-    assert np.array_equal(compare(preference, PROMPTS, TEXTS, Pairing.all), whole)
+    assert np.array_equal(compare(preference, PROMPTS, TEXTS, ComparedPairs.all), whole)
     unordered = [(prompt, *sorted((first, second))) for prompt, first, second in preference.asked]
     assert len(unordered) == len(set(unordered))
     assert all(first != second for _, first, second in preference.asked)
@@ -59,7 +59,7 @@ def test_no_pair_of_texts_is_asked_twice_in_any_order(monkeypatch: pytest.Monkey
 
 def test_matched_pairs_cost_k_a_pair_of_players_and_the_rest_is_unknown() -> None:
     preference = Recording()
-    table = compare(preference, PROMPTS, TEXTS, Pairing.matched)
+    table = compare(preference, PROMPTS, TEXTS, ComparedPairs.matched)
     for x, i, k, j, other in np.ndindex(table.shape):
         if (i == j and k == other) or (i != j and k == other):
             assert not np.isnan(table[x, i, k, j, other])
@@ -70,16 +70,16 @@ def test_matched_pairs_cost_k_a_pair_of_players_and_the_rest_is_unknown() -> Non
 
 def test_against_is_the_mean_over_pairs_and_asks_nobody_about_himself() -> None:
     preference = Recording()
-    rates = against(preference, PROMPTS, TEXTS[0], TEXTS[2], Pairing.all)
+    rates = against(preference, PROMPTS, TEXTS[0], TEXTS[2], ComparedPairs.all)
     for x in range(2):
         mean = np.mean([lead(PROMPTS[x], a, b) if a != b else 0.5 for a in TEXTS[0][x] for b in TEXTS[2][x]])
         assert rates[x] == pytest.approx(mean)
     ours = {(prompt, *sorted((a, b))) for x, prompt in enumerate(PROMPTS) for a in TEXTS[0][x] for b in TEXTS[2][x]}
     assert {(prompt, *sorted((a, b))) for prompt, a, b in preference.asked} <= ours
-    matched = against(preference, PROMPTS, TEXTS[0], TEXTS[2], Pairing.matched)
+    matched = against(preference, PROMPTS, TEXTS[0], TEXTS[2], ComparedPairs.matched)
     assert matched[0] == pytest.approx(np.mean([lead("p", "aa", ""), lead("p", "b", "f")]))
 
 
 def test_antisymmetric_by_construction() -> None:
-    table = compare(Recording(), PROMPTS, TEXTS, Pairing.all)
+    table = compare(Recording(), PROMPTS, TEXTS, ComparedPairs.all)
     assert np.allclose(table + table.transpose(0, 3, 4, 1, 2), 1)

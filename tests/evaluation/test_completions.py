@@ -8,12 +8,11 @@ import pytest
 import torch
 from helpers import load_policy
 
-from alignrun.algorithms.base import prompt_set
 from alignrun.data import PromptSet
 from alignrun.evaluation.completions import CompletionCache, Drawing, content_key, draw, score
 from alignrun.launch.build import make_encoding
-from alignrun.models.policy import Policy, Role
-from alignrun.types import Completions, Example
+from alignrun.models.policy import Policy
+from alignrun.types import Completions, Example, Role
 
 DRAWING = Drawing(samples=3, max_new_tokens=6, temperature=0.8, top_k=0, top_p=1.0, batch_size=2, seed=0)
 
@@ -22,7 +21,7 @@ DRAWING = Drawing(samples=3, max_new_tokens=6, temperature=0.8, top_k=0, top_p=1
 def prompts() -> PromptSet:
     _, config = load_policy()
     texts = ("Hi", "A longer one to read", "Third")
-    return prompt_set([Example(text, f"row {row}") for row, text in enumerate(texts)], make_encoding(config))
+    return PromptSet.build([Example(text, f"row {row}") for row, text in enumerate(texts)], make_encoding(config))
 
 
 @pytest.mark.parametrize("role", [Role.policy, Role.reference])
@@ -64,7 +63,7 @@ def test_the_key_follows_all_that_completions_depend_on(prompts: PromptSet) -> N
     others = [content_key(policy, Role.reference, prompts, DRAWING)]
     for field, value in (("samples", 2), ("max_new_tokens", 5), ("temperature", 1.0), ("top_k", 3), ("top_p", 0.5)):
         others.append(content_key(policy, Role.policy, prompts, replace(DRAWING, **{field: value})))
-    others.append(content_key(policy, Role.policy, replace(prompts, token_ids=prompts.token_ids[::-1]), DRAWING))
+    others.append(content_key(policy, Role.policy, replace(prompts, encoded=prompts.encoded[::-1]), DRAWING))
     begun = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
     policy.tokenizer.chat_template = begun
     others.append(content_key(policy, Role.policy, prompts, DRAWING))
@@ -119,3 +118,5 @@ def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = CompletionCache(tmp_path / "file")
     assert cache.scores("s", lambda: np.ones((1, 1))) == 1
+    (tmp_path / "cache" / "s.json").mkdir(parents=True)
+    assert CompletionCache(tmp_path / "cache").scores("s", lambda: np.ones((1, 1))) == 1

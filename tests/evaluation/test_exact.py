@@ -11,7 +11,7 @@ from scipy.special import softmax
 from alignrun import games
 from alignrun.errors import InputError
 from alignrun.evaluation.exact import played
-from alignrun.evaluation.tournament import Entry, Settings, exact_standing
+from alignrun.evaluation.tournament_results import Entry, Settings, exact_standing
 from alignrun.launch.build import Assembly, assemble
 from alignrun.launch.compose import compose
 
@@ -55,6 +55,15 @@ def test_the_game_has_the_reference_of_its_temperature(temperature: float) -> No
     shown = ", ".join(f"{name} {p:.3f}" for name, p in zip("abc", target, strict=True))
     assert ("equilibrium", shown) in evaluation.lines
     assert "temperature" not in dict(evaluation.lines)
+
+
+def test_no_figure_is_a_negative_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = game("algo=online_ipo")
+    for name in ("kl", "exploitability", "duality_gap"):
+        monkeypatch.setattr(games, name, lambda *_: torch.tensor(-1e-9))
+    lines = dict(made.evaluate().lines)
+    assert lines["KL(policy ‖ reference)"] == "0.0000 nats"
+    assert (lines["exploitability"], lines["duality gap"]) == ("0.0000", "0.00000")
 
 
 def test_another_temperature_of_evaluation_is_another_policy_and_is_said() -> None:

@@ -130,7 +130,7 @@ def test_equilibrium_of_random_games_is_the_one_of_maximum_entropy(levels: int) 
         if levels == 8:
             copies = rng.integers(0, max(1, n // 2), n)
             matrix = matrix[np.ix_(copies, copies)]
-        share, value = standings.equilibrium(matrix)
+        share, value = standings.nash_average(matrix)
         assert share.sum() == pytest.approx(1)
         assert share.min() >= 0
         assert (matrix @ share).max() <= 0.5 + 1e-9
@@ -157,13 +157,13 @@ def test_equilibrium_of_random_games_is_the_one_of_maximum_entropy(levels: int) 
 )
 def test_known_equilibria(matrix: Array, share: list[float] | None) -> None:
     expected = share or [0.383333, 0.383333, 0.233333]  # arXiv 2312.00886 §3.2 at ε = 0.1
-    assert standings.equilibrium(matrix)[0] == pytest.approx(expected, abs=1e-6)
+    assert standings.nash_average(matrix)[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_constraint_from_outside_the_support_limits_how_even_an_equilibrium_can_be() -> None:
     # The first two tie; the third has 0.4 against the first and 0.8 against the second, and is in no equilibrium.
     matrix = antisymmetric(np.array([[0, 0.5, 0.6], [0, 0, 0.2], [0, 0, 0]]))
-    assert standings.equilibrium(matrix)[0] == pytest.approx([0.75, 0.25, 0], abs=1e-6)
+    assert standings.nash_average(matrix)[0] == pytest.approx([0.75, 0.25, 0], abs=1e-6)
 
 
 def test_equilibrium_does_without_the_largest_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_equilibrium_does_without_the_largest_entropy(monkeypatch: pytest.Monkey
         x = np.full(2, np.nan)
 
     monkeypatch.setattr(standings, "minimize", lambda *_, **__: Failure)
-    share, _ = standings.equilibrium(matrix)
+    share, _ = standings.nash_average(matrix)
     assert [share[:2].sum(), *share[2:]] == pytest.approx([1 / 3, 2 / 9, 4 / 9])
 
 

@@ -10,8 +10,8 @@ from helpers import load_policy
 from reports.checks import check
 from reports.examples import write_run
 
-from alignrun.algorithms.base import prompt_set
 from alignrun.config import EvaluationConfig
+from alignrun.data import PromptSet
 from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.ranking import rank
 from alignrun.evaluation.results import RunResult
@@ -49,7 +49,7 @@ class Longer:
 
 def evaluated(policy: Policy, kind: type, config: EvaluationConfig, prompts: int = 8) -> Evaluation:
     encoding = make_encoding(load_policy()[1])
-    asked = prompt_set([Example(f"Question {row}", f"row {row}") for row in range(prompts)], encoding)
+    asked = PromptSet.build([Example(f"Question {row}", f"row {row}") for row in range(prompts)], encoding)
     return kind(policy, Longer(), asked, config, 5, *((0.1,) if kind is OpponentEvaluator else ()), 0)()
 
 

@@ -8,8 +8,9 @@ from helpers import load_policy, random_batch
 
 from alignrun.algorithms.common.rollout import sample_streams, step_generator
 from alignrun.generation.decode import Sampling, sample_completions
-from alignrun.models.policy import Policy, Role
-from alignrun.types import PromptBatch
+from alignrun.generation.streams import Mixture
+from alignrun.models.policy import Policy
+from alignrun.types import PromptBatch, Role
 
 STOP, PAD, VOCABULARY = 3, 0, 4
 
@@ -47,6 +48,10 @@ def tables(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return policy, reference
 
 
+def mixture(mix_beta: float) -> Mixture:
+    return Mixture(Role.policy, Role.reference, mix_beta)
+
+
 def draw(mix_betas, prompts=4000, tokens=3, seed=0, stop=STOP):
     policy, reference = tables(seed)
     decoder = MarkovDecoder(policy, reference if any(b > 0 for b in mix_betas) else None, prompts)
@@ -55,7 +60,7 @@ def draw(mix_betas, prompts=4000, tokens=3, seed=0, stop=STOP):
     sampling = Sampling(max_new_tokens=tokens, stop_ids=[stop], pad_id=PAD)
     shape = (tokens, len(mix_betas), prompts)
     uniforms = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return sample_completions(decoder, prompts, mix_betas, sampling, uniforms), decoder
+    return sample_completions(decoder, prompts, [mixture(b) for b in mix_betas], sampling, uniforms), decoder
 
 
 @pytest.mark.parametrize("mix_beta", [0.0, 0.3, 1.0])
@@ -126,13 +131,13 @@ class UncachedDecoder:
 
 def test_cached_equals_uncached_token_for_token(policy: Policy) -> None:
     prompts, _ = random_batch(policy, prompts=4)
-    betas = [0.0, 0.4]
+    sources = [Role.policy, mixture(0.4)]
     sampling = Sampling(max_new_tokens=10, stop_ids=[*range(0, 60)], pad_id=policy.tokenizer.pad_token_id)
-    cached = sample_streams(policy, prompts, betas, sampling, step_generator(policy.device, 5, 0))
+    cached = sample_streams(policy, prompts, sources, sampling, step_generator(policy.device, 5, 0))
     uncached = sample_completions(
         UncachedDecoder(policy, prompts, [Role.policy, Role.reference]),
         len(prompts),
-        betas,
+        sources,
         sampling,
         torch.rand(10, 2, 4, generator=step_generator(policy.device, 5, 0), dtype=torch.float64),
     )
@@ -148,14 +153,16 @@ def test_mix_beta_zero_and_one_are_the_policy_and_the_reference(policy: Policy) 
     sampling = Sampling(max_new_tokens=8, stop_ids=[258], pad_id=policy.tokenizer.pad_token_id)
 
     def alone(mix_beta: float) -> torch.Tensor:
-        return sample_streams(policy, prompts, [mix_beta], sampling, step_generator(policy.device, 1, 0))[0].tokens
+        return sample_streams(policy, prompts, [mixture(mix_beta)], sampling, step_generator(policy.device, 1, 0))[
+            0
+        ].tokens
 
     swapped, _ = load_policy()
     with torch.no_grad():
         for name, weight in swapped.trainable().items():
             if "lora_B" in name:
                 weight.zero_()
-    reference = sample_streams(swapped, prompts, [0.0], sampling, step_generator(policy.device, 1, 0))[0].tokens
+    reference = sample_streams(swapped, prompts, [Role.policy], sampling, step_generator(policy.device, 1, 0))[0].tokens
     assert torch.equal(alone(1.0), reference)
     assert torch.equal(alone(1 - 1e-12), reference)
     assert torch.equal(alone(1e-12), alone(0.0))
@@ -167,7 +174,9 @@ def test_a_seed_and_a_step_determine_the_draw(policy: Policy) -> None:
     sampling = Sampling(max_new_tokens=6, stop_ids=[258], pad_id=0)
 
     def tokens(seed: int, step: int) -> torch.Tensor:
-        return sample_streams(policy, prompts, [0.0], sampling, step_generator(policy.device, seed, step))[0].tokens
+        return sample_streams(policy, prompts, [Role.policy], sampling, step_generator(policy.device, seed, step))[
+            0
+        ].tokens
 
     assert torch.equal(tokens(1, 2), tokens(1, 2))
     assert not torch.equal(tokens(1, 2), tokens(1, 3))

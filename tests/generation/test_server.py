@@ -21,9 +21,9 @@ from alignrun.errors import InputError, RunError
 from alignrun.generation.decode import Sampling
 from alignrun.generation.server.rollout_server import RolloutServer
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 KEY = "sk-secret-0123456789"
 Serve = Callable[..., VllmLike]
@@ -77,7 +77,7 @@ def equal(ours: Completions, theirs: Completions) -> bool:
 
 
 def native(policy: Policy, prompts: PromptBatch, rules: Sampling) -> Completions:
-    return sample_streams(policy, prompts, [0.0], rules, step_generator(policy.device, 0, 0))[0]
+    return sample_streams(policy, prompts, [Role.policy], rules, step_generator(policy.device, 0, 0))[0]
 
 
 def refused(call: Callable[[], Any], kind: type[Exception] = RunError) -> str:

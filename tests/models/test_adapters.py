@@ -9,7 +9,8 @@ from helpers import load_policy, random_batch
 from torch.autograd.graph import saved_tensors_hooks
 
 from alignrun.models.adapters import lora_layers
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
+from alignrun.types import Role
 
 
 def gradients(policy: Policy) -> list[torch.Tensor]:

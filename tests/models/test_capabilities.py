@@ -14,9 +14,10 @@ from alignrun.models import capabilities
 from alignrun.models.backbone import Backbone
 from alignrun.models.capabilities import check_passes, differences, relative_error
 from alignrun.models.loading_errors import remedy
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
 from alignrun.models.tiny import byte_tokenizer
+from alignrun.types import Role
 
 SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 MIXTRAL = SMALL | {

@@ -7,8 +7,7 @@ import torch
 from helpers import load_policy, random_batch
 
 from alignrun.models.hidden import masked
-from alignrun.models.policy import Role
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ import torch
 from helpers import load_policy, random_batch
 
 from alignrun.config import ModelSource
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model
 from alignrun.models.tiny import byte_tokenizer
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 def plain_log_probs(model, prompts: PromptBatch, completions: Completions) -> torch.Tensor:

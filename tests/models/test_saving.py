@@ -14,11 +14,11 @@ from alignrun.data import encode_prompt
 from alignrun.errors import InputError, RunError
 from alignrun.launch.build import assemble, load_trained
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.saving import prompting_tokenizer
 from alignrun.models.sources import load_tokenizer
 from alignrun.models.tiny import CHATML, byte_tokenizer
-from alignrun.types import Completions, Example, Message, PromptBatch
+from alignrun.types import Completions, Example, Message, PromptBatch, Role
 
 DEFAULT_SYSTEM = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from alignrun.errors import InputError
 from alignrun.launch.compose import compose
 from alignrun.models.adapter_fields import _COMPUTED, _IRRELEVANT, _VALUES, check_adapter
 from alignrun.models.backbone import Backbone
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
+from alignrun.types import Role
 
 
 def smoke(*overrides: str) -> Config:
@@ -137,6 +140,53 @@ def test_every_field_of_peft_is_known_or_empty_by_default() -> None:
     fields = LoraConfig(task_type="CAUSAL_LM").to_dict()
     for field in fields.keys() - _COMPUTED - _IRRELEVANT:
         assert fields[field] in _VALUES[field] if field in _VALUES else not fields[field], field
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda weight: weight.mul(100).to(torch.int64), "holds torch.int64 and not real numbers"),
+        (lambda weight: weight > 0, "holds torch.bool and not real numbers"),
+        (lambda weight: weight * float("nan"), "is not finite"),
+        (lambda weight: weight.fill_diagonal_(float("inf")), "is not finite"),
+    ],
+    ids=["int64", "bool", "nan", "inf"],
+)
+@pytest.mark.parametrize("key", ["reference.path", "algo.opponent"])
+def test_weights_that_are_no_finite_real_numbers_are_refused(
+    stored: Path, change: Callable[[torch.Tensor], torch.Tensor], expected: str, key: str, tmp_path: Path
+) -> None:
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = max(weights)
+    save_file(weights | {name: change(weights[name])}, file)
+    opponent = str(tmp_path) if key == "algo.opponent" else None
+    config = smoke(*(["reference=adapter", f"reference.path={tmp_path}"] if opponent is None else []))
+    with pytest.raises(InputError, match=rf"^{key}: .*{re.escape(name)} {expected}: name another run or adapter"):
+        Policy.load(
+            config.model,
+            AdapterConfig(),
+            config.reference,
+            load_tokenizer(config.model),
+            config.seed,
+            opponent=opponent,
+        )
+
+
+@pytest.mark.parametrize("bad", ["nan", "int64"])
+def test_a_base_of_such_weights_is_refused(base: PreTrainedModel, bad: str, tmp_path: Path) -> None:
+    base.save_pretrained(tmp_path)
+    load_tokenizer(smoke().model).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "q_proj" in name)
+    changed = weights[name] * float("nan") if bad == "nan" else weights[name].mul(100).to(torch.int64)
+    save_file(weights | {name: changed}, file, {"format": "pt"})
+    config = smoke("model=path", f"model.path={tmp_path}", "model.chat_template=null")
+    expected = "is not finite" if bad == "nan" else "holds I64 and not real numbers"
+    with pytest.raises(InputError, match=rf"{re.escape(name)} {expected}"):
+        Backbone.load(config.model, config.adapter, load_tokenizer(config.model), config.seed)
 
 
 @pytest.mark.parametrize(

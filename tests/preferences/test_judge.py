@@ -21,13 +21,11 @@ import pytest
 import torch
 from helpers import answer
 
-from alignrun import cli
+from alignrun import cli, http
 from alignrun.errors import InputError, RunError
-from alignrun.preferences.judge import client
-from alignrun.preferences.judge.client import retry_after
 from alignrun.preferences.judge.config import JudgeConfig
 from alignrun.preferences.judge.judge import JudgePreference, build, fill
-from alignrun.training.trainer import stop_requested
+from alignrun.training.signals import stop_requested
 
 KEY = "sk-secret-0123456789"
 
@@ -384,21 +382,21 @@ def waited(serve: Serve, retry_after: str, **changes: Any) -> float:
 
 def test_retry_after_is_honoured_and_capped(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     assert waited(serve, "0.3") >= 0.3
-    monkeypatch.setattr(client, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(http, "LONGEST_WAIT", 0.02)
     assert waited(serve, "99999") < 5
     assert waited(serve, "soon", backoff=99.0) < 5
 
 
 @pytest.mark.parametrize("value", ["soon", "", "-5", "nan", formatdate(1e9, usegmt=True), "Wed, 99 Foo", "1 Jan 2999"])
 def test_a_retry_after_of_no_use_is_no_wait(value: str) -> None:
-    assert retry_after(httpx2.Response(429, headers={"Retry-After": value})) == 0
+    assert http.retry_after(httpx2.Response(429, headers={"Retry-After": value})) == 0
 
 
 def test_a_retry_after_may_be_seconds_or_a_date() -> None:
-    assert retry_after(httpx2.Response(429)) == 0
-    assert retry_after(httpx2.Response(429, headers={"Retry-After": "7"})) == 7
+    assert http.retry_after(httpx2.Response(429)) == 0
+    assert http.retry_after(httpx2.Response(429, headers={"Retry-After": "7"})) == 7
     date = formatdate(time.time() + 100, usegmt=True)
-    assert 90 < retry_after(httpx2.Response(429, headers={"Retry-After": date})) <= 100
+    assert 90 < http.retry_after(httpx2.Response(429, headers={"Retry-After": date})) <= 100
 
 
 def test_the_waits_double_and_differ(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +405,7 @@ def test_the_waits_double_and_differ(serve: Serve, monkeypatch: pytest.MonkeyPat
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(client.asyncio, "sleep", sleep)
+    monkeypatch.setattr(http, "sleep", sleep)
     server = serve(lambda *_: (503, {}, b""))
     state = __import__("random").getstate()
     refused(make(server, retries=5, backoff=2.0, concurrency=1))

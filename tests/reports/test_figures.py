@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 
 from alignrun.evaluation.results import Estimate
 from alignrun.reports import figures
-from alignrun.reports.curves import Line, Panel
+from alignrun.reports.curves import Curve, Line
 from alignrun.reports.figures import Mark, Trail
-from alignrun.reports.placement import HEIGHT, WIDTH, place_labels, spread
 from alignrun.reports.quantities import quantity
 
 MARKS = [
@@ -57,18 +56,24 @@ def test_whiskers_reach_from_end_to_end(drawn: list[Figure]) -> None:
 
 def test_a_curve_has_training_as_a_line_and_evaluations_with_whiskers(drawn: list[Figure]) -> None:
     training = Line("training", ((1.0, 0.4), (2.0, float("nan")), (3.0, 0.5)))
-    figures.curve(Panel("kl", quantity("kl"), training, ((2, Estimate(0.45, 0.4, 0.52)),)), "key")
+    figures.curve(Curve("kl", quantity("kl"), training, ((2, Estimate(0.45, 0.4, 0.52)),)), "key")
     (axes,) = drawn[0].axes
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), training.points)
     np.testing.assert_allclose(whiskers(axes), [[[2, 0.4], [2, 0.52]]])
 
 
-def test_many_policies_go_by_their_numbers(drawn: list[Figure]) -> None:
-    figures.frontier(MARKS, "key")
-    figures.frontier([Mark(f"{key} name", MARKS[0].kl, MARKS[0].win_rate) for key in range(1, 8)], "key")
-    few, many = ([text.get_text() for text in figure.axes[0].texts] for figure in drawn)
-    assert few == ["1 $x_1$ < y", "2 other_one"]
-    assert many == ["1", "2", "3", "4", "5", "6", "7"]
+def test_a_legend_names_every_policy(drawn: list[Figure]) -> None:
+    names = [f"{key} name" for key in range(1, 25)]
+    figures.frontier([Mark(name, MARKS[0].kl, MARKS[0].win_rate) for name in names], "key")
+    legend = drawn[0].legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == names
+    styles = [(bar.lines[0].get_marker(), bar.lines[0].get_markerfacecolor()) for bar in drawn[0].axes[0].containers]
+    assert len(set(styles)) == len(names), "told apart without colour"
+
+
+def test_the_ends_of_a_path_are_named(drawn: list[Figure]) -> None:
+    figures.path([*MARKS, Mark("step 30", MARKS[0].kl, MARKS[0].win_rate)], "key")
+    assert {"1 $x_1$ < y", "step 30"} <= {text.get_text() for text in drawn[0].axes[0].texts}
 
 
 def test_runs_of_a_sweep_look_like_their_setting(drawn: list[Figure]) -> None:
@@ -92,27 +97,3 @@ def test_colours_are_the_page_s() -> None:
     assert "var(--series-0)" in svg
     assert "var(--muted)" in svg
     assert "<style" not in svg
-
-
-def test_a_label_keeps_clear_of_what_is_drawn_and_of_other_labels() -> None:
-    figure = Figure(figsize=(5, 4))
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1])
-    points = [(0.5, 0.5)] * 6
-    labels = [f"label {number}" for number in range(6)]
-    place_labels(figure, axes, [(0.5, 0.3, 0.5, 0.7)], points, labels)
-    places = [text.xyann for text in axes.texts]
-    assert len(set(places)) == 6
-    width = WIDTH * len(labels[0])
-    assert all(x > 0 or x + width < 0 for x, _ in places), "on the whisker"
-    assert all(text.arrow_patch is not None for text in axes.texts if abs(text.xyann[1]) > 2 * HEIGHT)
-
-
-def test_labels_of_lines_that_end_together_are_spread() -> None:
-    figure = Figure(figsize=(5, 4))
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1])
-    spread(figure, axes, [(1, 0.5), (1, 0.9), (1, 0.5), (1, 0.5)], ["a", "alone", "b", "c"])
-    moved = {text.get_text(): text.xyann[1] for text in axes.texts}
-    assert list(moved) == ["a", "b", "c", "alone"]
-    np.testing.assert_allclose(list(moved.values()), [-HEIGHT, 0, HEIGHT, 0], atol=1e-9)

@@ -26,7 +26,7 @@ from reports.examples import (
 
 from alignrun.reports.run import run_page
 from alignrun.reports.sweep import sweep_page
-from alignrun.reports.tournament import tournament_page
+from alignrun.reports.tournament_page import tournament_page
 from alignrun.security.text import visible
 
 PAGES: dict[str, Callable[[Path], str]] = {
@@ -136,7 +136,7 @@ def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(tmp_path: Path) ->
 import sys
 from reports.examples import tournament
 import alignrun.reports.run, alignrun.reports.sweep, alignrun.reports.panels
-from alignrun.reports.tournament import tournament_page
+from alignrun.reports.tournament_page import tournament_page
 assert "matplotlib" not in sys.modules and "wandb" not in sys.modules
 tournament_page(tournament())
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules

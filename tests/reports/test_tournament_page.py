@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alignrun.evaluation.results import Bound, Estimate, TournamentResult
 from alignrun.reports.headline import headline
-from alignrun.reports.tournament import tournament_page
+from alignrun.reports.tournament_page import tournament_page
 from alignrun.tournament.scoreboard import show
 
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from alignrun.games import CYC, geometric_mixture, kl
 from alignrun.generation.mixture import mix_log_probs
 from alignrun.objectives.divergence import kl_k1, kl_k2, kl_k3, suffix_sum
-from alignrun.objectives.nash import nash_md_advantages, policy_gradient_loss
+from alignrun.objectives.nash import policy_gradient_loss, suffix_advantages
 
 P = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
 MU = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -46,7 +46,7 @@ def estimates_in_the_game(mix_beta: float, shift: tuple[float, ...] = (0.0, 0.0,
         for other in range(3):
             log_prob = logits.log_softmax(-1)[y].reshape(1, 1)
             preference = CYC.preferences[y, other, None] + shift[other]
-            advantages = nash_md_advantages(preference, log_prob - MU[y].log(), mask, 0.1)
+            advantages = suffix_advantages(preference, 0.1 * (log_prob - MU[y].log()), mask)
             loss = policy_gradient_loss(log_prob, advantages, mask)
             estimates.append(-torch.autograd.grad(loss, logits)[0])
             weights.append(P[y] * opponent[other])
@@ -138,7 +138,7 @@ def test_the_sum_over_what_follows_is_exact_and_varies_less(tokens: TwoTokens) -
     weights = log_probs.detach().sum(-1).exp()
     preference = tokens.preferences @ tokens.token_mixture(0.5)
 
-    mean, variance = mean_and_variance(tokens.gradients(nash_md_advantages(preference, log_ratio, MASK, TAU)), weights)
+    mean, variance = mean_and_variance(tokens.gradients(suffix_advantages(preference, TAU * log_ratio, MASK)), weights)
     near(mean, *EXACT, atol=2e-8)
     near(variance, 0.0455, atol=5e-5)
 
@@ -161,7 +161,7 @@ def test_a_batch_sums_over_sequences(tokens: TwoTokens) -> None:
     log_probs = tokens.token_log_probs(tokens.policy)
     log_ratio = log_probs - tokens.token_log_probs(tokens.reference)
     preference = tokens.preferences @ tokens.token_mixture(0.5)
-    advantages = nash_md_advantages(preference, log_ratio, MASK, TAU)
+    advantages = suffix_advantages(preference, TAU * log_ratio, MASK)
     together = torch.autograd.grad(policy_gradient_loss(log_probs, advantages, MASK), tokens.policy)[0]
     assert_close(together, -tokens.gradients(advantages).sum(0), rtol=0, atol=1e-15)
 
@@ -169,7 +169,7 @@ def test_a_batch_sums_over_sequences(tokens: TwoTokens) -> None:
 def test_padding_has_no_part_in_advantages_and_loss() -> None:
     mask = torch.tensor([[True, True, False]])
     log_ratio = torch.tensor([[0.4, -0.1, float("nan")]], requires_grad=True)
-    advantages = nash_md_advantages(torch.tensor([0.8], requires_grad=True), log_ratio, mask, 0.5)
+    advantages = suffix_advantages(torch.tensor([0.8], requires_grad=True), 0.5 * log_ratio, mask)
     assert_close(advantages, torch.tensor([[0.15, 0.35, 0.0]]))
     assert not advantages.requires_grad
 

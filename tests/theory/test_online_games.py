@@ -51,8 +51,14 @@ CASES = {
 }
 
 
+WHOLE_LOOP = ("nash_mp", "rloo", "grpo")
+"""What `make test` trains, besides Nash-MD in test_game_lm; the others are in test_zero_gradients."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in WHOLE_LOOP else pytest.mark.nightly) for name in CASES]
+)
 def test_it_reaches_its_stationary_point(tmp_path: Path, name: str) -> None:
     overrides, target = CASES[name]
     run = tmp_path / "run"

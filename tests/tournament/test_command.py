@@ -224,10 +224,10 @@ def test_a_single_prompt_supports_no_claim(runs: Path, tmp_path: Path, capsys: p
     assert (cell["low"], cell["high"]) == (0, 1)
     out = capsys.readouterr().out
     assert "No policy is preferred to every other" in out
-    assert "One prompt" in out
+    assert "1 prompt" in out
     assert "1 prompts" not in out
     assert results["cycles"] == []
-    assert "One prompt" in " ".join(results["notes"])
+    assert "1 prompt" in " ".join(results["notes"])
 
 
 def test_truncated_sampling_has_no_kl_and_no_regularised_game(runs: Path, tmp_path: Path) -> None:
@@ -322,9 +322,9 @@ def test_sampled_bounds_approach_the_exact_values_of_the_game_from_below(runs: P
             play(
                 tmp_path / f"{samples}-{seed}", players, "exact=false", f"samples_per_prompt={samples}", f"seed={seed}"
             )
-            for seed in range(12)
+            for seed in range(6)
         ]
-        for samples in (4, 60)
+        for samples in (4, 40)
     )
     for figure in ("exploitability", "regularised"):
         for name in names:

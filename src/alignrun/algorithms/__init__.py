@@ -1,0 +1,5 @@
+"""Algorithms, one file each."""
+
+from alignrun.discovery import install
+
+install()

@@ -1,26 +1,26 @@
 """What an algorithm gives to the training loop, and how it is found by name."""
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import Config, DataConfig, Engine
-from alignrun.data import PromptSet, padding_id
+from alignrun.config import Config, Engine
+from alignrun.data import Dataset, Encoding, PromptSet
+from alignrun.discovery import import_all
 from alignrun.errors import InputError
+from alignrun.generation.streams import Stream, policy_alone
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.preferences.base import Preference
-from alignrun.types import Example
+from alignrun.types import Example, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,51 +60,6 @@ class Trained(Protocol):
         """Write what was trained."""
 
 
-class Dataset(Protocol):
-    """Examples, encoded once, from which the batch of any step can be had without any state."""
-
-    @property
-    def skipped(self) -> int:
-        """Examples left out because they were too long."""
-
-    @property
-    def refused(self) -> int:
-        """Examples left out because the chat template or the tokenizer refuses them."""
-
-    def __len__(self) -> int: ...
-
-    def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
-        """The batch of a step: a pure function of the seed and its arguments, as `data.order.rows_at`."""
-
-    def all_batches(self, size: int) -> Iterator[Any]:
-        """Every example once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """What it takes to turn examples into token ids."""
-
-    tokenizer: PreTrainedTokenizerBase
-    data: DataConfig
-    system_prompt: str | None
-    context: int
-    """The most tokens that the model reads at once."""
-    max_new_tokens: int
-    """What sampling needs of them."""
-    seed: int
-    append_end_of_turn: bool = True
-    """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
-    rows: int | None = None
-    """How many tokens the model has embeddings for, where its configuration says so."""
-    drawn: Callable[[str], None] | None = None
-    """Where many rows may be encoded when they are drawn: what reports those that are left out then."""
-
-    @property
-    def pad_id(self) -> int:
-        """The token to pad with."""
-        return padding_id(self.tokenizer)
-
-
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What algorithms that train a policy are assembled from."""
@@ -122,75 +77,141 @@ class FeedbackTools:
     config: Config
 
 
-class Algorithm(ABC):
-    """One training algorithm: what it learns from, how that is scored, and which objective it goes into.
+class Measure(Enum):
+    """What an evaluation measures of a policy on held-out data."""
 
-    The loop does the rest: micro-batches, accumulation, clipping, logging, evaluation, saving.
+    loss = "loss"
+    """The algorithm's own loss on demonstrations."""
+    pairs = "pairs"
+    """Its loss, accuracy and calibration on preference pairs."""
+    opponent = "opponent"
+    """The policy against the frozen one that it trains against."""
+    policy = "policy"
+    """The policy against the reference: sampled, or exact on a matrix game."""
+
+
+HalfStep = Callable[[Any], AbstractContextManager[None]]
+"""Within the context the policy is where an optimiser step on the given batch leads; afterwards it is back."""
+
+
+def _not_in_a_loop(batch: Any) -> AbstractContextManager[None]:
+    raise TypeError("half-steps are taken in a training loop, by an algorithm that declares `half_steps = True`")
+
+
+class Algorithm(ABC):
+    """One training algorithm: what it samples, how that is scored, and which objective it goes into.
+
+    The loop does the rest: micro-batches, accumulation, clipping, logging, evaluation, saving. The memory plan and the
+    rollout server go by what is declared here: `streams`, `snapshots`, `half_steps` and `value_function`.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type]
     online: ClassVar[bool] = True
     """Whether completions are sampled and judged by the preference while training."""
-    policy_alone: bool = False
-    """Whether all samples of a step come from the policy as it is, so that a rollout server can draw them."""
+    learned: ClassVar[int] = 0
+    """Completions of every example that are learned from, where none are sampled."""
+    snapshots: ClassVar[Sequence[Role]] = ()
+    """Roles that hold frozen copies of the policy: taken before the first step, part of every checkpoint."""
+    half_steps: ClassVar[bool] = False
+    """Whether `collect` uses `half_step`."""
+    value_function: ClassVar[bool] = False
+    """Whether a value function is trained too, on an adapter of its own."""
+    half_step: HalfStep = staticmethod(_not_in_a_loop)
+    """Given by the training loop where `half_steps` says so."""
 
     def __init__(self, config: Any, tools: Any) -> None:
         self.config = config
         self.tools = tools
+        for role in self.snapshots:
+            tools.policy.snapshot(role)
 
     @classmethod
-    def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> Dataset:
+    @abstractmethod
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """What is sampled for every prompt of a step, 0 ≤ `step` < `train.steps`, in one decoding loop."""
+
+    @classmethod
+    def declared(cls, config: Config) -> Sequence[Sequence[Stream]]:
+        """What is sampled at the first, the middle and the last step: a mixture may come or go on the way."""
+        last = config.train.steps - 1
+        return [cls.streams(config, step) for step in (0, last // 2, last)]
+
+    @classmethod
+    def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> Dataset[Any]:
         """The examples as this algorithm reads them: by default their prompts alone.
 
         Raises:
             InputError: an example does not fit, or lacks what the algorithm learns from.
         """
-        return prompt_set(examples, encoding)
+        return PromptSet.build(examples, encoding)
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """What a step asks of the model for every prompt: by default `samples_per_prompt` samples of the policy, all
-        learned from; without that key, one of the policy, which is learned from, and one of the reference."""
-        samples = getattr(config, "samples_per_prompt", None)
-        if samples is None:
-            return Workload.against(1, 1.0)
-        return Workload(learned=samples, drawn=(0.0,) * samples)
+    def check(cls, config: Config) -> None:
+        """Refuse a run that this algorithm cannot train, before anything is loaded. Raises InputError."""
+        if cls.online and config.preference.name == "none":
+            raise InputError(
+                f"config: algo={cls.name} needs a preference to judge what it samples: choose preference=NAME"
+            )
+        if config.train.max_kl is not None and not cls.online:
+            raise InputError(
+                f"config: train.max_kl needs samples of the policy, and algo={cls.name} draws none: leave it out"
+            )
 
-    def prepare(self, data: Dataset) -> Dataset:
+    @classmethod
+    def opponent(cls, config: Config) -> str | None:
+        """A frozen policy other than the reference to train against: a run or an adapter folder."""
+        return None
+
+    @classmethod
+    def tau(cls, config: Config) -> float:
+        """τ, the configured weight of KL(π‖μ): `algo.kl_tau`, or 0 for an algorithm without that key."""
+        return float(getattr(config.algo, "kl_tau", 0.0))
+
+    @classmethod
+    def precomputes(cls, config: Config) -> bool:
+        """Whether `prepare` reads every row, so that all are encoded before the first step."""
+        return False
+
+    def evaluators(self) -> Sequence[Measure]:
+        """What an evaluation measures of the policy, in the order of its lines."""
+        return [Measure.policy]
+
+    def prepare(self, data: Dataset[Any]) -> Dataset[Any]:
         """Called once for each of the data sets, before the first step, for what is worth computing ahead."""
         return data
 
     def notes(self) -> Sequence[str]:
         """What a user should know once, before the first step."""
-        if self.online and not self.policy_alone and self.tools.config.generation.engine is Engine.server:
+        config = self.tools.config
+        if config.generation.engine is Engine.server and not all(map(policy_alone, self.declared(config))):
             return [
                 f"generation.engine=server: algo={self.name} also samples other policies, which the native engine does"
             ]
         return ()
 
     def kl_weight(self) -> float:
-        """τ as it weighs KL(π‖μ) against the preference by now; 0 where nothing does."""
-        return float(getattr(self.config, "kl_tau", 0.0))
+        """τ as it weighs KL(π‖μ) against the preference at this step; 0 where nothing does."""
+        return self.tau(self.tools.config)
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        """What is trained beside the policy, by name, in a fixed order: a value function."""
+        """What is trained next to the policy, by name, in a fixed order: a value function."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:
-        """What a checkpoint must hold beside what is trained: live tensors by name, which resuming overwrites."""
-        return {}
+        """What a checkpoint must hold next to what is trained: live tensors by name, which resuming overwrites."""
+        kept = (self.tools.policy.snapshot_weights(role) for role in self.snapshots)
+        return {name: weight for weights in kept for name, weight in weights.items()}
 
     def exports(self) -> Mapping[str, Callable[[Path], None]]:
-        """What a finished run writes beside `adapter/`: how to write it, by the name of its folder."""
+        """What a finished run writes next to `adapter/`: how to write it, by the name of its folder."""
         return {}
 
     @abstractmethod
     def collect(self, batch: Any, step: int) -> Iterator[Any]:
         """Batches for the optimiser steps that follow from a batch of the data: frozen dataclasses of rows.
 
-        A generator goes on after the step of what it has yielded, and so may sample from the policy as it is then.
-        What it wraps in `Trial` is a step that is undone before the next.
+        The generator continues after the step on what it has yielded, and so may sample from the policy as it is then.
         """
 
     @abstractmethod
@@ -202,36 +223,24 @@ class OfflineAlgorithm(Algorithm):
     """An algorithm that learns from the data alone: nothing is sampled or judged while it trains."""
 
     online = False
+    learned = 1
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """One completion of every prompt."""
-        return Workload(learned=1)
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """Nothing."""
+        return ()
+
+    def evaluators(self) -> Sequence[Measure]:
+        """The loss on held-out data, then the policy."""
+        return [Measure.loss, Measure.policy]
+
+    def kl_weight(self) -> float:
+        """0: an offline algorithm answers its data, and not the equilibrium of the game."""
+        return 0.0
 
     def collect(self, batch: Any, step: int) -> Iterator[Any]:
         """The batch of the data as it is."""
         yield batch
-
-
-def prompt_set(examples: Sequence[Example], encoding: Encoding) -> PromptSet:
-    """The prompts of the examples, for sampling. Raises InputError as `PromptSet.build`."""
-    room = encoding.context - encoding.max_new_tokens
-    if room < 1:
-        raise InputError(
-            f"config: generation.max_new_tokens={encoding.max_new_tokens} leaves no room for a prompt in the "
-            f"{encoding.context} tokens of the model: lower it"
-        )
-    return PromptSet.build(
-        examples,
-        encoding.tokenizer,
-        system_prompt=encoding.system_prompt,
-        max_tokens=min(room, encoding.data.max_prompt_tokens or room),
-        too_long=encoding.data.too_long,
-        seed=encoding.seed,
-        bad_rows=encoding.data.bad_rows,
-        rows=encoding.rows,
-        drawn=encoding.drawn,
-    )
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {}
@@ -250,7 +259,10 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 
 def discover() -> dict[str, type[Algorithm]]:
     """Import every module of this package, so that a new file is an algorithm without further wiring."""
-    package = importlib.import_module("alignrun.algorithms")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"alignrun.algorithms.{module.name}")
+    import_all("algo")
     return ALGORITHMS
+
+
+def opponent_of(config: Config) -> str | None:
+    """The frozen policy that the run trains against, where there is one next to the reference."""
+    return discover()[config.algo.name].opponent(config)

@@ -1,14 +1,12 @@
-"""The policy gradient towards a best response to a frozen policy: what can be won against it."""
+"""The policy gradient towards a best response to a frozen policy: what can be won against it (arXiv 2312.00886)."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.base import Measure, algorithm
 from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import schema
-from alignrun.models.policy import Role
-from alignrun.types import Completions, PromptBatch
+from alignrun.config import Config, schema
+from alignrun.generation.streams import Source
+from alignrun.types import Role
 
 
 @schema
@@ -31,13 +29,16 @@ class BestResponse(GameGradient):
     config: BestResponseConfig
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """As many samples of the opponent as of the policy."""
-        return Workload.against(config.samples_per_prompt, 1.0, copies=int(config.opponent is not None))
+    def opponent(cls, config: Config) -> str | None:
+        """The policy to beat, where it is not the reference."""
+        path: str | None = config.algo.opponent
+        return path
 
-    def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
-        """y ~ π' and the opponent's y in one decoding loop."""
-        samples = self.config.samples_per_prompt
-        other = Role.reference if self.config.opponent is None else Role.opponent
-        drawn = self.rollouts.sample(prompts, [0.0] * samples + [1.0] * samples, step, other)
-        return drawn[:samples], drawn[samples:]
+    def evaluators(self) -> Sequence[Measure]:
+        """The policy against its opponent, then against the reference."""
+        return [Measure.policy] if self.config.opponent is None else [Measure.opponent, Measure.policy]
+
+    @classmethod
+    def opponent_at(cls, config: Config, step: int) -> Source:
+        """The frozen policy, or the reference."""
+        return Role.reference if config.algo.opponent is None else Role.opponent

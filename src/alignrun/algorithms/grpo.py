@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Loss, algorithm
-from alignrun.algorithms.common.minibatches import check_minibatches, minibatches
+from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.config import require, schema
-from alignrun.models.policy import Role
+from alignrun.algorithms.common.schedules import check_batch, check_minibatches
+from alignrun.config import Config, require, schema
 from alignrun.objectives.divergence import kl_k2, kl_k3
 from alignrun.objectives.ppo import clipped_policy_loss
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 class KLEstimator(str, Enum):
@@ -38,8 +38,11 @@ class GRPOConfig(RewardConfig):
     """Average over the tokens of each completion, as the paper does; false sums over them."""
     kl_estimator: KLEstimator = KLEstimator.k3
     clip: float = 0.2
+    """ε: the ratio π/π_old has no gradient beyond 1 ± ε."""
     epochs: int = 1
+    """Passes over one rollout."""
     minibatches: int = 1
+    """Optimiser updates in one pass over the rollout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,9 +81,15 @@ class GRPO(RewardAlgorithm):
 
     config: GRPOConfig
 
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """A step has prompts enough for its minibatches."""
+        super().check(config)
+        check_batch(config)
+
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Group:
-        drawn = self.rewards.draw(prompts, step)
+        drawn = self.draw(prompts, step)
         log_probs, reference = self.token_scores(drawn).unbind(1)
         rewards = drawn.rewards - drawn.penalties
         advantages = rewards - rewards.mean(1, keepdim=True)

@@ -1,19 +1,17 @@
 """INPO: iterative mirror descent by regression on pairs of the last iterate (Zhang et al., arXiv 2407.00617)."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from alignrun.algorithms.base import Tools, algorithm
-from alignrun.algorithms.common.anchor import Anchor, check_refresh
+from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.online_pairs import JudgedPairs, OnlinePairs, OnlinePairsConfig
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import require, schema
-from alignrun.models.policy import Role
+from alignrun.algorithms.common.schedules import check_refresh
+from alignrun.config import Config, require, schema
+from alignrun.generation.streams import Source
 from alignrun.objectives.nash import online_ipo_loss
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import PromptBatch, Role
 
 
 @schema
@@ -22,7 +20,7 @@ class INPOConfig(OnlinePairsConfig):
 
     name: str = "inpo"
     step_eta: float = 3.0
-    """The step of mirror descent, 1/η in the paper, which has 133 beside τ = 0.0025; τ·step_eta must be below 1."""
+    """The step of mirror descent, 1/η in the paper, which has 133 next to τ = 0.0025; τ·step_eta must be below 1."""
     refresh_every: int = 8
     """Optimiser steps in one iteration, all on samples of the policy with which it began."""
 
@@ -48,29 +46,17 @@ class INPO(OnlinePairs):
     """
 
     config: INPOConfig
-    policy_alone = False
+    snapshots = (Role.anchor,)
 
-    def __init__(self, config: INPOConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
-        self.anchor = Anchor(tools.policy, config.refresh_every)
-
-    def state(self) -> Mapping[str, Tensor]:
-        """The weights of π_t."""
-        return self.anchor.state()
+    @classmethod
+    def source_at(cls, config: Config, step: int) -> Source:
+        """π_t."""
+        return Role.anchor
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
         """One batch of pairs; the first of an iteration makes the policy its anchor."""
-        self.anchor.refresh(step)
+        refresh_anchor(self.tools.policy, step, self.config.refresh_every)
         yield from super().collect(prompts, step)
-
-    @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """K samples of the anchor."""
-        return replace(super().workload(config), drawn=(1.0,) * config.samples_per_prompt, copies=1)
-
-    def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
-        """K completions of every prompt from π_t."""
-        return self.rollouts.sample(prompts, [1.0] * self.config.samples_per_prompt, step, Role.anchor)
 
     def log_ratios(self, batch: JudgedPairs, log_probs: Tensor, reference: Tensor) -> Tensor:
         """[N, T] log π − sτ log μ − (1−sτ) log π_t."""

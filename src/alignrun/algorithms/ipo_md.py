@@ -1,15 +1,11 @@
 """IPO-MD: online IPO on samples of the mixture with μ, between online and offline IPO (arXiv 2403.08635)."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.common.schedules import check_mixture, mix_beta_at, widest_mix_beta
-from alignrun.algorithms.common.workload import Workload
+from alignrun.algorithms.common.schedules import check_mixture, mix_beta_at
 from alignrun.algorithms.online_ipo import OnlineIPO, OnlineIPOConfig
-from alignrun.config import schema
-from alignrun.types import Completions, PromptBatch
+from alignrun.config import Config, schema
+from alignrun.generation.streams import Mixture, Source
+from alignrun.types import Role
 
 
 @schema
@@ -36,15 +32,9 @@ class IPOMD(OnlineIPO):
     """
 
     config: IPOMDConfig
-    policy_alone = False
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """K samples of the mixture."""
-        mix_beta = widest_mix_beta(config.mix_beta, config.mix_beta_end)
-        return replace(super().workload(config), drawn=(mix_beta,) * config.samples_per_prompt)
-
-    def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
-        """K completions of every prompt from the mixture."""
-        mix_beta = mix_beta_at(step, self.tools.config.train.steps, self.config.mix_beta, self.config.mix_beta_end)
-        return self.rollouts.sample(prompts, [mix_beta] * self.config.samples_per_prompt, step)
+    def source_at(cls, config: Config, step: int) -> Source:
+        """π̃^β, with the β of the step."""
+        mix_beta = mix_beta_at(step, config.train.steps, config.algo.mix_beta, config.algo.mix_beta_end)
+        return Mixture(Role.policy, Role.reference, mix_beta)

@@ -1,18 +1,14 @@
 """Nash-EMA-PG: against a slowly moving average of the policy's own past (Munos et al., arXiv 2312.00886)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from alignrun.algorithms.base import Tools, algorithm
+from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig, Judged
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import require, schema
-from alignrun.models.policy import Role
-from alignrun.types import Completions, PromptBatch
+from alignrun.config import Config, require, schema
+from alignrun.generation.streams import Source
+from alignrun.types import PromptBatch, Role
 
 
 @schema
@@ -38,28 +34,16 @@ class NashEMA(GameGradient):
 
     config: NashEMAConfig
 
-    def __init__(self, config: NashEMAConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
-        tools.policy.snapshot(Role.average)
+    snapshots = (Role.average,)
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """As many samples of the averaged policy as of the policy."""
-        return Workload.against(config.samples_per_prompt, 1.0, copies=1)
-
-    def state(self) -> Mapping[str, Tensor]:
-        """The averaged weights."""
-        return self.tools.policy.snapshot_weights(Role.average)
+    def opponent_at(cls, config: Config, step: int) -> Source:
+        """The averaged policy."""
+        return Role.average
 
     def exports(self) -> Mapping[str, Callable[[Path], None]]:
         """The averaged policy, in `average/`."""
         return {"average": partial(self.tools.policy.save_adapter, role=Role.average)}
-
-    def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
-        """y ~ π and y' ~ the averaged policy in one decoding loop."""
-        samples = self.config.samples_per_prompt
-        drawn = self.rollouts.sample(prompts, [0.0] * samples + [1.0] * samples, step, Role.average)
-        return drawn[:samples], drawn[samples:]
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
         """One batch, after whose step the average moves."""

@@ -1,14 +1,11 @@
 """Nash-MD-PG: the policy preferred to any other, by mirror descent (Munos et al., arXiv 2312.00886)."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
-from alignrun.algorithms.common.schedules import check_mixture, mix_beta_at, widest_mix_beta
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import schema
-from alignrun.types import Completions, PromptBatch
+from alignrun.algorithms.common.schedules import check_mixture, mix_beta_at
+from alignrun.config import Config, schema
+from alignrun.generation.streams import Mixture, Source
+from alignrun.types import Role
 
 
 @schema
@@ -37,13 +34,7 @@ class NashMD(GameGradient):
     config: NashMDConfig
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """As many samples of the mixture as of the policy."""
-        return Workload.against(config.samples_per_prompt, widest_mix_beta(config.mix_beta, config.mix_beta_end))
-
-    def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
-        """y ~ π and y' ~ π̃^β in one decoding loop."""
-        samples = self.config.samples_per_prompt
-        mix_beta = mix_beta_at(step, self.tools.config.train.steps, self.config.mix_beta, self.config.mix_beta_end)
-        drawn = self.rollouts.sample(prompts, [0.0] * samples + [mix_beta] * samples, step)
-        return drawn[:samples], drawn[samples:]
+    def opponent_at(cls, config: Config, step: int) -> Source:
+        """π̃^β, with the β of the step."""
+        mix_beta = mix_beta_at(step, config.train.steps, config.algo.mix_beta, config.algo.mix_beta_end)
+        return Mixture(Role.policy, Role.reference, mix_beta)

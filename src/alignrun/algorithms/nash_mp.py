@@ -1,21 +1,18 @@
 """Nash-MP: mirror prox, the extragradient method of preference games (arXiv 2505.19731; EGPO, arXiv 2503.08942)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.common.batches import Trial
-from alignrun.algorithms.common.rollout import Rollouts, stack
+from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import require, schema
-from alignrun.models.policy import Role
+from alignrun.config import Config, require, schema
+from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import extragradient_loss
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 @schema
@@ -63,29 +60,28 @@ class NashMP(Algorithm):
 
     config: NashMPConfig
     tools: Tools
-    policy_alone = True
+    half_steps = True
 
     def __init__(self, config: NashMPConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         self.rollouts = Rollouts(tools)
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """As many samples to be judged against as to learn from, and a half-step that is undone."""
-        return replace(Workload.against(config.samples_per_prompt, 0.0), trial=True)
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """The completions to be fitted, from a flatter policy, and as many of the policy to judge them against."""
+        samples, temperature = config.algo.samples_per_prompt, config.generation.temperature
+        flat = temperature * config.algo.explore_temperature
+        return Stream(Role.policy, samples, learned=samples, temperature=flat), Stream(Role.policy, samples)
 
-    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Trial | Opposed]:
-        """The half-step, which is undone, and the step, on completions that the half-step's policy was asked for."""
-        count, temperature = self.config.samples_per_prompt, self.tools.config.generation.temperature
-        flat = temperature * self.config.explore_temperature
-        temperatures = [flat] * count + [temperature] * count
-        drawn = self.rollouts.sample(prompts, [0.0] * (2 * count), step, temperatures=temperatures)
-        fitted, own = drawn[:count], drawn[count:]
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Opposed]:
+        """The step, on completions judged against those of the policy to which the half-step leads."""
+        streams = self.streams(self.tools.config, step)
+        fitted, own = self.rollouts.sample(prompts, streams, step)
         win_rates = self.rollouts.preference(prompts, fitted, own)
-        yield Trial(Opposed(prompts, stack(fitted), win_rates, None))
-        opponents = self.rollouts.sample(prompts, [0.0] * count, step, purpose=1)
+        with self.half_step(Opposed(prompts, fitted, win_rates, None)):
+            (opponents,) = self.rollouts.sample(prompts, streams[1:], step, purpose=1)
         win_rates = self.rollouts.preference(prompts, fitted, opponents)
-        yield Opposed(prompts, stack(fitted), win_rates, stack(own))
+        yield Opposed(prompts, fitted, win_rates, own)
 
     def loss(self, batch: Opposed) -> Loss:
         """The regression summed over the pairs of the micro-batch."""

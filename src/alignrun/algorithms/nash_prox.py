@@ -1,19 +1,16 @@
 """Nash-Prox: the equilibrium by proximal points, a sequence of easier games (arXiv 2505.19731 v2)."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from alignrun.algorithms.base import Tools, algorithm
-from alignrun.algorithms.common.anchor import Anchor, check_refresh
+from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.game_gradient import Judged
-from alignrun.algorithms.common.workload import Workload
+from alignrun.algorithms.common.schedules import check_refresh
 from alignrun.algorithms.self_play import SelfPlay, SelfPlayConfig
 from alignrun.config import require, schema
-from alignrun.models.policy import Role
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 @schema
@@ -22,7 +19,7 @@ class NashProxConfig(SelfPlayConfig):
 
     name: str = "nash_prox"
     anchor_tau: float = 0.02
-    """τ/η, the weight of KL(π‖π_k), beside `kl_tau` for KL(π‖μ): the larger, the easier each game and the more there
+    """τ/η, the weight of KL(π‖π_k), next to `kl_tau` for KL(π‖μ): the larger, the easier each game and the more there
     are."""
     refresh_every: int = 8
     """Optimiser steps in one game, after which the policy becomes the next π_k."""
@@ -45,23 +42,11 @@ class NashProx(SelfPlay):
     """
 
     config: NashProxConfig
-
-    def __init__(self, config: NashProxConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
-        self.anchor = Anchor(tools.policy, config.refresh_every)
-
-    @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """Self-play beside the anchor."""
-        return replace(super().workload(config), copies=1)
-
-    def state(self) -> Mapping[str, Tensor]:
-        """The weights of π_k."""
-        return self.anchor.state()
+    snapshots = (Role.anchor,)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
         """One batch of self-play; the first of every game makes the policy its anchor."""
-        self.anchor.refresh(step)
+        refresh_anchor(self.tools.policy, step, self.config.refresh_every)
         yield from super().collect(prompts, step)
 
     def penalty(self, prompts: PromptBatch, completions: Completions, log_probs: Tensor, log_ratio: Tensor) -> Tensor:

@@ -1,25 +1,25 @@
 """PPO: RLHF with a value function and clipped steps (arXiv 1707.06347; details of arXiv 1909.08593, 2403.17031)."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignrun.algorithms.base import Dataset, Loss, Tools, algorithm
+from alignrun.algorithms.base import Loss, Tools, algorithm
 from alignrun.algorithms.common.batches import pieces
-from alignrun.algorithms.common.minibatches import check_minibatches, minibatches
+from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import AdapterKind, require, schema
+from alignrun.algorithms.common.schedules import check_batch, check_minibatches
+from alignrun.config import AdapterKind, Config, require, schema
+from alignrun.data import Dataset
 from alignrun.errors import InputError
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Role
 from alignrun.models.value import Value
 from alignrun.objectives.ppo import clipped_policy_loss, clipped_value_loss, generalised_advantages, whiten
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 REFERENCE_PROMPTS = 32
 """Prompts on which the reward of the reference is measured."""
@@ -31,18 +31,23 @@ class PPOConfig(RewardConfig):
 
     name: str = "ppo"
     discount: float = 1.0
-    """γ"""
+    """γ, the discount of later rewards."""
     trace: float = 0.95
     """λ of the generalised advantages."""
     clip: float = 0.2
+    """ε: the ratio π/π_old has no gradient beyond 1 ± ε."""
     value_clip: float = 0.2
+    """A value has no gradient beyond this distance from its old value."""
     value_weight: float = 0.1
+    """Weight of the value loss against the policy loss."""
     epochs: int = 4
+    """Passes over one rollout."""
     minibatches: int = 1
+    """Optimiser updates in one pass over the rollout."""
     whiten_advantages: bool = True
+    """Shift and scale the advantages of a rollout to mean 0 and variance 1."""
     normalize_reward: bool = True
-    """Shift and scale the reward to mean 0 and standard deviation 1 on completions of the reference; τ then weighs KL
-    against such a deviation."""
+    """Normalise the reward to mean 0, standard deviation 1 on the reference's completions; τ is relative to it."""
     kl_target: float | None = None
     """Nats of KL(π‖μ) a completion that the controller of arXiv 1909.08593 steers τ towards; by default τ stays."""
     kl_horizon: int = 10_000
@@ -96,10 +101,9 @@ class PPO(RewardAlgorithm):
     """
 
     config: PPOConfig
+    value_function = True
 
     def __init__(self, config: PPOConfig, tools: Tools) -> None:
-        if tools.config.adapter.name is AdapterKind.none:
-            raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
         super().__init__(config, tools)
         self.value = Value(tools.policy.backbone, tools.config.adapter)
         self._kl_factor = torch.ones((), dtype=torch.float64)
@@ -108,9 +112,12 @@ class PPO(RewardAlgorithm):
         self._measured = False
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """That of rewards, and the value function."""
-        return replace(super().workload(config), value=True)
+    def check(cls, config: Config) -> None:
+        """The value function is an adapter, and a step has prompts enough for its minibatches."""
+        super().check(config)
+        if config.adapter.name is AdapterKind.none:
+            raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
+        check_batch(config)
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The value function."""
@@ -130,14 +137,14 @@ class PPO(RewardAlgorithm):
         """τσ: the reward is divided by σ, and the KL is not."""
         return float(self.kl_tau * self._shift_and_scale[1])
 
-    def prepare(self, data: Dataset) -> Dataset:
+    def prepare(self, data: Dataset[Any]) -> Dataset[Any]:
         """Measure the reward on completions of the reference, for the training data alone."""
         if self.config.normalize_reward and not self._measured:
             self._measured = True
             prompts = batch_to(data.batch_at(0, min(REFERENCE_PROMPTS, len(data))), self.tools.policy.device)
             size = self.tools.config.train.batch_size  # the memory for so many is there
             drawn = [
-                self.rewards.draw(piece, number, purpose=98, own=False).rewards
+                self.draw(piece, number, purpose=98, role=Role.reference).rewards
                 for number, piece in enumerate(pieces(prompts, size))
             ]
             rewards = torch.cat(drawn).double()
@@ -156,7 +163,7 @@ class PPO(RewardAlgorithm):
 
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Rollout:
-        drawn = self.rewards.draw(prompts, step)
+        drawn = self.draw(prompts, step)
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
         log_probs, reference, values = (part.flatten(0, 1) for part in self.token_scores(drawn).unbind(1))
         shift, scale = self._shift_and_scale.to(drawn.rewards)

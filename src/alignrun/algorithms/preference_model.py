@@ -7,12 +7,12 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Encoding, algorithm
+from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
-from alignrun.algorithms.common.pairs import pair_set
 from alignrun.algorithms.common.rollout import step_generator
 from alignrun.config import Config, require, schema
-from alignrun.data import PairSet, PreferenceEncoder, RewardEncoder, check_template
+from alignrun.config.templates import split_template
+from alignrun.data import Encoding, PairSet, PreferenceEncoder, RewardEncoder
 from alignrun.models.cards import AdapterCard
 from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss, skew_logits
 from alignrun.types import Completions, Example, PairBatch
@@ -48,7 +48,7 @@ class PreferenceModelConfig:
     )
     """With {prompt}, {first} and {second} in this order, as one user turn where the tokenizer has a chat template."""
     orders: Orders = Orders.both
-    """With head=pair."""
+    """In which order the two completions stand before the model while it is trained (head=pair)."""
     head: Head = Head.pair
     embedding_template: str = "{prompt}\n\n{completion}"
     """With {prompt} and {completion}, as one user turn where the tokenizer has a chat template (head=embedding)."""
@@ -58,11 +58,11 @@ class PreferenceModelConfig:
     """The smaller, the surer P can be: it lies between σ(±1 / temperature) (head=embedding)."""
 
     def __post_init__(self) -> None:
-        check_template(self.embedding_template, ("prompt", "completion"), "algo.embedding_template")
+        split_template(self.embedding_template, ("prompt", "completion"), "algo.embedding_template")
         require(self.temperature > 0, "algo.temperature", f"must be positive, not {self.temperature}")
         even = self.embedding_size >= 2 and self.embedding_size % 2 == 0
         require(even, "algo.embedding_size", f"must be even and at least 2, not {self.embedding_size}")
-        check_template(self.template, ("prompt", "first", "second"), "algo.template")
+        split_template(self.template, ("prompt", "first", "second"), "algo.template")
 
 
 @algorithm("preference_model", PreferenceModelConfig)
@@ -82,7 +82,7 @@ class PreferenceModel(FeedbackAlgorithm):
         """The pairs: both orders after the prompt, or each completion by itself."""
         kind = RewardEncoder if config.head is Head.embedding else PreferenceEncoder
         encoder = kind(encoding.tokenizer, cls.template(config), encoding.rows)
-        return pair_set(examples, encoding, encoder.encode_pair)
+        return PairSet.build(examples, encoding, encoder.encode_pair)
 
     @classmethod
     def card(cls, config: Config) -> AdapterCard:

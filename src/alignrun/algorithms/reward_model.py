@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from alignrun.algorithms.base import Encoding, algorithm
+from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
-from alignrun.algorithms.common.pairs import pair_set
 from alignrun.config import schema
-from alignrun.data import PairSet, RewardEncoder, check_template
+from alignrun.config.templates import split_template
+from alignrun.data import Encoding, PairSet, RewardEncoder
 from alignrun.objectives.preference import bradley_terry_loss
 from alignrun.types import Example
 
@@ -22,7 +22,7 @@ class RewardModelConfig:
     """With {prompt} and {completion}, as one user turn where the tokenizer has a chat template."""
 
     def __post_init__(self) -> None:
-        check_template(self.template, ("prompt", "completion"), "algo.template")
+        split_template(self.template, ("prompt", "completion"), "algo.template")
 
 
 @algorithm("reward_model", RewardModelConfig)
@@ -39,7 +39,7 @@ class RewardModel(FeedbackAlgorithm):
     def dataset(cls, config: RewardModelConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
         """The pairs: each completion by itself after the prompt."""
         encoder = RewardEncoder(encoding.tokenizer, config.template, encoding.rows)
-        return pair_set(examples, encoding, encoder.encode_pair)
+        return PairSet.build(examples, encoding, encoder.encode_pair)
 
     def logits(self, scores: Tensor) -> Tensor:
         """r_w − r_l."""

@@ -6,9 +6,8 @@ from alignrun.algorithms.base import Loss, algorithm
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.config import require, schema
-from alignrun.models.policy import Role
 from alignrun.objectives.nash import policy_gradient_loss
-from alignrun.types import PromptBatch
+from alignrun.types import PromptBatch, Role
 
 
 @schema
@@ -34,7 +33,7 @@ class RLOO(RewardAlgorithm):
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Rewarded]:
         """One batch of completions with their rewards."""
-        yield self.rewards.draw(prompts, step)
+        yield self.draw(prompts, step)
 
     def loss(self, batch: Rewarded) -> Loss:
         """The surrogate −Σ A log π(y), summed over the sequences of the micro-batch."""

@@ -1,11 +1,10 @@
 """Regularised self-play: the policy gradient against the policy itself (Munos et al., arXiv 2312.00886)."""
 
-from collections.abc import Sequence
-
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
-from alignrun.config import schema
-from alignrun.types import Completions, PromptBatch
+from alignrun.config import Config, schema
+from alignrun.generation.streams import Source
+from alignrun.types import Role
 
 
 @schema
@@ -23,10 +22,8 @@ class SelfPlay(GameGradient):
     """
 
     config: SelfPlayConfig
-    policy_alone = True
 
-    def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
-        """y ~ π and y' ~ π in one decoding loop."""
-        samples = self.config.samples_per_prompt
-        drawn = self.rollouts.sample(prompts, [0.0] * (2 * samples), step)
-        return drawn[:samples], drawn[samples:]
+    @classmethod
+    def opponent_at(cls, config: Config, step: int) -> Source:
+        """The policy itself."""
+        return Role.policy

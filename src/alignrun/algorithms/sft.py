@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from alignrun.algorithms.base import Encoding, Loss, OfflineAlgorithm, Tools, algorithm
-from alignrun.config import require, schema
-from alignrun.data import DemonstrationSet
+from alignrun.algorithms.base import Loss, OfflineAlgorithm, Tools, algorithm
+from alignrun.config import Config, ModelSource, require, schema
+from alignrun.data import DemonstrationSet, Encoding
+from alignrun.errors import InputError
 from alignrun.models.hidden import check_packing
 from alignrun.types import Example, PackedBatch
 
@@ -15,8 +16,10 @@ class SFTConfig:
 
     name: str = "sft"
     pack_tokens: int | None = None
-    """Demonstrations of a step are laid end to end in rows of at most this many tokens; by default the longest of
-    them sets the length. A micro-batch counts rows."""
+    """Pack the demonstrations of a step into rows of at most this many tokens; `null` packs none.
+
+    A micro-batch counts rows.
+    """
 
     def __post_init__(self) -> None:
         require(self.pack_tokens is None or self.pack_tokens >= 2, "algo.pack_tokens", "must be at least 2")
@@ -37,23 +40,16 @@ class SFT(OfflineAlgorithm):
         check_packing(tools.policy.model)
 
     @classmethod
+    def check(cls, config: Config) -> None:
+        """It learns texts, which a game has not."""
+        super().check(config)
+        if config.model.source is ModelSource.game:
+            raise InputError("config: algo=sft learns texts, and model=game has none: choose another model")
+
+    @classmethod
     def dataset(cls, config: SFTConfig, examples: Sequence[Example], encoding: Encoding) -> DemonstrationSet:
         """The demonstrations."""
-        data = encoding.data
-        return DemonstrationSet.build(
-            examples,
-            encoding.tokenizer,
-            system_prompt=encoding.system_prompt,
-            max_prompt_tokens=data.max_prompt_tokens or encoding.context,
-            max_completion_tokens=data.max_completion_tokens,
-            max_tokens=encoding.context,
-            pack_tokens=config.pack_tokens,
-            too_long=data.too_long,
-            seed=encoding.seed,
-            bad_rows=data.bad_rows,
-            rows=encoding.rows,
-            drawn=encoding.drawn,
-        )
+        return DemonstrationSet.build(examples, encoding, config.pack_tokens)
 
     def loss(self, batch: PackedBatch) -> Loss:
         """The negative log-likelihood summed over target tokens."""

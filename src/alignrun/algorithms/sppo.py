@@ -1,21 +1,20 @@
 """SPPO: multiplicative weights by regression on the last iterate's samples (Wu et al., arXiv 2405.00675)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.common.anchor import Anchor, check_refresh
+from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.online_pairs import Pairing
-from alignrun.algorithms.common.rollout import Rollouts, stack
+from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import require, schema
-from alignrun.models.policy import Role
+from alignrun.algorithms.common.schedules import check_refresh
+from alignrun.config import Config, require, schema
+from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import self_play_regression_loss
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 
 @schema
@@ -24,8 +23,9 @@ class SPPOConfig:
 
     name: str = "sppo"
     step_eta: float = 10.0
-    """η, 1/β in the paper, which has 1000 beside a learning rate of 5e-7."""
+    """η, 1/β in the paper, which has 1000 with a learning rate of 5e-7."""
     samples_per_prompt: int = 5
+    """Completions drawn for every prompt."""
     refresh_every: int = 8
     """Optimiser steps in one iteration, all on samples of the policy with which it began."""
     pairing: Pairing = Pairing.best_worst
@@ -60,31 +60,25 @@ class SPPO(Algorithm):
 
     config: SPPOConfig
     tools: Tools
+    snapshots = (Role.anchor,)
 
     def __init__(self, config: SPPOConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         self.rollouts = Rollouts(tools)
-        self.anchor = Anchor(tools.policy, config.refresh_every)
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """K samples of the anchor, all learned from or two."""
-        samples: int = config.samples_per_prompt
-        learned = samples if config.pairing is Pairing.all else 2
-        return Workload(learned=learned, drawn=(1.0,) * samples, copies=1)
-
-    def state(self) -> Mapping[str, Tensor]:
-        """The weights of π_t."""
-        return self.anchor.state()
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """K completions of π_t, of which all are learned from or two."""
+        samples = config.algo.samples_per_prompt
+        learned = samples if config.algo.pairing is Pairing.all else 2
+        return (Stream(Role.anchor, samples, learned=learned),)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Ranked]:
         """Samples of π_t, each judged against the others; the first batch of an iteration renews π_t."""
-        self.anchor.refresh(step)
-        count = self.config.samples_per_prompt
-        streams = self.rollouts.sample(prompts, [1.0] * count, step, Role.anchor)
+        refresh_anchor(self.tools.policy, step, self.config.refresh_every)
+        (completions,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
         # Without the ½ of each against itself, an unbiased estimate.
-        win_rates = (self.rollouts.table(prompts, streams).sum(2) - 0.5) / (count - 1)
-        completions = stack(streams)
+        win_rates = (self.rollouts.table(prompts, completions).sum(2) - 0.5) / (self.config.samples_per_prompt - 1)
         if self.config.pairing is Pairing.best_worst:
             order = win_rates.argsort(dim=1, stable=True)
             kept = order[:, [-1, 0]]

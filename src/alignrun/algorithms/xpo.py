@@ -1,18 +1,18 @@
 """XPO: online DPO that also explores, by optimism (Xie et al., arXiv 2405.21046)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing
-from alignrun.algorithms.common.rollout import stack
-from alignrun.algorithms.common.workload import Workload
+from alignrun.algorithms.common.rollout import concatenate
 from alignrun.algorithms.online_dpo import OnlineDPO, OnlineDPOConfig
-from alignrun.config import require, schema
-from alignrun.types import Completions, PromptBatch
+from alignrun.config import Config, require, schema
+from alignrun.generation.streams import Stream
+from alignrun.types import PromptBatch, Role
 
 
 @schema
@@ -39,27 +39,21 @@ class XPO(OnlineDPO):
     """
 
     config: XPOConfig
-    policy_alone = False
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """As many samples of the reference as of the policy; both are learned from."""
-        samples: int = config.samples_per_prompt
-        return Workload(learned=2 * samples, drawn=(0.0,) * samples + (1.0,) * samples)
-
-    def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
-        """K completions of every prompt from the policy, then K from the reference, in one decoding loop."""
-        samples = self.config.samples_per_prompt
-        return self.rollouts.sample(prompts, [0.0] * samples + [1.0] * samples, step)
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """As many completions of the reference as of the policy; both are learned from."""
+        samples = config.algo.samples_per_prompt
+        return tuple(Stream(role, samples, learned=samples) for role in (Role.policy, Role.reference))
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
         """Each completion of the policy with each of the reference's."""
         samples = self.config.samples_per_prompt
-        streams = self.draw(prompts, step)
-        judged = self.rollouts.pairwise(prompts, streams[:samples], streams[samples:]).flatten(1)
+        ours, theirs = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
+        judged = self.rollouts.pairwise(prompts, ours, theirs).flatten(1)
         places = torch.cartesian_prod(torch.arange(samples), torch.arange(samples, 2 * samples)).to(judged.device)
         first, second = (side.expand(len(prompts), -1) for side in places.T)
-        yield JudgedPairs(prompts, stack(streams), first, second, judged)
+        yield JudgedPairs(prompts, concatenate([ours, theirs], dim=1), first, second, judged)
 
     def bonus(self, batch: JudgedPairs, log_probs: Tensor) -> Tensor:
         """α Σ log π(y') over the pairs."""

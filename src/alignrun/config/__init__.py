@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from alignrun.config.data import BadRows, ColumnsConfig, DataConfig, DataSource, TooLong
+from alignrun.config.data import BadRows, ColumnsConfig, DataConfig, TooLong
 from alignrun.config.model import (
     AdapterConfig,
     AdapterKind,
@@ -22,7 +22,7 @@ from alignrun.config.model import (
 )
 from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.schema import require, schema
-from alignrun.config.tournament import Pairing, TournamentConfig
+from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
     Artifact,
     Engine,
@@ -45,9 +45,9 @@ __all__ = [
     "Attention",
     "BadRows",
     "ColumnsConfig",
+    "ComparedPairs",
     "Config",
     "DataConfig",
-    "DataSource",
     "Engine",
     "EvaluationConfig",
     "GenerationConfig",
@@ -55,7 +55,6 @@ __all__ = [
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
-    "Pairing",
     "Precision",
     "Pruner",
     "PublishedConfig",
@@ -93,6 +92,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
+    """Seed of everything random: the same seed gives the same run."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 1 << 63, "seed", f"must lie in [0, 2**63), not {self.seed}")

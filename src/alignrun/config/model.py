@@ -23,21 +23,27 @@ class ModelSource(str, Enum):
 
 
 class Precision(str, Enum):
-    """The floating-point type of the base weights; `auto` is bfloat16 on CUDA and on CPUs with bfloat16 products, else
-    float32. Adapters are float32 always."""
+    """The floating-point type of the base weights; adapters are always float32."""
 
     auto = "auto"
+    """bfloat16 on CUDA and on CPUs that multiply it, else float32."""
     float32 = "float32"
+    """32 bits."""
     bfloat16 = "bfloat16"
+    """16 bits with the range of float32."""
     float16 = "float16"
+    """16 bits with a small range."""
 
 
 class Attention(str, Enum):
     """The attention kernel that transformers uses."""
 
     sdpa = "sdpa"
+    """PyTorch's scaled dot-product attention."""
     eager = "eager"
+    """Plain matrix products."""
     flash_attention_2 = "flash_attention_2"
+    """The package flash-attn; CUDA only."""
 
 
 @schema
@@ -49,23 +55,27 @@ class ModelConfig:
     path: str | None = None
     """Hub id or local folder (source=hub)."""
     revision: str | None = None
+    """Branch, tag or commit of the hub repository; by default its main branch."""
     trust_remote_code: bool = False
+    """Run model code that the hub repository brings."""
     package: str | None = None
     """Python package that carries `package_file` (source=package)."""
     package_file: str | None = None
+    """The GGUF file in that package (source=package)."""
     fallback: str | None = None
     """Hub id to use where the package is not installed (source=package)."""
     architecture: dict[str, Any] = field(default_factory=dict)
-    """Fields of the transformers configuration: what to build (source=random), or what to plan with when the hub
-    cannot be asked."""
+    """Fields of the transformers configuration: what to build (source=random), or to plan with when offline."""
     dtype: Precision = Precision.auto
     attention: Attention = Attention.sdpa
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
     cuda_graphs: Any = "auto"
-    """On CUDA, record a decoding step once and replay it for every token, where the model's attention is sdpa over all
-    tokens before; elsewhere it changes nothing. `auto` leaves it where the base is split or the replayed step differs,
-    `true` refuses to run there, `false` never records."""
+    """On CUDA, record a decoding step once and replay it for every token: `auto`, `true` or `false`.
+
+    It needs sdpa attention over all tokens before; elsewhere it changes nothing. `auto` leaves it where the base is
+    split or the replayed step differs, `true` refuses to run there, `false` never records.
+    """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     system_prompt: str | None = None
@@ -87,8 +97,11 @@ class AdapterKind(str, Enum):
     """What is trained."""
 
     lora = "lora"
+    """A LoRA adapter on the base as it is."""
     qlora = "qlora"
+    """A LoRA adapter on a 4-bit base."""
     none = "none"
+    """All weights."""
 
 
 @schema
@@ -97,11 +110,14 @@ class AdapterConfig:
 
     name: AdapterKind = AdapterKind.lora
     rank: int = 16
+    """Rank of the low-rank product."""
     alpha: float = 32.0
     """The low-rank product is multiplied by alpha / rank."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Names of linear layers, or `all-linear` for every one but the vocabulary head; in models with experts or
-    state-space mixers, those that can be adapted."""
+    """Names of linear layers, or `all-linear` for every layer that can be adapted but the vocabulary head.
+
+    In models with experts or state-space mixers not every linear layer can be.
+    """
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "adapter.rank", f"must be at least 1, not {self.rank}")

@@ -12,7 +12,7 @@ from alignrun.config.schema import require, schema
 from alignrun.config.training import Artifact, RunConfig, TrackerConfig
 
 
-class Pairing(str, Enum):
+class ComparedPairs(str, Enum):
     """Which completions of two policies are compared."""
 
     all = "all"
@@ -26,8 +26,10 @@ class TournamentConfig:
     """Every policy against every other on held-out prompts."""
 
     runs: list[str] = field(default_factory=list)
-    """Run directories, their checkpoints (RUN/checkpoints/step-N), names of `alignrun ls model`, model folders or hub
-    ids. The reference takes part by itself."""
+    """Run directories, checkpoints (RUN/checkpoints/step-N), choices of `alignrun ls model`, model folders or hub ids.
+
+    The reference takes part by itself.
+    """
     names: list[str] = field(default_factory=list)
     """What to call them, in the same order; by default their folders' names."""
     reference_policy: str | None = None
@@ -40,9 +42,11 @@ class TournamentConfig:
     """At most so many held-out prompts."""
     samples_per_prompt: int = 4
     """Completions of every policy for each prompt."""
-    pairing: Pairing = Pairing.all
+    pairing: ComparedPairs = ComparedPairs.all
     max_new_tokens: int | None = None
+    """Longest completion, in tokens."""
     temperature: float | None = None
+    """Temperature at which every policy is sampled."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -56,6 +60,7 @@ class TournamentConfig:
     batch_size: int = 32
     """Prompts decoded at once."""
     confidence: float = 0.95
+    """Confidence level of the intervals."""
     cache: bool = True
     """Keep completions, by content of weights, prompts and settings, in the user's cache."""
     device: str | None = None
@@ -64,6 +69,7 @@ class TournamentConfig:
     """Instead of the runs' model.dtype."""
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
+    """Seed of sampling and of the intervals."""
 
     def __post_init__(self) -> None:
         require(len(self.runs) > 0, "runs", "is empty: name policies, as in runs='[runs/a,runs/b]'")

@@ -5,7 +5,7 @@ from dataclasses import field
 from enum import Enum
 
 from alignrun.config.schema import require, schema
-from alignrun.http import is_base
+from alignrun.config.urls import is_base
 
 
 class Engine(str, Enum):
@@ -22,6 +22,7 @@ class GenerationConfig:
     """How completions are sampled."""
 
     max_new_tokens: int = 64
+    """Longest completion, in tokens."""
     temperature: float = 1.0
     """Both policies are divided by it, in sampling and in every log-probability."""
     batch_size: int | None = None
@@ -70,8 +71,11 @@ class Schedule(str, Enum):
     """The learning rate after warm-up."""
 
     constant = "constant"
+    """It stays."""
     linear = "linear"
+    """It falls to 0 in a straight line."""
     cosine = "cosine"
+    """It falls to 0 along half a cosine."""
 
 
 @schema
@@ -79,12 +83,18 @@ class OptimConfig:
     """AdamW (arXiv 1711.05101) and its schedule."""
 
     learning_rate: float = 1e-4
+    """The learning rate at its highest."""
     weight_decay: float = 0.0
+    """Decoupled weight decay."""
     beta1: float = 0.9
+    """β₁, the decay of the mean of the gradients."""
     beta2: float = 0.999
+    """β₂, the decay of the mean of their squares."""
     epsilon: float = 1e-8
+    """Adam's ε, added to the denominator."""
     schedule: Schedule = Schedule.linear
     warmup_steps: int = 0
+    """Optimiser steps in which the learning rate rises from 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns clipping off."""
 
@@ -102,16 +112,17 @@ class TrainConfig:
     """The length of the run and what happens along it."""
 
     steps: int = 100
-    """Optimiser steps; those of PPO and GRPO are epochs × minibatches updates, all from one batch of prompts."""
+    """Optimiser steps; one of PPO or GRPO is epochs × minibatches updates from one batch of prompts."""
     batch_size: int = 16
     """Prompts in one step."""
     micro_batch_size: int | None = None
-    """Prompts in one backward pass, and in one that scores a rollout; gradients are accumulated exactly. By default the
-    whole batch."""
+    """Prompts in one backward or scoring pass, by default the whole batch; gradients are accumulated exactly."""
     log_every: int = 1
+    """Steps between records of the metrics."""
     checkpoint_every: int = 50
     """Steps between checkpoints; 0 saves only at the end and when interrupted."""
     keep_checkpoints: int = 2
+    """Checkpoints that are kept, the newest ones."""
     max_skipped_steps: int = 3
     """Steps of a run that end early because a loss or gradient in them is not finite; one more stops it."""
     max_kl: float | None = None
@@ -140,7 +151,9 @@ class EvaluationConfig:
     batch_size: int = 32
     """Prompts decoded at once."""
     confidence: float = 0.95
+    """Confidence level of the intervals."""
     temperature: float = 1.0
+    """Temperature at which both sides are sampled."""
     top_k: int = 0
     """Sample among the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -157,18 +170,23 @@ class EvaluationConfig:
 
 
 class WandbMode(str, Enum):
-    """Where wandb records go; `auto` is online with a key and a network, else offline."""
+    """Where wandb records go."""
 
     auto = "auto"
+    """Online with a key and a network, else offline."""
     online = "online"
+    """On the server."""
     offline = "offline"
+    """In the folder of the run, for `wandb sync`."""
     disabled = "disabled"
+    """Nowhere."""
 
 
 class Artifact(str, Enum):
     """Which adapter wandb keeps as an artifact; with adapter=none it is the whole model."""
 
     never = "never"
+    """None."""
     end = "end"
     """That of the last step."""
     best = "best"
@@ -177,7 +195,7 @@ class Artifact(str, Enum):
 
 @schema
 class TrackerConfig:
-    """wandb, beside metrics.jsonl and samples.jsonl, which are always written."""
+    """wandb, next to metrics.jsonl and samples.jsonl, which are always written."""
 
     mode: WandbMode = WandbMode.auto
     project: str | None = None
@@ -203,6 +221,7 @@ class Pruner(str, Enum):
     """Which runs of a sweep are stopped before their end."""
 
     none = "none"
+    """None."""
     median = "median"
     """Those whose best evaluation so far is below the median of the others at the same step (Vizier, KDD 2017)."""
     halving = "halving"
@@ -215,11 +234,11 @@ class SweepConfig:
 
     pruner: Pruner = Pruner.none
     min_runs: int = 4
-    """So many must be over before `median` stops one."""
+    """Runs that must have finished before `median` stops one."""
     warmup_steps: int = 0
     """Optimiser steps before which none is stopped; `halving` compares first at this step."""
     reduction: int = 3
-    """η of `halving`: the best 1/η go on, to be compared again after η times as many steps."""
+    """η of `halving`: the best 1/η continue, to be compared again after η times as many steps."""
 
     def __post_init__(self) -> None:
         require(self.min_runs >= 1, "sweep.min_runs", f"must be at least 1, not {self.min_runs}")

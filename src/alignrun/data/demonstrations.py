@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
-from alignrun.config import BadRows, TooLong
-from alignrun.data.drawn import select
-from alignrun.data.limits import Limits
-from alignrun.data.order import rows_at
-from alignrun.data.padding import padding_id
+from alignrun.data.dataset import Dataset
+from alignrun.data.encoding import Encoding
 from alignrun.data.rendering import Renderer
+from alignrun.data.store import Kind, first_below
 from alignrun.errors import InputError
 from alignrun.types import Example, Message, PackedBatch, as_turns
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,53 +28,28 @@ class Demonstration:
         return len(self.prompt) + len(self.completion)
 
 
-@dataclass(frozen=True, slots=True)
-class DemonstrationSet:
+@dataclass(frozen=True, eq=False, slots=True)
+class DemonstrationSet(Dataset[Demonstration]):
     """Demonstrations as text and as token ids, in the order of the data set."""
 
-    examples: Sequence[Example]
-    demonstrations: Sequence[Demonstration]
     pack_tokens: int | None
     """The length of a packed row; None for the longest demonstration of the batch."""
-    pad_id: int
-    seed: int
-    skipped: int
-    """Demonstrations left out because they were too long."""
-    refused: int = 0
-    """Demonstrations left out because the chat template or the tokenizer refuses them."""
 
     @classmethod
-    def build(
-        cls,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        system_prompt: str | None,
-        max_prompt_tokens: int,
-        max_completion_tokens: int | None,
-        max_tokens: int,
-        pack_tokens: int | None,
-        too_long: TooLong,
-        seed: int,
-        bad_rows: BadRows = BadRows.error,
-        rows: int | None = None,
-        drawn: Callable[[str], None] | None = None,
-    ) -> DemonstrationSet:
-        """Encode every prompt with its chosen completion, for a model that has embeddings for `rows` tokens; with
-        `drawn` as `select` does.
+    def build(cls, examples: Sequence[Example], encoding: Encoding, pack_tokens: int | None) -> DemonstrationSet:
+        """Encode every prompt with its chosen completion.
 
         A rejected completion is left aside. Of one of several turns the last is learned, and the others stand before
         it, as in `messages`. Raises InputError for an example without a completion, for one that cannot be read or is
         too long, or, where those are skipped, if none is left; and for one that does not fit into a packed row.
         """
-        limits = Limits(max_prompt_tokens, max_completion_tokens, max_tokens, too_long)
-        renderer = Renderer(tokenizer, system_prompt, rows=rows)
-        for example in examples:
-            if example.chosen is None:
-                raise InputError(
-                    f"data: {example.origin} holds a prompt without a completion; name data.columns.completion or "
-                    "data.columns.messages, or choose another data set"
-                )
+        limits = encoding.limits
+        renderer = Renderer(encoding.tokenizer, encoding.system_prompt, rows=encoding.rows)
+        if example := first_below(examples, Kind.demonstration):
+            raise InputError(
+                f"data: {example.origin} holds a prompt without a completion; name data.columns.completion or "
+                "data.columns.messages, or choose another data set"
+            )
 
         def admit(example: Example, one: Demonstration) -> bool:
             fits = limits.admit(example, len(one.prompt), len(one.completion))
@@ -91,25 +60,12 @@ class DemonstrationSet:
                 )
             return fits
 
-        used = select(examples, partial(_encode, renderer), admit, bad_rows, drawn)
-        if not used.examples:
-            raise limits.refuse_all(used.read, "demonstrations")
-        return cls(used.examples, used.encoded, pack_tokens, padding_id(tokenizer), seed, used.skipped, used.refused)
+        none_left = partial(limits.refuse_all, what="demonstration")
+        return cls.select(examples, encoding, partial(_encode, renderer), admit, none_left, pack_tokens=pack_tokens)
 
-    def __len__(self) -> int:
-        return len(self.demonstrations)
-
-    def batch_at(self, step: int, size: int, shift: int = 0) -> PackedBatch:
-        """The batch of a step, a pure function of the seed and its arguments (see `rows_at`)."""
-        return self._batch(rows_at(step, size, len(self), self.seed, shift))
-
-    def all_batches(self, size: int) -> Iterator[PackedBatch]:
-        """Every demonstration once; the last batch may be smaller."""
-        for start in range(0, len(self), size):
-            yield self._batch(range(start, min(start + size, len(self))))
-
-    def _batch(self, rows: Sequence[int]) -> PackedBatch:
-        chosen = [self.demonstrations[row] for row in rows]
+    def batch(self, rows: Sequence[int]) -> PackedBatch:
+        """These demonstrations, packed."""
+        chosen = [self.encoded[row] for row in rows]
         lengths = [len(demonstration) for demonstration in chosen]
         packed = first_fit_decreasing(lengths, self.pack_tokens or max(lengths))
         return _lay_out([[chosen[index] for index in row] for row in packed], self.pad_id)

@@ -7,8 +7,10 @@ from typing import Generic, TypeVar, overload
 
 from alignrun.config import BadRows
 from alignrun.data.limits import encode_rows
+from alignrun.data.store import kinds_of
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError, RunError
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 Encoded = TypeVar("Encoded")
@@ -62,20 +64,13 @@ def select(
         return Selected(fitting, ids, len(encoded), len(encoded) - len(kept), refused)
     left_out = len(looked_at) - len(kept)
     said = f", {left_out} of which cannot be used" if left_out else ""
-    report(f"data: {len(looked_at)} of {len(examples)} rows checked{said}; each is encoded when it is drawn")
+    report(f"data: {len(looked_at)} of {counted(len(examples), 'row')} checked{said}; each is encoded when it is drawn")
     drawn = _Drawn(examples, encode, admit, bad_rows, report)
     return Selected(
-        _Column(len(examples), lambda row: drawn.at(row)[0]),
+        _Column(len(examples), lambda row: drawn.at(row)[0], kinds_of(examples)),
         _Column(len(examples), lambda row: drawn.at(row)[1]),
         len(encoded),
     )
-
-
-def column(examples: Sequence[Example], part: Callable[[Example], Item]) -> Sequence[Item]:
-    """A part of each row: at once, unless the rows are encoded when they are drawn."""
-    if isinstance(examples, tuple):
-        return tuple(map(part, examples))
-    return _Column(len(examples), lambda row: part(examples[row]))
 
 
 class _Drawn(Generic[Encoded]):
@@ -122,8 +117,8 @@ class _Drawn(Generic[Encoded]):
 class _Column(Sequence[Item]):
     """One part of all rows, each of which is made when it is asked for."""
 
-    def __init__(self, length: int, at: Callable[[int], Item]) -> None:
-        self._length, self._at = length, at
+    def __init__(self, length: int, at: Callable[[int], Item], kinds: Sequence[int] | None = None) -> None:
+        self._length, self._at, self.kinds = length, at, kinds
 
     def __len__(self) -> int:
         return self._length

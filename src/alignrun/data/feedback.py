@@ -7,12 +7,12 @@ completion is read without the space around it and the marks that end it, in tra
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import permutations
 from typing import TYPE_CHECKING, ClassVar
 
+from alignrun.config.templates import split_template
 from alignrun.data.completions import end_of_turn, without_end
 from alignrun.data.control import Guard, TextEncoder, UnreadableTextError
 from alignrun.data.pairs import EncodedPair
@@ -23,11 +23,6 @@ from alignrun.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-def check_template(template: str, fields: Sequence[str], key: str) -> None:
-    """Raise InputError, naming `key`, unless the template holds every `{field}` once and in this order."""
-    cut_template(template, fields, key)
 
 
 class FeedbackEncoder:
@@ -44,7 +39,7 @@ class FeedbackEncoder:
         """`rows` is how many tokens the model has embeddings for."""
         self._tokenizer = tokenizer
         self._encoder = TextEncoder(tokenizer, own_text(tokenizer), rows)
-        self._pieces = cut_template(template, self.fields, "template")
+        self._pieces = split_template(template, self.fields, "template")
         self._plain = not tokenizer.chat_template
         self._end = [end_of_turn(tokenizer)] if self._plain else []
 
@@ -112,12 +107,3 @@ class PreferenceEncoder(FeedbackEncoder):
     """For a preference model: a tail is two completions. A pair is the tails of (chosen, rejected) and the reverse."""
 
     fields = ("prompt", "first", "second")
-
-
-def cut_template(template: str, fields: Sequence[str], key: str) -> tuple[str, ...]:
-    """The texts before, between and after the `{field}`s. Raises as `check_template`."""
-    marks = [f"{{{field}}}" for field in fields]
-    pattern = "|".join(map(re.escape, marks))
-    if re.findall(pattern, template) != marks:
-        raise InputError(f"config: {key} must hold {', '.join(marks)}, each once and in this order")
-    return tuple(re.split(pattern, template))

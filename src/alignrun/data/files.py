@@ -3,6 +3,7 @@
 Every failure is an `InputError` of one line that names the file or the row and says what to change.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -221,7 +222,7 @@ def _unpacked_rows(batch: Any) -> Iterator[Row]:
 
 def _decode(content: bytes, where: str, hint: str, hook: Callable[..., Any] = unique_keys) -> Any:
     try:
-        return load_json(content.decode("utf-8-sig"), hook)
+        return load_json(content.removeprefix(codecs.BOM_UTF8).decode(), hook)  # several times as fast as utf-8-sig
     except DuplicateKeyError:
         raise
     except UnicodeDecodeError as error:

@@ -7,6 +7,7 @@ from typing import TypeVar
 from alignrun.config import BadRows, TooLong
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 Encoded = TypeVar("Encoded")
@@ -30,7 +31,7 @@ def encode_rows(
             bad.append(error)
     if not encoded:
         first = str(bad[0]).removeprefix("data: ")
-        raise InputError(f"data: none of the {len(bad)} rows can be read by the model; the first: {first}")
+        raise InputError(f"data: none of the {counted(len(bad), 'row')} can be read by the model; the first: {first}")
     return encoded, len(bad)
 
 
@@ -68,6 +69,7 @@ class Limits:
         """What to raise when nothing is left."""
         completion = "" if self.completion is None else f", {self.completion} of a completion"
         return InputError(
-            f"data: none of the {count} {what} fits into the limits (tokens: {self.prompt} of a prompt{completion}, "
-            f"{self.context} together); set data.max_prompt_tokens and data.max_completion_tokens, or shorten the rows"
+            f"data: none of the {counted(count, what)} fits into the limits (tokens: {self.prompt} of a "
+            f"prompt{completion}, {self.context} together); set data.max_prompt_tokens and "
+            "data.max_completion_tokens, or shorten the rows"
         )

@@ -1,6 +1,9 @@
 """The endless stream of epochs that batches are cut from, as a pure function: there is no state to save."""
 
+from __future__ import annotations
+
 import random
+from array import array
 from functools import lru_cache
 
 
@@ -16,8 +19,8 @@ def rows_at(step: int, size: int, count: int, seed: int, shift: int = 0) -> list
 
 
 @lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+def _order(count: int, seed: int, epoch: int) -> array[int]:
     # Seeding with text keeps (seed 1, epoch 2) apart from (seed 2, epoch 1), and leaves the global generators alone.
     order = list(range(count))
     random.Random(f"prompts {seed} {epoch}").shuffle(order)
-    return tuple(order)
+    return array("Q", order)  # an eighth of the memory

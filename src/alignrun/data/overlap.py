@@ -1,26 +1,55 @@
 """Held-out prompts that training has seen, or nearly so."""
 
+from array import array
 from collections.abc import Sequence
 
+import numpy as np
+
+from alignrun.security.text import counted
 from alignrun.types import Example
 
 _NAMED = 3
+_SPACES = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
 
 
-def overlap_notes(train: Sequence[Example], heldout: Sequence[Example]) -> list[str]:
-    """A line for the held-out prompts that are trained on, and one for those that differ in case or spaces alone."""
-    seen = {example.text for example in train}
-    alike = {_plain(text) for text in seen}
-    same = [example.origin for example in heldout if example.text in seen]
-    variants = [example.origin for example in heldout if example.text not in seen and _plain(example.text) in alike]
-    kinds = ((same, "are trained on too"), (variants, "differ from one that is trained on in case or spaces alone"))
-    return [
-        f"{len(rows)} of {len(heldout)} held-out prompts {what}: {', '.join(rows[:_NAMED])}"
-        + (", ..." if len(rows) > _NAMED else "")
-        for rows, what in kinds
-        if rows
-    ]
+class Seen:
+    """The prompts that are trained on, as 64-bit hashes: two of a million alike by chance are 1 in 30 million."""
+
+    def __init__(self) -> None:
+        self._texts, self._plain = array("q"), array("q")
+
+    def add(self, text: str) -> None:
+        """Remember a prompt."""
+        self._texts.append(hash(text))
+        self._plain.append(_plain(text))
+
+    def notes(self, heldout: Sequence[Example]) -> list[str]:
+        """A line for the held-out prompts that are trained on, and one for those that differ in case or spaces alone.
+
+        `heldout` is gone through once.
+        """
+        origins: list[str] = []
+        texts, plain = array("q"), array("q")
+        for example in heldout:
+            text = example.text
+            origins.append(example.origin)
+            texts.append(hash(text))
+            plain.append(_plain(text))
+        same = np.isin(texts, self._texts)
+        alike = np.isin(plain, self._plain) & ~same
+        kinds = ((same, "are trained on too"), (alike, "differ from one that is trained on in case or spaces alone"))
+        return [
+            f"{len(rows)} of {counted(len(origins), 'held-out prompt')} {what}: "
+            + ", ".join(origins[row] for row in rows[:_NAMED])
+            + (", ..." if len(rows) > _NAMED else "")
+            for found, what in kinds
+            if len(rows := np.flatnonzero(found))
+        ]
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+def _plain(text: str) -> int:
+    """The hash of a text without its case and its spaces."""
+    folded = text.casefold()
+    if folded.isascii():
+        return hash(folded.encode().translate(None, _SPACES))
+    return hash("".join(folded.split()).encode("utf-8", "surrogatepass"))

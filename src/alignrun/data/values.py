@@ -118,10 +118,15 @@ def without_nulls(value: Any) -> Any:
 
 def checked_text(value: str, where: str) -> str:
     """The text itself. Raises InputError for half a surrogate pair."""
-    # JSON can spell half a surrogate pair (\ud83d), which no tokenizer and no hash accepts.
-    if not value.isascii() and _HALF_A_PAIR.search(value):
+    if has_half_a_pair(value):
         raise InputError(f"data: {where} holds half of a surrogate pair; remove that character")
     return value
+
+
+def has_half_a_pair(value: str) -> bool:
+    """Whether a text holds half a surrogate pair."""
+    # JSON can spell one (\ud83d), and no tokenizer and no hash accepts it.
+    return not value.isascii() and _HALF_A_PAIR.search(value) is not None
 
 
 def _is_message(value: Mapping[str, Any]) -> bool:

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from enum import Enum
-from importlib.util import find_spec
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -62,21 +60,9 @@ def start(device: torch.device) -> None:
     Raises:
         InputError: the launcher asks for what does not go with this, or the others cannot be reached.
     """
-    if launched() == 1 and (wanted := _wanted_sharding()):
-        raise InputError(
-            f"accelerate launch {wanted.value}: a single process has none to share its base with: add --num_processes, "
-            "or launch without it"
-        )
+    _check_launcher()
     if launched() == 1 or dist.is_initialized():
         return
-    if sharding() is Sharding.fsdp2 and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise InputError("accelerate launch --use_fsdp: add --fsdp_version 2, the first version is not supported")
-    if sharding() is Sharding.zero3:
-        if find_spec("deepspeed") is None:
-            raise InputError("accelerate launch --use_deepspeed needs DeepSpeed: pip install 'alignrun[deepspeed]'")
-        if device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # which it reads where it is imported
-        deepspeed_settings()
     if device.index is not None:
         raise InputError(
             f"model.device={device} names one device for {launched()} processes: use auto, which gives each its own"
@@ -145,53 +131,9 @@ def is_main() -> bool:
     return launched() == 1 or rank() == 0
 
 
-class Sharding(Enum):
-    """How a base is split among the processes, named after the launcher's flag for it."""
-
-    fsdp2 = "--use_fsdp"
-    zero3 = "--use_deepspeed"
-
-
-def sharding() -> Sharding | None:
-    """How the base is split; None where each process has it whole."""
-    return _wanted_sharding() if launched() > 1 else None
-
-
 def sharded() -> bool:
     """Whether the base is split among the processes, which then pass through it in step."""
-    return sharding() is not None
-
-
-def deepspeed_settings() -> dict[str, Any]:
-    """What the launcher says of DeepSpeed's ZeRO, as far as it is about parameters: by the names of its configuration.
-
-    Raises:
-        InputError: the settings cannot be read, are not those of the third stage, or offload to no place.
-    """
-    from accelerate.utils import DeepSpeedPlugin
-
-    said = "accelerate launch --use_deepspeed"
-    try:
-        plugin = DeepSpeedPlugin()
-        config: dict[str, Any] = plugin.deepspeed_config
-        given = {name: value for name, value in config["zero_optimization"].items() if value != "auto"}
-        offload = given.pop("offload_param", None) or {}
-        target, path = offload.get("device") or "none", offload.get("nvme_path") or "none"
-    except (ValueError, OSError, AttributeError, TypeError, KeyError, NotImplementedError) as error:
-        raise InputError(f"{said}: its settings cannot be read ({one_line(error)})") from None
-    if plugin.zero_stage != 3:
-        raise InputError(
-            f"{said}: ZeRO stage {plugin.zero_stage} splits what is small here, the optimiser's state of an adapter: "
-            "set --zero_stage 3, which splits the frozen base, or launch without it"
-        )
-    if target == "nvme" and path == "none":
-        raise InputError(
-            f"{said}: offloading to nvme needs a path: give zero_optimization.offload_param.nvme_path in a DeepSpeed "
-            "configuration, --deepspeed_config_file FILE"
-        )
-    given.pop("offload_optimizer", None)  # it has none
-    zero = given | {"stage": 3} | ({"offload_param": offload} if target != "none" else {})
-    return {"zero_optimization": zero} | {name: config[name] for name in ("aio",) if name in config}
+    return launched() > 1 and _flag("ACCELERATE_USE_FSDP")
 
 
 def share(count: int) -> list[int]:
@@ -374,10 +316,21 @@ def _wire() -> torch.device:
     return device
 
 
-def _wanted_sharding() -> Sharding | None:
+def _check_launcher() -> None:
+    """Refuse what `accelerate launch` offers and this does not take."""
     if _flag("ACCELERATE_USE_DEEPSPEED"):
-        return Sharding.zero3
-    return Sharding.fsdp2 if _flag("ACCELERATE_USE_FSDP") else None
+        raise InputError(
+            "accelerate launch --use_deepspeed is not supported: --use_fsdp --fsdp_version 2 splits the frozen base too"
+        )
+    if not _flag("ACCELERATE_USE_FSDP"):
+        return
+    if launched() == 1:
+        raise InputError(
+            "accelerate launch --use_fsdp: a single process has none to share its base with: add --num_processes, or "
+            "launch without it"
+        )
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise InputError("accelerate launch --use_fsdp: add --fsdp_version 2, the first version is not supported")
 
 
 def _flag(name: str) -> bool:

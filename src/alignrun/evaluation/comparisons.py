@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alignrun.config import Pairing
+from alignrun.config import ComparedPairs
 from alignrun.preferences.base import Preference
 
 Texts = Sequence[Sequence[Sequence[str]]]
@@ -22,7 +22,7 @@ def against(
     prompts: Sequence[str],
     ours: Sequence[Sequence[str]],
     theirs: Sequence[Sequence[str]],
-    pairing: Pairing,
+    pairing: ComparedPairs,
 ) -> NDArray[np.float64]:
     """[X] P(ours ≻ theirs | x), the mean over the pairs of completions [X, K]."""
     table = compare(preference, prompts, [ours, theirs], pairing, own=False)
@@ -31,7 +31,7 @@ def against(
 
 
 def compare(
-    preference: Preference, prompts: Sequence[str], texts: Texts, pairing: Pairing, *, own: bool = True
+    preference: Preference, prompts: Sequence[str], texts: Texts, pairing: ComparedPairs, *, own: bool = True
 ) -> NDArray[np.float64]:
     """[X, n, K, n, K] P(y_ik ≻ y_jl | x), antisymmetric; NaN where it was not asked.
 
@@ -62,16 +62,16 @@ def compare(
     return table
 
 
-def _pairs(players: int, samples: int, pairing: Pairing, own: bool) -> Iterator[tuple[int, int, int, int]]:
+def _pairs(players: int, samples: int, pairing: ComparedPairs, own: bool) -> Iterator[tuple[int, int, int, int]]:
     """Each unordered pair of completions once, as (player, sample, player, sample)."""
     for i in range(players):
         for j in range(i, players):
             for k in range(samples):
                 if i == j:
                     yield i, k, i, k
-                    if own and pairing is Pairing.all:
+                    if own and pairing is ComparedPairs.all:
                         yield from ((i, k, i, other) for other in range(k + 1, samples))
-                elif pairing is Pairing.all:
+                elif pairing is ComparedPairs.all:
                     yield from ((i, k, j, other) for other in range(samples))
                 else:
                     yield i, k, j, k

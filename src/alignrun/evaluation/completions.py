@@ -6,18 +6,19 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignrun.algorithms.common.rollout import decode_texts, sample_streams
+from alignrun.algorithms.common.rollout import decode_texts, sample_streams, sampling_of
 from alignrun.data import PromptSet, opened
-from alignrun.generation.decode import Sampling
+from alignrun.errors import RunError
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.run.directory import write_text_atomic
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 FORMAT = 2
 """Raised whenever the same inputs would give other completions."""
@@ -57,7 +58,7 @@ def content_key(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing
     where = [str(policy.model.dtype), policy.device.type, policy.stop_ids]
     tokenizer = policy.tokenizer
     read = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids), opened(tokenizer)]
-    parts = [FORMAT, fingerprint, where, read, list(prompts.token_ids), asdict(drawing)]
+    parts = [FORMAT, fingerprint, where, read, list(prompts.encoded), asdict(drawing)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -69,19 +70,11 @@ def draw(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing, strea
     """
     seed = int(hashlib.sha256(f"{drawing.seed} {stream}".encode()).hexdigest()[:15], 16)
     generator = torch.Generator(device=policy.device).manual_seed(seed)
-    sampling = Sampling(
-        max_new_tokens=drawing.max_new_tokens,
-        stop_ids=policy.stop_ids,
-        pad_id=policy.tokenizer.pad_token_id,
-        temperature=drawing.temperature,
-        top_k=drawing.top_k,
-        top_p=drawing.top_p,
-    )
-    mix_beta = 0.0 if role is Role.policy else 1.0
+    sampling = sampling_of(policy, drawing.max_new_tokens, drawing.temperature, drawing.top_k, drawing.top_p)
     drawn = Drawn([], [], [], [])
     for batch in prompts.all_batches(drawing.batch_size):
         moved = batch_to(batch, policy.device)
-        streams = sample_streams(policy, moved, [mix_beta] * drawing.samples, sampling, generator)
+        streams = sample_streams(policy, moved, [role] * drawing.samples, sampling, generator)
         texts = [decode_texts(policy, stream) for stream in streams]
         ends = [policy.ends(stream).tolist() for stream in streams]
         ids = [[row[mask].tolist() for row, mask in zip(one.tokens, one.mask, strict=True)] for one in streams]
@@ -129,32 +122,35 @@ class CompletionCache:
 
     def drawn(self, key: str | None, make: Callable[[], Drawn]) -> Drawn:
         """The completions under a key, made where there are none."""
-        path = self._path(key)
-        if path is not None:
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                stored = Drawn(**json.loads(path.read_text(encoding="utf-8")))
+        with contextlib.suppress(TypeError):
+            if (stored := self._read(key)) is not None:
+                found = Drawn(**stored)
                 self.found += 1
-                return stored
+                return found
         made = make()
-        if path is not None:
-            self._write(path, json.dumps(asdict(made), ensure_ascii=False))
+        self._write(key, asdict(made))
         return made
 
     def scores(self, key: str | None, make: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
         """The scores under a key, made where there are none."""
-        path = self._path(key)
-        if path is not None:
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                return np.asarray(json.loads(path.read_text(encoding="utf-8")), dtype=np.float64)
+        with contextlib.suppress(ValueError, TypeError):
+            if (stored := self._read(key)) is not None:
+                return np.asarray(stored, dtype=np.float64)
         made = make()
-        if path is not None:
-            self._write(path, json.dumps(made.tolist()))
+        self._write(key, made.tolist())
         return made
 
     def _path(self, key: str | None) -> Path | None:
         return None if self._folder is None or key is None else self._folder / f"{key}.json"
 
-    def _write(self, path: Path, text: str) -> None:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(path, text)
+    def _read(self, key: str | None) -> Any:
+        if (path := self._path(key)) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(path.read_text(encoding="utf-8"))
+        return None
+
+    def _write(self, key: str | None, content: Any) -> None:
+        if (path := self._path(key)) is not None:
+            with contextlib.suppress(OSError, RunError):  # a cache that cannot be written costs time and nothing else
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text_atomic(path, json.dumps(content, ensure_ascii=False))

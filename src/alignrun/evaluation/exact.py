@@ -9,8 +9,8 @@ from alignrun import games
 from alignrun.data import PromptSet
 from alignrun.errors import RunError
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
-from alignrun.types import Completions, Evaluation
+from alignrun.models.policy import Policy
+from alignrun.types import Completions, Evaluation, Role
 
 
 def played(game: games.Game, reference: torch.Tensor) -> games.Game:
@@ -87,7 +87,7 @@ class GameEvaluator:
             metrics["kl_equilibrium"] = float(games.kl(equilibrium, policy))
             metrics["duality_gap"] = float(games.duality_gap(game, policy, kl_tau))
         metrics |= {f"policy/{name}": float(p) for name, p in zip(game.actions, policy, strict=True)}
-        mixed = ", ".join(f"{name} {float(p):.3f}" for name, p in zip(game.actions, policy, strict=True))
+        mixed = ", ".join(f"{name} {float(p):z.3f}" for name, p in zip(game.actions, policy, strict=True))
         lines = [("policy", mixed)]
         if self._policy.has_opponent:
             gains, said = _against(game, policy, self.probabilities(Role.opponent), kl_tau)
@@ -96,16 +96,16 @@ class GameEvaluator:
         if equilibrium is not None:
             target = zip(game.actions, equilibrium, strict=True)
             lines += [
-                ("equilibrium", ", ".join(f"{name} {float(p):.3f}" for name, p in target)),
-                ("KL(equilibrium ‖ policy)", f"{metrics['kl_equilibrium']:.5f}"),
-                ("duality gap", f"{metrics['duality_gap']:.5f}"),
+                ("equilibrium", ", ".join(f"{name} {float(p):z.3f}" for name, p in target)),
+                ("KL(equilibrium ‖ policy)", f"{metrics['kl_equilibrium']:z.5f}"),
+                ("duality gap", f"{metrics['duality_gap']:z.5f}"),
             ]
         elif problem:
             lines.append(("equilibrium", problem))
         lines += [
-            ("exploitability", f"{metrics['exploitability']:.4f}"),
-            ("win rate against the reference", f"{metrics['win_rate']:.4f} (exact)"),
-            ("KL(policy ‖ reference)", f"{metrics['kl']:.4f} nats"),
+            ("exploitability", f"{metrics['exploitability']:z.4f}"),
+            ("win rate against the reference", f"{metrics['win_rate']:z.4f} (exact)"),
+            ("KL(policy ‖ reference)", f"{metrics['kl']:z.4f} nats"),
         ]
         return Evaluation(metrics, lines)
 
@@ -117,10 +117,10 @@ def _against(
     win = float(games.win_rate(game, policy, opponent))
     exploitability = float(games.exploitability(game, opponent))
     metrics = {"opponent/win_rate": win, "opponent/gain": win - 0.5, "opponent/exploitability": exploitability}
-    lines = [("gain against the opponent", f"{win - 0.5:.4f} of at most {exploitability:.4f}")]
+    lines = [("gain against the opponent", f"{win - 0.5:z.4f} of at most {exploitability:z.4f}")]
     if kl_tau > 0:
         gain = float(games.regularised_win_rate(game, policy, opponent, kl_tau)) - 0.5
         gap = float(games.duality_gap(game, opponent, kl_tau))
         metrics |= {"opponent/regularised_gain": gain, "opponent/duality_gap": gap}
-        lines.append(("regularised gain", f"{gain:.5f} of at most {gap / 2:.5f}, half the opponent's duality gap"))
+        lines.append(("regularised gain", f"{gain:z.5f} of at most {gap / 2:z.5f}, half the opponent's duality gap"))
     return metrics, lines

@@ -1,9 +1,7 @@
 """The loss and the accuracy of an algorithm on held-out data."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -11,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from alignrun import distributed
-from alignrun.algorithms.base import Algorithm, Dataset
-from alignrun.data import PairSet
+from alignrun.algorithms.base import Algorithm
+from alignrun.data import Dataset, PairSet
 from alignrun.evaluation.calibration import accuracy
 from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
 from alignrun.evaluation.settled import caution
 from alignrun.models.device import batch_to
+from alignrun.security.text import counted
 from alignrun.types import Evaluation
 
 
@@ -32,16 +31,13 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.device) -> Measured:
+def measure(algorithm: Algorithm, data: Dataset[Any], batch_size: int, device: torch.device) -> Measured:
     """Run the loss over every example once, without a gradient; processes take the batches in turn."""
     sums: dict[str, torch.Tensor] = {}
     targets: int | torch.Tensor = 0
-    pairs = isinstance(data, PairSet)
-    probabilities = torch.zeros(len(data) if pairs else 0, dtype=torch.float64)
-    places: Iterable[Any] = data.all_rows(batch_size) if isinstance(data, PairSet) else repeat(None)
-    # The batches come first: zip asks for a place only where there is a batch.
-    for (batch, rows), counts in distributed.round_robin(zip(data.all_batches(batch_size), places, strict=False)):
-        loss = algorithm.loss(batch_to(batch, device))
+    probabilities = torch.zeros(len(data) if isinstance(data, PairSet) else 0, dtype=torch.float64)
+    for rows, counts in distributed.round_robin(data.all_rows(batch_size)):
+        loss = algorithm.loss(batch_to(data.batch(rows), device))
         for name, value in {**loss.metrics, "loss": loss.total}.items():
             sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
         if not counts:
@@ -61,7 +57,7 @@ def measure(algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.
 class LikelihoodEvaluator:
     """Held-out demonstrations under the policy."""
 
-    def __init__(self, algorithm: Algorithm, data: Dataset, batch_size: int, device: torch.device) -> None:
+    def __init__(self, algorithm: Algorithm, data: Dataset[Any], batch_size: int, device: torch.device) -> None:
         self._algorithm, self._data, self._batch_size, self._device = algorithm, data, batch_size, device
 
     def __call__(self) -> Evaluation:
@@ -69,7 +65,7 @@ class LikelihoodEvaluator:
         measured = measure(self._algorithm, self._data, self._batch_size, self._device)
         loss = measured.metrics["loss"]
         perplexity = math.exp(min(loss, 700.0))
-        shown = f"{loss:.3f} nats a token (perplexity {perplexity:.2f}, {len(self._data)} demonstrations)"
+        shown = f"{loss:z.3f} nats a token (perplexity {perplexity:z.2f}, {counted(len(self._data), 'demonstration')})"
         return Evaluation({**measured.metrics, "perplexity": perplexity}, [("held-out loss", shown)])
 
 
@@ -86,7 +82,7 @@ class PairsEvaluator:
         """The algorithm's own metrics, and how often the implicit reward sides with people."""
         measured = measure(self._algorithm, self._data, self._batch_size, self._device)
         metrics = with_accuracy(measured, self._data, self._confidence, self._seed)
-        shown = f"{metrics['loss']:.4f}, reward margin {metrics['rewards/margin']:.3f}"
+        shown = f"{metrics['loss']:z.4f}, reward margin {metrics['rewards/margin']:z.3f}"
         return Evaluation(metrics, [accuracy_line(metrics, self._confidence), ("held-out loss", shown)])
 
 
@@ -126,7 +122,7 @@ def accuracy_line(metrics: dict[str, float], confidence: float) -> tuple[str, st
     warned = caution(int(metrics["decided_prompts"]))
     return (
         "held-out accuracy",
-        f"{metrics['accuracy']:.3f}  ({confidence:.0%} interval {low:.3f} to {high:.3f}, "
-        f"{metrics['decided_pairs']} pairs of {metrics['decided_prompts']} prompts that are no ties; the longer "
-        f"completion {metrics['length_accuracy']:.3f}{warned and '; '}{warned})",
+        f"{metrics['accuracy']:z.3f}  ({confidence:.0%} interval {low:z.3f} to {high:z.3f}, "
+        f"{counted(metrics['decided_pairs'], 'pair')} of {counted(metrics['decided_prompts'], 'prompt')}, no ties; "
+        f"the longer completion {metrics['length_accuracy']:z.3f}{warned and '; '}{warned})",
     )

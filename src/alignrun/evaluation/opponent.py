@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, step_generator
+from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, sampling_of, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
 from alignrun.evaluation.best_of_n import GAIN
@@ -12,11 +12,10 @@ from alignrun.evaluation.bootstrap import mean_estimate
 from alignrun.evaluation.results import Estimate
 from alignrun.evaluation.settled import in_words, metrics_of, verdict
 from alignrun.evaluation.truncation import truncation
-from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference
-from alignrun.types import Evaluation
+from alignrun.types import Evaluation, Role
 
 OPPONENT_STREAM = 2
 """Random numbers apart from those of training and of the win rate against the reference."""
@@ -42,14 +41,7 @@ class OpponentEvaluator:
     ) -> None:
         self._policy, self._preference, self._prompts, self._config = policy, preference, prompts, config
         self._kl_tau, self._seed = kl_tau, seed
-        self._sampling = Sampling(
-            max_new_tokens=max_new_tokens,
-            stop_ids=policy.stop_ids,
-            pad_id=policy.tokenizer.pad_token_id,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
+        self._sampling = sampling_of(policy, max_new_tokens, config.temperature, config.top_k, config.top_p)
 
     def __call__(self) -> Evaluation:
         """The win rate against the opponent and both gains."""
@@ -59,8 +51,8 @@ class OpponentEvaluator:
         wins, penalties = [], []
         for batch in self._prompts.all_batches(self._config.batch_size):
             prompts = batch_to(batch, policy.device)
-            roles = [0.0] * streams + [1.0] * streams
-            drawn = sample_streams(policy, prompts, roles, self._sampling, generator, Role.opponent)
+            roles = [Role.policy] * streams + [Role.opponent] * streams
+            drawn = sample_streams(policy, prompts, roles, self._sampling, generator)
             for ours, theirs in zip(drawn[:streams], drawn[streams:], strict=True):
                 first, second = decode_texts(policy, ours), decode_texts(policy, theirs)
                 wins.append(self._preference(prompts.texts, first, second).double())
@@ -76,7 +68,7 @@ class OpponentEvaluator:
         metrics["prompts"] = len(gains)
         shown = in_words(gain, self._config.confidence)
         lines = [
-            ("win rate against the opponent", f"{gain.value + 0.5:.3f}"),
+            ("win rate against the opponent", f"{gain.value + 0.5:z.3f}"),
             ("gain against the opponent", f"{shown}, {_claim(gain, 'its exploitability')}"),
         ]
         if truncated:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from alignrun.evaluation.calibration import Reliability
 from alignrun.evaluation.intervals import wilson_interval
+from alignrun.security.text import counted
 from alignrun.security.working_directory import elsewhere
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def reliability_plot(reliability: Reliability, title: str) -> "Figure":
         label=f"model, {CONFIDENCE:.0%} interval",
         zorder=2,
     )
-    error = f"calibration error {reliability.ece:.3f}, {reliability.pairs:,} pairs in both orders"
+    error = f"calibration error {reliability.ece:.3f}, {counted(reliability.pairs, 'pair')} in both orders"
     top.set_title(error, fontsize="medium")
     figure.suptitle("\n".join(textwrap.wrap(title, 54)), parse_math=False)
     top.set_ylabel("share of people who prefer the first completion")

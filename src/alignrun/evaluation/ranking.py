@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy import stats
 
 from alignrun.evaluation.results import Estimate, RunResult, SettingResult, SweepResult
 
@@ -154,6 +153,8 @@ def over_seeds(values: Sequence[float], confidence: float, spread: Spread | None
     used = own or (spread if count > 1 else None)
     if used is None or used.freedom < POOLED_FREEDOM:
         return Estimate(mean, mean, mean)
+    from scipy import stats  # expensive to import, and needed when a sweep has ended
+
     half = float(stats.t.ppf((1 + confidence) / 2, used.freedom)) * used.deviation / math.sqrt(count)
     return Estimate(mean, mean - half, mean + half)
 

@@ -1,6 +1,7 @@
 """Whether a difference is settled: the one place that decides what is marked, coloured or claimed in a sentence."""
 
 from alignrun.evaluation.results import Estimate
+from alignrun.security.text import counted
 
 FEWEST_PROMPTS = 8
 """Below this many prompts no difference is settled: a bootstrap of a handful of values is far too narrow."""
@@ -31,9 +32,8 @@ def in_words(found: Estimate, confidence: float) -> str:
         return f"{found.value:.3f}"
     ends = f"{found.low:.3f} to {found.high:.3f}"
     interval = f"{confidence:.0%} interval {ends}" if found.high > found.low else "no interval"
-    prompts = "1 held-out prompt" if found.prompts == 1 else f"{found.prompts} held-out prompts"
     warned = caution(found.prompts)
-    return f"{found.value:.3f}  ({interval}, {prompts}{warned and ': '}{warned})"
+    return f"{found.value:.3f}  ({interval}, {counted(found.prompts, 'held-out prompt')}{warned and ': '}{warned})"
 
 
 def metrics_of(name: str, found: Estimate) -> dict[str, float]:

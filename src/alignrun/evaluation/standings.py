@@ -106,7 +106,7 @@ def _most_even(edges: Array, share: Array) -> Array:
     return even if even.any() and (edges @ even).max() <= TIED else share
 
 
-def equilibrium(matrix: Array) -> tuple[Array, float]:
+def nash_average(matrix: Array) -> tuple[Array, float]:
     """The Nash equilibrium p of maximum entropy, max_i (Wp)[i] = ½, and its value pᵀWp = ½: Nash averaging.
 
     arXiv 1806.02643 §3. Where many mixtures are equilibria, a linear program alone would return any of them: copies of
@@ -119,7 +119,7 @@ def equilibrium(matrix: Array) -> tuple[Array, float]:
 
 
 def shares(prompt_rates: Array, confidence: float, seed: int = 0) -> tuple[Estimate, ...]:
-    """The players' probabilities in `equilibrium`, with percentile intervals of `SHARE_DRAWS` draws. [X, n, n] -> n.
+    """The players' probabilities in `nash_average`, with percentile intervals of `SHARE_DRAWS` draws. [X, n, n] -> n.
 
     Shares jump where the order of two players turns, so that intervals are wide between near equals, rightly, and
     their coverage holds only where the support is certain.
@@ -128,7 +128,7 @@ def shares(prompt_rates: Array, confidence: float, seed: int = 0) -> tuple[Estim
         prompt_rates,
         confidence,
         seed,
-        statistic=lambda means: np.stack([equilibrium(matrix)[0] for matrix in means]),
+        statistic=lambda means: np.stack([nash_average(matrix)[0] for matrix in means]),
         draws=SHARE_DRAWS,
         method="percentile",
         limits=SHARE,

@@ -5,18 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, step_generator
+from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, sampling_of, step_generator
 from alignrun.config import EvaluationConfig
 from alignrun.data import PromptSet
 from alignrun.evaluation.bootstrap import mean_estimate
 from alignrun.evaluation.intervals import SHARE
 from alignrun.evaluation.settled import in_words, metrics_of
 from alignrun.evaluation.truncation import truncation
-from alignrun.generation.decode import Sampling
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference
-from alignrun.types import Evaluation, Sample
+from alignrun.types import Evaluation, Role, Sample
 
 EVALUATION_STREAM = 1
 """Keeps evaluation's random numbers apart from training's: evaluating more often changes no training step."""
@@ -39,14 +38,7 @@ class WinRateEvaluator:
     ) -> None:
         self._policy, self._preference, self._prompts, self._config = policy, preference, prompts, config
         self._seed = seed
-        self._sampling = Sampling(
-            max_new_tokens=max_new_tokens,
-            stop_ids=policy.stop_ids,
-            pad_id=policy.tokenizer.pad_token_id,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
+        self._sampling = sampling_of(policy, max_new_tokens, config.temperature, config.top_k, config.top_p)
 
     def __call__(self) -> Evaluation:
         """Win rate with interval, KL(π‖μ) unless sampling is truncated, length and end-of-sequence rate."""
@@ -59,7 +51,9 @@ class WinRateEvaluator:
             drawn: list[float] = []
             for batch in self._prompts.all_batches(self._config.batch_size):
                 prompts = batch_to(batch, self._policy.device)
-                ours, theirs = sample_streams(self._policy, prompts, [0.0, 1.0], self._sampling, generator)
+                ours, theirs = sample_streams(
+                    self._policy, prompts, [Role.policy, Role.reference], self._sampling, generator
+                )
                 first, second = decode_texts(self._policy, ours), decode_texts(self._policy, theirs)
                 preferred: Sequence[float | None] = [None] * len(prompts)
                 if self._preference is not None:
@@ -75,12 +69,12 @@ class WinRateEvaluator:
         length, reference_length, ends = (totals / draws).tolist()
         metrics = {"prompts": len(self._prompts)} | ({} if truncated else {"kl": moved / draws})
         metrics |= {"length": length, "reference_length": reference_length, "eos_rate": ends}
-        kl = f"{moved / draws:.2f} nats a completion"
+        kl = f"{moved / draws:z.2f} nats a completion"
         if truncated:
             kl = f"left out: {truncated} truncates what is sampled"
         lines = [
             ("KL(policy ‖ reference)", kl),
-            ("length", f"{length:.1f} tokens (reference {reference_length:.1f})"),
+            ("length", f"{length:z.1f} tokens (reference {reference_length:z.1f})"),
         ]
         if self._preference is not None:
             per_prompt = np.mean(wins, axis=0).tolist()

@@ -1,15 +1,14 @@
 """One cached loop that draws several completions of every prompt at once.
 
-Every stream of completions is a token-wise geometric mixture of the policy and the reference: the policy is
-mix_beta = 0, the reference 1. The model's rows are those of the policy, then those of the reference; a stream
-strictly between 0 and 1 has a row in each.
+Every completion comes from a role or from the token-wise mixture of two. The model's rows are blocks, one for each
+role; a completion of a mixture has a row in two of them.
 
-Shape legend: B prompts, S live sequences, R live model rows, T new tokens, V vocabulary.
+Shape legend: B prompts, K completions of each, S live sequences, R live model rows, T new tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Protocol
 
 import torch
@@ -18,17 +17,18 @@ from torch import Tensor
 from alignrun import distributed
 from alignrun.generation.mixture import mix_log_probs
 from alignrun.generation.sampling import sample, truncate
+from alignrun.generation.streams import Mixture, Source, decoding_roles, roles_of
 from alignrun.types import Completions
 
 
 class Decoder(Protocol):
-    """The model's side of the loop."""
+    """The model's side of the loop: `prefill` once, then any number of `select` and `step`."""
 
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep (or repeat) the given rows."""
+        """Keep (or repeat) the given rows, in ascending order of role."""
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token [R] to each row; [R, V] logits of the next."""
@@ -46,43 +46,33 @@ class Sampling:
     top_p: float = 1.0
 
 
-def needs_policy(mix_beta: float) -> bool:
-    """Whether a stream has a row of the policy."""
-    return mix_beta < 1
-
-
-def needs_reference(mix_beta: float) -> bool:
-    """Whether a stream has a row of the reference."""
-    return mix_beta > 0
-
-
 def sample_completions(
     decoder: Decoder,
     prompts: int,
-    mix_betas: Sequence[float],
+    sources: Sequence[Source],
     sampling: Sampling,
     uniforms: Tensor,
     temperatures: Sequence[float] | None = None,
 ) -> list[Completions]:
-    """Draw one completion of every prompt for each stream, y ~ Π_n softmax((1−β) log π + β log μ).
+    """Draw one completion of every prompt from each source, a role or y ~ Π_n softmax((1−β) log π + β log μ).
 
     A draw depends only on its own column of `uniforms` and on its row's own logits: finished sequences leave the batch
     without changing the others, and prompts may be drawn together or apart.
 
     Args:
-        decoder: rows of the roles that the streams need, each role a block of B rows, the policy's first.
+        decoder: a block of B rows for each role of `decoding_roles(sources)`, in that order.
         prompts: B.
-        mix_betas: one β for each stream.
+        sources: K of them.
         sampling: lengths, stop tokens, temperature and truncation.
         uniforms: [T, K, B] float64 in [0, 1) on the decoder's device, a number for every token that may be drawn.
-        temperatures: one for each stream, where they are not all that of `sampling`.
+        temperatures: one for each source, where they are not all that of `sampling`.
 
     Returns:
-        For each stream, completions of the B prompts, [B, T] with T the longest that was drawn.
+        For each source, completions of the B prompts, [B, T] with T the longest that was drawn.
     """
     device = uniforms.device
     logits = decoder.prefill()
-    sequences = len(mix_betas) * prompts
+    sequences = len(sources) * prompts
     length = sampling.max_new_tokens
     uniforms = uniforms.flatten(1)
     tokens = torch.full((sequences, length), sampling.pad_id, dtype=torch.long, device=device)
@@ -92,8 +82,8 @@ def sample_completions(
     row_temperatures = (
         None if temperatures is None else torch.tensor(temperatures, device=device).repeat_interleave(prompts)
     )
-    live = list(range(sequences))  # sequence b of stream k is k * B + b
-    layout = _Layout(mix_betas, prompts, live, device)
+    live = list(range(sequences))  # sequence b of source k is k·B + b
+    layout = _Layout(sources, prompts, live, device)
     expanded = layout.rows_in_prefill()
     decoder.select(expanded)
     logits = logits[torch.tensor(expanded, device=device)]
@@ -125,7 +115,7 @@ def sample_completions(
                 live = [live[row] for row in keep]
                 kept = torch.tensor(keep, device=device)
                 index, done, drawn = index[kept], done[kept], drawn[kept]
-                layout = _Layout(mix_betas, prompts, live, device)
+                layout = _Layout(sources, prompts, live, device)
         logits = decoder.step(layout.spread(drawn))
 
     longest = int(mask.any(0).sum())
@@ -136,37 +126,37 @@ def sample_completions(
 
 
 class _Layout:
-    """Which model rows belong to which live sequence."""
+    """Which model rows belong to which live sequence; sequence b of source k has the number k·B + b."""
 
-    def __init__(self, mix_betas: Sequence[float], prompts: int, live: Sequence[int], device: torch.device) -> None:
-        streams = [sequence // prompts for sequence in live]
-        self._prompt = [sequence % prompts for sequence in live]
+    def __init__(self, sources: Sequence[Source], prompts: int, live: Sequence[int], device: torch.device) -> None:
         self._prompts = prompts
-        self._policy = [place for place, stream in enumerate(streams) if needs_policy(mix_betas[stream])]
-        self._reference = [place for place, stream in enumerate(streams) if needs_reference(mix_betas[stream])]
-        self._source = torch.tensor([*self._policy, *self._reference], device=device)
-        # Live sequences stay ordered by stream, so neighbouring streams of one β are one run of rows in each role.
-        self._runs: list[tuple[float, slice | None, slice | None]] = []
-        policy_start, reference_start = 0, len(self._policy)
-        for mix_beta, members in groupby(mix_betas[stream] for stream in streams):
+        self._prompt = [sequence % prompts for sequence in live]
+        drawn_from = [sources[sequence // prompts] for sequence in live]
+        needed = [roles_of(source) for source in drawn_from]
+        blocks = {
+            role: [place for place, roles in enumerate(needed) if role in roles] for role in decoding_roles(sources)
+        }
+        self._blocks = list(blocks.values())
+        self._places = [place for block in self._blocks for place in block]
+        self._source = torch.tensor(self._places, device=device)
+        # Live sequences stay ordered by source, so those of neighbouring equal sources are one run of rows in a block.
+        self._runs: list[tuple[Source, list[slice]]] = []
+        starts = dict(zip(blocks, accumulate(map(len, self._blocks), initial=0), strict=False))
+        for source, members in groupby(drawn_from):
             size = len(list(members))
-            policy = slice(policy_start, policy_start + size) if needs_policy(mix_beta) else None
-            reference = slice(reference_start, reference_start + size) if needs_reference(mix_beta) else None
-            policy_start += size if policy else 0
-            reference_start += size if reference else 0
-            self._runs.append((mix_beta, policy, reference))
+            self._runs.append((source, [slice(starts[role], starts[role] + size) for role in roles_of(source)]))
+            starts |= {role: starts[role] + size for role in roles_of(source)}
 
     def rows_in_prefill(self) -> list[int]:
-        """The prefill row (role block, prompt) that each model row starts from."""
-        offset = self._prompts if self._policy else 0
-        return [self._prompt[place] for place in self._policy] + [
-            offset + self._prompt[place] for place in self._reference
+        """The prefill row (block, prompt) that each model row starts from."""
+        return [
+            number * self._prompts + self._prompt[place] for number, block in enumerate(self._blocks) for place in block
         ]
 
     def rows_of(self, places: Sequence[int]) -> list[int]:
         """The model rows of some of the live sequences, in the model's order."""
         wanted = set(places)
-        return [row for row, place in enumerate([*self._policy, *self._reference]) if place in wanted]
+        return [row for row, place in enumerate(self._places) if place in wanted]
 
     def spread(self, drawn: Tensor) -> Tensor:
         """[S] tokens to [R]: both rows of a mixture get the same token."""
@@ -175,9 +165,10 @@ class _Layout:
     def mix(self, logits: Tensor) -> Tensor:
         """[R, V] logits to [S, V] log-probabilities."""
         parts = []
-        for mix_beta, policy, reference in self._runs:
-            if policy is not None and reference is not None:
-                parts.append(mix_log_probs(logits[policy], logits[reference], mix_beta))
+        for source, spans in self._runs:
+            if isinstance(source, Mixture) and len(spans) == 2:
+                first, second = spans
+                parts.append(mix_log_probs(logits[first], logits[second], source.beta))
             else:
-                parts.append(logits[policy or reference].float().log_softmax(-1))
+                parts.append(logits[spans[0]].float().log_softmax(-1))
         return torch.cat(parts)

@@ -1,9 +1,10 @@
 """The only place where a configuration meets a class: from a typed Config to something that can run."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,37 +14,34 @@ from alignrun import distributed
 from alignrun.algorithms.base import (
     ALGORITHMS,
     Algorithm,
-    Dataset,
-    Encoding,
     FeedbackTools,
+    Measure,
     Tools,
     Trained,
-    discover,
-    prompt_set,
+    opponent_of,
 )
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
-from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSource, ReferenceKind, TooLong
-from alignrun.data import PairSet, check_labels, end_of_turn, load_examples
+from alignrun.config import Config, ModelSource, TooLong
+from alignrun.data import Dataset, Encoding, PairSet, PromptSet, check_labels, end_of_turn, load_examples
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.exact import GameEvaluator
-from alignrun.evaluation.feedback import FeedbackEvaluator
 from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
+from alignrun.evaluation.human_agreement import FeedbackEvaluator
 from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.together import Together
 from alignrun.evaluation.truncation import truncation
 from alignrun.evaluation.win_rate import WinRateEvaluator
+from alignrun.launch.checks import check
 from alignrun.launch.pins import Pins, take_pins
-from alignrun.models.adapters import quantization
-from alignrun.models.backbone import Backbone, check_split
+from alignrun.models.backbone import Backbone
 from alignrun.models.cards import Training
-from alignrun.models.device import resolve_device, resolve_dtype
 from alignrun.models.policy import Policy
 from alignrun.models.saving import check_saving
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_architecture, load_tokenizer, vocabulary_size
-from alignrun.planning.plan import count_parameters, describe
 from alignrun.preferences import PREFERENCES, Preference
 from alignrun.preferences.matrix import MatrixPreference
+from alignrun.security.text import counted
 from alignrun.types import Evaluation, Evaluator, Example
 
 
@@ -54,85 +52,10 @@ class Assembly:
     trained: Trained
     """The policy, or the feedback model."""
     algorithm: Algorithm
-    data: Dataset
+    data: Dataset[Any]
     evaluate: Evaluator
     pins: Pins
     """What the run stands on, by content."""
-
-
-def check(config: Config) -> None:
-    """Everything about a configuration that can be refused before a model or a data set is loaded.
-
-    Raises:
-        InputError: settings that contradict each other, or hardware that is not here.
-    """
-    discover()
-    name: str = config.algo.name
-    if name not in ALGORITHMS:
-        raise InputError(f"config: algo.name={name} is unknown: choose from {', '.join(sorted(ALGORITHMS))}")
-    if not isinstance(config.algo, ALGORITHMS[name].config_class):
-        raise InputError(f"config: algo.name cannot be changed by itself: write algo={name}")
-    preference: str = config.preference.name
-    entry = PREFERENCES.get(preference)
-    if entry is None or not isinstance(config.preference, entry.config_class):
-        raise InputError(
-            "config: preference.name cannot be changed by itself: write preference=NAME, of "
-            + ", ".join(sorted(PREFERENCES))
-        )
-    _check_algorithm(config, name, ALGORITHMS[name])
-    entry.check(config.preference)
-    if config.optim.warmup_steps > config.train.steps:
-        raise InputError(
-            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
-        )
-    minibatches = getattr(config.algo, "minibatches", 1)
-    if minibatches > config.train.batch_size:
-        raise InputError(
-            f"config: algo.minibatches={minibatches} is more than train.batch_size={config.train.batch_size}, the "
-            "prompts of which they are made"
-        )
-    if config.model.source is ModelSource.game:
-        if preference != "matrix":
-            raise InputError("config: model=game plays a matrix game: choose preference=matrix")
-        if config.generation.max_new_tokens != 1:
-            raise InputError("config: model=game plays one action, of one token: set generation.max_new_tokens=1")
-    plain = AdapterConfig(name=config.adapter.name)
-    copied = "reference=adapter" if config.reference.name is ReferenceKind.adapter else "algo.opponent"
-    if (copied == "reference=adapter" or opponent_of(config)) and config.adapter != plain:
-        raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
-    device = resolve_device(config.model.device)
-    check_split(config.adapter)
-    if (sharding := distributed.sharding()) and config.model.cuda_graphs is True and device.type == "cuda":
-        raise InputError(
-            f"config: model.cuda_graphs=true records no base that is split by {sharding.value}: set it to auto or false"
-        )
-    if config.adapter.name is AdapterKind.qlora:
-        if config.model.source in (ModelSource.random, ModelSource.game):
-            raise InputError(
-                f"config: adapter=qlora is for real models, not model={config.model.name}: use adapter=lora"
-            )
-        quantization(config.adapter, device, resolve_dtype(config.model.dtype, device))
-
-
-def _check_algorithm(config: Config, name: str, kind: type[Algorithm]) -> None:
-    """What an algorithm that learns from data, or that trains no policy, cannot go with."""
-    if kind.online and config.preference.name == "none":
-        raise InputError(f"config: algo={name} needs a preference to judge what it samples: choose preference=NAME")
-    if config.train.max_kl is not None and not kind.online:
-        raise InputError(f"config: train.max_kl needs samples of the policy, and algo={name} draws none: leave it out")
-    if config.generation.engine is Engine.server and config.adapter.name is AdapterKind.none:
-        raise InputError(
-            "config: generation.engine=server is given an adapter at every step: use adapter=lora or qlora"
-        )
-    if name == "sft" and config.model.source is ModelSource.game:
-        raise InputError("config: algo=sft learns texts, and model=game has none: choose another model")
-    if issubclass(kind, FeedbackAlgorithm):
-        if config.adapter.name is AdapterKind.none:
-            raise InputError(f"config: algo={name} trains an adapter: use adapter=lora or adapter=qlora")
-        if config.reference.name is ReferenceKind.adapter:
-            raise InputError(f"config: algo={name} has no reference policy: leave reference=base")
-        if config.model.source is ModelSource.game:
-            raise InputError(f"config: algo={name} reads texts, and model=game has none: choose another model")
 
 
 @contextlib.contextmanager
@@ -162,30 +85,32 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     # Before the first of them waits for another one in `prepare`.
     with distributed.raise_together(), memory_errors(config):
         check(config)
-        kind, needs_base = ALGORITHMS[config.algo.name], PREFERENCES[config.preference.name].on_base
+        kind, judging = ALGORITHMS[config.algo.name], PREFERENCES[config.preference.name]
         trains_policy = not issubclass(kind, FeedbackAlgorithm)
-        preference = build_preference(config.preference) if trains_policy and not needs_base else None
+        preference = build_preference(config.preference) if trains_policy and not judging.on_base else None
         report(f"data: {config.data.name}")
-        loaded = load_examples(config.data)
+        loaded = load_examples(config.data, judging.columns(config.preference) if trains_policy else ())
         if loaded.skipped:
-            report(f"data: {loaded.skipped} rows that cannot be used skipped")
+            report(f"data: skipped {counted(loaded.skipped, 'row')} that cannot be used")
         for note in loaded.notes:
             report(f"data: {note}")
+        if preference is not None:
+            preference.check(chain(loaded.train, loaded.heldout))
         report(f"model: {config.model.name}")
-        if config.model.source is ModelSource.hub and config.model.architecture:
-            report(describe(count_parameters(config), config))
         encoding = make_encoding(config)
-        ahead = getattr(config.algo, "precompute_reference", False)  # which reads every row before the first step
-        data = kind.dataset(config.algo, loaded.train, encoding if ahead else replace(encoding, drawn=report))
+        lazily = encoding if kind.precomputes(config) else replace(encoding, drawn=report)
+        data = kind.dataset(config.algo, loaded.train, lazily)
         heldout = kind.dataset(config.algo, loaded.heldout, encoding)
         if data.refused + heldout.refused:
-            report(f"data: {data.refused + heldout.refused} rows that the model cannot read skipped")
+            report(f"data: skipped {counted(data.refused + heldout.refused, 'row')} that the model cannot read")
         if data.skipped + heldout.skipped:
-            report(f"data: {data.skipped + heldout.skipped} examples that are too long skipped")
+            report(f"data: skipped {counted(data.skipped + heldout.skipped, 'example')}, too long")
         if isinstance(data, PairSet):
             check_labels(data.examples)
         trained = load_trained(config, encoding.tokenizer)
         check_saving(trained.describe)
+        trainable = sum(weight.numel() for weight in trained.trainable().values())
+        report(f"model: {trainable / 1e6:,.1f}M parameters trained")
         for note in trained.backbone.notes:
             report(note)
         if isinstance(trained, Scorer):
@@ -196,13 +121,13 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         policy = trained
         if preference is None:
             preference = build_preference(config.preference, policy.backbone)
-        preference.check([*loaded.train, *loaded.heldout])
+            preference.check(chain(loaded.train, loaded.heldout))
         pins = take_pins(config, loaded, policy.backbone, preference)
         algorithm = kind(config.algo, Tools(policy, preference, config))
         for note in algorithm.notes():
             report(note)
-    if getattr(config.algo, "precompute_reference", False):
-        report(f"reference: log-probabilities of {len(data) + len(heldout)} pairs")
+    if kind.precomputes(config):
+        report(f"reference: log-probabilities of {counted(len(data) + len(heldout), 'pair')}")
     data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)
     questions = distinct_prompts(loaded.heldout)
     evaluate = build_evaluator(config, policy, preference, algorithm, heldout, questions, encoding)
@@ -253,12 +178,6 @@ def trained_temperature(config: Config) -> float:
     return config.generation.temperature if ALGORITHMS[config.algo.name].online else 1.0
 
 
-def opponent_of(config: Config) -> str | None:
-    """The frozen policy that the algorithm trains against, where it has one beside the reference."""
-    path: str | None = getattr(config.algo, "opponent", None)
-    return path
-
-
 def make_encoding(config: Config) -> Encoding:
     """The tokenizer of the model and the limits for what it is to read.
 
@@ -290,7 +209,7 @@ def build_preference(section: Any, backbone: Backbone | None = None) -> Preferen
     return made
 
 
-def distinct_prompts(examples: list[Example]) -> list[Example]:
+def distinct_prompts(examples: Iterable[Example]) -> list[Example]:
     """One example for each prompt: several pairs may share one, and intervals are over prompts."""
     return list({example.text: example for example in examples}.values())
 
@@ -300,41 +219,47 @@ def build_evaluator(
     policy: Policy,
     preference: Preference,
     algorithm: Algorithm,
-    heldout: Dataset,
+    heldout: Dataset[Any],
     questions: list[Example],
     encoding: Encoding,
 ) -> Evaluator:
-    """Exact measures where the model plays a game, sampled ones otherwise; before them the loss on held-out data."""
-    settings = config.evaluation
-    sampled: Evaluator
-    if config.model.source is ModelSource.game and isinstance(preference, MatrixPreference):
-        if truncated := truncation(settings.top_k, settings.top_p):
-            raise InputError(
-                f"config: {truncated} of evaluation truncates what is sampled, and model=game is evaluated exactly, on "
-                "whole distributions: leave out evaluation.top_k and evaluation.top_p"
-            )
-        prompts = prompt_set(questions, encoding)
-        # The equilibrium is what online algorithms look for; offline ones answer their data.
-        weight = algorithm.kl_weight if algorithm.online else float
-        sampled = GameEvaluator(policy, preference.game, prompts, settings.temperature, weight)
-    else:
+    """What the algorithm asks to be measured, one after the other."""
+    settings, device = config.evaluation, policy.device
+    exact = config.model.source is ModelSource.game and isinstance(preference, MatrixPreference)
+    if exact and (truncated := truncation(settings.top_k, settings.top_p)):
+        raise InputError(
+            f"config: {truncated} of evaluation truncates what is sampled, and model=game is evaluated exactly, on "
+            "whole distributions: leave out evaluation.top_k and evaluation.top_p"
+        )
+    # Data that fit may leave no room for sampling after the longest of their prompts.
+    prompts = PromptSet.build(questions, encoding if algorithm.online or exact else skipping(encoding))
+    length = config.generation.max_new_tokens
+
+    def against_reference() -> Evaluator:
+        if isinstance(preference, MatrixPreference) and exact:
+            return GameEvaluator(policy, preference.game, prompts, settings.temperature, algorithm.kl_weight)
         judge = None if config.preference.name == "none" else preference
-        # Data that fit may leave no room for sampling after the longest of their prompts.
-        prompts = prompt_set(questions, encoding if algorithm.online else skipping(encoding))
-        length = config.generation.max_new_tokens
-        sampled = WinRateEvaluator(policy, judge, prompts, settings, length, config.seed)
-        if policy.has_opponent:
-            kl_tau = config.algo.kl_tau
-            against = OpponentEvaluator(policy, preference, prompts, settings, length, kl_tau, config.seed)
-            sampled = Together([against, sampled])
+        return WinRateEvaluator(policy, judge, prompts, settings, length, config.seed)
+
+    def against_opponent() -> Evaluator:
+        return OpponentEvaluator(policy, preference, prompts, settings, length, algorithm.tau(config), config.seed)
+
+    def pairs() -> Evaluator:
+        assert isinstance(heldout, PairSet)
+        return PairsEvaluator(algorithm, heldout, settings.batch_size, device, settings.confidence, config.seed)
+
+    made: dict[Measure, Callable[[], Evaluator]] = {
+        Measure.policy: against_reference,
+        Measure.opponent: against_opponent,
+        Measure.pairs: pairs,
+        Measure.loss: lambda: LikelihoodEvaluator(algorithm, heldout, settings.batch_size, device),
+    }
+    # The exact measures on a game include those against the opponent.
+    measures = [measure for measure in algorithm.evaluators() if not (exact and measure is Measure.opponent)]
+    evaluators = [made[measure]() for measure in measures]
     # What is trained is π at one temperature: at another it is another policy.
     trained_at = trained_temperature(config)
     if settings.temperature != trained_at:
         said = f"{settings.temperature:g} in this evaluation, {trained_at:g} in training"
-        sampled = Together([sampled, lambda: Evaluation({}, [("temperature", said)])])
-    if algorithm.online:
-        return sampled
-    if isinstance(heldout, PairSet):
-        pairs = PairsEvaluator(algorithm, heldout, settings.batch_size, policy.device, settings.confidence, config.seed)
-        return Together([pairs, sampled])
-    return Together([LikelihoodEvaluator(algorithm, heldout, settings.batch_size, policy.device), sampled])
+        evaluators.append(lambda: Evaluation({}, [("temperature", said)]))
+    return Together(evaluators)

@@ -3,9 +3,10 @@
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,13 +24,12 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from alignrun.algorithms.base import discover
 from alignrun.config import Config, TournamentConfig
 from alignrun.config.shipped import config_folder as config_folder
+from alignrun.data.sources import check_source
 from alignrun.errors import InputError, one_line
-from alignrun.launch.overrides import readable, unreadable
+from alignrun.launch.overrides import readable, section_classes, unreadable
 from alignrun.launch.suggestions import alias, note
-from alignrun.preferences import PREFERENCES
 from alignrun.security.files import read_yaml
 from alignrun.security.text import visible
 
@@ -66,15 +66,15 @@ PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
 Root = TypeVar("Root", Config, TournamentConfig)
 
 
+@cache
 def register_schemas() -> None:
     """Put the typed dataclasses beneath the YAML files: `defaults: [schema/NAME@_here_]`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="tournament", node=TournamentConfig)
-    for name, algorithm in discover().items():
-        store.store(group="algo/schema", name=name, node=algorithm.config_class)
-    for name, kind in PREFERENCES.items():
-        store.store(group="preference/schema", name=name, node=kind.config_class)
+    for group, classes in section_classes().items():
+        for name, kind in classes.items():
+            store.store(group=f"{group}/schema", name=name, node=kind)
 
 
 def compose(overrides: Sequence[str], verb: str = "") -> Config:
@@ -145,6 +145,8 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
     except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
+    if config.data is not None:
+        check_source(config.data)
     return config
 
 
@@ -195,11 +197,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             )
     try:
         stored = read_yaml(path)
-        sections = discover()[stored["algo"]["name"]], PREFERENCES[stored["preference"]["name"]]
+        known, by = section_classes(), {"algo": "name", "preference": "name", "data": "source"}
+        classes = {group: known[group][stored[group][key]] for group, key in by.items()}
     except (LookupError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a configuration ({one_line(error, 160)})") from error
     try:
-        whole = _with_values(stored, *(section.config_class for section in sections))
+        whole = _with_values(stored, classes)
         config = typed(whole, Config)
     except (OmegaConfBaseException, TypeError) as error:
         raise InputError(f"{path}: {explain(error)}") from error
@@ -220,7 +223,7 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
         config = replace(config, **{group: getattr(section, group)})
     rest = [override for override in overrides if override.partition("=")[0].partition(".")[0] not in chosen]
     try:
-        whole = _with_values(plain(config), type(config.algo), type(config.preference))
+        whole = _with_values(plain(config), {group: type(getattr(config, group)) for group in section_classes()})
         merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(list(rest)))
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
@@ -232,10 +235,11 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     return typed(merged, Config)
 
 
-def _with_values(values: Any, algo: type, preference: type) -> DictConfig:
-    """The schema of a run with plain values in it, each of them as it is."""
+def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
+    """The schema of a run with plain values in it, each of them as it is; `classes` type the sections of choices."""
     base = OmegaConf.structured(Config)
-    base.algo, base.preference = algo, preference
+    for group, kind in classes.items():
+        base[group] = kind
     merged = OmegaConf.merge(base, OmegaConf.create(_literal(values)))
     assert isinstance(merged, DictConfig)
     return merged
@@ -293,6 +297,8 @@ def explain(error: Exception, kind: type = Config) -> str:
         return f"config: {group}={name} does not exist{_nearest(name, choices(group))}"
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key or cause.key)
+        if kind is not Config and key in _fields(Config):
+            return f"config: {key} is a section of runs, and a tournament has keys of its own, as top_p or temperature"
         owners = _owners(key)
         if owners:
             return f"config: {key} is of no use here: it belongs to {', '.join(owners)}"
@@ -316,12 +322,12 @@ def known_keys(kind: type = Config) -> list[str]:
     for name, section in sections.items():
         if is_dataclass(section):
             keys += _flatten(OmegaConf.structured(section), f"{name}.")
-    classes = {
-        "algo": [algorithm.config_class for algorithm in discover().values()],
-        "preference": [entry.config_class for entry in PREFERENCES.values()],
-    }
     keys += [
-        f"{name}.{field}" for name in classes if name in sections for own in classes[name] for field in _fields(own)
+        f"{name}.{field}"
+        for name, classes in section_classes().items()
+        if name in sections
+        for own in classes.values()
+        for field in _fields(own)
     ]
     return sorted({*keys, *_groups_of(kind)})
 
@@ -332,12 +338,9 @@ def _groups_of(kind: type) -> list[str]:
 
 
 def _owners(key: str) -> list[str]:
-    """The algorithms or preferences that have a key which the chosen one has not."""
+    """The choices that have a key which the chosen one has not."""
     group, _, field = key.partition(".")
-    classes = {
-        "algo": {name: algorithm.config_class for name, algorithm in discover().items()},
-        "preference": {name: kind.config_class for name, kind in PREFERENCES.items()},
-    }.get(group, {})
+    classes = section_classes().get(group, {})
     return sorted(f"{group}={name}" for name, config_class in classes.items() if field in _fields(config_class))
 
 
@@ -356,15 +359,24 @@ def _flatten(node: Any, prefix: str) -> list[str]:
 
 def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) -> str:
     """A suggestion: another trainer's name for a candidate, or else the nearest of those that are offered, by default
-    all of them, compared over the whole name and over its last part."""
+    all of them: first in the section that was named, then by the last part, then by the whole name."""
     known = alias(name)
     if known and known.rpartition(" ")[2] in candidates:
         return f": did you mean {known}{'=…' if ' ' in known else ''}?{note(name)}"
     candidates = offered or candidates
-    last = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
-    match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75) or [
-        last[near] for near in difflib.get_close_matches(name.rpartition(".")[2], list(last), n=1, cutoff=0.7)
-    ]
-    if match:
-        return f": did you mean {match[0]}?"
+    section, _, field = name.rpartition(".")
+    own = {key.rpartition(".")[2]: key for key in candidates if section and key.rpartition(".")[0] == section}
+    last = {key.rpartition(".")[2]: key for key in reversed(candidates)}
+    same = [key for key in candidates if key.rpartition(".")[2] == field]
+    whole = {} if own else {key: key for key in candidates}  # a long section's name makes all of its keys look alike
+    match = _near(field, own, 0.75) or (" or ".join(same) if len(same) <= 4 else None)
+    if match := match or _near(name, whole, 0.75) or _near(field, last, 0.7):
+        return f": did you mean {match}?"
+    if 0 < len(own) <= 16:
+        return f": {section} has {', '.join(own)}"
     return f": choose from {', '.join(candidates)}" if candidates and len(candidates) <= 12 else ": see `alignrun ls`"
+
+
+def _near(text: str, names: Mapping[str, str], cutoff: float) -> str | None:
+    """What the name that looks most like a text stands for; None where none looks like it."""
+    return next((names[found] for found in difflib.get_close_matches(text, names, 1, cutoff)), None)

@@ -16,8 +16,9 @@ from alignrun.models.sources import load_tokenizer
 from alignrun.preferences.base import preference_using
 from alignrun.run.directory import RunDirectory, writing_folder
 from alignrun.run.trust import check_own, read_signature
-from alignrun.training.checkpoint import read_checkpoint
-from alignrun.training.trainer import restore_weights
+from alignrun.training.checkpoint import read_checkpoint, restore_weights
+
+ELSEWHERE = "choose another folder with --to"
 
 
 def export(path: str, step: int | None, merge: bool, target: str | None, console: Console) -> int:
@@ -34,11 +35,11 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
     check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), ("model",))
     folder = Path(target).expanduser() if target else run.path / ("merged" if merge else "export")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InputError(f"{folder} is taken: choose another folder with --to")
+        raise InputError(f"{folder} is taken: {ELSEWHERE}")
     checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False, markup=False))
     if checkpoint is None:
         raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
-    with writing_folder(folder, "export again") as partial, memory_errors(config):
+    with writing_folder(folder, "export again", ELSEWHERE) as partial, memory_errors(config):
         trained = _load(config)
         check_base(run, config, trained.backbone)
         if merge and not isinstance(trained, Policy):

@@ -17,10 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
-from alignrun.algorithms.base import discover
+from alignrun.data import sources
+from alignrun.discovery import PACKAGES, config_classes
 from alignrun.errors import InputError
 from alignrun.launch.suggestions import stray
-from alignrun.preferences import PREFERENCES
 
 
 def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
@@ -116,18 +116,19 @@ def key_types(kind: type) -> Mapping[str, tuple[Any, ...]]:
     return found
 
 
+def section_classes() -> dict[str, dict[str, type]]:
+    """The sections that a choice types by a class of its own: that of every algorithm, preference and data source."""
+    typed = {group: config_classes(group) for group in PACKAGES}
+    return {**typed, "data": {name: source.config_class for name, source in sources.discover().items()}}
+
+
 def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
-    open_sections = {
-        "algo": [algorithm.config_class for algorithm in discover().values()],
-        "preference": [entry.config_class for entry in PREFERENCES.values()],
-    }
+    classes = {} if prefix else section_classes()
     for name, hint in get_type_hints(section).items():
         options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        for option in options:
-            if option is Any and not prefix:
-                for own in open_sections.get(name, ()):
-                    yield from _walk(own, f"{name}.")
-            elif is_dataclass(option):
+        own = classes.get(name, {}).values()
+        for option in dict.fromkeys([*options, *own]):
+            if is_dataclass(option):
                 yield from _walk(option, f"{prefix}{name}.")  # type: ignore[arg-type]
-            elif option is not NoneType:
+            elif option is not NoneType and not (option is Any and own):
                 yield f"{prefix}{name}", option

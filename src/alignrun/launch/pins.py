@@ -2,26 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from alignrun.algorithms.base import opponent_of
 from alignrun.config import Config, ModelSource, ReferenceKind
 from alignrun.data import Loaded
 from alignrun.errors import InputError, one_line
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import adapter_folder
 from alignrun.models.sources import locate
-from alignrun.preferences import PREFERENCES
+from alignrun.preferences import discover
 from alignrun.preferences.base import Preference
 from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
 from alignrun.run.directory import RunDirectory
 from alignrun.security.files import read_json
-from alignrun.types import Example
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 20
 """A file of weights that is larger is read at so many places, so many bytes at each: training changes all of them."""
@@ -64,19 +63,17 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
     }
     if config.reference.name is ReferenceKind.adapter:
         parts["reference"] = folder_digest(adapter_folder(str(config.reference.path)))
-    if opponent := getattr(config.algo, "opponent", None):
+    if opponent := opponent_of(config):
         parts["opponent"] = folder_digest(adapter_folder(opponent))
-    if preference is not None and (kind := PREFERENCES[config.preference.name].feedback):
+    if preference is not None and (kind := discover()[config.preference.name].feedback):
         folder, card = find_card(str(config.preference.path), kind)
         parts["feedback model"] = _digest(folder_digest(folder), card.base, card.template)
-    elif preference is not None and (path := getattr(config.preference, "path", None)) and Path(path).is_dir():
+    elif (path := getattr(config.preference, "path", None)) and Path(path).expanduser().is_dir():
         parts["feedback model"] = folder_digest(adapter_folder(path))
     if isinstance(preference, MatrixPreference):
         parts["game"] = _digest(*map(str, preference.game.preferences.flatten().tolist()))
-    if preference is not None and preference.reads_columns:
-        parts["columns"] = _digest_of(example.asked.identity for example in (*loaded.train, *loaded.heldout))
-    parts["training data"] = examples_digest(loaded.train)
-    parts["held-out data"] = examples_digest(loaded.heldout)
+    parts["training data"] = loaded.train.digest
+    parts["held-out data"] = loaded.heldout.digest
     return Pins(parts)
 
 
@@ -151,15 +148,6 @@ def _changed(run: RunDirectory, parts: Sequence[str]) -> str:
     return f"{run.path}: the {names} that the run stands on {verb} not what {were}: restore {pronoun}"
 
 
-def examples_digest(examples: Sequence[Example]) -> str:
-    """A digest of examples in their order, wherever they were read from."""
-    # What `repr` makes of each without its origin, several times as fast. The other columns are a part of their own.
-    read = [each.name for each in fields(Example) if each.name != "columns"]
-    form = ", ".join("origin=''" if name == "origin" else f"{name}={{!r}}" for name in read)
-    values = attrgetter(*(name for name in read if name != "origin"))
-    return _digest_of(f"Example({form})".format(*values(example)) for example in examples)
-
-
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of how texts become tokens, chat template included; how batches are padded does not count."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -204,10 +192,6 @@ def _file_digest(path: Path) -> str:
 
 
 def _digest(*texts: str) -> str:
-    return _digest_of(texts)
-
-
-def _digest_of(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))

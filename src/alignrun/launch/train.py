@@ -16,15 +16,17 @@ from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.config import AdapterConfig, Config, RunConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
-from alignrun.launch.build import Assembly, assemble, check, memory_errors
+from alignrun.launch.build import Assembly, assemble, memory_errors
+from alignrun.launch.checks import check
 from alignrun.launch.pins import checked, read_pins
-from alignrun.models.device import resolve_device
+from alignrun.models.device import resolve
 from alignrun.run.directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.progress import Progress, summary_panel
 from alignrun.run.tracking import Tracking, finite, start_tracking
 from alignrun.run.trust import check_own, read_signature, signature_text
 from alignrun.security.files import is_step, read_json
+from alignrun.security.text import counted
 from alignrun.training.checkpoint import Checkpoint, read_checkpoint
 from alignrun.training.resumption import Resumption, commit, settle
 from alignrun.training.trainer import Outcome, Progressed, Trainer
@@ -95,7 +97,7 @@ def job(config: Config, console: Console) -> Iterator[Console]:
     Raises:
         InputError: they do not find each other.
     """
-    with distributed.joined(resolve_device(config.model.device)):
+    with distributed.joined(resolve(config.model, config.adapter).device):
         yield console if distributed.is_main() else Console(quiet=True)
 
 
@@ -110,13 +112,13 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
     check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), overrides=overrides)
-    if not run.adapter.is_dir():
-        raise InputError(f"{run.path} has not finished: go on with `alignrun resume {run.path}` first")
-    kept = {
-        field.name: getattr(config.algo, field.name)
-        for field in fields(BestResponseConfig)
-        if field.name not in ("name", "opponent") and hasattr(config.algo, field.name)
-    }
+    if not run.adapter.is_dir() and not any(override.startswith("algo.opponent=") for override in overrides):
+        raise InputError(
+            f"{run.path} has not finished: `alignrun resume {run.path}` first, or exploit its newest checkpoint: "
+            f"`alignrun export {run.path}`, then `alignrun exploit {run.path} algo.opponent={run.path / 'export'}`"
+        )
+    both = {field.name for field in fields(config.algo)} & {field.name for field in fields(BestResponseConfig)}
+    kept = {name: getattr(config.algo, name) for name in both - {"name", "opponent"}}
     config = replace(
         config,
         algo=BestResponseConfig(opponent=str(run.path), **kept),
@@ -189,10 +191,10 @@ def _resume(
     if step is None and done == config.train.steps:
         if config != stored:
             raise InputError(
-                f"{run.path} has finished its {done} steps, and nothing is left to do with {' '.join(overrides)}: "
-                "raise train.steps, or go on from an earlier checkpoint with --step"
+                f"{run.path} has finished its {counted(done, 'step')}, and nothing is left to do with "
+                f"{' '.join(overrides)}: raise train.steps, or go on from an earlier checkpoint with --step"
             )
-        console.print(f"{run.path} has finished its {done} steps: nothing to resume.")
+        console.print(f"{run.path} has finished its {counted(done, 'step')}: nothing to resume.")
         return 0
     with distributed.raise_together():  # before a model is loaded, so that a damaged one is refused at once
         checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False))
@@ -307,7 +309,7 @@ def _fit(
     tracking.finish(outcome.evaluation.metrics, 0)
     reported = write_report(run, console)
     summary_panel(
-        f"{config.algo.name} on {config.model.name}: {outcome.step} steps",
+        f"{config.algo.name} on {config.model.name}: {counted(outcome.step, 'step')}",
         [
             *outcome.evaluation.lines,
             ("run", str(run.path)),

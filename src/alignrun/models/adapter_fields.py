@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from alignrun.errors import InputError, one_line
+from alignrun.models.weights import OTHER_WEIGHTS, unfit_weight
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -44,7 +45,8 @@ def check_adapter(folder: Path, key: str) -> None:
         key: the configuration key that named the folder, for messages.
 
     Raises:
-        InputError: the files are missing or damaged, or a field has a value that is not computed here.
+        InputError: the files are missing or damaged, a field has a value that is not computed here, or weights are not
+            finite real numbers.
     """
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
@@ -53,6 +55,7 @@ def check_adapter(folder: Path, key: str) -> None:
         fields = json.loads((folder / CONFIG_FILE).read_text())
         with safe_open(weights, "pt") as file:
             names = list(file.keys())
+            unfit = unfit_weight((name, file.get_tensor(name)) for name in names)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"{key}: {folder} is damaged ({one_line(error, 120)}): name a finished run or a PEFT adapter folder"
@@ -72,3 +75,5 @@ def check_adapter(folder: Path, key: str) -> None:
         if ".lora_A." not in name and ".lora_B." not in name:
             kind = "adapts embeddings" if ".lora_embedding_" in name else "holds whole weights"
             raise InputError(f"{key}: {folder} {kind} ({name}), which is not supported: {remedy}")
+    if unfit is not None:
+        raise InputError(f"{key}: {weights}: {unfit}: {OTHER_WEIGHTS}")

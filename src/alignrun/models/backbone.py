@@ -14,14 +14,15 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun import distributed
-from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
+from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
 from alignrun.errors import InputError
 from alignrun.models import adapters
 from alignrun.models.capabilities import check_passes, check_rows
-from alignrun.models.device import lay_out_weights, resolve_device, resolve_dtype
+from alignrun.models.device import lay_out_weights, resolve
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
 from alignrun.models.sources import base_name, load_model
 from alignrun.models.targets import ALL_LINEAR, left_out
+from alignrun.models.weights import unfit_weight
 
 
 class Backbone:
@@ -45,17 +46,18 @@ class Backbone:
         """Load the base and move it to its device, with no adapter on it yet.
 
         Raises:
-            InputError: the model or the device is not available, or padding and caching change what the model computes.
+            InputError: the model or the device is not available, its weights are not finite, or padding and caching
+                change what it computes.
         """
         check_split(adapter)
-        device = resolve_device(config.device)
-        dtype = resolve_dtype(config.dtype, device)
-        if adapter.name is AdapterKind.none and config.dtype is Precision.auto:
-            dtype = torch.float32  # small updates of bfloat16 weights would be rounded away
+        resolved = resolve(config, adapter)
+        device, dtype = resolved.device, resolved.dtype
         torch.manual_seed(seed)  # random bases, and after them the adapter's random factor
         model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
         if adapter.name is not AdapterKind.qlora and not distributed.sharded():  # a quantised base is already in place
             model.to(device)
+        if not getattr(model, "is_quantized", False) and (unfit := unfit_weight(model.named_parameters())):
+            raise InputError(f"model={config.name}: {unfit}: download or export the model again, or choose another one")
         if adapter.name is AdapterKind.lora and not distributed.sharded():  # a base that stays as it is
             lay_out_weights(model)
         if config.gradient_checkpointing:
@@ -156,9 +158,9 @@ class Backbone:
 
 def check_split(adapter: AdapterConfig) -> None:
     """Refuse an adapter with whose base the launcher's splitting does not go. Raises InputError."""
-    if (sharding := distributed.sharding()) and adapter.name is not AdapterKind.lora:
+    if distributed.sharded() and adapter.name is not AdapterKind.lora:
         raise InputError(
-            f"config: {sharding.value} splits a frozen base, and not that of adapter={adapter.name.value}: "
+            f"config: --use_fsdp splits a frozen base, and not that of adapter={adapter.name.value}: "
             "use adapter=lora, or launch without it"
         )
 

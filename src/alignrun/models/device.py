@@ -1,19 +1,42 @@
 """Where tensors live and in which precision: the one place that asks about hardware."""
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from alignrun.config import Precision
+from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
 from alignrun.errors import InputError, one_line
+from alignrun.types import map_parts
 
 Batch = TypeVar("Batch")
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that `model.device` names; `auto` is CUDA where there is one, else the CPU.
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What `auto` stands for in a run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of the base weights."""
+
+
+def resolve(model: ModelConfig, adapter: AdapterConfig, *, planning: bool = False) -> Resolved:
+    """The device and the precision of a run; when planning, also of one whose GPU is not in this machine.
+
+    Raises:
+        InputError: the device is unknown or not on this machine.
+    """
+    elsewhere = planning and model.device.startswith("cuda")
+    device = torch.device(model.device) if elsewhere else find_device(model.device)
+    if adapter.name is AdapterKind.none and model.dtype is Precision.auto:
+        return Resolved(device, torch.float32)  # small updates of bfloat16 weights would be rounded away
+    return Resolved(device, find_dtype(model.dtype, device))
+
+
+def find_device(name: str, key: str = "model.device") -> torch.device:
+    """The device that a key names; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
         InputError: the name is unknown, or the device is not on this machine.
@@ -23,20 +46,18 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(
-            f"model.device={name} is not a device ({one_line(error, 80)}): use auto, cpu or cuda"
-        ) from None
+        raise InputError(f"{key}={name} is not a device ({one_line(error, 80)}): use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"model.device={name}: torch {torch.__version__} finds no CUDA device here: use cpu or auto")
+        raise InputError(f"{key}={name}: torch {torch.__version__} finds no CUDA device here: use cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"model.device={name}: there are only {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"{key}={name}: there are only {torch.cuda.device_count()} CUDA devices")
     if device.type not in ("cpu", "cuda"):  # Apple's MPS has no float64, which sampling needs
-        raise InputError(f"model.device={name} is not supported: use auto, cpu or cuda")
+        raise InputError(f"{key}={name} is not supported: use auto, cpu or cuda")
     return device
 
 
-def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The floating-point type of the base weights; `auto` is bfloat16 where the hardware multiplies it natively."""
+def find_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The floating-point type of weights; `auto` is bfloat16 where the hardware multiplies it natively."""
     if precision is not Precision.auto:
         dtype: torch.dtype = getattr(torch, precision.value)
         return dtype
@@ -78,9 +99,5 @@ def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def batch_to(batch: Batch, device: torch.device) -> Batch:
-    """A frozen dataclass of tensors, tuples and such dataclasses, with its tensors on `device`."""
-    if isinstance(batch, torch.Tensor):
-        return copy_to(batch, device)  # type: ignore[return-value]
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{field.name: batch_to(getattr(batch, field.name), device) for field in fields(batch)})
-    return batch
+    """The batch with its tensors on `device`."""
+    return map_parts(batch, lambda part: copy_to(part, device) if isinstance(part, torch.Tensor) else part)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from alignrun import distributed
 from alignrun.errors import InputError
 from alignrun.models.decoding.cache import passing_cache, plain_attention, recurrent
 from alignrun.types import PackedBatch, PromptBatch
@@ -46,8 +45,7 @@ def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor,
     Where a prompt has several continuations, its keys and values are computed once and repeated: the same values as
     row by row, and the same gradients, since those of the prompt are the sum over its continuations. Layers whose
     activations are recomputed in the backward pass keep no cache, and a recurrent state passes no gradient on, so
-    there every continuation comes with its prompt; so it does where DeepSpeed splits the base, which after two passes
-    forward does not let go of it on the way back.
+    there every continuation comes with its prompt.
 
     Args:
         module: the causal language model, its active adapter included.
@@ -55,8 +53,7 @@ def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor,
         tokens: [N, S] continuations, padded on the right.
         mask: [N, S] true on their tokens.
     """
-    zero3 = distributed.sharding() is distributed.Sharding.zero3
-    alone = module.is_activation_checkpointing or zero3 or recurrent(module.config)
+    alone = module.is_activation_checkpointing or recurrent(module.config)
     shared = len(tokens) > len(prompts) and not alone
     return (_after_shared_prompts if shared else _in_rows)(module, prompts, tokens, mask)
 

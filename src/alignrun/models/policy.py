@@ -6,7 +6,6 @@ Shape legend: B prompts, P prompt tokens, T completion tokens.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
@@ -28,26 +27,12 @@ from alignrun.models.cards import (
     write_card,
     write_policy_readme,
 )
-from alignrun.models.decoding.decoder import CachedDecoder, PairedDecoder, RowDecoder, check_replay
+from alignrun.models.decoding.decoder import CachedDecoder, JoinedDecoder, check_replay
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.hidden import hidden_states, packed_hidden_states
 from alignrun.models.saving import check_finite, merge, prompting_tokenizer, sampling_config, save_model
 from alignrun.objectives.likelihood import token_log_probs
-from alignrun.types import Completions, PackedBatch, PromptBatch
-
-
-class Role(str, Enum):
-    """Whose distribution is asked for."""
-
-    policy = "policy"
-    reference = "reference"
-    opponent = "opponent"
-    """A frozen policy to be beaten."""
-    anchor = "anchor"
-    """The policy as it was some steps ago."""
-    average = "average"
-    """The moving average of the policy's weights."""
-
+from alignrun.types import Completions, PackedBatch, PromptBatch, Role
 
 _ADAPTERS = {
     Role.policy: adapters.POLICY,
@@ -174,14 +159,14 @@ class Policy:
             return dict(self._whole[role].named_parameters())
         return {name: weight.detach() for name, weight in self.backbone.trainable(_ADAPTERS[role]).items()}
 
-    def decoder(self, prompts: PromptBatch, roles: Sequence[Role], new_tokens: int) -> RowDecoder:
-        """Rows for decoding at most so many tokens: every prompt once for each role, the policy's block first."""
+    def decoder(self, prompts: PromptBatch, roles: Sequence[Role], new_tokens: int) -> CachedDecoder | JoinedDecoder:
+        """Rows for decoding at most so many tokens: a block for each role, in which every prompt is once."""
         names = [self._adapter(role) for role in roles]
         replay = new_tokens if self._replays else None
         if self.backbone.peft is not None:
             return CachedDecoder(self.model, prompts, names, replay)
         parts = [CachedDecoder(self._module(role), prompts, [None], replay) for role in roles]
-        return parts[0] if len(parts) == 1 else PairedDecoder(parts[0], parts[1], len(prompts))
+        return parts[0] if len(parts) == 1 else JoinedDecoder(parts, len(prompts))
 
     @cached_property
     def _replays(self) -> bool:

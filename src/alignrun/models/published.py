@@ -13,9 +13,10 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, Pre
 from alignrun import distributed
 from alignrun.config import LongText, ModelConfig, PublishedConfig, Quantize
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
-from alignrun.models.device import resolve_device, resolve_dtype
+from alignrun.models.device import find_device, find_dtype
 from alignrun.models.loading_errors import remedy
 from alignrun.models.sources import context_length, hub_options, quiet_transformers
+from alignrun.models.weights import whole_weight
 
 KEY = "preference"
 
@@ -51,8 +52,9 @@ class Published:
         """
         check_path(config)
         place = str(Path(str(config.path)).expanduser()) if _is_local(config) else str(config.path)
-        device = resolve_device(config.device) if config.device != "auto" or device is None else device
-        dtype = resolve_dtype(config.dtype, device)
+        if config.device != "auto" or device is None:
+            device = find_device(config.device, f"{KEY}.device")
+        dtype = find_dtype(config.dtype, device)
         source = ModelConfig(
             name=KEY, path=config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
@@ -73,6 +75,8 @@ class Published:
                 f"{KEY}.path={config.path} has no weights for {', '.join(missing[:3])}: it was not trained for "
                 f"preference={config.name}"
             )
+        if _is_local(config) and config.quantize is Quantize.none and (unfit := whole_weight(model, Path(place))):
+            raise InputError(f"{KEY}.path={config.path}: {unfit}: choose another model")
         if config.chat_template is not None:
             tokenizer.chat_template = config.chat_template
         if config.quantize is Quantize.none:
@@ -93,6 +97,11 @@ class Published:
         with distributed.raise_together():
             for batch, counts in distributed.round_robin(batches):
                 scores = forward(self._padded(batch, pad(batch))).double().cpu()
+                if not bool(scores.isfinite().all()):
+                    raise RunError(
+                        f"{KEY}={self.config.name} gave a score that is not finite: set {KEY}.dtype=float32, or choose "
+                        "another model if its weights are damaged"
+                    )
                 if counts:
                     results[[places[row] for row in batch]] = scores
         results = distributed.all_reduce_sum(results)

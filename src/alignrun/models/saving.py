@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save
@@ -16,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.models.sources import quiet_transformers
+from alignrun.models.weights import is_finite
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -137,7 +137,7 @@ def _untie(peft: PeftModel, name: str) -> None:
 def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
     """Refuse weights of which nobody could sample. Raises RunError."""
     for name, weight in weights:
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+        if weight.is_floating_point() and not is_finite(weight):
             raise RunError(
                 f"the weights of {name} are not finite, and nothing was written: export an earlier step with --step, "
                 "or train with a lower optim.learning_rate"

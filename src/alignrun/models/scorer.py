@@ -18,6 +18,7 @@ from alignrun.models.backbone import Backbone
 from alignrun.models.cards import AdapterCard, check_card, write_card, write_feedback_readme
 from alignrun.models.hidden import hidden_states
 from alignrun.models.saving import check_finite, save_tensors
+from alignrun.models.weights import OTHER_WEIGHTS, unfit_weight
 from alignrun.types import Completions, PromptBatch
 
 HEAD_FILE = "head.safetensors"
@@ -59,16 +60,24 @@ class Scorer:
         """A trained one from its folder, frozen.
 
         Raises:
-            InputError: the folder is damaged, or belongs to another base.
+            InputError: the folder is damaged, belongs to another base, or its weights are no finite real numbers.
         """
         check_card(backbone, folder, card.kind, key)
         try:
             weight = load_file(folder / HEAD_FILE)[HEAD]
         except (OSError, KeyError, SafetensorError) as error:
             raise InputError(f"{key}: {folder / HEAD_FILE} cannot be read ({one_line(error, 120)})") from None
+        size = backbone.model.config.get_text_config().hidden_size
+        if weight.shape != (size,):
+            raise InputError(
+                f"{key}: {folder / HEAD_FILE} holds a head of shape {list(weight.shape)}, and this base has hidden "
+                f"states of size {size}: name a finished run"
+            )
+        if unfit := unfit_weight([(HEAD, weight)]):
+            raise InputError(f"{key}: {folder / HEAD_FILE}: {unfit}: {OTHER_WEIGHTS}")
         adapter = backbone.free_name(adapters.FEEDBACK)  # several judges may stand on one base
         backbone.read(adapter, folder, trainable=False, key=key)
-        return cls(backbone, card, nn.Parameter(weight.to(backbone.device), requires_grad=False), adapter)
+        return cls(backbone, card, nn.Parameter(weight.float().to(backbone.device), requires_grad=False), adapter)
 
     @property
     def device(self) -> torch.device:

@@ -35,6 +35,7 @@ from alignrun.games.files import load_game
 from alignrun.games.lm import game_llama, game_tokenizer
 from alignrun.models.loading_errors import refuse_adapter, remedy
 from alignrun.models.tiny import byte_tokenizer, random_llama
+from alignrun.models.weights import whole_weight
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -48,7 +49,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     elif config.source is ModelSource.game:
         tokenizer = game_tokenizer(load_game(str(config.architecture["game"])))
     else:
-        with _told_in_one_line(config, "tokenizer"):
+        with _loading(config, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(locate(config), **hub_options(config))
             tokenizer("text")  # what its files say of limits is first read here
     if config.chat_template is not None:
@@ -83,14 +84,17 @@ def load_model(
             if config.source is ModelSource.random
             else game_llama(load_game(str(config.architecture["game"])), tokenizer)
         )
-        with _told_in_one_line(config, "attention"):
+        with _loading(config, "attention"):
             built.set_attn_implementation(config.attention.value)
         return built.to(dtype).eval()
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention.value, "use_safetensors": True}
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
-    with _told_in_one_line(config, "weights"), quiet_transformers():
+    with _loading(config, "weights"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(config), **options, **hub_options(config))
+        folder = Path(locate(config))
+        if folder.is_dir() and not getattr(model, "is_quantized", False) and (unfit := whole_weight(model, folder)):
+            raise InputError(f"model.path={config.path}: {unfit}: choose another model")
     if getattr(model, "_hf_peft_config_loaded", False):  # of a hub's repository, transformers loads the base, too
         base = model.config._name_or_path
         raise InputError(
@@ -109,9 +113,10 @@ def preview_prompt(config: ModelConfig, text: str) -> str | None:
         tokenizer.chat_template = config.chat_template
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                locate(config), **hub_options(config) | {"local_files_only": True}
-            )
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(
+                    locate(config), **hub_options(config) | {"local_files_only": True}
+                )
         except (OSError, ValueError, InputError):
             return None
     if tokenizer.chat_template is None:
@@ -127,7 +132,7 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
     Raises:
         InputError: it cannot be found, or the YAML's does not make sense.
     """
-    with _told_in_one_line(config, "architecture"):
+    with _loading(config, "architecture"):
         if config.source is ModelSource.random:
             _refuse_unknown_fields(config, LlamaConfig())
             return random_llama(dict(config.architecture), byte_tokenizer()).config
@@ -156,7 +161,7 @@ def planned_architecture(config: ModelConfig) -> PreTrainedConfig:
     """
     if not config.architecture or config.source in (ModelSource.random, ModelSource.game):
         return load_architecture(config)
-    with _told_in_one_line(config, "architecture"):
+    with _loading(config, "architecture"):
         architecture = AutoConfig.for_model(**config.architecture)
     _refuse_unknown_fields(config, architecture)
     return architecture
@@ -219,12 +224,12 @@ def _from_package(config: ModelConfig) -> Path | None:
         partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     except OSError as error:
         raise InputError(
-            f"cannot write the model cache {target.parent} ({error.strerror}): set ALIGNRUN_CACHE"
+            f"cannot write the model cache {target.parent} ({error.strerror}): set ALIGNRUN_CACHE to another folder"
         ) from None
     try:
         # The conversion draws a progress bar of its own that no setting turns off.
         quiet = contextlib.redirect_stderr(io.StringIO())
-        with _told_in_one_line(config, "weights"), quiet_transformers(), quiet:
+        with _loading(config, "weights"), quiet:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
             # The weights are plain floats now; without this, transformers would save them as still quantised.
@@ -237,7 +242,8 @@ def _from_package(config: ModelConfig) -> Path | None:
             partial.rename(target)
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"cannot write the model cache {target}: {one_line(error)}: free space or set ALIGNRUN_CACHE"
+            f"cannot write the model cache {target}: {one_line(error)}: free space, or set ALIGNRUN_CACHE to another "
+            "folder"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -266,9 +272,11 @@ def _hub_is_out_of_reach() -> bool:
 
 
 @contextlib.contextmanager
-def _told_in_one_line(config: ModelConfig, part: str) -> Iterator[None]:
+def _loading(config: ModelConfig, part: str) -> Iterator[None]:
+    """Turn whatever a library raises while it loads a part of a model into one line. Raises InputError."""
     try:
-        yield
+        with quiet_transformers():
+            yield
     except (torch.OutOfMemoryError, AlignrunError):
         raise
     except Exception as error:  # files that are damaged, or from elsewhere, make their readers fail in any way
@@ -280,7 +288,7 @@ def _told_in_one_line(config: ModelConfig, part: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice on stderr while weights load: the console belongs to the run."""
+    """No progress bars and no advice on stderr while a model loads or is saved: the console belongs to the run."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

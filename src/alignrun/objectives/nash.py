@@ -10,15 +10,15 @@ from torch import Tensor
 from alignrun.objectives.divergence import suffix_sum
 
 
-def nash_md_advantages(preference: Tensor, log_ratio: Tensor, mask: Tensor, kl_tau: float) -> Tensor:
-    """What multiplies the score of token n: A_n = P(y ≻ y') − ½ − τ Σ_{m≥n} log(π/μ)_m. arXiv 2312.00886 eqs. 13-14.
+def suffix_advantages(preference: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
+    """What multiplies the score of token n: A_n = P(y ≻ y') − ½ − Σ_{m≥n} c_m. arXiv 2312.00886 eqs. 13-14.
 
-    The paper multiplies the score of the whole completion by the whole log ratio; leaving out the tokens before n has
-    the same mean and less variance. Detached, and zero off the mask.
+    There the penalty is c = τ log π/μ. The paper multiplies the score of the whole completion by the whole penalty;
+    leaving out the tokens before n has the same mean and less variance. Detached, and zero off the mask.
 
-    Shapes: preference [B], log_ratio [B, T], mask [B, T]; the result is [B, T].
+    Shapes: preference [B], penalty [B, T], mask [B, T]; the result is [B, T].
     """
-    advantages = preference.detach()[:, None] - 0.5 - kl_tau * suffix_sum(log_ratio.detach(), mask)
+    advantages = preference.detach()[:, None] - 0.5 - suffix_sum(penalty.detach(), mask)
     return torch.where(mask, advantages, 0.0)
 
 

@@ -15,17 +15,19 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
-from alignrun.algorithms.common.workload import Workload, decoding_rows
+from alignrun.algorithms.common.workload import Workload, workload
 from alignrun.config import AdapterKind, Config, Precision
 from alignrun.errors import AlignrunError, InputError, one_line
-from alignrun.generation.decode import needs_policy, needs_reference
+from alignrun.generation.streams import Source, decoding_rows
 from alignrun.models.adapters import POLICY, add_adapter, lora_layers
 from alignrun.models.decoding.cache import capacity
-from alignrun.models.device import resolve_device, resolve_dtype
+from alignrun.models.device import resolve
 from alignrun.models.loading_errors import remedy
 from alignrun.models.sources import planned_architecture, preview_prompt
 from alignrun.objectives.likelihood import CHUNK_SIZE
 from alignrun.planning.trace import Kept, Pass, kept_in_cache, training_peak
+from alignrun.security.text import counted
+from alignrun.types import Role
 
 ASSUMED_PROMPT_TOKENS = 256
 """Where data.max_prompt_tokens does not say."""
@@ -122,25 +124,16 @@ def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dty
     if config.adapter.name is AdapterKind.none:
         # Every role but the policy is a model of its own.
         weights = size.parameters * width
-        return weights, (1 + work.copies + 3 * work.trial) * weights, 2 * weights
+        return weights, (1 + work.copies + 3 * work.half_steps) * weights, 2 * weights
     quantised = size.adapted_parameters if config.adapter.name is AdapterKind.qlora else 0
     weights = int(quantised * NF4_BYTES + (size.parameters - quantised) * width)
     trained = size.trainable * (1 + work.value) * FLOAT32  # PEFT holds adapters in float32
-    return weights, (1 + 3 * work.trial) * trained + work.copies * size.trainable * FLOAT32, 2 * trained
-
-
-def workload(config: Config) -> Workload:
-    """What a step asks of the model for every prompt."""
-    return discover()[config.algo.name].workload(config.algo)
+    return weights, (1 + 3 * work.half_steps) * trained + work.copies * size.trainable * FLOAT32, 2 * trained
 
 
 def planned_dtype(config: Config) -> torch.dtype:
     """The precision of the run, also where its GPU is not in the machine that plans it."""
-    if config.adapter.name is AdapterKind.none and config.model.dtype is Precision.auto:
-        return torch.float32
-    wanted = config.model.device
-    device = torch.device(wanted) if wanted.startswith("cuda") else resolve_device(wanted)
-    return resolve_dtype(config.model.dtype, device)
+    return resolve(config.model, config.adapter, planning=True).dtype
 
 
 def _prompt_tokens(config: Config) -> int:
@@ -157,23 +150,23 @@ def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int
     if issubclass(discover()[config.algo.name], FeedbackAlgorithm):
         return 0
     prompts = min(config.evaluation.batch_size, config.data.eval_size or MOST_PROMPTS)
-    return sampling_bytes(config, (0.0, 1.0), prompts, dtype)
+    return sampling_bytes(config, (Role.policy, Role.reference), prompts, dtype)
 
 
-def sampling_bytes(config: Config, betas: tuple[float, ...], prompts: int, dtype: torch.dtype) -> int:
+def sampling_bytes(config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype) -> int:
     """What one decoding loop holds: the key-value cache, and the logits of a step on their way to a token."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
     width = torch.finfo(dtype).bits // 8
-    streams = len(betas) * prompts
-    rows = decoding_rows(betas) * prompts
-    mixed = sum(needs_policy(beta) and needs_reference(beta) for beta in betas) * prompts
+    sequences = len(sources) * prompts
+    rows = decoding_rows(sources) * prompts
+    mixed = rows - sequences
     tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
     kept = _kept(config, architecture)
     cache = rows * (tokens * kept.by_token + kept.state) * width
     # The model's logits are there throughout. A mixture takes three tensors on the way to its log-probabilities, with
     # those of the last token still held; drawing takes no more than that.
-    return int(cache + text.vocab_size * (rows * width + FLOAT32 * (2 * streams + 3 * mixed)))
+    return int(cache + text.vocab_size * (rows * width + FLOAT32 * (2 * sequences + 3 * mixed)))
 
 
 _known: dict[str, Kept] = {}
@@ -286,7 +279,7 @@ def describe(size: Size, config: Config) -> str:
         return f"{size.parameters / 1e6:,.1f}M parameters, all of them trained"
     return (
         f"{size.parameters / 1e6:,.1f}M parameters, {config.adapter.name.value} rank {config.adapter.rank} on "
-        f"{size.adapted_layers} layers: {size.trainable / 1e6:,.1f}M trained"
+        f"{counted(size.adapted_layers, 'layer')}: {size.trainable / 1e6:,.1f}M trained"
     )
 
 

@@ -1,11 +1,22 @@
-"""Preferences over pairs of completions. Importing the package registers every file of it that is one."""
+"""Preferences over pairs of completions. Reading `PREFERENCES` registers every file of the package that is one."""
 
-import importlib
-import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from alignrun.preferences.base import PREFERENCES, Preference, Reward
+from alignrun.discovery import import_all, install
 
-for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
-    importlib.import_module(_module.name)
+if TYPE_CHECKING:
+    from alignrun.preferences.base import PREFERENCES, Kind, Preference, Reward, discover
 
-__all__ = ["PREFERENCES", "Preference", "Reward"]
+__all__ = ["PREFERENCES", "Kind", "Preference", "Reward", "discover"]
+
+install()
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, imported when it is first read."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from alignrun.preferences import base
+
+    import_all("preference")
+    return getattr(base, name)

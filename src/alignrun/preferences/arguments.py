@@ -38,9 +38,9 @@ class Arguments:
         """The columns that every row must have."""
 
     @property
-    def reads_columns(self) -> bool:
-        """Whether it is given more than texts and conversations."""
-        return self._any or any(name != MESSAGES for name in self._further)
+    def columns(self) -> frozenset[str] | None:
+        """The columns that it is given; None for all of them."""
+        return None if self._any or ROWS in self._further else frozenset(self._further) - {MESSAGES}
 
     def call(self, function: Callable[..., Any], texts: Sequence[Sequence[str]]) -> Any:
         """What the function returns for prompts and completions, each [B]."""

@@ -5,13 +5,14 @@ of the row; `as_prompt` makes one of any text.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from alignrun.discovery import import_all
 from alignrun.types import Example, Prompt
 
 Build = TypeVar("Build", bound=Callable[..., "Preference"])
@@ -20,14 +21,11 @@ Build = TypeVar("Build", bound=Callable[..., "Preference"])
 class Preference(ABC):
     """A pairwise preference with P(y ≻ y' | x) + P(y' ≻ y | x) = 1."""
 
-    reads_columns = False
-    """Whether it judges by other columns of the row."""
-
     @abstractmethod
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] probabilities that `first` is preferred to `second`, one for each prompt, on the CPU."""
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Iterable[Example]) -> None:
         """Look for what it needs in the rows that it will be asked about. Raises InputError where that is missing."""
         return  # most need nothing
 
@@ -101,6 +99,8 @@ class Kind:
     """Refuses what can be refused before anything is loaded."""
     on_base: bool
     """Whether it is also given the run's backbone."""
+    columns: Callable[[Any], Collection[str] | None]
+    """The columns of a row, besides its texts, that it reads; None for all of them."""
 
 
 PREFERENCES: dict[str, Kind] = {}
@@ -108,11 +108,11 @@ PREFERENCES: dict[str, Kind] = {}
 
 def preference_using(feedback: str) -> str:
     """The name of the preference that a kind of feedback model is for."""
-    return next(name for name, kind in PREFERENCES.items() if kind.feedback == feedback)
+    return next(name for name, kind in discover().items() if kind.feedback == feedback)
 
 
-def _nothing(_config: Any) -> None:
-    return
+def _nothing(_config: Any) -> tuple[str, ...]:
+    return ()
 
 
 def preference(
@@ -122,11 +122,18 @@ def preference(
     feedback: str = "",
     check: Callable[[Any], object] = _nothing,
     on_base: bool = False,
+    columns: Callable[[Any], Collection[str] | None] = _nothing,
 ) -> Callable[[Build], Build]:
     """Register how a preference is made, under the name that its YAML gives."""
 
     def register(build: Build) -> Build:
-        PREFERENCES[name] = Kind(config_class, build, feedback, check, on_base)
+        PREFERENCES[name] = Kind(config_class, build, feedback, check, on_base, columns)
         return build
 
     return register
+
+
+def discover() -> dict[str, Kind]:
+    """Import every module of this package, so that a new file is a preference without further wiring."""
+    import_all("preference")
+    return PREFERENCES

@@ -1,4 +1,4 @@
-"""The learned reward as a preference: what `algo=reward_model` trained."""
+"""A trained reward model as a preference: preference.path=RUN of algo=reward_model."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A preference or a reward from the user's own Python function, sync or async, named by its import path."""
+"""Your own Python function, sync or async, named by its import path: preference.function=package.module:name."""
 
 import asyncio
 import importlib
@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from enum import Enum
 from typing import Any
@@ -19,6 +19,7 @@ from alignrun.config import require, schema
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.preferences.arguments import Arguments
 from alignrun.preferences.base import Preference, Reward, preference
+from alignrun.security.text import counted
 from alignrun.security.working_directory import importable
 from alignrun.types import Example, as_prompt
 
@@ -61,19 +62,17 @@ class UserFunction:
     def __init__(self, name: str, function: Callable[..., Any], kind: FunctionKind) -> None:
         self._name, self._function = name, function
         self._arguments = Arguments(function, TEXTS[kind])
-        self.reads_columns = self._arguments.reads_columns
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Iterable[Example]) -> None:
         """Raises InputError where a row has no column that the function must be given."""
-        self._check(((example.origin, example.columns) for example in examples), InputError)
+        self._check(((example.origin, example.columns or {}) for example in examples), InputError)
 
     def _check(self, rows: Iterable[tuple[str, Mapping[str, Any]]], error: type[AlignrunError]) -> None:
         for origin, columns in rows if self._arguments.needed else ():
             if missing := [name for name in self._arguments.needed if name not in columns]:
-                found = f"has the columns {', '.join(columns)}" if columns else "has no column but its texts"
                 raise error(
-                    f"preference.function={self._name} takes '{missing[0]}', and {origin} {found}: rename the "
-                    "parameter or the column, or give the parameter a default"
+                    f"preference.function={self._name} takes '{missing[0]}', and {origin} has no such column: rename "
+                    "the parameter or the column, or give the parameter a default"
                 )
 
     def __call__(self, *texts: Sequence[str]) -> Tensor:
@@ -99,7 +98,8 @@ class UserFunction:
             raise RunError(f"{failed}: {type(error).__name__}: {one_line(error)}") from error
         if len(values) != len(texts[0]):
             raise RunError(
-                f"preference.function={self._name} returned {len(values)} values for {len(texts[0])} prompts"
+                f"preference.function={self._name} returned {counted(len(values), 'value')} for "
+                f"{counted(len(texts[0]), 'prompt')}"
             )
         if not all(map(math.isfinite, values.tolist())):
             raise RunError(f"preference.function={self._name} returned a value that is not finite")
@@ -115,9 +115,8 @@ class FunctionPreference(Preference):
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self._name, self._function = name, UserFunction(name, function, FunctionKind.preference)
-        self.reads_columns = self._function.reads_columns
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Iterable[Example]) -> None:
         """Raises InputError where a row has no column that the function must be given."""
         self._function.check(examples)
 
@@ -141,9 +140,8 @@ class FunctionReward(Reward):
     def __init__(self, name: str, function: Callable[..., Any], temperature: float) -> None:
         super().__init__(temperature)
         self._function = UserFunction(name, function, FunctionKind.reward)
-        self.reads_columns = self._function.reads_columns
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Iterable[Example]) -> None:
         """Raises InputError where a row has no column that the function must be given."""
         self._function.check(examples)
 
@@ -152,7 +150,12 @@ class FunctionReward(Reward):
         return self._function(prompts, completions)
 
 
-@preference("function", FunctionConfig)
+def columns_of(config: FunctionConfig) -> Collection[str] | None:
+    """The columns that the function names; None for all of them. Raises InputError as `import_function`."""
+    return Arguments(import_function(str(config.function)), TEXTS[config.kind]).columns
+
+
+@preference("function", FunctionConfig, columns=columns_of)
 def build(config: FunctionConfig) -> Preference:
     """The preference that the configuration asks for."""
     name = str(config.function)

@@ -1,4 +1,10 @@
-"""A published general preference model as a preference: cycles too, at one pass for each completion."""
+"""A published general preference model, cycles included: preference.path=HUB_ID_OR_FOLDER.
+
+In the format of github.com/general-preference/general-preference-model (arXiv 2410.02197), as
+general-preference/GPM-Llama-3.1-8B: one pass for each completion.
+
+The published weights were out of reach when this was written; it is tested on random weights of the same architecture.
+"""
 
 from collections.abc import Sequence
 from typing import Any

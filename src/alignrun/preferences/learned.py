@@ -1,4 +1,4 @@
-"""The learned pairwise preference: what `algo=preference_model` trained, asked in both orders."""
+"""A trained pairwise preference model, asked in both orders: preference.path=RUN of algo=preference_model."""
 
 from collections.abc import Sequence
 

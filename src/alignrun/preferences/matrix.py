@@ -1,4 +1,4 @@
-"""A matrix game as a preference: completions are its actions."""
+"""A matrix game, whose actions are the completions: preference.game=cyc, rps, dice or a .json file."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""No preference: for algorithms that learn from data alone, when nothing is to judge what they sample."""
+"""No preference: for algorithms that learn from data alone."""
 
 from collections.abc import Sequence
 

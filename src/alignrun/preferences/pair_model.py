@@ -1,4 +1,7 @@
-"""A language model that reads both answers and names one: the probabilities of two tokens are the preference."""
+"""A language model that reads both answers and names one: preference.path=HUB_ID_OR_FOLDER.
+
+The probabilities of two tokens are the preference.
+"""
 
 from dataclasses import field
 from typing import Any
@@ -8,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from alignrun.config import PublishedConfig, require, schema
+from alignrun.config.templates import split_template
 from alignrun.data.control import UnreadableTextError
-from alignrun.data.feedback import check_template, cut_template
 from alignrun.data.templates import write
 from alignrun.errors import InputError, RunError
 from alignrun.models.backbone import Backbone
@@ -29,7 +32,9 @@ class PairAnswersConfig:
     """How the model names an answer: one token each."""
 
     first: str = "A"
+    """The token for {first}."""
     second: str = "B"
+    """The token for {second}."""
 
 
 @schema
@@ -50,10 +55,11 @@ class PairModelConfig(PublishedConfig):
     bos: bool = True
     """Whether the text opens with BOS, where the tokenizer has one."""
     temperature: float = 1.0
+    """What the log-odds of the two tokens are divided by."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_template(self.template, FIELDS, "preference.template")
+        split_template(self.template, FIELDS, "preference.template")
         require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
         require(self.answers.first != self.answers.second, "preference.answers", "must be different tokens")
 
@@ -69,7 +75,7 @@ class PairModel(BothOrders):
             for name, word in (("first", config.answers.first), ("second", config.answers.second))
         ]
         self._encoder = ConversationEncoder(tokenizer, config.name, vocabulary_size(published.model.config))
-        self._pieces = cut_template(config.template, FIELDS, "preference.template")
+        self._pieces = split_template(config.template, FIELDS, "preference.template")
         self._head = vocabulary_head(published.model)
 
     def encode(self, prompt: str, first: str, second: str) -> Row:

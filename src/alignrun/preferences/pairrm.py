@@ -1,4 +1,9 @@
-"""PairRM (arXiv 2306.02561) as a preference: an encoder that compares two answers to a request."""
+"""PairRM, 0.4B: a DeBERTa encoder that compares two answers to a request (arXiv 2306.02561).
+
+In the format of llm-blender/PairRM-hf, the version that transformers can load.
+
+The published weights were out of reach when this was written; it is tested on random weights of the same architecture.
+"""
 
 from typing import Any
 
@@ -22,7 +27,10 @@ class PairRMConfig(PublishedConfig):
     """P = σ(½(z(x, y, y') − z(x, y', y)) / temperature)."""
 
     name: str = "pairrm"
+    path: str | None = "llm-blender/PairRM-hf"
+    """A hub id or a local folder with a PairRM in the format of transformers."""
     temperature: float = 1.0
+    """P = σ(½(z(x, y, y') − z(x, y', y)) / temperature)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""A panel of judges who disagree, by majority: a preference on text that need not be transitive.
+"""A majority of judges who disagree: a preference on text that need not be transitive, without a network.
 
 Each judge ranks texts by a score of its own, and so never runs in a circle; a majority of such judges may
 (Condorcet, Essai sur l'application de l'analyse, 1785). Then no completion is preferred to all others, only a mixture

@@ -14,8 +14,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-from alignrun.preferences.sentiment import Sentiment
+if TYPE_CHECKING:
+    from alignrun.preferences.sentiment import Sentiment
 
 Score = Callable[[str, str], float]
 
@@ -60,7 +62,9 @@ def _letters(word: str) -> int:
 
 
 @cache
-def _vader() -> Sentiment:
+def _vader() -> "Sentiment":
+    from alignrun.preferences.sentiment import Sentiment  # needs torch, and configurations need only the names here
+
     return Sentiment(temperature=1.0)
 
 

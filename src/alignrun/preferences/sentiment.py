@@ -1,4 +1,4 @@
-"""The sentiment of a completion by the VADER lexicon (Hutto and Gilbert, ICWSM 2014).
+"""The more positive completion by the VADER lexicon, without a network (Hutto and Gilbert, ICWSM 2014).
 
 Steering generation towards positive sentiment is the classic controlled experiment of preference optimisation
 (arXiv 1909.08593 §3.1, arXiv 2305.18290 §6). VADER needs no network and no GPU, and its compound score in [−1, 1]

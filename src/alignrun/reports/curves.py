@@ -1,4 +1,4 @@
-"""Which curves a run has: from the rows of metrics.jsonl to panels, without drawing anything."""
+"""Which curves a run has: from the rows of metrics.jsonl without drawing anything."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class Curve:
     """One small plot: training as a line, evaluations as points with whiskers."""
 
     name: str
@@ -34,7 +34,7 @@ class Panel:
     training: Line | None
     evaluations: tuple[tuple[int, Estimate], ...]
     actions: tuple[Line, ...] = ()
-    """Probabilities of a game's actions, in the panel of the policy."""
+    """Probabilities of a game's actions, as the curve of the policy."""
 
     def in_words(self) -> str:
         """The plot for those who do not see it."""
@@ -57,26 +57,26 @@ def evaluations(rows: Sequence[Row]) -> list[tuple[int, dict[str, Estimate]]]:
     return found
 
 
-def panels(rows: Sequence[Row]) -> list[Panel]:
-    """A panel for every metric that has two values or more, the important ones first."""
+def all_curves(rows: Sequence[Row]) -> list[Curve]:
+    """A curve for every metric that has two values or more, the important ones first."""
     evaluated = evaluations(rows)
     names = [name for _, values in evaluated for name in values if not name.startswith(POLICY)]
     names += [name for row in rows for name in row.values if not name.startswith(EVAL)]
     wanted = dict.fromkeys(name for name in names if name not in HIDDEN)
-    found = [_panel(name, rows, evaluated) for name in in_order(wanted)]
-    return [panel for panel in [_actions(evaluated), *found] if panel is not None]
+    found = [_curve(name, rows, evaluated) for name in in_order(wanted)]
+    return [curve for curve in [_actions(evaluated), *found] if curve is not None]
 
 
-def _panel(name: str, rows: Sequence[Row], evaluated: list[tuple[int, dict[str, Estimate]]]) -> Panel | None:
+def _curve(name: str, rows: Sequence[Row], evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
     training = [(float(row.step), row.values[name]) for row in rows if name in row.values]
     points = [(step, values[name]) for step, values in evaluated if name in values]
     points = [(step, estimate) for step, estimate in points if math.isfinite(estimate.value)]
     if len(points) + sum(math.isfinite(value) for _, value in training) < 2:
         return None
-    return Panel(name, quantity(name), thin(Line("training", tuple(training))) if training else None, tuple(points))
+    return Curve(name, quantity(name), thin(Line("training", tuple(training))) if training else None, tuple(points))
 
 
-def _actions(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Panel | None:
+def _actions(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
     """The mixed policy of a matrix game over its evaluations."""
     names = dict.fromkeys(name for _, values in evaluated for name in values if name.startswith(POLICY))
     lines = [
@@ -89,7 +89,7 @@ def _actions(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Panel | None:
     if sum(math.isfinite(value) for line in lines[:1] for _, value in line.points) < 2:
         return None
     label = Quantity("probability of each action", quantity("win_rate").form)
-    return Panel(ACTIONS, label, None, (), tuple(lines))
+    return Curve(ACTIONS, label, None, (), tuple(lines))
 
 
 def thin(line: Line, limit: int = POINTS) -> Line:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from alignrun.evaluation.results import Estimate
-from alignrun.reports.curves import Line, Panel
-from alignrun.reports.placement import Box, place_labels, spread
+from alignrun.reports.curves import Curve, Line
 from alignrun.reports.svg import INK, MUTED, PAPER, SERIES, inline
 from alignrun.reports.text import clip
 
@@ -24,8 +23,6 @@ MARKERS = "osD^vPX<>*hd"
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 FEW = 30
 """A line of so few points shows each."""
-NAMED = 6
-"""More policies than this go by their numbers alone, since their names would lie on each other."""
 WIN_RATE, KL = "win rate against the reference", "KL(policy ‖ reference), nats"
 
 
@@ -46,26 +43,26 @@ class Trail:
     marks: tuple[Mark, ...]
 
 
-def curve(panel: Panel, key: str) -> Markup:
+def curve(measured: Curve, key: str) -> Markup:
     """A metric over the steps."""
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
-        if panel.training:
-            dots = "." if len(panel.training.points) <= FEW else None
-            axes.plot(*_columns(panel.training.points), color=MUTED, alpha=0.65, linewidth=1, marker=dots)
-        for index, line in enumerate(panel.actions):
+        if measured.training:
+            dots = "." if len(measured.training.points) <= FEW else None
+            axes.plot(*_columns(measured.training.points), color=MUTED, alpha=0.65, linewidth=1, marker=dots)
+        for index, line in enumerate(measured.actions):
             axes.plot(*_columns(line.points), label=clip(line.name, 16), markevery=0.1, **_style(index))
-        if panel.evaluations:
-            steps, estimates = [step for step, _ in panel.evaluations], [value for _, value in panel.evaluations]
+        if measured.evaluations:
+            steps, estimates = [step for step, _ in measured.evaluations], [value for _, value in measured.evaluations]
             _whiskers(axes, steps, estimates, color=SERIES[0], marker="o", linestyle="--", linewidth=0.9)
-        if panel.actions:
+        if measured.actions:
             figure.legend(loc="outside lower center", ncols=3)
         axes.locator_params(axis="y", nbins=5)
         axes.locator_params(axis="x", nbins=6, integer=True)
         axes.set_xlabel("step")
 
-    return inline(draw, SMALL, key, panel.in_words())
+    return inline(draw, SMALL, key, measured.in_words())
 
 
 def path(marks: Sequence[Mark], key: str) -> Markup:
@@ -74,9 +71,9 @@ def path(marks: Sequence[Mark], key: str) -> Markup:
     def draw(figure: "Figure") -> None:
         axes = _plane(figure)
         _trail(axes, marks, _style(0))
-        ends = (marks[0], marks[-1])
-        way = [box for start, end in pairwise(_positions(marks)) for box in _along(start, end)]
-        place_labels(figure, axes, _obstacles(marks) + way, _positions(ends), [mark.label for mark in ends])
+        for mark in (marks[0], marks[-1]):
+            place = (mark.kl.value, mark.win_rate.value)
+            axes.annotate(mark.label, place, (6, 6), textcoords="offset points", color=INK)
 
     return inline(draw, LARGE, key, _plane_in_words(marks))
 
@@ -87,11 +84,10 @@ def frontier(marks: Sequence[Mark], key: str) -> Markup:
     def draw(figure: "Figure") -> None:
         axes = _plane(figure)
         for index, mark in enumerate(marks):
-            _cross(axes, mark, _style(index))
-        names = [clip(mark.label, 18) if len(marks) <= NAMED else _key(mark.label) for mark in marks]
-        place_labels(figure, axes, _obstacles(marks), _positions(marks), names)
+            _cross(axes, mark, _style(index) | {"linestyle": "none"}, label=clip(mark.label, 48))
+        figure.legend(loc="outside lower left")
 
-    return inline(draw, LARGE, key, _plane_in_words(marks))
+    return inline(draw, _with_legend(len(marks)), key, _plane_in_words(marks))
 
 
 def bounds(lines: Sequence[Line], key: str) -> Markup:
@@ -109,10 +105,9 @@ def bounds(lines: Sequence[Line], key: str) -> Markup:
         axes.set_xlabel("proposals among which the response is chosen")
         axes.set_ylabel("P(response ≻ policy) − ½")
         figure.legend(loc="outside lower left")
-        spread(figure, axes, [line.points[-1] for line in lines], [_key(line.name) for line in lines])
 
     ends = [f"{line.name} {line.points[-1][1]:.3f} at {line.points[-1][0]:g}" for line in lines]
-    return inline(draw, (LARGE[0], LARGE[1] + 0.2 * len(lines)), key, "Gain by number of proposals: " + "; ".join(ends))
+    return inline(draw, _with_legend(len(lines)), key, "Gain by number of proposals: " + "; ".join(ends))
 
 
 def trails(found: Sequence[Trail], groups: Sequence[str], matched_kl: float | None, key: str) -> Markup:
@@ -127,11 +122,14 @@ def trails(found: Sequence[Trail], groups: Sequence[str], matched_kl: float | No
         if matched_kl is not None:
             axes.axvline(matched_kl, color=INK, linestyle=(0, (2, 2)), linewidth=1.1, label="matched KL")
         figure.legend(loc="outside lower left")
-        drawn = [(x, y, x, y) for trail in found for x, y in _positions(trail.marks)]
-        place_labels(figure, axes, drawn, _positions(ends), [str(trail.group + 1) for trail in found])
 
     ends = [trail.marks[-1] for trail in found]
-    return inline(draw, (LARGE[0], LARGE[1] + 0.2 * len(groups)), key, _plane_in_words(ends))
+    return inline(draw, _with_legend(len(groups)), key, _plane_in_words(ends))
+
+
+def _with_legend(entries: int) -> tuple[float, float]:
+    """The size of a large figure with a line below it for each entry of its legend."""
+    return LARGE[0], LARGE[1] + 0.2 * entries
 
 
 def _plane(figure: "Figure") -> "Axes":
@@ -155,8 +153,8 @@ def _trail(axes: "Axes", marks: Sequence[Mark], style: dict[str, Any]) -> None:
         axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": MUTED, "linewidth": 1})
 
 
-def _cross(axes: "Axes", mark: Mark, style: dict[str, Any]) -> None:
-    _whiskers(axes, [mark.kl.value], [mark.win_rate], [mark.kl], **style)
+def _cross(axes: "Axes", mark: Mark, style: dict[str, Any], label: str = "") -> None:
+    _whiskers(axes, [mark.kl.value], [mark.win_rate], [mark.kl], label=label, **style)
 
 
 def _whiskers(
@@ -192,28 +190,6 @@ def _positions(marks: Iterable[Mark]) -> list[tuple[float, float]]:
     return [(mark.kl.value, mark.win_rate.value) for mark in marks]
 
 
-def _obstacles(marks: Sequence[Mark]) -> list[Box]:
-    """What no name should lie on: the line of one half, and the whiskers with the points in their middle."""
-    nearest, farthest = (end(mark.kl.value for mark in marks) for end in (min, max))
-    boxes: list[Box] = [(2 * nearest - farthest, 0.5, 2 * farthest - nearest, 0.5)]
-    for mark in marks:
-        (left, right), (down, up) = _ends(mark.kl), _ends(mark.win_rate)
-        boxes += [(mark.kl.value, down, mark.kl.value, up), (left, mark.win_rate.value, right, mark.win_rate.value)]
-    return boxes
-
-
-def _along(start: tuple[float, float], end: tuple[float, float], pieces: int = 12) -> list[Box]:
-    """A slanted line as points, since the box around it would hold much more than the line."""
-    shares = [piece / pieces for piece in range(pieces + 1)]
-    points = [tuple((1 - share) * a + share * b for a, b in zip(start, end, strict=True)) for share in shares]
-    return [(x, y, x, y) for x, y in points]
-
-
-def _key(name: str) -> str:
-    """The number that a name begins with, by which tables know it."""
-    return name.split()[0]
-
-
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
@@ -225,6 +201,6 @@ def _style(index: int) -> dict[str, Any]:
         "color": colour,
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": DASHES[index % len(DASHES)],
-        "markerfacecolor": PAPER if index % 2 else colour,
+        "markerfacecolor": PAPER if (index + index // len(MARKERS)) % 2 else colour,
         "markeredgecolor": colour,
     }

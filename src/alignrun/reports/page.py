@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from alignrun.reports.text import ABSENT, clip, number, rate
-from alignrun.security.text import visible
+from alignrun.security.text import counted, visible
 
 PROMPT_LIMIT, COMPLETION_LIMIT = 1000, 3000
 """Characters of a sample that are shown: a page with a hundred kilobytes of one letter is no use."""
@@ -28,7 +28,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["clip"] = clip
+    environment.filters |= {"clip": clip, "counted": counted}
     environment.globals |= {
         "rate": rate,
         "number": number,

@@ -17,6 +17,7 @@ from alignrun.reports.quantities import POLICY, QUANTITIES, in_order, quantity, 
 from alignrun.reports.record import RunRecord, read
 from alignrun.reports.text import EXACT, Shown, percent, shown
 from alignrun.run.directory import RunDirectory
+from alignrun.security.text import counted
 
 
 class Plot(NamedTuple):
@@ -33,7 +34,7 @@ def run_page(run: RunDirectory) -> str:
     evaluated = curves.evaluations(record.rows)
     summary = with_intervals(record.summary) if record.summary else None
     final = summary or (evaluated[-1][1] if evaluated else {})
-    drawn = [(panel, _plot(panel, index)) for index, panel in enumerate(curves.panels(record.rows))]
+    drawn = [(measured, _plot(measured, index)) for index, measured in enumerate(curves.all_curves(record.rows))]
     return render(
         "run.html",
         title=record.path.name,
@@ -47,8 +48,8 @@ def run_page(run: RunDirectory) -> str:
         final_step=None if summary else evaluated[-1][0] if evaluated else None,
         confidence=_confidence(record),
         intervals=any(found.high - found.low > EXACT for found in final.values()),
-        curves=[plot for panel, plot in drawn if _is_main(panel.name)],
-        more_curves=[plot for panel, plot in drawn if not _is_main(panel.name)],
+        curves=[plot for measured, plot in drawn if _is_main(measured.name)],
+        more_curves=[plot for measured, plot in drawn if not _is_main(measured.name)],
         path=_path(evaluated),
         samples=record.samples,
         samples_step=record.samples_step,
@@ -70,11 +71,11 @@ def _figure(name: str, measured: Estimate) -> tuple[str, Shown]:
     return quantity(name).label, shown(measured, quantity(name).form)
 
 
-def _plot(panel: curves.Panel, index: int) -> Plot:
-    notes = [panel.quantity.note] if panel.training and panel.evaluations else []
-    if panel.training and panel.training.mean_of > 1:
-        notes.append(f"Each point of training is the mean of {panel.training.mean_of}.")
-    return Plot(panel.quantity.title, figures.curve(panel, f"curve{index}"), " ".join(notes))
+def _plot(measured: curves.Curve, index: int) -> Plot:
+    notes = [measured.quantity.note] if measured.training and measured.evaluations else []
+    if measured.training and measured.training.mean_of > 1:
+        notes.append(f"Each point of training is the mean of {measured.training.mean_of}.")
+    return Plot(measured.quantity.title, figures.curve(measured, f"curve{index}"), " ".join(notes))
 
 
 def _confidence(record: RunRecord) -> str:
@@ -116,8 +117,8 @@ def _status(record: RunRecord) -> str:
     done = max((row.step for row in record.rows), default=0)
     total = record.total_steps
     if record.summary is not None:
-        return f"Finished after {done} steps." if done else "Finished."
-    known = f"{done} of {total} steps" if total else f"{done} steps"
+        return f"Finished after {counted(done, 'step')}." if done else "Finished."
+    known = f"{done:,} of {counted(total, 'step')}" if total else counted(done, "step")
     stopped = (record.path / "failed_batch.json").is_file()
     reason = " The loss or the gradient was not finite: failed_batch.json holds the batch." if stopped else ""
     return f"Unfinished: {known} recorded.{reason}"

@@ -11,6 +11,7 @@ from alignrun.reports import figures
 from alignrun.reports.page import render
 from alignrun.reports.quantities import in_order, quantity
 from alignrun.reports.text import Shown, number, percent, rate, shown
+from alignrun.security.text import counted
 
 
 def sweep_page(result: SweepResult) -> str:
@@ -48,7 +49,7 @@ def _headline(result: SweepResult) -> str:
     """The best setting, as a sentence."""
     finished = sum(run.exit_code == 0 for run in result.runs)
     if not finished:
-        return f"None of the {len(result.runs)} runs has finished."
+        return f"None of the {counted(len(result.runs), 'run')} has finished."
     best = result.settings[0]
     rates = (("at the matched KL", best.matched), ("at the end", best.metrics.get("win_rate")))
     found = [f", with a win rate of {percent(value.value)} {when}" for when, value in rates if value is not None]

@@ -39,7 +39,7 @@ def shown(measured: Estimate | float | None, form: Form) -> Shown:
 
 def rate(value: float) -> str:
     """A probability, or a difference of two."""
-    return _minus(f"{value:.3f}") if math.isfinite(value) else ABSENT
+    return _minus(f"{value:z.3f}") if math.isfinite(value) else ABSENT
 
 
 def percent(value: float) -> str:

@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from alignrun.errors import InputError, RunError
@@ -37,14 +36,10 @@ PACKAGES = (
     "bitsandbytes",
 )
 
-REMEDIES = {
-    errno.ENOSPC: "free space",
-    errno.EDQUOT: "free space",
-    errno.EACCES: "check permissions",
-    errno.EPERM: "check permissions",
-    errno.EROFS: "copy the folder to a disk that can be written",
-    errno.ELOOP: "delete that link",
-}
+REMEDIES = {errno.ENOSPC: "free space", errno.EDQUOT: "free space", errno.ELOOP: "delete that link"}
+"""What to do about a failed system call in the same place."""
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Failures that another place does not have."""
 
 
 PARTS = (".lock", "resuming.json", "job.json", "average", "adapter.partial", "average.partial")
@@ -145,7 +140,7 @@ class RunDirectory:
         except OSError as error:
             remedy = "choose another run.dir"
             if self.config_file.is_file():
-                remedy = f"copy the run to where you may write (`cp -r {self.path} COPY`) and name the copy"
+                remedy = f"{_copy(self.path)} and name the copy"
             raise InputError(f"cannot write in {self.path}: {error.strerror}; {remedy}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,10 +174,13 @@ def _near_runs(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def writing(path: Path, then: str | None = None) -> Iterator[None]:
+def writing(path: Path, then: str | None = None, instead: str | None = None) -> Iterator[None]:
     """Turn any failure to write `path` into a RunError: what could not be written, why, and what to do.
 
-    `then` is what to do after that, where it is not to resume the run that `path` belongs to.
+    Args:
+        path: a file or a folder.
+        then: what to do when the cause is gone, where it is not to resume the run that `path` belongs to.
+        instead: what to do where `path` may not be written at all, where it is not to copy that run.
     """
     try:
         yield
@@ -190,12 +188,19 @@ def writing(path: Path, then: str | None = None) -> Iterator[None]:
         code = _error_number(error)
         if code is None:
             raise
-        advice = REMEDIES.get(code, "check the disk")
         run = next((parent for parent in path.absolute().parents if (parent / "config.yaml").is_file()), None)
-        then = then or (f"`alignrun resume {run}`" if run else None)
-        if then:
-            advice += f", then {then}"
+        if code in REFUSED:
+            advice = f"{_copy(run)}, then `alignrun resume COPY`" if run else f"make {path.parent} writable"
+            advice = instead or advice
+        else:
+            then = then or (f"`alignrun resume {shlex.quote(str(run))}`" if run else None)
+            advice = REMEDIES.get(code, "check the disk") + (f", then {then}" if then else "")
         raise RunError(f"could not write {path}: {os.strerror(code)}; {advice}") from error
+
+
+def _copy(run: Path) -> str:
+    # Plain `cp -r` would make a copy that is as read-only as the run.
+    return f"copy the run to where you may write (`cp -r {shlex.quote(str(run))} COPY && chmod -R u+w COPY`)"
 
 
 def _error_number(error: Exception) -> int | None:
@@ -227,16 +232,17 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def writing_folder(path: Path, then: str) -> Iterator[Path]:
+def writing_folder(path: Path, then: str, instead: str) -> Iterator[Path]:
     """A folder to write into, which becomes `path` at the end, or vanishes where anything fails: never a part of it.
 
-    `path` is an empty folder, or does not exist. Raises RunError where it cannot be written; `then` is what to do next.
+    `path` is an empty folder, or does not exist. Raises RunError where it cannot be written; `then` and `instead` are
+    as for `writing`.
     """
-    with writing(path, then):
+    with writing(path, then, instead):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with writing(path, then):
+        with writing(path, then, instead):
             yield partial
             partial.chmod(0o777 & ~_umask())
             partial.rename(path)  # also onto an empty folder
@@ -303,9 +309,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
-        "device": _device(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        **_hardware(),
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT"),
         "platform": platform.platform(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -340,7 +344,11 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _device() -> str:
+def _hardware() -> dict[str, Any]:
+    import torch  # readers of a run's files do without
+
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+    return {"device": device, "cpu_count": os.cpu_count(), "threads": torch.get_num_threads()}

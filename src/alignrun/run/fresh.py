@@ -7,8 +7,10 @@ from pathlib import Path
 from alignrun.errors import InputError
 
 
-def fresh_directory(parent: Path, suffix: str = "") -> Path:
+def fresh_directory(parent: Path, suffix: str = "", key: str = "run.dir") -> Path:
     """Make PARENT/DATE_TIME followed by the suffix, numbered where that is taken; making it is what takes it.
+
+    `key` is the configuration key that names another folder, for messages.
 
     Raises:
         InputError: it cannot be made.
@@ -20,9 +22,9 @@ def fresh_directory(parent: Path, suffix: str = "") -> Path:
             path.mkdir(parents=True)
         except FileExistsError:
             if not parent.is_dir():
-                raise InputError(f"cannot create {path}: {parent} is a file") from None
+                raise InputError(f"cannot create {path}: {parent} is a file; choose another {key}") from None
             continue
         except OSError as error:
-            raise InputError(f"cannot create {path}: {error.strerror}") from None
+            raise InputError(f"cannot create {path}: {error.strerror}; choose another {key}") from None
         return path
     raise AssertionError  # the numbers do not end

@@ -248,7 +248,10 @@ def _make_key() -> bytes:
         finally:
             Path(temporary).unlink()
     except (OSError, RuntimeError) as error:
-        raise InputError(f"the key that signs runs cannot be made ({one_line(error, 120)})") from None
+        raise InputError(
+            f"the key that signs runs cannot be made ({one_line(error, 120)}): set ALIGNRUN_CONFIG to "
+            "a folder that you can write"
+        ) from None
     key = _read_key()
     assert key is not None
     return key

@@ -153,7 +153,7 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 continue  # never there, or gone in the meantime
-            raise InputError(f"{path} cannot be read ({error.strerror}): check permissions") from None
+            raise InputError(f"{path} cannot be read ({error.strerror}): make it readable, as with chmod") from None
         if stat.S_ISLNK(mode):
             raise InputError(
                 f"{path} is a link, and none is followed out of a run folder: put what it leads to in its place, or "

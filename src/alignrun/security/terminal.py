@@ -1,5 +1,6 @@
 """All that reaches a terminal passes here, so that text which others wrote is shown and never obeyed."""
 
+import contextlib
 import logging
 import sys
 import traceback
@@ -11,6 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Span, Text
 
+from alignrun.errors import one_line
 from alignrun.security.text import visible
 
 
@@ -52,16 +54,32 @@ def say(message: str) -> None:
 
 
 class Record(logging.LogRecord):
-    """What a library logs, its hidden characters shown, those of a traceback too."""
+    """What a library logs, its hidden characters shown, and an exception with it in a few words and not as a traceback.
+
+    Formatting one never fails, whatever its arguments are.
+    """
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        if self.exc_info:
-            self.exc_text = visible(logging.Formatter().formatException(self.exc_info))
+        self._raised, self.exc_info = self.exc_info, None
 
     def getMessage(self) -> str:
         """The message with its arguments."""
-        return visible(super().getMessage())
+        try:
+            text = super().getMessage()
+        except Exception:  # arguments that do not fit their places, or fail to become text
+            text = f"{self.msg if isinstance(self.msg, str) else type(self.msg).__name__} (with unfit arguments)"
+        if self._raised and (error := self._raised[1]) is not None:
+            *_, frame = traceback.extract_tb(error.__traceback__) or [None]
+            place = f", {frame.filename}:{frame.lineno}" if frame else ""
+            text += f" ({type(error).__name__}: {one_line(error)}{place})"
+        return visible(text)
+
+
+def _say_record(self: logging.Handler, record: logging.LogRecord) -> None:
+    """Where a handler cannot write, as into a stream that has been closed, the terminal still gets the message."""
+    with contextlib.suppress(Exception):
+        say(record.getMessage())
 
 
 def guard() -> None:
@@ -69,6 +87,7 @@ def guard() -> None:
     formatted = warnings.formatwarning
     warnings.formatwarning = lambda *given, **named: visible(formatted(*given, **named))
     logging.setLogRecordFactory(Record)
+    logging.Handler.handleError = _say_record  # type: ignore[method-assign]
     sys.excepthook = lambda *raised: print(
         visible("".join(traceback.format_exception(*raised))), file=sys.stderr, end=""
     )

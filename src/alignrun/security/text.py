@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to show: nothing in it is invisible, moves a cursor or turns the order around."""
+"""Text for people: what others wrote, made safe to show, and counts."""
 
 import re
 
@@ -30,3 +30,8 @@ def visible(text: str) -> str:
 def _code(character: str) -> str:
     code = ord(character)
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else f"[U+{code:X}]"
+
+
+def counted(number: float, noun: str) -> str:
+    """A count with its noun: `1 prompt`, `2 prompts`, `1,200 held-out prompts`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from accelerate.utils import patch_environment
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
@@ -22,7 +21,6 @@ from rich.console import Console
 
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
-from alignrun.launch.build import check
 from alignrun.launch.overrides import quoted
 from alignrun.run.directory import RunDirectory
 from alignrun.run.fresh import fresh_directory
@@ -54,17 +52,19 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
     check_launcher(parsed)
     configs = [compose.compose(combination) for combination in combinations(parsed)]
+    from alignrun.launch.checks import check  # needs torch, and a mistake in the overrides is reported before
+
     for config in configs:
         check(config)
         check_pruning(config)
     command, confidence = shlex.join(["alignrun", *arguments]), configs[0].evaluation.confidence
     if directory is None:
-        directory = fresh_directory(Path("runs") / "sweeps")
+        directory = fresh_directory(Path("runs") / "sweeps", key="hydra.sweep.dir")
     with holding(directory):
         join(directory, parsed)
         overrides += [f"hydra.sweep.dir={quoted(directory.absolute())}", *sweeper_settings(parsed)]
         swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
-        with patch_environment(**{SWEPT: ",".join(swept)}):
+        with variables(**{SWEPT: ",".join(swept)}):
             return launch(directory, [*flags, *overrides], command, confidence, console)
 
 
@@ -175,10 +175,22 @@ def sweeper_settings(overrides: Sequence[Override]) -> list[str]:
 
 
 @contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Within the context the environment has these variables."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
 def raising_errors() -> Iterator[None]:
     """Within the context Hydra raises what fails, where it would print it and exit."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's, which tells of every plugin of its own
-    with patch_environment(HYDRA_FULL_ERROR="1"):
+    with variables(HYDRA_FULL_ERROR="1"):
         yield
 
 
@@ -203,7 +215,7 @@ def run_job(composed: DictConfig) -> float | None:
         # These sections only: a sweeper may have drawn other values that the run itself refuses.
         rule: Any = OmegaConf.to_object(composed.sweep)
         watch = Watch(rule, composed.train.steps, directory, sweep_directory)
-        with patch_environment(**wandb_names(sweep_directory, directory, overrides)):
+        with variables(**wandb_names(sweep_directory, directory, overrides)):
             exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
         directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
         if pruned is not None and run.summary_file.is_file():

@@ -16,6 +16,7 @@ from alignrun.evaluation.results import Estimate, Point, RunResult, SettingResul
 from alignrun.reports.record import read
 from alignrun.run.directory import RunDirectory, write_text_atomic
 from alignrun.security.files import read_json
+from alignrun.security.text import counted
 from alignrun.sweeps.job import Job, keyed, members, recorded, started_with, state
 
 COLUMNS = ("win_rate", "kl", "exploitability", "duality_gap", "accuracy", "log_loss", "loss")
@@ -89,7 +90,9 @@ def read_run(directory: Path, name: str, job: Job) -> RunResult:
 
 def print_ranking(result: SweepResult, console: Console) -> None:
     """A row for each setting, the best first, with what distinguishes it from the others."""
-    console.print(Text(f"{len(result.runs)} runs in {result.directory}, ranked by {result.ranked_by}", "bold"))
+    console.print(
+        Text(f"{counted(len(result.runs), 'run')} in {result.directory}, ranked by {result.ranked_by}", "bold")
+    )
     words = [list(setting.overrides) for setting in result.settings]
     shared = [word for word in words[0] if all(word in others for others in words)] if len(words) > 1 else []
     if shared:

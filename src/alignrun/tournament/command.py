@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from alignrun.config import Pairing, TournamentConfig
+from alignrun.config import ComparedPairs, TournamentConfig
 from alignrun.errors import AlignrunError, RunError, one_line
 from alignrun.evaluation.comparisons import against, compare
 from alignrun.evaluation.completions import CompletionCache
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.results import Comparison, TournamentResult
 from alignrun.evaluation.settled import caution
-from alignrun.evaluation.tournament import (
+from alignrun.evaluation.tournament_results import (
     Entry,
     Sampled,
     Settings,
@@ -37,25 +37,30 @@ from alignrun.launch.build import build_preference
 from alignrun.launch.train import remove_empty_run
 from alignrun.models.sources import cache_folder
 from alignrun.reports.panels import log_tournament
-from alignrun.reports.tournament import tournament_page
+from alignrun.reports.tournament_page import tournament_page
 from alignrun.run.directory import RunDirectory, environment, write_text_atomic
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.tracking import start_tracking
+from alignrun.security.text import counted
 from alignrun.tournament.journal import Journal, journal_file
 from alignrun.tournament.lineup import Field, Lineup, line_up
 from alignrun.tournament.players import Loader
-from alignrun.tournament.rules import Rules, agree, describe, training_preference
+from alignrun.tournament.rules import Rules, agree, preference_in_words, training_preference
 from alignrun.tournament.sampling import Questions, ask, introduce, sample_all
 from alignrun.tournament.scoreboard import show
 
 
-def play(arguments: Sequence[str], console: Console) -> int:
-    """Play the tournament that the overrides describe; the exit code.
+def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -> int:
+    """Play a tournament; the exit code.
+
+    Args:
+        config: the tournament.
+        arguments: the overrides that describe it, for the report.
+        console: who is kept informed.
 
     Raises:
         AlignrunError: bad input, or a preference that fails.
     """
-    config = compose.compose_tournament(arguments)
     lineup = line_up(config)
     rules = agree(config, lineup.players)
     run = RunDirectory.create(config.run.dir or fresh_directory(Path("runs") / "tournaments"))
@@ -74,7 +79,7 @@ def play(arguments: Sequence[str], console: Console) -> int:
             misfit=standing.misfit,
             cycles=standing.cycles,
             reference=played.reference,
-            preference=describe(rules.preference),
+            preference=preference_in_words(rules.preference),
             prompts=played.prompts,
             samples_per_prompt=0 if rules.exact else rules.drawing.samples,
             confidence=config.confidence,
@@ -191,7 +196,7 @@ def _judge(
             report(f"{journals[-1].found} comparisons are known from an attempt that failed (cache=false asks again)")
         return journals[-1]
 
-    report(f"judge: {describe(rules.preference)}")
+    report(f"judge: {preference_in_words(rules.preference)}")
     preference = asking(rules.preference)
     try:
         table = compare(preference, questions.texts, [one.texts for one in drawn], config.pairing)
@@ -202,7 +207,7 @@ def _judge(
     notes = [f"{name}: {value:g}" for name, value in preference.counts().items()]
     notes += _about(field)
     if unsettled := caution(len(questions.texts)):
-        count = "One prompt" if len(questions.texts) == 1 else f"{len(questions.texts)} prompts"
+        count = counted(len(questions.texts), "prompt")
         notes.append(f"{count}: {unsettled}, and nothing here says how the policies compare on others.")
     unscored = [one for one, known in zip(sampled, field.references, strict=True) if known is not None]
     if truncated := left_out(rules.drawing.top_k, rules.drawing.top_p):
@@ -210,13 +215,13 @@ def _judge(
     elif any(one.log_ratio is None for one in unscored):
         notes.append("No KL where a policy and the reference have different vocabularies.")
     if questions.left_out:
-        notes.append(f"{questions.left_out} prompts are too long for one of the policies and were left out.")
-    if config.pairing is Pairing.matched or config.samples_per_prompt == 1:
+        notes.append(f"Left out, as too long for one of the policies: {counted(questions.left_out, 'prompt')}.")
+    if config.pairing is ComparedPairs.matched or config.samples_per_prompt == 1:
         notes.append("No exploitability: it needs several samples of each policy, and pairing=all.")
     training: dict[int, NDArray[np.float64]] = {}
     for section, group in _trained_otherwise(config, field, rules):
         trained = ", ".join(names[place] for place in group)
-        report(f"training preference of {trained}: {describe(section)}")
+        report(f"training preference of {trained}: {preference_in_words(section)}")
         try:
             trained_with = asking(section)
             for place in group:
@@ -233,7 +238,9 @@ def _judge(
             source=player.source,
             step=player.step,
             reference=reference,
-            training_preference=None if (section := training_preference(player)) is None else describe(section),
+            training_preference=None
+            if (section := training_preference(player)) is None
+            else preference_in_words(section),
             training_rates=training.get(place),
         )
         for place, (player, reference) in enumerate(zip(players, field.references, strict=True))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from alignrun.config import Config, ModelSource, TournamentConfig
 from alignrun.errors import InputError
-from alignrun.models.policy import Role
 from alignrun.tournament.players import Player, find_player
+from alignrun.types import Role
 
 
 @dataclass(frozen=True, slots=True)

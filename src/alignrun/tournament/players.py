@@ -7,22 +7,22 @@ from pathlib import Path
 
 import torch
 
-from alignrun.algorithms.base import ALGORITHMS
+from alignrun.algorithms.base import ALGORITHMS, opponent_of
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import AdapterConfig, AdapterKind, Config, Precision, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError, one_line
 from alignrun.launch import compose
-from alignrun.launch.build import load_trained, opponent_of
+from alignrun.launch.build import load_trained
 from alignrun.launch.overrides import quoted
 from alignrun.launch.pins import check_base
 from alignrun.models.backbone import Backbone
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.run.directory import RunDirectory
 from alignrun.run.trust import check_own, read_signature
 from alignrun.security.files import read_json, refuse_links
-from alignrun.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
-from alignrun.training.trainer import restore_weights
+from alignrun.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, restore_weights
+from alignrun.types import Role
 
 CHECKPOINT = re.compile(r"step-\d+")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

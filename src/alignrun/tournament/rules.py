@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from alignrun.algorithms.base import ALGORITHMS
 from alignrun.config import Config, DataConfig, ModelSource, TournamentConfig
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import Drawing
@@ -56,7 +57,7 @@ def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
         raise InputError("config: a tournament needs a judge: choose preference=NAME")
     kl_tau = config.kl_tau
     if kl_tau is None:
-        values = sorted({float(getattr(player.config.algo, "kl_tau", 0.0)) for player in runs} - {0.0})
+        values = sorted({ALGORITHMS[player.config.algo.name].tau(player.config) for player in runs} - {0.0})
         if len(values) == 1:
             kl_tau = values[0]
         else:
@@ -99,7 +100,7 @@ def played_on(config: Config, rules: Rules) -> Config:
     )
 
 
-def describe(section: Any) -> str:
+def preference_in_words(section: Any) -> str:
     """A preference in a few words: its name and what it was told that tells it from others."""
     telling = [str(value) for key in ("model", "path", "function", "game") if (value := getattr(section, key, None))]
     return f"{section.name} ({', '.join(telling)})" if telling else str(section.name)

@@ -7,6 +7,7 @@ from rich.text import Text
 from alignrun.evaluation.results import Bound, Estimate, TournamentResult
 from alignrun.evaluation.settled import caution, verdict
 from alignrun.reports.headline import headline, ratings_in_words
+from alignrun.security.text import counted
 
 ABSENT = "–"
 
@@ -48,8 +49,7 @@ def _mark(cell: Estimate) -> str:
 
 
 def _players(result: TournamentResult) -> Table:
-    prompts = "1 prompt" if result.prompts == 1 else f"{result.prompts} prompts"
-    table = Table(title=Text(f"{result.preference}, {prompts}"), title_justify="left")
+    table = Table(title=Text(f"{result.preference}, {counted(result.prompts, 'prompt')}"), title_justify="left")
     table.add_column("")
     reference = "own reference" if result.reference is None else result.reference
     own = [ABSENT if result.reference else player.reference or ABSENT for player in result.players]

@@ -1,1 +1,1 @@
-"""The training loop and what it saves."""
+"""The one training loop."""

@@ -15,13 +15,16 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignrun.errors import InputError, one_line
+from alignrun.models.weights import unfit_weight
 from alignrun.run.directory import writing
 from alignrun.security.files import open_regular, parse_json, read_bytes
+from alignrun.security.text import counted
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -146,6 +149,40 @@ def load_checkpoint(path: Path) -> Checkpoint:
     older = list(takewhile(lambda found: found[1] != path, list_checkpoints(path.parent)))
     mend = f"resume from step {older[-1][0]}: `alignrun resume {run} --step {older[-1][0]}`" if older else "start again"
     raise InputError(f"checkpoint {path}: {problem}; {mend}")
+
+
+def restore_weights(live: Mapping[str, Tensor], checkpoint: Checkpoint, group: str = "weights") -> None:
+    """Copy the tensors of a saved group, which may be empty, into live ones of the same names, all or none.
+
+    Raises:
+        InputError: names, shapes or types differ, or weights are not finite.
+    """
+    saved = checkpoint.tensors.get(group, {})
+    wrong = sorted(set(live) ^ set(saved)) or [
+        name for name, tensor in live.items() if tensor.shape != saved[name].shape
+    ]
+    if wrong:
+        raise InputError(
+            f"{checkpoint.path} does not fit this model ({counted(len(wrong), 'difference')}, as {wrong[0]}): "
+            "resume with the model, adapter and algorithm of the run's own config.yaml"
+        )
+    kinds = [name for name, tensor in live.items() if tensor.is_floating_point() != saved[name].is_floating_point()]
+    if kinds:
+        raise InputError(
+            f"{checkpoint.path}: {kinds[0]} holds {saved[kinds[0]].dtype} where the model has {live[kinds[0]].dtype}: "
+            "it is no checkpoint of this run"
+        )
+    check_finite(checkpoint, group)
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(saved[name])
+
+
+def check_finite(checkpoint: Checkpoint, group: str) -> None:
+    """Refuse a group with values that are not finite. Raises InputError."""
+    saved = checkpoint.tensors.get(group, {})
+    if unfit := unfit_weight((name, tensor) for name, tensor in saved.items() if tensor.is_floating_point()):
+        raise InputError(f"{checkpoint.path}: {unfit}: name an earlier checkpoint with --step, or start again")
 
 
 def _read(path: Path) -> Checkpoint:

@@ -40,6 +40,14 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return config.learning_rate * factor
 
 
+def set_learning_rate(optimizer: Optimizer, config: OptimConfig, step: int, steps: int) -> float:
+    """Put the learning rate of a step into force, and return it."""
+    rate = learning_rate(config, step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
 def flatten_optimizer(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of AdamW as (tensors, JSON): moments and step counts by parameter name, and the groups' settings.
 

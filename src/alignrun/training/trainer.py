@@ -5,34 +5,37 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from alignrun import distributed
-from alignrun.algorithms.base import Algorithm, Dataset, Trained
-from alignrun.algorithms.common.batches import Trial, count, rows
+from alignrun.algorithms.base import Algorithm, Trained
+from alignrun.algorithms.common.batches import as_json
 from alignrun.config import Config
-from alignrun.data.trimming import trim
+from alignrun.data import Dataset
 from alignrun.errors import InputError, RunError, one_line
-from alignrun.models.device import batch_to, release_memory
+from alignrun.models.device import batch_to
 from alignrun.run.directory import RunDirectory, discard_output, write_text_atomic, writing
 from alignrun.run.progress import Progress
 from alignrun.run.tracking import Tracking
-from alignrun.training.checkpoint import Checkpoint, save_checkpoint
-from alignrun.training.optim import flatten_optimizer, learning_rate, make_optimizer, restore_optimizer
+from alignrun.training.accumulate import Accumulator
+from alignrun.training.checkpoint import Checkpoint, check_finite, restore_weights, save_checkpoint
+from alignrun.training.optim import flatten_optimizer, make_optimizer, restore_optimizer, set_learning_rate
+from alignrun.training.signals import stop_requested
+from alignrun.training.snapshot import undone
 from alignrun.types import Evaluation, Evaluator
 
-SEQUENCES, TARGETS = "sequences", "targets"
-"""What sums of a step are divided by, beside the sums."""
 MEASURES = ("kl", "win_rate", "accuracy", "loss")
 """Metrics of an evaluation that are finite unless the weights are broken."""
-REPEATED = {signal.SIGINT: 0.3, signal.SIGTERM: 5.0}
-"""Seconds within which a further signal to stop is the same one: launchers send it on to those who have it already."""
+
+
+class LeftOut(Exception):
+    """An update was not made, since its loss or gradient is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Trainer:
         config: Config,
         trained: Trained,
         algorithm: Algorithm,
-        data: Dataset,
+        data: Dataset[Any],
         evaluate: Evaluator,
         run: RunDirectory,
     ) -> None:
@@ -79,7 +82,6 @@ class Trainer:
         self._trainable = {**self._weights, **self._beside}
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
         self._skipped = 0
-        self._micro_batch_size = config.train.micro_batch_size
         self.tracking: Tracking | None = None
         """Where the run is recorded; None until it is."""
 
@@ -95,6 +97,7 @@ class Trainer:
         """
         restore_weights(self._weights, saved)
         restore_weights(self._algorithm_state(), saved, "algorithm")
+        check_finite(saved, "optimizer")
         configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         state, names = saved.state, list(self._trainable)
         try:
@@ -108,7 +111,7 @@ class Trainer:
                 f"{one_line(error, 120)}): resume from another checkpoint with --step"
             ) from None
         for group, settings in zip(self._optimizer.param_groups, configured, strict=True):
-            group.update(settings)  # resuming may change the configuration, and then that is what counts
+            group.update(settings)  # resuming may change the configuration, which then takes precedence
         return Progressed(saved.step, evaluated, examples)
 
     def fit(
@@ -128,6 +131,14 @@ class Trainer:
                 be written.
         """
         self._begin, self._progress = begin, progress
+        self._accumulate = Accumulator(
+            self._algorithm,
+            list(self._trainable.values()),
+            self._trained.device,
+            self._config.train.micro_batch_size,
+            self._config.optim.max_grad_norm,
+            progress.note,
+        )
         self._held: tuple[int, Evaluation] | None = None
         self._recorded = start.step if start.evaluated else None
         self._saved = (start.step, start.evaluated) if resumed else None
@@ -137,12 +148,12 @@ class Trainer:
             self._open()
         if not start.evaluated and self._due(start.step) and start.step < train.steps:
             self._record(start.step, self._measure(start.step))
-        with stop_requested() as stopped_by:
+        with stop_requested() as stopped_by, self._half_steps():
             for done in range(start.step + 1, train.steps + 1):
-                self._step(done - 1)
+                self._log(done, self.train_step(done - 1))
                 if done == train.steps:
                     break
-                number = distributed.largest(stopped_by() or 0)  # whichever process was told to stop, all do
+                number = distributed.largest(stopped_by() or 0)  # all processes stop where one is asked to
                 signalled = signal.Signals(number) if number else None
                 if self._due(done) and not signalled:
                     self._record(done, self._measure(done))
@@ -159,6 +170,88 @@ class Trainer:
             self._write_adapter()
         return Outcome(train.steps, evaluation, None)
 
+    def train_step(self, step: int) -> dict[str, float]:
+        """Make the updates that follow from one batch of the data; the means of what they measured."""
+        self._step, self._tokens, started = step, 0.0, time.perf_counter()
+        rate = set_learning_rate(self._optimizer, self._config.optim, step, self._config.train.steps)
+        updates: list[dict[str, float]] = []
+        with self._saving_after_errors(updates), distributed.others_there(), suppress(LeftOut):
+            self._given = self._batch_at(step)
+            for batch in self._algorithm.collect(self._given, step):
+                updates.append(self._update(batch))
+        seconds = time.perf_counter() - started
+        progress = {"learning_rate": rate, "epoch": self._examples(step + 1) / len(self._data)}
+        skipped = {"skipped_steps": self._skipped} if self._skipped else {}
+        speed = {"seconds": seconds, "tokens_per_second": self._tokens / seconds}
+        return means(updates) | skipped | progress | speed
+
+    def _batch_at(self, step: int) -> Any:
+        batch = self._data.batch_at(step, self._config.train.batch_size, self._shift)
+        return batch_to(batch, self._trained.device) if self._algorithm.online else batch
+
+    def _update(self, batch: Any) -> dict[str, float]:
+        """One optimiser step and what was measured. Raises LeftOut where that is not finite."""
+        names, measured = self._accumulate(batch)
+        *sums, norm, total = measured.tolist()  # the only wait for the device in a step, besides sampling
+        metrics = {name: value / total for name, value in zip(names, sums, strict=True)}
+        metrics["grad_norm"] = norm
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
+            self._leave_out(metrics)
+            raise LeftOut
+        self._optimizer.step()
+        self._tokens += metrics.pop("tokens") * total
+        return metrics
+
+    @contextmanager
+    def _half_steps(self) -> Iterator[None]:
+        """Let the algorithm take half-steps while the loop runs; a longer hold would keep the two alive together."""
+        if not self._algorithm.half_steps:
+            yield
+            return
+        self._algorithm.half_step = self._half_step
+        try:
+            yield
+        finally:
+            del self._algorithm.half_step
+
+    @contextmanager
+    def _half_step(self, batch: Any) -> Iterator[None]:
+        """Within the context the policy is where a step on this batch leads."""
+        with undone(self._trainable, self._optimizer):
+            self._update(batch)
+            yield
+
+    def _leave_out(self, metrics: dict[str, float]) -> None:
+        """Write down the batch of an update that is left out. Raises RunError where there have been too many."""
+        path = self._run.path / "failed_batch.json"
+        record = {"step": self._step + 1, "loss": str(metrics["loss"]), "grad_norm": str(metrics["grad_norm"])}
+        with distributed.raise_together():
+            if distributed.is_main():
+                write_text_atomic(path, json.dumps(record | {"batch": as_json(self._given)}, ensure_ascii=False))
+        limit = self._config.train.max_skipped_steps
+        said = f"step {self._step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}"
+        if self._skipped < limit:
+            self._skipped += 1
+            self._progress.note(f"{said}: left out, {self._skipped} of at most {limit}; the batch is in {path}")
+            return
+        before = f", after {limit} that were left out" if limit else ""
+        with distributed.raise_together():
+            raise RunError(
+                f"{said}{before}: that update was not made, the run is saved and the batch is in {path}: go on with a "
+                f"lower learning rate, `alignrun resume {self._run.path} optim.learning_rate=…`, or "
+                "model.dtype=float32"
+            )
+
+    @contextmanager
+    def _saving_after_errors(self, updates: Sequence[dict[str, float]]) -> Iterator[None]:
+        """Where a step fails before its first update, the state is still that of the step before, and worth keeping."""
+        try:
+            yield
+        except RunError as error:
+            if not updates:
+                self._save(self._step, alone=not error.raised_together)
+            raise
+
     def _open(self) -> None:
         """Begin to write, with the evaluation that was held back until now."""
         if self.tracking is None:
@@ -166,6 +259,31 @@ class Trainer:
                 self.tracking = self._begin()
             if self._held is not None:
                 self._record(*self._held)
+
+    def _log(self, done: int, metrics: dict[str, float]) -> None:
+        self._open()
+        assert self.tracking is not None
+        if done % self._config.train.log_every == 0 or done == self._config.train.steps:
+            with distributed.raise_together():
+                self.tracking.log(done, metrics)
+        self._progress.update(done, metrics)
+        self._check_drift(done, metrics)
+
+    def _check_drift(self, done: int, metrics: dict[str, float]) -> None:
+        limit = self._config.train.max_kl
+        if limit is not None and metrics.get("kl", 0.0) > limit:
+            self._save(done)
+            self._write_adapter()
+            with distributed.raise_together():
+                raise RunError(
+                    f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: "
+                    f"the state is saved; go on with `alignrun resume {self._run.path} train.max_kl=…`, or from an "
+                    "earlier step with a lower optim.learning_rate or a larger algo.kl_tau"
+                )
+
+    def _due(self, step: int) -> bool:
+        every = self._config.evaluation.every
+        return every > 0 and step % every == 0
 
     def _measure(self, step: int) -> Evaluation:
         """An evaluation; where it fails, the steps before it are saved."""
@@ -183,205 +301,6 @@ class Trainer:
         except Exception as error:
             self._save(step, alone=not getattr(error, "raised_together", False))
             raise
-
-    def _due(self, step: int) -> bool:
-        every = self._config.evaluation.every
-        return every > 0 and step % every == 0
-
-    def _write_adapter(self) -> None:
-        with distributed.raise_together(), writing(self._run.adapter):
-            if not distributed.is_main():
-                return
-            for name, save in self._outputs().items():
-                partial = self._run.path / f"{name}.writing"
-                shutil.rmtree(partial, ignore_errors=True)
-                save(partial)
-                discard_output(self._run.path / name)
-                partial.rename(self._run.path / name)
-
-    def _outputs(self) -> dict[str, Callable[[Path], None]]:
-        """How to write the weights of the newest checkpoint for others to load, by the name of the folder."""
-        return {self._run.adapter.name: self._trained.save_adapter, **self._algorithm.exports()}
-
-    def _step(self, step: int) -> None:
-        started = time.perf_counter()
-        rate = learning_rate(self._config.optim, step, self._config.train.steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        updates: list[dict[str, float]] = []
-        tokens = 0.0
-        before: _Moment | None = None
-        try:
-            with distributed.others_there():
-                given = self._data.batch_at(step, self._config.train.batch_size, self._shift)
-                if self._algorithm.online:
-                    given = batch_to(given, self._trained.device)
-                for batch in self._algorithm.collect(given, step):
-                    if before is not None:
-                        self._return_to(before)
-                        before = None
-                    trial = isinstance(batch, Trial)
-                    if trial:
-                        before = self._moment()
-                    measured = self._update(batch.batch if trial else batch, step, given)
-                    if measured is None:
-                        break  # what would follow builds on the update that was not made
-                    tokens += measured.pop("tokens")
-                    if not trial:
-                        updates.append(measured)
-        except RunError as error:
-            if before is not None:
-                self._return_to(before)
-            if not updates:  # the state is still that of the step before, and worth keeping
-                self._save(step, alone=not error.raised_together)
-            raise
-        seconds = time.perf_counter() - started
-        names = updates[-1] if updates else {}
-        metrics = {name: math.fsum(update[name] for update in updates) / len(updates) for name in names}
-        if self._skipped:
-            metrics["skipped_steps"] = self._skipped
-        metrics |= {
-            "learning_rate": rate,
-            "epoch": self._examples(step + 1) / len(self._data),
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-        }
-        self._open()
-        assert self.tracking is not None
-        if (step + 1) % self._config.train.log_every == 0 or step + 1 == self._config.train.steps:
-            with distributed.raise_together():
-                self.tracking.log(step + 1, metrics)
-        self._progress.update(step + 1, metrics)
-        self._check_drift(step + 1, metrics)
-
-    def _check_drift(self, done: int, metrics: dict[str, float]) -> None:
-        limit = self._config.train.max_kl
-        if limit is not None and metrics.get("kl", 0.0) > limit:
-            self._save(done)
-            with distributed.raise_together():
-                raise RunError(
-                    f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: "
-                    f"the state is saved; go on with `alignrun resume {self._run.path} train.max_kl=…`, or from an "
-                    "earlier step with a lower optim.learning_rate or a larger algo.kl_tau"
-                )
-
-    def _moment(self) -> "_Moment":
-        optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
-        weights = {name: weight.detach().clone() for name, weight in self._trainable.items()}
-        return _Moment(weights, {name: value.clone() for name, value in optimizer.items()}, state)
-
-    @torch.no_grad()
-    def _return_to(self, moment: "_Moment") -> None:
-        for name, weight in self._trainable.items():
-            weight.copy_(moment.weights[name])
-        restore_optimizer(self._optimizer, list(self._trainable), moment.optimizer, moment.state)
-
-    def _algorithm_state(self) -> dict[str, torch.Tensor]:
-        return {**self._beside, **self._algorithm.state()}
-
-    def _update(self, batch: Any, step: int, given: Any) -> dict[str, float] | None:
-        """One update and what was measured, `tokens` as a sum; None where it was left out."""
-        names, measured = self.accumulate(batch)
-        *sums, norm, total = measured.tolist()  # the only wait for the device in a step, beside sampling
-        metrics = {name: value / total for name, value in zip(names, sums, strict=True)}
-        metrics["grad_norm"] = norm
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
-            self._skip(step, given, metrics)
-            return None
-        self._optimizer.step()
-        return metrics | {"tokens": metrics["tokens"] * total}
-
-    def accumulate(self, batch: Any) -> tuple[list[str], torch.Tensor]:
-        """Leave the clipped gradient of a batch in the weights, without waiting for the device.
-
-        Where that takes more memory than there is, it starts again with micro-batches of half the size, which then
-        stays: the gradient is the same. Processes that pass through one base in step cannot do that.
-
-        Returns:
-            What was measured, and its sums on the device, float64, with two more numbers behind them: the gradient's
-            norm before clipping, and the count by which sums and gradient are divided.
-        """
-        while True:
-            largest = len(distributed.share(count(batch)))
-            size = min(self._micro_batch_size or largest, largest)
-            try:
-                sums, by_sequence = self._passes(batch, size)
-                break
-            except torch.OutOfMemoryError:
-                if size == 1 or distributed.sharded():
-                    raise
-            # Out of the handler, whose traceback holds what the pass held.
-            self._micro_batch_size = (size + 1) // 2
-            release_memory()
-            self._progress.note(
-                f"out of memory with micro-batches of {size} prompts: going on with {self._micro_batch_size}, which "
-                f"changes no gradient (train.micro_batch_size={self._micro_batch_size} saves the attempt)"
-            )
-        totals = distributed.all_reduce_sum(torch.stack(list(sums.values())))
-        weights = list(self._trainable.values())
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        distributed.all_reduce_sum_each(gradients)
-        # One division by the global count, whatever the micro-batches were: exactly the gradient of one large batch.
-        torch._foreach_div_(gradients, totals[-1])
-        limit = self._config.optim.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(weights, limit)
-        # Everything that was measured is divided by the targets.
-        totals[:by_sequence] *= totals[-1] / totals[-2]
-        names = [name for name in sums if name not in (SEQUENCES, TARGETS)]
-        return names, torch.cat([totals[:-2], norm.double()[None], totals[-1:]])
-
-    def _passes(self, batch: Any, size: int) -> tuple[dict[str, torch.Tensor], int]:
-        """Leave the sum of the gradients of this process's rows in the weights.
-
-        Returns:
-            Sums on the device, float64: of what was measured, the first of them by sequences and the others by targets;
-            then the numbers of sequences and of targets. And how many are by sequences.
-        """
-        self._optimizer.zero_grad(set_to_none=True)
-        weights, device = list(self._trainable.values()), self._trained.device
-        sums: dict[str, torch.Tensor] = {}
-        targets: int | torch.Tensor = 0
-        sequences = by_sequence = 0
-        for micro, counts in micro_batches(batch, size):
-            before = [weight.grad for weight in weights]
-            if not counts:
-                self._optimizer.zero_grad(set_to_none=True)
-            # What no sampling has put on the device goes there in the smallest form that it has.
-            loss = self._algorithm.loss(batch_to(trim(micro), device))
-            loss.total.backward()
-            if not counts:
-                for weight, gradient in zip(weights, before, strict=True):
-                    unused = None if weight.grad is None else torch.zeros_like(weight)
-                    weight.grad = unused if gradient is None else gradient
-            targets, sequences = targets + counts * loss.targets, sequences + counts * loss.sequences
-            by_sequence = len(loss.per_sequence)
-            measured = {**loss.per_sequence, **loss.metrics, "loss": loss.total.detach(), "tokens": loss.tokens}
-            for name, value in measured.items():
-                sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
-        for name, number in ((SEQUENCES, sequences), (TARGETS, targets)):
-            sums[name] = torch.as_tensor(number, dtype=torch.float64, device=device)
-        return sums, by_sequence
-
-    def _skip(self, step: int, given: Any, metrics: dict[str, float]) -> None:
-        """Write down a batch whose optimiser step is left out. Raises RunError where there have been too many."""
-        path = self._run.path / "failed_batch.json"
-        record = {"step": step + 1, "loss": str(metrics["loss"]), "grad_norm": str(metrics["grad_norm"])}
-        with distributed.raise_together():
-            if distributed.is_main():
-                write_text_atomic(path, json.dumps(record | {"batch": as_json(given)}, ensure_ascii=False))
-        limit = self._config.train.max_skipped_steps
-        said = f"step {step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}"
-        if self._skipped < limit:
-            self._skipped += 1
-            self._progress.note(f"{said}: left out, {self._skipped} of at most {limit}; the batch is in {path}")
-            return
-        before = f", after {limit} that were left out" if limit else ""
-        with distributed.raise_together():
-            raise RunError(
-                f"{said}{before}: that update was not made, the run is saved and the batch is in {path}: go on with a "
-                f"lower learning rate, `alignrun resume {self._run.path} optim.learning_rate=…`, or "
-                "model.dtype=float32"
-            )
 
     def _record(self, step: int, evaluation: Evaluation) -> None:
         if self.tracking is None:
@@ -401,8 +320,8 @@ class Trainer:
         return step * self._config.train.batch_size + self._shift
 
     def _save(self, step: int, *, alone: bool = False) -> None:
-        """Write a checkpoint, unless it stands already; `alone` where the others are elsewhere and cannot be asked how
-        it went."""
+        """Write a checkpoint, unless there is one already; `alone` where the other processes are elsewhere and cannot
+        agree on how it went."""
         progressed = Progressed(step, self._recorded == step, self._examples(step))
         if self._saved == (step, progressed.evaluated):
             return
@@ -418,8 +337,8 @@ class Trainer:
                     discard_output(self._run.path / name)
         optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
         groups: dict[str, Mapping[str, torch.Tensor]] = {"weights": self._weights, "optimizer": optimizer}
-        if state_beside := self._algorithm_state():
-            groups["algorithm"] = state_beside
+        if algorithm := self._algorithm_state():
+            groups["algorithm"] = algorithm
         save_checkpoint(
             self._run.checkpoints,
             progressed.step,
@@ -433,88 +352,26 @@ class Trainer:
             self._config.train.keep_checkpoints,
         )
 
+    def _write_adapter(self) -> None:
+        with distributed.raise_together(), writing(self._run.adapter):
+            if not distributed.is_main():
+                return
+            for name, save in self._outputs().items():
+                partial = self._run.path / f"{name}.writing"
+                shutil.rmtree(partial, ignore_errors=True)
+                save(partial)
+                discard_output(self._run.path / name)
+                partial.rename(self._run.path / name)
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """Weights and optimiser state as they were."""
+    def _outputs(self) -> dict[str, Callable[[Path], None]]:
+        """How to write the weights of the newest checkpoint for others to load, by the name of the folder."""
+        return {self._run.adapter.name: self._trained.save_adapter, **self._algorithm.exports()}
 
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
-    state: dict[str, Any]
-
-
-def restore_weights(live: Mapping[str, torch.Tensor], checkpoint: Checkpoint, group: str = "weights") -> None:
-    """Copy the tensors of a saved group, which may be empty, into live ones of the same names, all or none.
-
-    Raises:
-        InputError: names or shapes differ.
-    """
-    saved = checkpoint.tensors.get(group, {})
-    wrong = sorted(set(live) ^ set(saved)) or [
-        name for name, tensor in live.items() if tensor.shape != saved[name].shape
-    ]
-    if wrong:
-        raise InputError(
-            f"{checkpoint.path} does not fit this model ({len(wrong)} tensors differ, as {wrong[0]}): "
-            "resume with the model, adapter and algorithm of the run's own config.yaml"
-        )
-    kinds = [name for name, tensor in live.items() if tensor.is_floating_point() != saved[name].is_floating_point()]
-    if kinds:
-        raise InputError(
-            f"{checkpoint.path}: {kinds[0]} holds {saved[kinds[0]].dtype} where the model has {live[kinds[0]].dtype}: "
-            "it is no checkpoint of this run"
-        )
-    with torch.no_grad():
-        for name, tensor in live.items():
-            tensor.copy_(saved[name])
+    def _algorithm_state(self) -> dict[str, torch.Tensor]:
+        return {**self._beside, **self._algorithm.state()}
 
 
-def micro_batches(batch: Any, size: int) -> Iterator[tuple[Any, bool]]:
-    """This process's rows of the batch, at most `size` at a time, and whether they count.
-
-    Processes that pass through one base in step must all take as many passes, and every one must know what is measured:
-    where its rows do not suffice, a process gets one again that does not count.
-    """
-    mine = distributed.share(count(batch))
-    own = distributed.owned_rows(count(batch))
-    for start in range(0, own, size):
-        stop = min(start + size, own)
-        yield rows(batch, slice(mine[start], mine[stop - 1] + 1)), True
-    taken, wanted = -(-own // size), -(-len(mine) // size) if distributed.sharded() else 1
-    for _ in range(taken, wanted):
-        yield rows(batch, slice(mine[-1], mine[-1] + 1)), False
-
-
-def as_json(batch: Any) -> Any:
-    """A batch as JSON can hold it, for a reader who wants to see what went wrong."""
-    if isinstance(batch, torch.Tensor):
-        return batch.tolist()
-    if is_dataclass(batch):
-        return {field.name: as_json(getattr(batch, field.name)) for field in fields(batch)}
-    return batch
-
-
-@contextmanager
-def stop_requested() -> Iterator[Callable[[], signal.Signals | None]]:
-    """Within the context, SIGTERM and Ctrl-C are remembered; one that comes later again acts at once."""
-    received: list[signal.Signals] = []
-    previous: dict[signal.Signals, Any] = {}
-    began = 0.0
-
-    def remember(number: int, _frame: Any) -> None:
-        nonlocal began
-        if not received:
-            received.append(signal.Signals(number))
-            began = time.monotonic()
-        elif time.monotonic() - began > REPEATED[signal.Signals(number)]:
-            for name, handler in previous.items():
-                signal.signal(name, handler)
-            signal.raise_signal(number)
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        previous[name] = signal.signal(name, remember)
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+def means(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every metric over the updates of a step."""
+    names = updates[-1] if updates else {}
+    return {name: math.fsum(update[name] for update in updates) / len(updates) for name in names}

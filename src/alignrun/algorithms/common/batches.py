@@ -4,25 +4,16 @@ What is neither, a flag, is said of all rows.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from alignrun import distributed
+from alignrun.types import map_parts
 
 Batch = TypeVar("Batch")
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A batch whose optimiser step is undone before the next one, weights and optimiser state alike.
-
-    What is sampled in between comes from where that step has led: the half-step of an extragradient method.
-    """
-
-    batch: Any
 
 
 def count(batch: Any) -> int:
@@ -34,13 +25,15 @@ def count(batch: Any) -> int:
 
 def rows(batch: Batch, span: slice) -> Batch:
     """The rows of a span."""
-    return _map(batch, lambda part: part[span])
+    return _map_rows(batch, lambda part: part[span])
 
 
 def select(batch: Batch, index: Tensor) -> Batch:
     """The rows that an index tensor names, in its order."""
     places = index.tolist()
-    return _map(batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places))
+    return _map_rows(
+        batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places)
+    )
 
 
 def pieces(batch: Batch, size: int | None) -> Iterator[Batch]:
@@ -64,9 +57,14 @@ def shared(batch: Any, compute: Callable[[Any], Tensor], size: int | None = None
     return distributed.by_share(count(batch), lambda index: in_pieces(select(batch, torch.tensor(index))))
 
 
-def _map(batch: Batch, function: Callable[[Any], Any]) -> Batch:
-    if batch is None or isinstance(batch, bool):
-        return batch
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{field.name: _map(getattr(batch, field.name), function) for field in fields(batch)})
-    return function(batch)  # type: ignore[no-any-return]
+def as_json(batch: Any) -> Any:
+    """A batch as JSON can hold it."""
+    if isinstance(batch, Tensor):
+        return batch.tolist()
+    if is_dataclass(batch):
+        return {field.name: as_json(getattr(batch, field.name)) for field in fields(batch)}
+    return batch
+
+
+def _map_rows(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    return map_parts(batch, lambda part: part if part is None or isinstance(part, bool) else function(part))

@@ -1,16 +1,17 @@
 """What the two feedback models share: a scorer trained on pairs, by the likelihood of their labels."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import FeedbackTools, Loss, OfflineAlgorithm
+from alignrun.algorithms.base import FeedbackTools, Loss, Measure, OfflineAlgorithm
 from alignrun.algorithms.common.pairs import correct
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import Config
+from alignrun.config import AdapterKind, Config, ModelSource, ReferenceKind
+from alignrun.errors import InputError
 from alignrun.models.cards import AdapterCard
 from alignrun.types import PairBatch
 
@@ -22,11 +23,22 @@ class FeedbackAlgorithm(OfflineAlgorithm):
     """`reward` or `preference`, as the adapter's card says it."""
     tools: FeedbackTools
     config: Any
+    learned = 2
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """Both completions of every pair."""
-        return Workload(learned=2)
+    def check(cls, config: Config) -> None:
+        """It trains an adapter that reads texts, and no policy."""
+        super().check(config)
+        if config.adapter.name is AdapterKind.none:
+            raise InputError(f"config: algo={cls.name} trains an adapter: use adapter=lora or adapter=qlora")
+        if config.reference.name is ReferenceKind.adapter:
+            raise InputError(f"config: algo={cls.name} has no reference policy: leave reference=base")
+        if config.model.source is ModelSource.game:
+            raise InputError(f"config: algo={cls.name} reads texts, and model=game has none: choose another model")
+
+    def evaluators(self) -> Sequence[Measure]:
+        """Nothing of a policy: there is none."""
+        return []
 
     @classmethod
     def card(cls, config: Config) -> AdapterCard:

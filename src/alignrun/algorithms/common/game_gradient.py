@@ -3,23 +3,21 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools
-from alignrun.algorithms.common.rollout import Rollouts, stack
+from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import require, schema
-from alignrun.models.policy import Role
-from alignrun.objectives.nash import nash_md_advantages, policy_gradient_loss
-from alignrun.types import Completions, PromptBatch
+from alignrun.config import Config, require, schema
+from alignrun.generation.streams import Source, Stream
+from alignrun.objectives.nash import policy_gradient_loss, suffix_advantages
+from alignrun.types import Completions, PromptBatch, Role
 
 
 @schema
 class GameGradientConfig:
-    """What every such algorithm can be told."""
+    """What every such algorithm has."""
 
     kl_tau: float = 0.02
     """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
@@ -61,18 +59,20 @@ class GameGradient(Algorithm):
         self.rollouts = Rollouts(tools)
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """K samples of the policy, which are learned from, and as many of an opponent that is the policy itself."""
-        return Workload.against(config.samples_per_prompt, 0.0)
-
     @abstractmethod
-    def draw(self, prompts: PromptBatch, step: int) -> tuple[Sequence[Completions], Sequence[Completions]]:
-        """`samples_per_prompt` completions of every prompt from the policy, and as many from the opponent."""
+    def opponent_at(cls, config: Config, step: int) -> Source:
+        """π' at a step: whose completions those of the policy are judged against."""
+
+    @classmethod
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """y ~ π, which is learned from, and as many y' ~ π'."""
+        samples = config.algo.samples_per_prompt
+        return Stream(Role.policy, samples, learned=samples), Stream(cls.opponent_at(config, step), samples)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
         """One batch: both sides drawn together, and judged."""
-        ours, theirs = self.draw(prompts, step)
-        yield Judged(prompts, stack(ours), self.rollouts.preference(prompts, ours, theirs))
+        ours, theirs = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
+        yield Judged(prompts, ours, self.rollouts.preference(prompts, ours, theirs))
 
     def loss(self, batch: Judged) -> Loss:
         """The surrogate −Σ log π(y_n) · score_n, summed over the sequences of the micro-batch."""
@@ -83,7 +83,7 @@ class GameGradient(Algorithm):
         log_probs = policy.log_probs(Role.policy, batch.prompts, completions, temperature)
         log_ratio = log_probs.detach() - reference
         penalty = self.penalty(batch.prompts, completions, log_probs.detach(), log_ratio)
-        advantages = nash_md_advantages(preference, penalty, mask, 1.0)
+        advantages = suffix_advantages(preference, penalty, mask)
         return Loss(
             total=policy_gradient_loss(log_probs, advantages, mask),
             targets=len(mask),

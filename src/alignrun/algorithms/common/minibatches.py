@@ -7,7 +7,6 @@ import torch
 
 from alignrun.algorithms.common.batches import count, select
 from alignrun.algorithms.common.rollout import step_seed
-from alignrun.config import require
 
 
 def minibatches(rollout: Any, epochs: int, parts: int, seed: int, step: int) -> Iterator[Any]:
@@ -17,9 +16,3 @@ def minibatches(rollout: Any, epochs: int, parts: int, seed: int, step: int) -> 
     for _ in range(epochs):
         for index in torch.randperm(count(rollout), generator=generator).tensor_split(parts):
             yield select(rollout, index)
-
-
-def check_minibatches(epochs: int, parts: int) -> None:
-    """Refuse a rollout that is not learned from. Raises InputError."""
-    require(epochs >= 1, "algo.epochs", f"must be at least 1, not {epochs}")
-    require(parts >= 1, "algo.minibatches", f"must be at least 1, not {parts}")

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Algorithm, Loss, Tools
 from alignrun.algorithms.common.pairs import correct
-from alignrun.algorithms.common.rollout import Rollouts, stack
+from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.config import require, schema
-from alignrun.models.policy import Role
-from alignrun.types import Completions, PromptBatch
+from alignrun.config import Config, require, schema
+from alignrun.generation.streams import Source, Stream
+from alignrun.types import Completions, PromptBatch, Role
 
 
 class Pairing(str, Enum):
@@ -70,16 +70,22 @@ class OnlinePairs(Algorithm):
 
     config: OnlinePairsConfig
     tools: Tools
-    policy_alone = True
 
     def __init__(self, config: OnlinePairsConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         self.rollouts = Rollouts(tools)
         self.temperature = tools.config.generation.temperature
 
-    def draw(self, prompts: PromptBatch, step: int) -> Sequence[Completions]:
-        """K completions of every prompt: from the policy, unless an algorithm samples elsewhere."""
-        return self.rollouts.sample(prompts, [0.0] * self.config.samples_per_prompt, step)
+    @classmethod
+    def source_at(cls, config: Config, step: int) -> Source:
+        """Where the completions of a step come from: the policy, unless an algorithm samples elsewhere."""
+        return Role.policy
+
+    @classmethod
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """K completions, all learned from."""
+        samples = config.algo.samples_per_prompt
+        return (Stream(cls.source_at(config, step), samples, learned=samples),)
 
     @abstractmethod
     def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
@@ -87,15 +93,15 @@ class OnlinePairs(Algorithm):
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
         """One batch of pairs."""
-        streams = self.draw(prompts, step)
-        yield judged_pairs(prompts, streams, self.rollouts.table(prompts, streams), self.config.pairing)
+        (completions,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
+        yield judged_pairs(prompts, completions, self.rollouts.table(prompts, completions), self.config.pairing)
 
     def log_ratios(self, batch: JudgedPairs, log_probs: Tensor, reference: Tensor) -> Tensor:
         """[N, T] what the margin is made of: log π/μ, from the log-probabilities [N, T] of all N = B·K completions."""
         return log_probs - reference
 
     def bonus(self, batch: JudgedPairs, log_probs: Tensor) -> Tensor | float:
-        """What the sum of the losses has beside the objective, from log π(y) [B, K]."""
+        """What the sum of the losses has besides the objective, from log π(y) [B, K]."""
         return 0.0
 
     def loss(self, batch: JudgedPairs) -> Loss:
@@ -125,10 +131,10 @@ class OnlinePairs(Algorithm):
 
 
 def judged_pairs(
-    prompts: PromptBatch, streams: Sequence[Completions], table: Tensor, pairing: Pairing = Pairing.all
+    prompts: PromptBatch, completions: Completions, table: Tensor, pairing: Pairing = Pairing.all
 ) -> JudgedPairs:
-    """The pairs of K streams whose preferences [B, K, K] are known."""
-    count = len(streams)
+    """The pairs of K completions [B, K, T] whose preferences [B, K, K] are known."""
+    count = table.shape[1]
     if pairing is Pairing.best_worst:
         # The ½ of each against itself changes no order; where all are equal, first and last still differ.
         order = table.sum(2).argsort(dim=1, stable=True)
@@ -137,4 +143,4 @@ def judged_pairs(
         every = torch.triu_indices(count, count, 1, device=table.device)
         first, second = (side.expand(len(prompts), -1) for side in every)
     labels = table.gather(1, first[..., None].expand(-1, -1, count)).gather(2, second[..., None])[..., 0]
-    return JudgedPairs(prompts, stack(streams), first, second, labels)
+    return JudgedPairs(prompts, completions, first, second, labels)

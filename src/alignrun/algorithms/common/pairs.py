@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Encoding, Loss, OfflineAlgorithm, Tools
+from alignrun.algorithms.base import Loss, Measure, OfflineAlgorithm, Tools
 from alignrun.algorithms.common.reference_cache import reference_log_probs
-from alignrun.algorithms.common.workload import Workload
-from alignrun.config import require, schema
-from alignrun.data import PairSet, encode_policy_pair
-from alignrun.models.policy import Role
+from alignrun.config import Config, require, schema
+from alignrun.data import Encoding, PairSet, encode_policy_pair
 from alignrun.objectives.preference import margins, sequence_log_probs, smooth
-from alignrun.types import Example, PairBatch
+from alignrun.types import Example, PairBatch, Role
 
 
 @schema
@@ -40,11 +38,16 @@ class PairsAlgorithm(OfflineAlgorithm):
     """
 
     config: Any
+    learned = 2
 
     @classmethod
-    def workload(cls, config: Any) -> Workload:
-        """Both completions of every pair."""
-        return Workload(learned=2)
+    def precomputes(cls, config: Config) -> bool:
+        """With `precompute_reference`."""
+        return bool(config.algo.precompute_reference)
+
+    def evaluators(self) -> Sequence[Measure]:
+        """The loss on held-out pairs, then the policy."""
+        return [Measure.pairs, Measure.policy]
 
     @abstractmethod
     def objective(self, margin: Tensor, labels: Tensor) -> Tensor:
@@ -58,13 +61,7 @@ class PairsAlgorithm(OfflineAlgorithm):
     @classmethod
     def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> PairSet:
         """The pairs, with the prompt as the policy reads it."""
-        encode = encode_policy_pair(
-            encoding.tokenizer,
-            encoding.system_prompt,
-            append_end_of_turn=encoding.append_end_of_turn,
-            rows=encoding.rows,
-        )
-        return pair_set(examples, encoding, encode)
+        return PairSet.build(examples, encoding, encode_policy_pair(encoding))
 
     def __init__(self, config: Any, tools: Tools) -> None:
         super().__init__(config, tools)
@@ -120,20 +117,3 @@ class PairsAlgorithm(OfflineAlgorithm):
 def correct(margin: Tensor, labels: Tensor) -> Tensor:
     """[B] 1 where the margin [B] sides with the label, ½ where either is undecided, else 0."""
     return 0.5 + 0.5 * margin.sign() * (labels - 0.5).sign()
-
-
-def pair_set(examples: Sequence[Example], encoding: Encoding, encode: Any) -> PairSet:
-    """Pairs within the limits that the configuration sets. Raises InputError as `PairSet.build`."""
-    data = encoding.data
-    return PairSet.build(
-        examples,
-        encode,
-        pad_id=encoding.pad_id,
-        max_prompt_tokens=data.max_prompt_tokens or encoding.context,
-        max_completion_tokens=data.max_completion_tokens,
-        max_tokens=encoding.context,
-        too_long=data.too_long,
-        seed=encoding.seed,
-        bad_rows=data.bad_rows,
-        drawn=encoding.drawn,
-    )

@@ -13,9 +13,10 @@ from torch import Tensor
 from alignrun import distributed
 from alignrun.data import PairSet
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import cache_folder
 from alignrun.run.directory import writing
+from alignrun.types import Role
 
 NAME = "log_probs"
 
@@ -53,7 +54,7 @@ def _read(path: Path, pairs: int) -> Tensor | None:
 
 
 def _write(path: Path, values: Tensor) -> None:
-    with writing(path):
+    with writing(path, instead="set ALIGNRUN_CACHE to a folder that you can write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
         os.close(handle)
@@ -79,6 +80,6 @@ def _compute(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
 def _digest(policy: Policy, pairs: PairSet) -> str:
     digest = hashlib.sha256()
     digest.update(f"{policy.fingerprint(Role.reference)} {policy.model.dtype} {policy.device.type}".encode())
-    for pair in pairs.pairs:
+    for pair in pairs.encoded:
         digest.update(f"{pair.prompt}{pair.first}{pair.second}".encode())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from alignrun.algorithms.common.batches import pieces, select, shared
 from alignrun.algorithms.common.serving import ServedPolicy
 from alignrun.config import Engine
 from alignrun.data import opened
-from alignrun.generation.decode import Sampling, needs_policy, needs_reference, sample_completions
+from alignrun.generation.decode import Sampling, sample_completions
+from alignrun.generation.streams import Source, Stream, decoding_roles, policy_alone
 from alignrun.models.device import batch_to
-from alignrun.models.policy import Policy, Role
-from alignrun.types import Completions, PromptBatch
+from alignrun.models.policy import Policy
+from alignrun.types import Completions, PromptBatch, Role
 
 
 def step_seed(seed: int, step: int, purpose: int = 0) -> int:
@@ -28,34 +30,36 @@ def step_generator(device: torch.device, seed: int, step: int, purpose: int = 0)
     return torch.Generator(device=device).manual_seed(step_seed(seed, step, purpose))
 
 
+def sampling_of(
+    policy: Policy, max_new_tokens: int, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> Sampling:
+    """How completions of a policy are drawn, up to its own end tokens."""
+    return Sampling(max_new_tokens, policy.stop_ids, policy.tokenizer.pad_token_id, temperature, top_k, top_p)
+
+
 def sample_streams(
     policy: Policy,
     prompts: PromptBatch,
-    mix_betas: Sequence[float],
+    sources: Sequence[Source],
     sampling: Sampling,
     generator: torch.Generator,
-    other: Role = Role.reference,
     temperatures: Sequence[float] | None = None,
 ) -> list[Completions]:
-    """Draw one completion of every prompt for each β: the policy is 0, the other role 1.
+    """Draw one completion of every prompt from each source, all in one decoding loop.
 
     The random numbers are those of all prompts; each process decodes its share of them, and all get the completions.
     """
-    roles = [
-        role
-        for role, needed in ((Role.policy, needs_policy), (other, needs_reference))
-        if any(needed(beta) for beta in mix_betas)
-    ]
-    shape, device = (sampling.max_new_tokens, len(mix_betas), len(prompts)), policy.device
+    roles = decoding_roles(sources)
+    shape, device = (sampling.max_new_tokens, len(sources), len(prompts)), policy.device
     uniforms = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
     if distributed.size() == 1:
         decoder = policy.decoder(prompts, roles, sampling.max_new_tokens)
-        return sample_completions(decoder, len(prompts), mix_betas, sampling, uniforms, temperatures)
+        return sample_completions(decoder, len(prompts), sources, sampling, uniforms, temperatures)
     index = torch.tensor(distributed.share(len(prompts)), device=device)
     part = select(prompts, index)
     with distributed.raise_together():
         decoder = policy.decoder(part, roles, sampling.max_new_tokens)
-        drawn = sample_completions(decoder, len(part), mix_betas, sampling, uniforms[..., index], temperatures)
+        drawn = sample_completions(decoder, len(part), sources, sampling, uniforms[..., index], temperatures)
     length = distributed.largest(drawn[0].tokens.shape[1])
     ours = stack([pad(stream, length, sampling.pad_id) for stream in drawn])
     tokens, mask = (distributed.gather(side, len(prompts)) for side in (ours.tokens, ours.mask))
@@ -95,102 +99,112 @@ def decode_texts(policy: Policy, completions: Completions) -> list[str]:
 
 
 class Rollouts:
-    """Draws and judges pairs of completions for one run."""
+    """Draws and judges completions for one run."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         generation = tools.config.generation
-        self._chunk = generation.batch_size
-        self._sampling = Sampling(
-            max_new_tokens=generation.max_new_tokens,
-            stop_ids=tools.policy.stop_ids,
-            pad_id=tools.policy.tokenizer.pad_token_id,
-            temperature=generation.temperature,
-        )
+        self._chunk, self._device = generation.batch_size, tools.policy.device
+        self._sampling = sampling_of(tools.policy, generation.max_new_tokens, generation.temperature)
         self._served = ServedPolicy(tools.policy, generation) if generation.engine is Engine.server else None
 
     def sample(
-        self,
-        prompts: PromptBatch,
-        mix_betas: Sequence[float],
-        step: int,
-        other: Role = Role.reference,
-        *,
-        temperatures: Sequence[float] | None = None,
-        purpose: int = 0,
+        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0
     ) -> list[Completions]:
-        """Draw one completion of every prompt for each β, `generation.batch_size` prompts at a time.
+        """Draw what an algorithm declares, in one decoding loop, `generation.batch_size` prompts at a time.
 
-        All streams are padded to one length. Where no stream but the policy's is wanted, a rollout server draws it if
-        there is one; a server knows no mixtures and no other role.
+        A rollout server, if there is one, draws what comes from the policy alone: it knows no other role.
 
         Args:
             prompts: B prompts.
-            mix_betas: one for each stream, the weight of the other role in its mixture with the policy.
+            streams: what is drawn.
             step: with the seed and the purpose, what the random numbers depend on.
-            other: whose distribution β = 1 is.
-            temperatures: one for each stream, where they are not all `generation.temperature`.
             purpose: tells several draws of one step apart.
-        """
-        policy, seed = self._tools.policy, self._tools.config.seed
-        if self._served is not None and not any(mix_betas):
-            each = temperatures or [self._sampling.temperature] * len(mix_betas)
-            served = None
-            with distributed.raise_together():
-                if distributed.is_main():
-                    drawn = self._served.sample(prompts, each, self._sampling, step_seed(seed, step, purpose))
-                    # On the CPU, or the others would open what they are told on the main one's GPU.
-                    served = [batch_to(stream, torch.device("cpu")) for stream in drawn]
-            chunks = [[batch_to(stream, policy.device) for stream in distributed.broadcast(served)]]
-        else:
-            generator = step_generator(policy.device, seed, step, purpose)
-            chunks = [
-                sample_streams(policy, part, mix_betas, self._sampling, generator, other, temperatures)
-                for part in pieces(prompts, self._chunk)
-            ]
-        pad_id = self._sampling.pad_id
-        longest = max(completions.tokens.shape[1] for chunk in chunks for completions in chunk)
-        streams = zip(*([pad(part, longest, pad_id) for part in chunk] for chunk in chunks), strict=True)
-        return [
-            Completions(torch.cat([part.tokens for part in stream]), torch.cat([part.mask for part in stream]))
-            for stream in streams
-        ]
 
-    def preference(self, prompts: PromptBatch, ours: Sequence[Completions], theirs: Sequence[Completions]) -> Tensor:
-        """[B, K] P(y ≻ y' | x) of each of our K streams, averaged over all of theirs for the same prompt."""
+        Returns:
+            For each stream its K samples, [B, K, T]; all are padded to one length.
+        """
+        if self._served is not None and policy_alone(streams):
+            drawn = self._from_server(self._served, prompts, streams, step, purpose)
+        else:
+            drawn = self._natively(prompts, streams, step, purpose)
+        longest = max(one.tokens.shape[1] for one in drawn)
+        padded = (pad(one, longest, self._sampling.pad_id) for one in drawn)
+        return [stack(list(islice(padded, stream.samples))) for stream in streams]
+
+    def preference(self, prompts: PromptBatch, ours: Completions, theirs: Completions) -> Tensor:
+        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over all of theirs for the same prompt."""
         return self.pairwise(prompts, ours, theirs).mean(2)
 
-    def pairwise(self, prompts: PromptBatch, ours: Sequence[Completions], theirs: Sequence[Completions]) -> Tensor:
-        """[B, K, L] P(y ≻ y' | x) of each of our K streams against each of their L for the same prompt."""
-        first, second = ([decode_texts(self._tools.policy, stream) for stream in side] for side in (ours, theirs))
+    def pairwise(self, prompts: PromptBatch, ours: Completions, theirs: Completions) -> Tensor:
+        """[B, K, L] P(y ≻ y' | x) of each of our K completions against each of their L for the same prompt."""
+        first, second = self.texts(ours), self.texts(theirs)
         pairs = [(mine, other) for mine in first for other in second]
-        return self._judge(prompts, pairs).reshape(len(prompts), len(ours), len(theirs))
+        return self._judge(prompts, pairs).reshape(len(prompts), len(first), len(second))
 
-    def table(self, prompts: PromptBatch, streams: Sequence[Completions]) -> Tensor:
-        """[B, K, K] P(y_i ≻ y_j | x) between the K streams; every pair is asked about once, since P + Pᵀ = 1."""
-        texts = [decode_texts(self._tools.policy, stream) for stream in streams]
+    def table(self, prompts: PromptBatch, completions: Completions) -> Tensor:
+        """[B, K, K] P(y_i ≻ y_j | x) among K completions; every pair is asked about once, since P + Pᵀ = 1."""
+        texts = self.texts(completions)
         first, second = torch.triu_indices(len(texts), len(texts), 1)
         judged = self._judge(prompts, [(texts[i], texts[j]) for i, j in zip(first, second, strict=True)])
         table = judged.new_full((len(prompts), len(texts), len(texts)), 0.5)
         table[:, first, second], table[:, second, first] = judged, 1 - judged
         return table
 
+    def texts(self, completions: Completions) -> list[list[str]]:
+        """K lists of B texts, from completions [B, K, T]."""
+        samples = zip(completions.tokens.unbind(1), completions.mask.unbind(1), strict=True)
+        return [decode_texts(self._tools.policy, Completions(*sample)) for sample in samples]
+
     def _judge(self, prompts: PromptBatch, pairs: Sequence[tuple[list[str], list[str]]]) -> Tensor:
-        """[B, M] P(first ≻ second | x) of M pairs of streams, as texts."""
+        """[B, M] P(first ≻ second | x) of M pairs of lists of B texts."""
         judged = self._tools.preference(
             prompts.texts * len(pairs),
             [text for first, _ in pairs for text in first],
             [text for _, second in pairs for text in second],
         )
-        return judged.reshape(len(pairs), len(prompts)).T.to(self._tools.policy.device)
+        return judged.reshape(len(pairs), len(prompts)).T.to(self._device)
+
+    def _natively(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:
+        """All samples of all streams, in order, each [B, T]."""
+        sources = [stream.source for stream in streams for _ in range(stream.samples)]
+        temperatures = self._temperatures(streams) if any(stream.temperature for stream in streams) else None
+        generator = step_generator(self._device, self._tools.config.seed, step, purpose)
+        chunks = [
+            sample_streams(self._tools.policy, part, sources, self._sampling, generator, temperatures)
+            for part in pieces(prompts, self._chunk)
+        ]
+        longest = max(chunk[0].tokens.shape[1] for chunk in chunks)
+        padded = [[pad(one, longest, self._sampling.pad_id) for one in chunk] for chunk in chunks]
+        return [concatenate(parts) for parts in zip(*padded, strict=True)]
+
+    def _from_server(
+        self, server: ServedPolicy, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int
+    ) -> list[Completions]:
+        """The same samples from a server, which the main process asks."""
+        served = None
+        with distributed.raise_together():
+            if distributed.is_main():
+                seed = step_seed(self._tools.config.seed, step, purpose)
+                drawn = server.sample(prompts, self._temperatures(streams), self._sampling, seed)
+                # On the CPU, or the other processes would open them on the main one's GPU.
+                served = [batch_to(one, torch.device("cpu")) for one in drawn]
+        return [batch_to(one, self._device) for one in distributed.broadcast(served)]
+
+    def _temperatures(self, streams: Sequence[Stream]) -> list[float]:
+        """One for each sample."""
+        usual = self._sampling.temperature
+        return [stream.temperature or usual for stream in streams for _ in range(stream.samples)]
 
 
-def stack(streams: Sequence[Completions]) -> Completions:
-    """K streams of B completions of one length as [B, K, T]."""
-    return Completions(
-        torch.stack([stream.tokens for stream in streams], dim=1),
-        torch.stack([stream.mask for stream in streams], dim=1),
-    )
+def stack(samples: Sequence[Completions]) -> Completions:
+    """K samples [B, T] of one length as [B, K, T]."""
+    return Completions(torch.stack([one.tokens for one in samples], 1), torch.stack([one.mask for one in samples], 1))
+
+
+def concatenate(parts: Sequence[Completions], dim: int = 0) -> Completions:
+    """Completions of one length, joined along a dimension."""
+    return Completions(torch.cat([one.tokens for one in parts], dim), torch.cat([one.mask for one in parts], dim))
 
 
 def pad(completions: Completions, length: int, pad_id: int) -> Completions:

@@ -1,6 +1,7 @@
-"""What changes along a run beside the learning rate."""
+"""What changes along a run besides the learning rate."""
 
-from alignrun.config import require
+from alignrun.config import Config, require
+from alignrun.errors import InputError
 
 
 def mix_beta_at(step: int, steps: int, start: float, end: float | None) -> float:
@@ -15,12 +16,27 @@ def mix_beta_at(step: int, steps: int, start: float, end: float | None) -> float
     return (1 - share) * start + share * end
 
 
-def widest_mix_beta(start: float, end: float | None) -> float:
-    """The β of the schedule that asks most of the model: 0 and 1 are decoded without the other policy."""
-    return start if end is None or end == start else 0.5
-
-
 def check_mixture(start: float, end: float | None) -> None:
     """Refuse a β outside [0, 1]. Raises InputError."""
     for name, value in (("mix_beta", start), ("mix_beta_end", end)):
         require(value is None or 0 <= value <= 1, f"algo.{name}", f"must lie in [0, 1], not {value}")
+
+
+def check_refresh(refresh_every: int) -> None:
+    """Refuse an iteration without steps. Raises InputError."""
+    require(refresh_every >= 1, "algo.refresh_every", f"must be at least 1, not {refresh_every}")
+
+
+def check_minibatches(epochs: int, parts: int) -> None:
+    """Refuse a rollout that is not learned from. Raises InputError."""
+    require(epochs >= 1, "algo.epochs", f"must be at least 1, not {epochs}")
+    require(parts >= 1, "algo.minibatches", f"must be at least 1, not {parts}")
+
+
+def check_batch(config: Config) -> None:
+    """Refuse more minibatches than there are prompts in a step. Raises InputError."""
+    if config.algo.minibatches > config.train.batch_size:
+        raise InputError(
+            f"config: algo.minibatches={config.algo.minibatches} is more than train.batch_size="
+            f"{config.train.batch_size}, the prompts of which they are made"
+        )

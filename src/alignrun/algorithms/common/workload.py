@@ -1,9 +1,11 @@
-"""What a step asks of the model, as far as memory depends on it."""
+"""What a step asks of the model, as far as memory depends on it: derived from what an algorithm declares."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alignrun.generation.decode import needs_policy, needs_reference
+from alignrun.algorithms.base import discover
+from alignrun.config import Config
+from alignrun.generation.streams import Source, decoding_rows, roles_of
+from alignrun.types import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,21 +14,26 @@ class Workload:
 
     learned: int
     """Completions that pass the model together, with a gradient."""
-    drawn: tuple[float, ...] = ()
-    """β of every stream that is decoded in one loop; empty where nothing is sampled."""
-    copies: int = 0
-    """Frozen policies that are held beside the trained one and the base."""
-    trial: bool = False
+    drawn: tuple[Source, ...]
+    """The source of every completion of the largest decoding loop; empty where nothing is sampled."""
+    copies: int
+    """Frozen policies that are held next to the trained one and the base."""
+    half_steps: bool
     """Whether weights and optimiser state are held as they were before a half-step."""
-    value: bool = False
+    value: bool
     """Whether a value function is trained too, on an adapter of its own."""
 
-    @classmethod
-    def against(cls, samples: int, opponent: float, copies: int = 0) -> "Workload":
-        """Samples of the policy, which are learned from, and as many of an opponent with that β."""
-        return cls(learned=samples, drawn=(0.0,) * samples + (opponent,) * samples, copies=copies)
 
-
-def decoding_rows(betas: Sequence[float]) -> int:
-    """Rows of the model that streams with these β take in the decoding loop: a mixture has two."""
-    return sum(needs_policy(beta) + needs_reference(beta) for beta in betas)
+def workload(config: Config) -> Workload:
+    """What a step of the configured algorithm asks of the model."""
+    kind = discover()[config.algo.name]
+    declared = kind.declared(config)
+    loops = [tuple(stream.source for stream in streams for _ in range(stream.samples)) for streams in declared]
+    sampled = {role for loop in loops for source in loop for role in roles_of(source)}
+    return Workload(
+        learned=kind.learned or max(sum(stream.learned for stream in streams) for streams in declared),
+        drawn=max(loops, key=decoding_rows),
+        copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
+        half_steps=kind.half_steps,
+        value=kind.value_function,
+    )

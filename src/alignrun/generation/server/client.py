@@ -1,6 +1,5 @@
 """Asking the rollout server: requests, retries, what it says is wrong, and the key, which is shown nowhere."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -59,29 +58,29 @@ class ServerClient:
         """
         url, retries = f"{self.root}{path}", self._retries if retries is None else retries
         method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
-        seconds, limit = self._timeout, ANSWER_BYTES + TOKEN_BYTES * tokens
-        for attempt in range(retries + 1):
-            try:
-                response = await http.ask(connection, method, url, content, seconds=seconds, limit=limit)
-            except TimeoutError:
-                problem = f"no answer within {seconds:g} seconds"
-            except http.TooLong as error:
-                raise RunError(
-                    f"generation.engine=server: {url} answered {error}, which nothing that was asked for takes: check "
-                    "that generation.server_url is a vLLM server, then `alignrun resume RUN`"
-                ) from None
-            except (httpx2.RequestError, httpx2.InvalidURL) as error:
-                problem = one_line(error, 200)
-            else:
-                if response.status_code in final or not http.may_pass(response.status_code):
-                    return response
-                problem = f"{response.status_code}: {self.complaint(response)}"
-            if attempt < retries:
-                await asyncio.sleep(min(http.backed_off(self._backoff, attempt), http.LONGEST_WAIT))
-        raise RunError(
-            f"generation.engine=server: {url} failed {retries + 1} times ({problem}): start the server, check "
-            "generation.server_url or raise generation.server_timeout_seconds; `alignrun resume RUN` goes on with a run"
-        )
+        try:
+            return await http.ask_again(
+                connection,
+                method,
+                url,
+                content,
+                seconds=self._timeout,
+                limit=ANSWER_BYTES + TOKEN_BYTES * tokens,
+                retries=retries,
+                backoff=self._backoff,
+                complaint=self.complaint,
+                final=final,
+            )
+        except http.TooLong as error:
+            raise RunError(
+                f"generation.engine=server: {url} answered {error}, which nothing that was asked for takes: check "
+                "that generation.server_url is a vLLM server, then `alignrun resume RUN`"
+            ) from None
+        except http.NoAnswer as problem:
+            raise RunError(
+                f"generation.engine=server: {url} failed {retries + 1} times ({problem}): start the server, check "
+                "generation.server_url or raise generation.server_timeout_seconds; `alignrun resume RUN` continues it"
+            ) from None
 
     def refusal(self, response: httpx2.Response, advice: str) -> RunError:
         """What the server refused and why, as an error with our advice."""

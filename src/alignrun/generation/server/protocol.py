@@ -5,6 +5,7 @@ from typing import Any
 
 from alignrun.errors import RunError
 from alignrun.generation.decode import Sampling
+from alignrun.security.text import counted
 
 
 def request(prompt: list[int], samples: int, sampling: Sampling, seed: int) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _read_completion(choice: Any, sampling: Sampling, url: str) -> list[int]:
     elif len(tokens) < sampling.max_new_tokens:
         raise _unusable(
             url,
-            f"cut a completion at {len(tokens)} of {sampling.max_new_tokens} tokens",
+            f"cut a completion at {len(tokens)} of {counted(sampling.max_new_tokens, 'token')}",
             "start it with a --max-model-len that holds a prompt and generation.max_new_tokens",
         )
     if len(tokens) > sampling.max_new_tokens:

@@ -4,7 +4,6 @@ Row legend: the decoder's R rows are the policy's rows, then the reference's. V 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,19 +16,6 @@ from alignrun.models.decoding.replay import ReplayedSteps, can_replay
 from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import masked
 from alignrun.types import PromptBatch
-
-
-class RowDecoder(Protocol):
-    """Rows that are decoded together: `prefill` once, then any number of `select` and `step`."""
-
-    def prefill(self) -> Tensor:
-        """Read the prompts; [R, V] logits of the first completion token."""
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep (or repeat) the given rows, in ascending order of role."""
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token [R] to each row; [R, V] logits of the next."""
 
 
 class CachedDecoder:
@@ -137,24 +123,26 @@ def check_replay(model: PreTrainedModel) -> None:
         )
 
 
-class PairedDecoder:
-    """Two decoders behind one interface, for a policy and a reference that share no weights."""
+class JoinedDecoder:
+    """Several decoders behind one interface, for roles that share no weights; each holds one block of rows."""
 
-    def __init__(self, policy: CachedDecoder, reference: CachedDecoder, prompts: int) -> None:
-        self._parts = (policy, reference)
-        self._counts = [prompts, prompts]
+    def __init__(self, parts: Sequence[CachedDecoder], prompts: int) -> None:
+        self._parts = parts
+        self._counts = [prompts] * len(parts)
 
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""
         return torch.cat([part.prefill() for part in self._parts])
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep (or repeat) the given rows, the policy's first."""
-        boundary = self._counts[0]
-        chosen = [[row for row in rows if row < boundary], [row - boundary for row in rows if row >= boundary]]
-        for part, kept in zip(self._parts, chosen, strict=True):
+        """Keep (or repeat) the given rows; the blocks must stay in their order."""
+        start, counts = 0, []
+        for part, count in zip(self._parts, self._counts, strict=True):
+            kept = [row - start for row in rows if start <= row < start + count]
             part.select(kept)
-        self._counts = [len(kept) for kept in chosen]
+            counts.append(len(kept))
+            start += count
+        self._counts = counts
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token [R] to each row; [R, V] logits of the next."""

@@ -1,4 +1,7 @@
-"""What a judge has answered, on the disk, so that no question is ever paid for twice."""
+"""What a judge has answered, on the disk, so that no question is ever paid for twice.
+
+Not `diskcache`: it unpickles what it finds, so a cache file from elsewhere could run code.
+"""
 
 import sqlite3
 import time
@@ -69,5 +72,5 @@ class AnswerCache:
         except sqlite3.Error as error:
             raise RunError(
                 f"preference.cache: {self._path} failed ({one_line(error, 160)}): free space or delete it, or set "
-                "preference.cache=false, then repeat the command, or `alignrun resume RUN`"
+                "preference.cache to another file or to false, then repeat the command, or `alignrun resume RUN`"
             ) from error

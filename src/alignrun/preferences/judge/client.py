@@ -1,16 +1,12 @@
 """Asking the judge's server: requests, retries, what a refusal means, and the key, which is shown nowhere."""
 
-import asyncio
 import json
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
 
 from alignrun import http
 from alignrun.errors import RunError, one_line
-from alignrun.http import LONGEST_WAIT
 from alignrun.preferences.judge.config import JudgeConfig
 from alignrun.preferences.judge.verdict import Answer, dig, parse_answer
 
@@ -38,35 +34,34 @@ class JudgeClient:
         config = self._config
         # Half a surrogate pair, which JSON input can bring in, is no text that a server would take.
         content = json.dumps(request, ensure_ascii=False).encode(errors="replace")
-        seconds, limit = config.timeout_seconds, int(config.max_answer_mb * http.MEGABYTE)
-        for attempt in range(config.retries + 1):
-            wait = http.backed_off(config.backoff, attempt)
-            try:
-                response = await http.ask(connection, "POST", self.url, content, seconds=seconds, limit=limit)
-            except TimeoutError:
-                problem = f"no answer within {seconds:g} seconds"
-            except http.TooLong as error:
-                raise RunError(
-                    f"preference=judge: {self.url} answered {error}: check that preference.url is a judge's, lower "
-                    "preference.max_tokens or raise preference.max_answer_mb, then repeat the command, or "
-                    "`alignrun resume RUN`"
-                ) from None
-            except httpx2.RequestError as error:
-                problem = one_line(error, 200)
-            else:
-                if response.is_success:
-                    return self._answer(response)
-                problem = f"{response.status_code}: {self._complaint(response)}"
-                if not http.may_pass(response.status_code):
-                    raise RunError(f"preference=judge: {self.url} answered {problem}: {self._advice(response)}")
-                wait = max(wait, retry_after(response))
-            if attempt < config.retries:
-                await asyncio.sleep(min(wait, LONGEST_WAIT))
-        raise RunError(
-            f"preference=judge: {self.url} failed {config.retries + 1} times ({problem}): start it again or wait, or "
-            "raise preference.timeout_seconds, then repeat the command, or `alignrun resume RUN`; what it has "
-            "answered is kept"
-        )
+        try:
+            response = await http.ask_again(
+                connection,
+                "POST",
+                self.url,
+                content,
+                seconds=config.timeout_seconds,
+                limit=int(config.max_answer_mb * http.MEGABYTE),
+                retries=config.retries,
+                backoff=config.backoff,
+                complaint=self._complaint,
+            )
+        except http.TooLong as error:
+            raise RunError(
+                f"preference=judge: {self.url} answered {error}: check that preference.url is a judge's, lower "
+                "preference.max_tokens or raise preference.max_answer_mb, then repeat the command, or "
+                "`alignrun resume RUN`"
+            ) from None
+        except http.NoAnswer as problem:
+            raise RunError(
+                f"preference=judge: {self.url} failed {config.retries + 1} times ({problem}): start it again or wait, "
+                "or raise preference.timeout_seconds, then repeat the command, or `alignrun resume RUN`; what it has "
+                "answered is kept"
+            ) from None
+        if not response.is_success:
+            said = f"{response.status_code}: {self._complaint(response)}"
+            raise RunError(f"preference=judge: {self.url} answered {said}: {self._advice(response)}")
+        return self._answer(response)
 
     def _answer(self, response: httpx2.Response) -> Answer:
         """What the response says, without the key."""
@@ -97,16 +92,3 @@ class JudgeClient:
     def _without_key(self, text: str) -> str:
         """What a server says, even where it quotes the key."""
         return http.without_key(text, self._key)
-
-
-def retry_after(response: httpx2.Response) -> float:
-    """The seconds that a server asks to wait, given as such or as a date; 0 where it does not."""
-    value = response.headers.get("Retry-After", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0

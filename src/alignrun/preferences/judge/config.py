@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from alignrun.config import require, schema
-from alignrun.http import is_base
+from alignrun.config.urls import is_base
 
 TEMPLATE = """\
 Two assistants answered the same request. Which answer is better: more correct, more helpful, clearer? \
@@ -35,9 +35,11 @@ class AnswersConfig:
     """How the judge writes its verdict; one token each where logprobs are used."""
 
     first: str = "1"
+    """The verdict for the first completion."""
     second: str = "2"
+    """The verdict for the second completion."""
     tie: str | None = "0"
-    """null where the template offers no tie."""
+    """The verdict for a tie; `null` where the template offers none."""
 
 
 @schema
@@ -52,10 +54,12 @@ class JudgeConfig:
     template: str = TEMPLATE
     """The user's message, with {prompt}, {first} and {second} once each."""
     system_prompt: str | None = None
+    """The system message of a request; `null` sends none."""
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     use_logprobs: bool = True
     """Read P from the probabilities of the first token; the text counts where the server does not give them."""
     max_tokens: int = 8
+    """Longest answer of the judge, in tokens."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More fields of the request, as `chat_template_kwargs: {enable_thinking: false}`; null takes one out."""
     key_variable: str = "OPENAI_API_KEY"
@@ -63,9 +67,9 @@ class JudgeConfig:
     timeout_seconds: float = 60.0
     """For one request, until the last byte of its answer."""
     max_answer_mb: float = 16.0
-    """The largest answer that is read, in 10⁶ bytes: a verdict takes a few thousand, long thoughts with the
-    probabilities of every token millions."""
+    """The largest response that is read, in 10⁶ bytes; long reasoning with log-probabilities takes millions."""
     retries: int = 6
+    """Attempts after the first one, while the server is down, slow or busy."""
     backoff: float = 1.0
     """Seconds before the first retry, doubled before each one that follows."""
     concurrency: int = 16

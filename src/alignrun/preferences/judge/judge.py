@@ -1,4 +1,4 @@
-"""A language model as the judge, behind any server that speaks OpenAI's chat completions: vLLM, llama.cpp, OpenAI."""
+"""A language model as judge, on an OpenAI-compatible server: preference.url=URL preference.model=NAME."""
 
 import asyncio
 import hashlib
@@ -21,6 +21,7 @@ from alignrun.preferences.judge.cache import AnswerCache
 from alignrun.preferences.judge.client import JudgeClient
 from alignrun.preferences.judge.config import PLACEHOLDERS, JudgeConfig
 from alignrun.preferences.judge.verdict import dump_answer, is_distribution, load_answer, read
+from alignrun.security.text import counted
 
 Question = tuple[str, str, str]
 """Prompt, first and second completion, in the order in which the judge sees them."""
@@ -83,9 +84,9 @@ class JudgePreference(Preference):
         self.stats.unclear += len(unclear)
         if len(unclear) > self._config.max_unclear * max(FEW, len(tasks)):
             raise RunError(
-                f"preference=judge: {len(unclear)} of {len(tasks)} answers of {self._config.model} are no verdict, as "
-                f"{' '.join(unclear[0].split())[:100]!r}: change preference.template, preference.answers or "
-                "preference.max_tokens, set preference.use_logprobs=false, or raise preference.max_unclear, then "
+                f"preference=judge: {len(unclear)} of {counted(len(tasks), 'answer')} of {self._config.model} are no "
+                f"verdict, as {' '.join(unclear[0].split())[:100]!r}: change preference.template, preference.answers "
+                "or preference.max_tokens, set preference.use_logprobs=false, or raise preference.max_unclear, then "
                 "repeat the command, or `alignrun resume RUN`"
             )
         return {question: task.result() for question, task in tasks.items()}

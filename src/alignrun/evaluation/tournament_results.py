@@ -87,7 +87,7 @@ def sampled_standing(
     averages = standings.averages(rates, confidence, seed)
     shares = standings.shares(rates, confidence, seed)
     ratings = standings.ratings(rates, reference, confidence, seed)
-    value = standings.equilibrium(means)[1]
+    value = standings.nash_average(means)[1]
     # Exploitability needs each completion judged against several of the policy in question.
     complete = table.shape[2] > 1 and not np.isnan(table).any()
     players = []
@@ -101,12 +101,7 @@ def sampled_standing(
             gap = _mean(entry.training_rates - rates[:, place, entry.reference], settings, (-1.0, 1.0))
         players.append(
             PlayerResult(
-                name=entry.name,
-                source=entry.source,
-                step=entry.step,
-                win_rate=_against_reference(matrix, place, entry),
-                reference=_reference(entries, entry),
-                training_preference=entry.training_preference,
+                **_identity(entries, place, matrix),
                 training_win_rate=training,
                 hacking_gap=gap,
                 average=averages[place],
@@ -124,13 +119,17 @@ def sampled_standing(
     return Standing(tuple(players), matrix, value, misfit, standings.cycles(matrix, names))
 
 
-def _against_reference(matrix: Sequence[Sequence[Estimate]], place: int, entry: Entry) -> Estimate | None:
-    """P(policy ≻ its reference); None for a reference itself, and without one."""
-    return None if entry.reference is None or entry.reference == place else matrix[place][entry.reference]
-
-
-def _reference(entries: Sequence[Entry], entry: Entry) -> str | None:
-    return None if entry.reference is None else entries[entry.reference].name
+def _identity(entries: Sequence[Entry], place: int, matrix: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
+    """Who a player is, and how often it is preferred to its reference; a reference has no such win rate."""
+    entry, reference = entries[place], entries[place].reference
+    return {
+        "name": entry.name,
+        "source": entry.source,
+        "step": entry.step,
+        "win_rate": None if reference is None or reference == place else matrix[place][reference],
+        "reference": None if reference is None else entries[reference].name,
+        "training_preference": entry.training_preference,
+    }
 
 
 def _mean(values: Array, settings: Settings, limits: Limits = UNBOUNDED) -> Estimate:
@@ -165,7 +164,7 @@ def exact_standing(
         game = played(game, policies[reference])
     rates = np.array([[float(games.win_rate(game, a, b)) for b in policies] for a in policies])
     np.fill_diagonal(rates, 0.5)
-    shares, value = standings.equilibrium(rates)
+    shares, value = standings.nash_average(rates)
     ratings = standings.elo(rates, reference, MANY)
     matrix = tuple(tuple(map(_exact, row)) for row in rates.tolist())
     players = []
@@ -175,12 +174,7 @@ def exact_standing(
             half_gap = Bound(_exact(float(games.duality_gap(game, policy, settings.kl_tau)) / 2), 0)
         players.append(
             PlayerResult(
-                name=entry.name,
-                source=entry.source,
-                step=entry.step,
-                win_rate=_against_reference(matrix, place, entry),
-                reference=_reference(entries, entry),
-                training_preference=entry.training_preference,
+                **_identity(entries, place, matrix),
                 training_win_rate=None,
                 hacking_gap=None,
                 average=_exact((rates[place].sum() - 0.5) / (n - 1)),

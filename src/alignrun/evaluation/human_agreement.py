@@ -1,13 +1,14 @@
 """A reward or preference model against people, on held-out pairs."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from alignrun.algorithms.base import Algorithm, Dataset
+from alignrun.algorithms.base import Algorithm
 from alignrun.config import Config
-from alignrun.data import PairSet
+from alignrun.data import Dataset, PairSet
 from alignrun.errors import InputError
 from alignrun.evaluation.calibration import accuracy, brier, label_entropy, log_loss, reliability
 from alignrun.evaluation.disagreement import (
@@ -19,6 +20,7 @@ from alignrun.evaluation.disagreement import (
 )
 from alignrun.evaluation.heldout import accuracy_line, measure, with_accuracy
 from alignrun.evaluation.plots import as_svg, reliability_plot
+from alignrun.security.text import counted
 from alignrun.types import Evaluation, Example
 
 TRIPLES_PER_PROMPT = 20
@@ -40,8 +42,8 @@ class FeedbackEvaluator:
     def __init__(
         self,
         algorithm: Algorithm,
-        data: Dataset,
-        encode: Callable[[Sequence[Example]], Dataset],
+        data: Dataset[Any],
+        encode: Callable[[Sequence[Example]], Dataset[Any]],
         device: torch.device,
         config: Config,
     ) -> None:
@@ -66,8 +68,8 @@ class FeedbackEvaluator:
             accuracy_line(metrics, self._confidence),
             (
                 "calibration",
-                f"expected error {diagram.ece:.3f}, log loss {metrics['log_loss']:.3f} nats "
-                f"(entropy of the labels {metrics['label_entropy']:.3f}), {RELIABILITY_FILE}",
+                f"expected error {diagram.ece:z.3f}, log loss {metrics['log_loss']:z.3f} nats "
+                f"(entropy of the labels {metrics['label_entropy']:z.3f}), {RELIABILITY_FILE}",
             ),
         ]
         votes = [example.votes for example in examples]
@@ -79,14 +81,14 @@ class FeedbackEvaluator:
                 "agreement_with_majority": float(scores.mean()),
                 "excess_log_loss": agreement.excess_log_loss,
             }
-            shown = f"with the majority of the others {scores.mean():.3f} (an annotator: {ceiling.agreement:.3f})"
+            shown = f"with the majority of the others {scores.mean():z.3f} (an annotator: {ceiling.agreement:z.3f})"
             for name, value in (
                 ("preference", agreement.preference_correlation),
                 ("certainty", agreement.certainty_correlation),
             ):
                 if value is not None:
                     metrics[f"{name}_correlation"] = value
-                    shown += f", {name} ρ {value:.2f}"
+                    shown += f", {name} ρ {value:z.2f}"
             lines.append(("agreement with people", shown))
         circles = self._intransitivity()
         if circles is None:
@@ -97,7 +99,7 @@ class FeedbackEvaluator:
                 (
                     "intransitive triples",
                     f"{circles.share:.3f}  ({self._confidence:.0%} interval {circles.low:.3f} to {circles.high:.3f}, "
-                    f"{circles.triples} triples; a coin 0.250)",
+                    f"{counted(circles.triples, 'triple')}; a coin 0.250)",
                 )
             )
         title = f"{self._config.algo.name} on {self._config.model.name}, held-out pairs"

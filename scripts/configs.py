@@ -1,0 +1,210 @@
+"""Complete the YAML files under conf/ and write docs/config.md, both from the dataclasses that type the configuration.
+
+    make configs
+
+A YAML file keeps what its choice sets, above a line that says so; below it every other key is written with its default.
+The comment above a key is its meaning, from the docstring of its field: a remark of your own goes behind a value, or
+into the header. A new algorithm, preference or data source gets its file here. Experiments stay what they change.
+"""
+
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignrun.algorithms.base import discover as algorithms
+from alignrun.config import Config, TournamentConfig
+from alignrun.config.keys import Key, keys, summary
+from alignrun.data.sources import discover as sources
+from alignrun.preferences import discover as preferences
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+DEFAULTS = "# Defaults, written by `make configs`:"
+WIDTH = 120
+
+
+def rendered() -> dict[Path, str]:
+    """The text of every file that is made from the dataclasses."""
+    texts = {path: path.read_text("utf-8") for path in CONF.rglob("*.yaml") if path.parent.name != "experiment"}
+    for group, names in (("algo", algorithms()), ("preference", preferences()), ("data", sources())):
+        for name in names:
+            texts.setdefault(CONF / group / f"{name}.yaml", created(group, name))
+    files = {path: completed(path, text) for path, text in sorted(texts.items())}
+    return {**files, ROOT / "docs" / "config.md": reference()}
+
+
+def created(group: str, name: str) -> str:
+    """The first lines of a new file."""
+    typed = f"defaults:\n  - schema/{name}@_here_\n  - _self_\n\n"
+    if group == "data":
+        own = sources()[name].config_class is not Config.__dataclass_fields__["data"].type
+        return f"#\n{typed if own else ''}name: {name}\nsource: {name}\n"
+    return f"#\n{typed}"
+
+
+def completed(path: Path, text: str) -> str:
+    """A file with every key of its section, and with the first line of its module's docstring where it has one."""
+    given = yaml.safe_load(text) or {}
+    lines = text.splitlines()
+    start = next((place for place, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    header, body = lines[:start], lines[start:]
+    section, module = _typed(path, given)
+    if module is not None:
+        header = [f"# {summary(module).removesuffix('.')}"]
+    return "\n".join([*header, "", *_section(section, body, ""), ""])
+
+
+def _typed(path: Path, given: dict[str, Any]) -> tuple[type, Any]:
+    """The class that types a file, and the module whose docstring is its header."""
+    group, name = path.parent.name, path.stem
+    if path.parent == CONF:
+        return {"config": Config, "eval": TournamentConfig}[name], None
+    if group == "data":
+        source = sources()[given["source"]]
+        return source.config_class, _module(source) if name == given["source"] else None
+    if group in ("algo", "preference"):
+        registered: Any = {"algo": algorithms, "preference": preferences}[group]()
+        schema = next(entry for entry in given["defaults"] if entry.startswith("schema/"))
+        kind = registered[schema.removeprefix("schema/").removesuffix("@_here_")].config_class
+        return kind, _module(registered[name]) if name in registered else None
+    return Config.__dataclass_fields__[group].type, None
+
+
+def _section(section: type, lines: Sequence[str], indent: str) -> Iterator[str]:
+    """The lines of a section: what is given, each with its meaning, then every other key with its default."""
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} if section in (Config, TournamentConfig) else ()
+    missing = {key.name: key for key in keys(section) if key.name not in groups}
+    for name, comments, block in _blocks(lines, indent):
+        key = missing.pop(name, None)
+        yield from comments if key is None else _meaning(key, indent)
+        if key is not None and key.section and len(block) > 1:
+            yield block[0]
+            yield from _section(key.section, block[1:], f"{indent}  ")
+        else:
+            yield from block
+    if missing:
+        yield from [] if indent else [""]
+        yield f"{indent}{DEFAULTS}"
+        yield from _defaults(missing.values(), indent)
+
+
+def _blocks(lines: Sequence[str], indent: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(key, the comments above it, its lines) for the keys of one level, up to the defaults."""
+    comments: list[str] = []
+    block: list[str] = []
+    for line in [*lines, f"{indent}{DEFAULTS}"]:
+        if not line:
+            continue
+        if block and not line.startswith(f"{indent} "):
+            yield block[0].partition(":")[0].strip(), comments, block
+            comments, block = [], []
+        if line == f"{indent}{DEFAULTS}":
+            return
+        if line.startswith(f"{indent}#"):
+            comments.append(line)
+        else:
+            block.append(line)
+
+
+def _defaults(missing: Iterable[Key], indent: str) -> Iterator[str]:
+    for key in missing:
+        yield from _meaning(key, indent)
+        if key.section and key.default is not None:
+            yield f"{indent}{key.name}:"
+            yield from _defaults(keys(key.section), f"{indent}  ")
+        else:
+            yield from textwrap.indent(_yaml({key.name: key.default}), indent).splitlines()
+
+
+def _meaning(key: Key, indent: str) -> list[str]:
+    choices = f" One of {', '.join(key.choices)}." if key.choices else ""
+    text = f"{indent}# {key.meaning}{choices}"
+    return textwrap.wrap(text, WIDTH, subsequent_indent=f"{indent}# ", break_on_hyphens=False, break_long_words=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, enumerations by name."""
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else "")
+)
+_Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
+_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.name))
+
+
+def _yaml(value: Any) -> str:
+    return yaml.dump(value, Dumper=_Dumper, allow_unicode=True, width=1 << 20, sort_keys=False)
+
+
+def reference() -> str:
+    """docs/config.md: every key with its type, default, meaning and choices."""
+    groups: dict[str, Any] = {"algo": algorithms(), "preference": preferences()}
+    parts = [
+        INTRODUCTION,
+        _table("Every run", [key for key in keys(Config) if not key.section and key.name not in groups]),
+    ]
+    for key in keys(Config):
+        if key.section:
+            choices = ", ".join(f"`{path.stem}`" for path in sorted((CONF / key.name).glob("*.yaml")))
+            about = f"{summary(key.section)} Choices: {choices}." if choices else summary(key.section)
+            parts.append(_table(f"`{key.name}`", keys(key.section), f"{key.name}.", about))
+        for name, kind in sorted(groups.get(key.name, {}).items()):
+            heading = f"`{key.name}={name}`"
+            parts.append(_table(heading, keys(kind.config_class), f"{key.name}.", summary(_module(kind))))
+    for name, source in sorted(sources().items()):
+        if source.config_class is not Config.__dataclass_fields__["data"].type:
+            parts.append(_table(f"`data={name}`", keys(source.config_class), "data.", summary(_module(source))))
+    known = {key.name for key in keys(Config)} - {"seed"}
+    own = [key for key in keys(TournamentConfig) if key.name not in known]
+    parts.append(_table("`alignrun eval`", own, "", summary(TournamentConfig)))
+    return "\n\n".join(parts) + "\n"
+
+
+INTRODUCTION = """\
+# Every key of the configuration
+
+Written by `make configs` from the dataclasses that type the configuration. `alignrun KEY=VALUE` sets a key and
+`alignrun GROUP=CHOICE` chooses a group; `alignrun ls` lists the choices, and the file of each under
+`conf/` shows its values. `???` must be given, and `null` stands for no value."""
+
+
+def _table(heading: str, listed: Iterable[Key], prefix: str = "", about: str = "") -> str:
+    lines = [
+        f"## {heading}",
+        "",
+        *([about, ""] if about else []),
+        "| Key | Type | Default | Meaning |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *_rows(listed, prefix)])
+
+
+def _rows(listed: Iterable[Key], prefix: str) -> Iterator[str]:
+    for key in listed:
+        if key.section and key.default is not None:
+            yield from _rows(keys(key.section), f"{prefix}{key.name}.")
+            continue
+        default = _yaml({key.name: key.default}).partition(": ")[2].strip()
+        shown = "a text of several lines" if "\n" in default else f"`{default}`"
+        choices = "; ".join(
+            f"`{name}`: {text.removesuffix('.')}" if text else f"`{name}`" for name, text in key.choices.items()
+        )
+        cells = [f"`{prefix}{key.name}`", key.type_name, shown, f"{key.meaning} {choices}".strip()]
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _module(registered: Any) -> Any:
+    """The module of an algorithm's class, or of the function that makes a preference or reads a source."""
+    kind = registered if isinstance(registered, type) else getattr(registered, "build", None) or registered.read
+    return sys.modules[kind.__module__]
+
+
+if __name__ == "__main__":
+    for path, text in rendered().items():
+        path.write_text(text, encoding="utf-8")

@@ -1,0 +1,139 @@
+"""The rows of a source as examples: parsed, held out, and bad ones refused or left out."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from alignrun.config import BadRows, ColumnsConfig, DataConfig, TooLong
+from alignrun.data.columns import Wanted, unread_columns
+from alignrun.data.overlap import Seen
+from alignrun.data.plain import row_reader
+from alignrun.data.sources import SOURCES, check_source
+from alignrun.data.sources.base import Rows
+from alignrun.data.store import Examples, Record, record_of
+from alignrun.data.values import BadRowError, LargeRowError
+from alignrun.errors import InputError
+from alignrun.security.text import counted
+from alignrun.types import Example, prompt_text
+
+_NAMED = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The two sides of a data set, each in the order of the source."""
+
+    train: Examples
+    heldout: Examples
+    skipped: int
+    """Bad rows left out."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about them, in lines."""
+
+
+def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
+    """The examples to train on and the held-out ones, with the `wanted` columns of their rows.
+
+    Held out are the rows of `eval_path` or `eval_split`; without one, a share `eval_fraction` of the rows, picked by
+    a hash of the prompt, so that the choice depends on no seed and no order and equal prompts stay together. Inline
+    prompts and the pairs of a game serve as both. `eval_size` keeps the first of them. Each row is read once, and
+    checked. Raises InputError for whatever cannot be loaded, and for a bad row unless those are skipped.
+    """
+    check_source(config)
+    source = SOURCES[config.source]
+    rows = source.read(config)
+    reading, seen = _Reading(config, wanted), Seen()
+    train, heldout = Examples(), Examples()
+    held = 0
+    share = config.eval_fraction if rows.heldout is None and not source.shared else 0.0
+
+    def hold_out(record: Record) -> None:
+        nonlocal held
+        held += 1
+        if config.eval_size is None or held <= config.eval_size:
+            heldout.add(record)
+
+    for record in reading.records(rows.train):
+        text = prompt_text(record[0])
+        if share and _position(text) < share:
+            hold_out(record)
+        else:
+            train.add(record)
+            seen.add(text)
+    if source.shared:
+        heldout = Examples(train[: config.eval_size])
+        return Loaded(train, heldout, reading.skipped, _left_over(len(train), len(heldout)))
+    for record in reading.records(rows.heldout or ()):
+        hold_out(record)
+    if not train or not heldout:
+        raise _one_sided(config, len(train) + held, "hold out" if train else "train on")
+    notes = [*_unread(reading.names, config.columns, wanted), *_left_over(held, len(heldout)), *seen.notes(heldout)]
+    return Loaded(train, heldout, reading.skipped, tuple(notes))
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Checks rows, and remembers what a user should know about all of them."""
+
+    config: DataConfig
+    wanted: Wanted
+    skipped: int = 0
+    names: set[str] = field(default_factory=set)
+    """The columns that rows had."""
+
+    def records(self, rows: Rows) -> Iterator[Record]:
+        """The examples of the rows. Raises InputError for a bad row unless those are skipped, and if none is left."""
+        read = row_reader(self.config.columns, self.wanted)
+        good, first_bad = False, ""
+        for origin, row in rows:
+            try:
+                if isinstance(row, BadRowError):
+                    raise row
+                if isinstance(row, Example):
+                    record = record_of(row)
+                else:
+                    self.names.update(row)
+                    record = read(row, origin)
+            except (InputError, RecursionError) as error:
+                bad = self._leave_out(error, origin)
+                first_bad = first_bad or bad
+            else:
+                good = True
+                yield record
+        if first_bad and not good:
+            raise InputError(f"data: none of the {counted(self.skipped, 'row')} can be used; the first: {first_bad}")
+
+    def _leave_out(self, error: InputError | RecursionError, origin: str) -> str:
+        """What is wrong with a row. Raises InputError unless such rows are skipped."""
+        shown = str(error) if isinstance(error, InputError) else f"data: {origin} is nested too deeply"
+        large = isinstance(error, LargeRowError)
+        if self.config.too_long is TooLong.error if large else self.config.bad_rows is BadRows.error:
+            key = "too_long" if large else "bad_rows"
+            raise InputError(f"{shown}; data.{key}=skip leaves such rows out") from error
+        self.skipped += 1
+        return shown.removeprefix("data: ")
+
+
+def _unread(names: Iterable[str], columns: ColumnsConfig, wanted: Wanted) -> list[str]:
+    unread = [] if wanted is None else [name for name in unread_columns(names, columns) if name not in wanted]
+    more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+    return [f"columns that are not read: {', '.join(unread[:_NAMED])}{more}"] if unread else []
+
+
+def _left_over(held: int, used: int) -> tuple[str, ...]:
+    """What to know where not all held-out rows are evaluated on."""
+    change = "data.eval_size=null takes all, and a smaller data.eval_fraction leaves more to train on"
+    return (f"{used} of {held} held-out rows are evaluated on: {change}",) if used < held else ()
+
+
+def _one_sided(config: DataConfig, rows: int, which: str) -> InputError:
+    named = "data.eval_split" if "eval_split" in SOURCES[config.source].reads else "data.eval_path"
+    return InputError(
+        f"data: {config.path} leaves no row to {which} (rows: {rows}, data.eval_fraction: "
+        f"{config.eval_fraction}); add rows, change the fraction, or name held-out rows with {named}=..."
+    )
+
+
+def _position(text: str) -> float:
+    """A number in [0, 1) that is fixed by the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48

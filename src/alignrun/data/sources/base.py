@@ -1,0 +1,93 @@
+"""What a data source is: a function from the configuration to rows, in a file of its own, found by its name."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from alignrun.config import DataConfig, require
+from alignrun.config.registry import import_modules
+from alignrun.data.values import BadRowError, Row
+from alignrun.errors import InputError
+from alignrun.types import Example
+
+Rows = Iterable[tuple[str, Row | BadRowError | Example]]
+"""Each with its origin, as `name.jsonl:12`, and in place of one that cannot be used the error that says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The two sides of a data set, read as they are taken."""
+
+    train: Rows
+    heldout: Rows | None = None
+    """None where the source keeps none apart: a share of the rows is held out."""
+
+
+Read = TypeVar("Read", bound=Callable[[Any], Split])
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows come from."""
+
+    read: Callable[[Any], Split]
+    config_class: type[DataConfig]
+    """The dataclass that types its YAML."""
+    reads: frozenset[str]
+    """The keys of DataConfig that say where the rows are, as far as this source takes them."""
+    needs: str
+    """The one of them that must be given; empty where none must."""
+    shared: bool
+    """Whether all rows are both trained on and evaluated on."""
+
+
+SOURCES: dict[str, Source] = {}
+
+
+def source(
+    name: str,
+    config_class: type[DataConfig] = DataConfig,
+    *,
+    reads: Iterable[str] = (),
+    needs: str = "",
+    shared: bool = False,
+) -> Callable[[Read], Read]:
+    """Register a function that reads rows, under the name that `data.source` gives.
+
+    Args:
+        name: of the source.
+        config_class: a dataclass that extends DataConfig, for a source with keys of its own.
+        reads: the keys of DataConfig by which only some sources are located, as far as this one takes them.
+        needs: the one of them that must be given.
+        shared: whether all rows are both trained on and evaluated on.
+    """
+
+    def register(read: Read) -> Read:
+        SOURCES[name] = Source(read, config_class, frozenset(reads), needs, shared)
+        return read
+
+    return register
+
+
+def discover() -> dict[str, Source]:
+    """Import every module of this package, so that a new file is a source without further wiring."""
+    import_modules("alignrun.data.sources")
+    return SOURCES
+
+
+def check_source(config: DataConfig) -> None:
+    """Refuse a source that does not exist, and keys that it does not take or that it lacks. Raises InputError."""
+    known = discover()
+    if config.source not in known:
+        raise InputError(f"config: data.source={config.source} is unknown: choose from {', '.join(sorted(known))}")
+    own = known[config.source]
+    if not isinstance(config, own.config_class):
+        raise InputError("config: data.source cannot be changed by itself: write data=NAME")
+    defaults = DataConfig(name=config.name)
+    for name in sorted({name for one in known.values() for name in one.reads} - own.reads):
+        owners = " or ".join(f"data={owner}" for owner, one in known.items() if name in one.reads)
+        given = getattr(config, name) != getattr(defaults, name)
+        require(not given, f"data.{name}", f"is not valid with data={config.name}: choose {owners}")
+    if own.needs:
+        given = bool(getattr(config, own.needs))
+        require(given, f"data.{own.needs}", f"is missing: data={config.name} needs it, as in data.{own.needs}=...")

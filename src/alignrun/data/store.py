@@ -1,0 +1,140 @@
+"""Examples in a file that nobody else sees, of which memory holds the places: a data set may be larger than memory."""
+
+import hashlib
+import io
+import marshal
+import os
+import tempfile
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from enum import IntEnum
+from operator import attrgetter
+from typing import IO, Any, overload
+
+from alignrun.data.values import BadRowError
+from alignrun.errors import RunError, one_line
+from alignrun.types import Example
+
+Record = tuple[Any, ...]
+"""The fields of an example in their order, without those at the end that have their defaults."""
+_DEFAULTS: Record = tuple(each.default for each in fields(Example))
+_VALUES = attrgetter(*(each.name for each in fields(Example)))
+_FORM = 2
+"""The version of Python's marshal format. Later ones write the same value in several ways."""
+_HELD = 1 << 24
+"""Bytes that stay in memory, as all of a small data set does."""
+
+
+class Kind(IntEnum):
+    """What can be learned from an example; each kind can replace those before it."""
+
+    prompt = 0
+    demonstration = 1
+    tie = 2
+    pair = 3
+
+
+def record_of(example: Example) -> Record:
+    """The example as a record."""
+    values: Record = _VALUES(example)
+    length = len(values)
+    while length > 2 and values[length - 1] == _DEFAULTS[length - 1]:
+        length -= 1
+    return values[:length]
+
+
+def kind_of(record: Record) -> Kind:
+    """What a record holds."""
+    _, _, chosen, rejected, label, *_ = (*record, *_DEFAULTS[len(record) :])
+    if chosen is None or rejected is None:
+        return Kind.prompt if chosen is None else Kind.demonstration
+    return Kind.tie if label == 0.5 else Kind.pair
+
+
+def kinds_of(examples: Sequence[Example]) -> Sequence[int]:
+    """The kind of each example; of those that know it without reading one."""
+    known: Sequence[int] | None = getattr(examples, "kinds", None)
+    return [kind_of(record_of(example)) for example in examples] if known is None else known
+
+
+def first_below(examples: Sequence[Example], kind: Kind) -> Example | None:
+    """The first example that holds less than `kind`."""
+    kinds = kinds_of(examples)
+    return next((examples[place] for place, found in enumerate(kinds) if found < kind), None)
+
+
+class Examples(Sequence[Example]):
+    """Examples in the order in which they were added."""
+
+    def __init__(self, examples: Iterable[Example] = ()) -> None:
+        self.kinds = bytearray()
+        """The `Kind` of each."""
+        self._ends = array("Q", [0])
+        self._held = bytearray()
+        self._file: IO[bytes] | None = None
+        self._written = 0
+        self._digest = hashlib.sha256()
+        for example in examples:
+            self.add(record_of(example))
+
+    def add(self, record: Record) -> None:
+        """Put an example behind the others.
+
+        Raises BadRowError for values that are no JSON, and RunError where the disk is full.
+        """
+        prompt, origin, *rest = record
+        try:
+            content = marshal.dumps((prompt, *rest), _FORM)
+        except ValueError as error:
+            raise BadRowError(
+                f"data: {origin} holds a value that is no text, number, list or object, or is nested too deeply"
+            ) from error
+        self._digest.update(content)
+        self._held += content
+        self._held += origin.encode("utf-8", "surrogatepass")
+        self._ends.append(self._written + len(self._held))
+        self.kinds.append(kind_of(record))
+        if len(self._held) > _HELD:
+            self._write()
+
+    @property
+    def digest(self) -> str:
+        """A digest of the examples in their order, kept columns included, wherever they were read from."""
+        return self._digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Example]: ...
+    def __getitem__(self, place: int | slice) -> Example | list[Example]:
+        if isinstance(place, slice):
+            return [self._at(row) for row in range(len(self))[place]]
+        return self._at(range(len(self))[place])
+
+    def _at(self, row: int) -> Example:
+        start, end = self._ends[row], self._ends[row + 1]
+        if self._file is None or start >= self._written:
+            content = self._held[start - self._written : end - self._written]
+        else:
+            content = bytearray(os.pread(self._file.fileno(), end - start, start))
+        stream = io.BytesIO(content)
+        prompt, *rest = marshal.load(stream)
+        return Example(prompt, stream.read().decode("utf-8", "surrogatepass"), *rest)
+
+    def _write(self) -> None:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the examples
+            self._file.write(self._held)
+            self._file.flush()
+        except OSError as error:
+            raise RunError(
+                f"data: {tempfile.gettempdir()} cannot hold a copy of the rows ({one_line(error)}); set TMPDIR to a "
+                "folder with more space"
+            ) from error
+        self._written += len(self._held)
+        self._held.clear()

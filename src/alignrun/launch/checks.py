@@ -1,0 +1,66 @@
+"""What a configuration can be refused for before a model or a data set is loaded."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from alignrun import distributed, preferences
+from alignrun.algorithms.base import Algorithm, discover
+from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSource, ReferenceKind
+from alignrun.errors import InputError
+from alignrun.models.adapters import quantization
+from alignrun.models.backbone import check_split
+from alignrun.models.device import resolve
+
+Registered = TypeVar("Registered", type[Algorithm], preferences.Kind)
+
+
+def check(config: Config) -> None:
+    """Everything about a configuration that can be refused before a model or a data set is loaded.
+
+    Raises:
+        InputError: settings that contradict each other, or hardware that is not here.
+    """
+    kind = _chosen("algo", config.algo, discover())
+    preference = _chosen("preference", config.preference, preferences.discover())
+    kind.check(config)
+    preference.check(config.preference)
+    if config.optim.warmup_steps > config.train.steps:
+        raise InputError(
+            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
+        )
+    if config.model.source is ModelSource.game:
+        if config.preference.name != "matrix":
+            raise InputError("config: model=game plays a matrix game: choose preference=matrix")
+        if config.generation.max_new_tokens != 1:
+            raise InputError("config: model=game plays one action, of one token: set generation.max_new_tokens=1")
+    plain = AdapterConfig(name=config.adapter.name)
+    copied = "reference=adapter" if config.reference.name is ReferenceKind.adapter else "algo.opponent"
+    if (copied == "reference=adapter" or kind.opponent(config)) and config.adapter != plain:
+        raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
+    if config.generation.engine is Engine.server and config.adapter.name is AdapterKind.none:
+        raise InputError(
+            "config: generation.engine=server is given an adapter at every step: use adapter=lora or qlora"
+        )
+    resolved = resolve(config.model, config.adapter)
+    check_split(config.adapter)
+    if distributed.sharded() and config.model.cuda_graphs is True and resolved.device.type == "cuda":
+        raise InputError(
+            "config: model.cuda_graphs=true records no base that is split by --use_fsdp: set it to auto or false"
+        )
+    if config.adapter.name is AdapterKind.qlora:
+        if config.model.source in (ModelSource.random, ModelSource.game):
+            raise InputError(
+                f"config: adapter=qlora is for real models, not model={config.model.name}: use adapter=lora"
+            )
+        quantization(config.adapter, resolved.device, resolved.dtype)
+
+
+def _chosen(group: str, section: Any, registered: Mapping[str, Registered]) -> Registered:
+    """What is registered under a section's name. Raises InputError where the section is not typed by it."""
+    kind = registered.get(section.name)
+    if kind is None:
+        known = ", ".join(sorted(registered))
+        raise InputError(f"config: {group}.name={section.name} is unknown: write {group}=NAME, of {known}")
+    if not isinstance(section, kind.config_class):
+        raise InputError(f"config: {group}.name cannot be changed by itself: write {group}={section.name}")
+    return kind

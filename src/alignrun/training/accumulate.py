@@ -1,0 +1,135 @@
+"""The gradient of a batch, by micro-batches: exactly that of one large batch, on one process or many."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignrun import distributed
+from alignrun.algorithms.base import Algorithm
+from alignrun.algorithms.common.batches import count, rows
+from alignrun.data.trimming import trim
+from alignrun.models.device import batch_to, release_memory
+from alignrun.security.text import counted
+
+SEQUENCES, TARGETS = "sequences", "targets"
+"""What sums of a step are divided by, next to the sums."""
+
+
+class Accumulator:
+    """Leaves the clipped gradient of a batch in the weights.
+
+    Args:
+        algorithm: gives the loss of a micro-batch.
+        weights: what is trained.
+        device: where the weights are.
+        micro_batch_size: prompts at a time; None takes all that this process has.
+        max_grad_norm: the norm to which gradients are clipped; 0 clips nothing.
+        note: reports that memory ran out and micro-batches became smaller.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        weights: list[nn.Parameter],
+        device: torch.device,
+        micro_batch_size: int | None,
+        max_grad_norm: float,
+        note: Callable[[str], None],
+    ) -> None:
+        self._algorithm, self._weights, self._device = algorithm, weights, device
+        self._micro_batch_size, self._note = micro_batch_size, note
+        self._max_grad_norm = max_grad_norm or math.inf
+
+    def __call__(self, batch: Any) -> tuple[list[str], Tensor]:
+        """Leave the clipped gradient of a batch in the weights, without waiting for the device.
+
+        Where that takes more memory than there is, it starts again with micro-batches of half the size, which then
+        stays: the gradient is the same. Processes that pass through one base in step cannot do that.
+
+        Returns:
+            What was measured, and its sums on the device, float64, with two more numbers behind them: the gradient's
+            norm before clipping, and the count by which sums and gradient are divided.
+        """
+        sums, by_sequence = self._passes_that_fit(batch)
+        totals = distributed.all_reduce_sum(torch.stack(list(sums.values())))
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        distributed.all_reduce_sum_each(gradients)
+        # One division by the global count, whatever the micro-batches were: exactly the gradient of one large batch.
+        torch._foreach_div_(gradients, totals[-1])
+        norm = torch.nn.utils.clip_grad_norm_(self._weights, self._max_grad_norm)
+        # Everything that was measured is divided by the targets.
+        totals[:by_sequence] *= totals[-1] / totals[-2]
+        names = [name for name in sums if name not in (SEQUENCES, TARGETS)]
+        return names, torch.cat([totals[:-2], norm.double()[None], totals[-1:]])
+
+    def _passes_that_fit(self, batch: Any) -> tuple[dict[str, Tensor], int]:
+        while True:
+            largest = len(distributed.share(count(batch)))
+            size = min(self._micro_batch_size or largest, largest)
+            try:
+                return self._passes(batch, size)
+            except torch.OutOfMemoryError:
+                if size == 1 or distributed.sharded():
+                    raise
+            # Out of the handler, whose traceback holds what the pass held.
+            self._micro_batch_size = (size + 1) // 2
+            release_memory()
+            self._note(
+                f"out of memory with micro-batches of {counted(size, 'prompt')}: continuing with "
+                f"{self._micro_batch_size}, which changes no gradient "
+                f"(train.micro_batch_size={self._micro_batch_size} saves the attempt)"
+            )
+
+    def _passes(self, batch: Any, size: int) -> tuple[dict[str, Tensor], int]:
+        """Leave the sum of the gradients of this process's rows in the weights.
+
+        Returns:
+            Sums on the device, float64: of what was measured, the first of them by sequences and the others by targets;
+            then the numbers of sequences and of targets. And how many are by sequences.
+        """
+        self._clear()
+        sums: dict[str, Tensor] = {}
+        targets: int | Tensor = 0
+        sequences = by_sequence = 0
+        for micro, counts in micro_batches(batch, size):
+            before = [weight.grad for weight in self._weights]
+            if not counts:
+                self._clear()
+            # What no sampling has put on the device goes there in the smallest form that it has.
+            loss = self._algorithm.loss(batch_to(trim(micro), self._device))
+            loss.total.backward()
+            if not counts:
+                for weight, gradient in zip(self._weights, before, strict=True):
+                    unused = None if weight.grad is None else torch.zeros_like(weight)
+                    weight.grad = unused if gradient is None else gradient
+            targets, sequences = targets + counts * loss.targets, sequences + counts * loss.sequences
+            by_sequence = len(loss.per_sequence)
+            measured = {**loss.per_sequence, **loss.metrics, "loss": loss.total.detach(), "tokens": loss.tokens}
+            for name, value in measured.items():
+                sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
+        for name, number in ((SEQUENCES, sequences), (TARGETS, targets)):
+            sums[name] = torch.as_tensor(number, dtype=torch.float64, device=self._device)
+        return sums, by_sequence
+
+    def _clear(self) -> None:
+        for weight in self._weights:
+            weight.grad = None
+
+
+def micro_batches(batch: Any, size: int) -> Iterator[tuple[Any, bool]]:
+    """This process's rows of the batch, at most `size` at a time, and whether they count.
+
+    Processes that pass through one base in step must all take as many passes, and every one must know what is measured:
+    where its rows do not suffice, a process gets one again that does not count.
+    """
+    mine = distributed.share(count(batch))
+    own = distributed.owned_rows(count(batch))
+    for start in range(0, own, size):
+        stop = min(start + size, own)
+        yield rows(batch, slice(mine[start], mine[stop - 1] + 1)), True
+    taken, wanted = -(-own // size), -(-len(mine) // size) if distributed.sharded() else 1
+    for _ in range(taken, wanted):
+        yield rows(batch, slice(mine[-1], mine[-1] + 1)), False

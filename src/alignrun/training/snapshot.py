@@ -1,0 +1,26 @@
+"""Weights and optimiser state as they were, to return to after a half-step."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from alignrun.training.optim import flatten_optimizer, restore_optimizer
+
+
+@contextmanager
+def undone(weights: Mapping[str, nn.Parameter], optimizer: Optimizer) -> Iterator[None]:
+    """After the context, weights and optimiser state are bit for bit what they were before it."""
+    names = list(weights)
+    tensors, settings = flatten_optimizer(optimizer, names)
+    moments = {name: value.clone() for name, value in tensors.items()}
+    before = [weight.detach().clone() for weight in weights.values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights.values(), before, strict=True):
+                weight.copy_(value)
+        restore_optimizer(optimizer, names, moments, settings)

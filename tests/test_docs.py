@@ -1,0 +1,62 @@
+"""Documents that name files, anchors, versions and shapes keep to what is there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alignrun import __version__
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", document.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = FENCED.sub("", document.read_text("utf-8"))
+    for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        file = (document.parent / name).resolve() if name else document
+        assert file.exists(), f"{document.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{document.name}: {target}"
+    for name in re.findall(r"\bdocs/[a-z_]+\.md\b", text):
+        assert (ROOT / name).exists(), f"{document.name}: {name}"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert cited["version"] == __version__
+    assert {"cff-version", "message", "title", "authors", "license"} <= cited.keys()
+
+
+def test_ci_calls_the_commands_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert "make test" in commands
+    for command in commands:
+        assert command.split()[0] == "make"
+        assert command.split()[1] in targets, command
+
+
+def test_public_tensor_functions_have_a_shape_legend() -> None:
+    source = ROOT / "src" / "alignrun"
+    files = [*(source / "objectives").glob("*.py"), *source.glob("games*.py"), *(source / "games").glob("*.py")]
+    without = []
+    for file in files:
+        for node in ast.parse(file.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns is not None:
+                legend = re.search(r"\[[^\]]*\]|[Ss]calar|Any shape", ast.get_docstring(node) or "")
+                if re.search(r"\bTensor\b", ast.unparse(node.returns)) and legend is None:
+                    without.append(f"{file.stem}.{node.name}")
+    assert files
+    assert not without
