@@ -1,4 +1,4 @@
-"""A published reward model, any sequence classifier, or a run of algo=reward_model: preference.path=HUB_ID_OR_FOLDER."""
+"""A published reward model (a sequence classifier) or a run of algo=reward_model: preference.path=HUB_ID_OR_FOLDER."""
 
 from collections.abc import Sequence
 from dataclasses import field, fields
