@@ -2,13 +2,17 @@
 
 import itertools
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import load_policy, refused_smoke
+from safetensors.torch import save_file
 
 from alignrun import cli
+from alignrun.errors import InputError
 from alignrun.launch.build import build_preference
 from alignrun.launch.compose import compose
 from alignrun.models.scorer import Scorer
@@ -89,6 +93,17 @@ def test_k_completions_cost_k_passes(run: Path, monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(table + table.T, torch.ones(4, 4), rtol=0, atol=2**-23)
     assert torch.equal(table.diagonal(), torch.full((4,), 0.5))
     assert all(table[one, (one + 1) % 4] > 0.9 for one in range(4))
+
+
+@pytest.mark.parametrize("shape", [(64,), (3, 64), (0, 64), (4, 5), (2, 4, 64)])
+def test_a_head_of_another_shape_is_refused(run: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(run / "adapter", copy)
+    save_file({"head.weight": torch.ones(shape)}, copy / "head.safetensors")
+    policy, _ = load_policy()
+    section = compose(["experiment=smoke", "preference=learned", f"preference.path={copy}"]).preference
+    with pytest.raises(InputError, match=re.escape(f"holds a head of shape {list(shape)}")):
+        build_preference(section, policy.backbone)
 
 
 def test_bad_settings_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,9 @@ class Scorer:
         except (OSError, KeyError, SafetensorError) as error:
             raise InputError(f"{key}: {folder / HEAD_FILE} cannot be read ({one_line(error, 120)})") from None
         size = backbone.model.config.get_text_config().hidden_size
-        if weight.shape != (size,):
+        rows = weight.shape[:-1]
+        whole = len(rows) == 1 and rows[0] > 0 and rows[0] % 2 == 0 if card.kind == "embedding" else rows == ()
+        if weight.shape[-1:] != (size,) or not whole:
             raise InputError(
                 f"{key}: {folder / HEAD_FILE} holds a head of shape {list(weight.shape)}, and this base has hidden "
                 f"states of size {size}: name a finished run"
