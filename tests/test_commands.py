@@ -47,6 +47,9 @@ def test_every_choice_composes(override: str) -> None:
         "preference=function": ["preference.function=a:b"],
         "preference=learned": ["preference.path=some/run"],
         "preference=bradley_terry": ["preference.path=some/run"],
+        "preference=reward_model": ["preference.path=some/model"],
+        "preference=pair_model": ["preference.path=some/model"],
+        "preference=general_preference": ["preference.path=some/model"],
         "preference=judge": ["preference.url=http://localhost/v1", "preference.model=m"],
     }
     compose.compose([override, *needed.get(override, [])])
