@@ -36,7 +36,7 @@ def train(config: Config, overrides: Sequence[str], console: Console) -> int:
     """Train a configuration from the first step to the last; returns the exit code.
 
     Raises:
-        AlignrunError: bad input, or a run that could not go on.
+        AlignrunError: bad input, or a run that cannot continue.
     """
     config = compose.anchored(config)
     with job(config, console) as console, contextlib.ExitStack() as stack:
@@ -107,7 +107,7 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
     Its gain on held-out prompts is a lower bound on the exploitability of the run's policy.
 
     Raises:
-        AlignrunError: bad input, or a run that could not go on.
+        AlignrunError: bad input, or a run that cannot continue.
     """
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)

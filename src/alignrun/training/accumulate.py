@@ -25,7 +25,7 @@ class Accumulator:
         algorithm: computes the loss of a micro-batch.
         weights: the trained weights.
         device: where the weights are.
-        micro_batch_size: prompts per micro-batch; None takes all of this process's prompts at once.
+        micro_batch_size: prompts per micro-batch; None takes all of this process's prompts.
         max_grad_norm: the norm to which gradients are clipped; 0 disables clipping.
         note: prints that memory ran out and micro-batches became smaller.
     """
