@@ -41,7 +41,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["dpo"], "write alignrun algo=dpo key=value"),
         ([SMOKE, "plan"], "must come first: alignrun plan experiment=smoke"),
         (["-m", "eval", "runs=[A,B]"], "-m is only for runs"),
-        (["eval", "-m", "runs=[A,B]"], "alignrun eval: -m sweeps runs"),
+        (["eval", "-m", "runs=[A,B]"], "alignrun eval: -m is for sweeps of runs"),
         (["model", "llama-8b"], "did you mean model=llama-8b?"),
         (["lr", "1e-4"], "did you mean optim.learning_rate=1e-4?"),
         (["seed:1"], "did you mean seed=1?"),
