@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from alignrun import distributed
 from alignrun.algorithms.base import (
-    ALGORITHMS,
     Algorithm,
     FeedbackTools,
     Measure,
     Tools,
     Trained,
+    discover,
     opponent_of,
 )
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
@@ -85,7 +85,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     # Check before `prepare`, where processes wait for each other.
     with distributed.raise_together(), memory_errors(config):
         check(config)
-        kind, judging = ALGORITHMS[config.algo.name], PREFERENCES[config.preference.name]
+        kind, judging = discover()[config.algo.name], PREFERENCES[config.preference.name]
         trains_policy = not issubclass(kind, FeedbackAlgorithm)
         preference = build_preference(config.preference) if trains_policy and not judging.on_base else None
         report(f"data: {config.data.name}")
@@ -140,7 +140,7 @@ def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy |
     Raises:
         InputError: the model, the adapter or the device is not available.
     """
-    kind = ALGORITHMS[config.algo.name]
+    kind = discover()[config.algo.name]
     if issubclass(kind, FeedbackAlgorithm):
         backbone = Backbone.load(config.model, config.adapter, tokenizer, config.seed)
         return Scorer.create(backbone, config.adapter, kind.card(config), kind.embedding_size(config.algo))
@@ -175,7 +175,7 @@ def describe_training(config: Config) -> Training:
 
 def trained_temperature(config: Config) -> float:
     """Temperature of the trained policy: that of sampling, or 1 if the algorithm learns from data alone."""
-    return config.generation.temperature if ALGORITHMS[config.algo.name].online else 1.0
+    return config.generation.temperature if discover()[config.algo.name].online else 1.0
 
 
 def make_encoding(config: Config) -> Encoding:
