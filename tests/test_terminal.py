@@ -118,9 +118,9 @@ def test_no_log_record_prints_a_traceback(capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(f"it failed (ValueError: the reason, {__file__}:")
     assert lines[1:] == [
-        "%d prompts of %s (with unfit arguments)",
-        "%s is odd (with unfit arguments)",
-        "NoText (with unfit arguments)",
+        "%d prompts of %s (with invalid arguments)",
+        "%s is odd (with invalid arguments)",
+        "NoText (with invalid arguments)",
         "into a closed stream",
     ]
 

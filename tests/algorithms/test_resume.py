@@ -114,7 +114,7 @@ def test_a_run_keeps_its_algorithm(tmp_path: Path, capsys: pytest.CaptureFixture
     assert train(run, "algo=self_play", "train.checkpoint_every=2", "train.keep_checkpoints=3") == 0
     before = files(run, 3)
     assert cli.main(["resume", str(run), "--step", "2", "algo=nash_ema"]) == 2
-    assert "a run that has begun keeps its algo" in capsys.readouterr().err
+    assert "the algo of a started run is fixed" in capsys.readouterr().err
     assert files(run, 3) == before
 
 
