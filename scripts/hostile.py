@@ -149,7 +149,7 @@ SCENARIOS: dict[str, tuple[Scenario, bool]] = {}
 
 
 def scenario(*, quick: bool) -> Callable[[Scenario], Scenario]:
-    """Enter a scenario; the quick ones end before anything is trained, and run as a test."""
+    """Enter a scenario; the quick ones, which train little or nothing, run as a test."""
 
     def enter(play: Scenario) -> Scenario:
         SCENARIOS[play.__name__.replace("_", " ")] = play, quick
@@ -633,7 +633,8 @@ def judge(command: Command, case: Case, found: Ended, before: Mapping[str, bytes
 def main() -> int:
     """Play all scenarios, or the quick ones, or those whose names hold a word; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a part that takes less than a minute")
+    measured = "measured on two cores: 101 commands in 47 s of CPU; each other scenario alone took 22 to 37 s"
+    parser.add_argument("--quick", action="store_true", help=f"what needs little training ({measured})")
     parser.add_argument("--only", default="", help="scenarios whose names hold this")
     given = parser.parse_args()
     chosen = {
