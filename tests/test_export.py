@@ -3,6 +3,8 @@
 import errno
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,21 @@ def test_an_export_has_the_prompts_the_temperature_and_a_card(
     for line in ('algorithm: "nash_md"', "temperature: 0.6", "step: 3", r'system_prompt: "Be \"kind\""'):
         assert line in card
     assert folder.stat().st_mode == run.stat().st_mode
+
+
+def test_a_run_is_found_by_a_process_that_has_imported_nothing_yet(tmp_path: Path) -> None:
+    """Algorithms and their classes included, which other tests have long imported."""
+    run = make_run(tmp_path / "run")
+    source = "import sys; from alignrun import cli; from alignrun.tournament.players import find_player"
+    source += "; print(find_player(sys.argv[1]).name); sys.exit(cli.main(['export', *sys.argv[1:]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(run), "--to", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("run\nadapter of step 3 written")
 
 
 def test_the_last_export_stays_where_the_next_one_fails(

@@ -499,7 +499,7 @@ def test_every_part_is_pinned(policy: Policy, tmp_path: Path) -> None:
         ]
     )
     quantised = SimpleNamespace(fingerprint="", model=policy.model, tokenizer=policy.tokenizer)
-    judge: Any = SimpleNamespace()
+    judge: Any = SimpleNamespace(reads_columns=False)
 
     def now(backbone: Any = quantised) -> Pins:
         return take_pins(

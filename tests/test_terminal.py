@@ -73,6 +73,7 @@ def guarded() -> Iterator[None]:
 def test_what_libraries_log_warn_of_and_raise_is_shown_too(capsys: pytest.CaptureFixture[str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("somebody")
+    logger.propagate = False  # handlers that other tests leave at the root are not what is tested
     logger.addHandler(handler)
     try:
         raise ValueError(EVIL)

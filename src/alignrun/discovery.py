@@ -52,6 +52,7 @@ def _is_choice(own: type) -> bool:
     return "name" in fields and isinstance(fields["name"].default, str)
 
 
+@cache
 def import_all(group: str) -> None:
     """Import every module of a group's package completely, so that its registrations take effect."""
     for name in _modules(group):

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from alignrun import distributed
 from alignrun.algorithms.base import (
-    ALGORITHMS,
     Algorithm,
     FeedbackTools,
     Measure,
     Tools,
     Trained,
+    discover,
     opponent_of,
 )
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
@@ -84,15 +85,17 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     # Check before `prepare`, where processes wait for each other.
     with distributed.raise_together(), memory_errors(config):
         check(config)
-        kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
+        kind, judging = discover()[config.algo.name], PREFERENCES[config.preference.name]
         trains_policy = not issubclass(kind, FeedbackAlgorithm)
-        preference = build_preference(config.preference) if trains_policy and not needs_base else None
+        preference = build_preference(config.preference) if trains_policy and not judging.on_base else None
         report(f"data: {config.data.name}")
-        loaded = load_examples(config.data)
+        loaded = load_examples(config.data, judging.columns(config.preference) if trains_policy else ())
         if loaded.skipped:
             report(f"data: skipped {counted(loaded.skipped, 'row')} that cannot be used")
         for note in loaded.notes:
             report(f"data: {note}")
+        if preference is not None:
+            preference.check(chain(loaded.train, loaded.heldout))
         report(f"model: {config.model.name}")
         encoding = make_encoding(config)
         lazily = encoding if kind.precomputes(config) else replace(encoding, drawn=report)
@@ -118,6 +121,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         policy = trained
         if preference is None:
             preference = build_preference(config.preference, policy.backbone)
+            preference.check(chain(loaded.train, loaded.heldout))
         pins = take_pins(config, loaded, policy.backbone, preference)
         algorithm = kind(config.algo, Tools(policy, preference, config))
         for note in algorithm.notes():
@@ -136,10 +140,10 @@ def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy |
     Raises:
         InputError: the model, the adapter or the device is not available.
     """
-    kind = ALGORITHMS[config.algo.name]
+    kind = discover()[config.algo.name]
     if issubclass(kind, FeedbackAlgorithm):
         backbone = Backbone.load(config.model, config.adapter, tokenizer, config.seed)
-        return Scorer.create(backbone, config.adapter, kind.card(config))
+        return Scorer.create(backbone, config.adapter, kind.card(config), kind.embedding_size(config.algo))
     ends = []
     with contextlib.suppress(InputError):  # without a template's own end token, sampling stops at the tokenizer's
         ends = [end_of_turn(tokenizer)]
@@ -171,7 +175,7 @@ def describe_training(config: Config) -> Training:
 
 def trained_temperature(config: Config) -> float:
     """Temperature of the trained policy: that of sampling, or 1 if the algorithm learns from data alone."""
-    return config.generation.temperature if ALGORITHMS[config.algo.name].online else 1.0
+    return config.generation.temperature if discover()[config.algo.name].online else 1.0
 
 
 def make_encoding(config: Config) -> Encoding:
@@ -201,7 +205,7 @@ def skipping(encoding: Encoding) -> Encoding:
 def build_preference(section: Any, backbone: Backbone | None = None) -> Preference:
     """Build the preference of a section; a learned one shares the backbone if it can."""
     kind = PREFERENCES[section.name]
-    made: Preference = kind.build(section, backbone) if kind.feedback else kind.build(section)
+    made: Preference = kind.build(section, backbone) if kind.on_base else kind.build(section)
     return made
 
 

@@ -10,7 +10,6 @@ from alignrun.errors import InputError
 from alignrun.models.adapters import quantization
 from alignrun.models.backbone import check_split
 from alignrun.models.device import resolve
-from alignrun.preferences.feedback_model import find_card
 
 Registered = TypeVar("Registered", type[Algorithm], preferences.Kind)
 
@@ -24,8 +23,7 @@ def check(config: Config) -> None:
     kind = _chosen("algo", config.algo, discover())
     preference = _chosen("preference", config.preference, preferences.discover())
     kind.check(config)
-    if preference.feedback:
-        find_card(config.preference.path, preference.feedback)
+    preference.check(config.preference)
     if config.optim.warmup_steps > config.train.steps:
         raise InputError(
             f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"

@@ -65,9 +65,12 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
         parts["reference"] = folder_digest(adapter_folder(str(config.reference.path)))
     if opponent := opponent_of(config):
         parts["opponent"] = folder_digest(adapter_folder(opponent))
-    if preference is not None and (kind := discover()[config.preference.name].feedback):
-        folder, card = find_card(str(config.preference.path), kind)
+    path = None if preference is None else getattr(config.preference, "path", None)
+    if path and (kind := discover()[config.preference.name].feedback):
+        folder, card = find_card(path, kind)
         parts["feedback model"] = _digest(folder_digest(folder), card.base, card.template)
+    elif path and Path(path).expanduser().is_dir():
+        parts["feedback model"] = folder_digest(adapter_folder(path))
     if isinstance(preference, MatrixPreference):
         parts["game"] = _digest(*map(str, preference.game.preferences.flatten().tolist()))
     parts["training data"] = loaded.train.digest

@@ -98,8 +98,9 @@ class RunDirectory:
     def open(cls, path: str | Path) -> "RunDirectory":
         """The run at `path`, for reading; call `lock` before writing. Raises InputError if there is none."""
         run = cls(path)
-        if run.config_file.is_file():
+        if os.path.lexists(run.config_file):
             run.refuse_links()
+        if run.config_file.is_file():
             return run
         if run.path.is_dir():
             problem = "is not a run: it has no config.yaml"
@@ -167,7 +168,7 @@ class RunDirectory:
 def _near_runs(path: Path) -> list[str]:
     """Names of runs next to `path` that resemble its name, the closest first."""
     try:
-        names = [config.parent.name for config in path.parent.glob("*/config.yaml")]
+        names = {config.parent.name for config in path.parent.glob("*/config.yaml")} - {path.name}
     except OSError:
         return []
     return difflib.get_close_matches(path.name, names, n=3)

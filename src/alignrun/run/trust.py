@@ -28,7 +28,10 @@ SIGNED = {
     "reference": ("path",),
     "algo": ("opponent",),
     "data": ("source", "path", "eval_path", "subset"),
-    "preference": ("name", "function", "path", "url", "key_variable", "cache", "extra"),
+    "preference": (
+        *("name", "function", "path", "url", "key_variable", "cache", "extra"),
+        *("revision", "trust_remote_code", "chat_template"),
+    ),
     "generation": ("engine", "server_url", "server_adapter_folder"),
     "tracker": ("mode", "project", "entity"),
 }
@@ -107,6 +110,11 @@ def _asks(section: str, values: Values) -> list[str]:
             if values.get("key_variable") not in (None, DEFAULT_KEY_VARIABLE) or (asks and values.get("key_variable")):
                 asks.append(f"send the key in {value('key_variable')}")
             return asks + ([f"write {value('cache')}"] if isinstance(values.get("cache"), str) else [])
+        case "preference" if name not in ("bradley_terry", "learned"):  # whose path is always a run
+            asks = [f"run code of the model ({value('trust_remote_code')})"] if values.get("trust_remote_code") else []
+            path = str(values.get("path") or "")
+            elsewhere = path and not _is_folder(path) and path not in _shipped_judges()
+            return asks + ([f"load a model from elsewhere ({value('path')})"] if elsewhere else [])
         case "generation" if values.get("engine") == "server":
             asks = [f"send texts, with a key, to {value('server_url')}"] if values.get("server_url") else []
             return asks + (
@@ -130,9 +138,13 @@ def _is_remote_model(values: Values) -> bool:
     source, path = values.get("source"), str(values.get("path") or "")
     if source not in ("hub", "package") or (source == "hub" and not path):
         return False
-    if source == "hub" and (path.startswith(("/", "./", "../", "~")) or Path(path).is_dir()):
+    if source == "hub" and _is_folder(path):
         return False
     return _place(values) not in _shipped_models()
+
+
+def _is_folder(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or Path(path).is_dir()
 
 
 def _place(values: Values) -> tuple[Any, ...]:
@@ -145,6 +157,13 @@ def _shipped_models() -> frozenset[tuple[Any, ...]]:
     files = (config_folder() / "model").glob("*.yaml")
     shipped = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
     return frozenset(_place({"source": "hub"} | model) for model in shipped if model.get("path") != "???")
+
+
+@cache
+def _shipped_judges() -> frozenset[str]:
+    """The models of `alignrun ls preference`."""
+    files = (config_folder() / "preference").glob("*.yaml")
+    return frozenset(str(yaml.safe_load(file.read_text(encoding="utf-8")).get("path")) for file in files)
 
 
 def is_own(values: Values, signature: str) -> bool:
