@@ -270,7 +270,7 @@ def test_preferences_that_misbehave(
     given = (*SMOKE, "preference.kind=preference", "train.steps=1")
     for name, expected in (
         ("wide", "returned a value outside [0, 1]"),
-        ("short", "returned 1 values for 256 prompts"),
+        ("short", "returned 1 value for 256 prompts"),
         ("broken", "failed: KeyError: 'no such\\nthing'"),
         ("unsure", "is not finite"),
     ):
