@@ -1,12 +1,12 @@
-"""Plays the stranger: hostile runs, models, data, servers and folders against every command, each for real.
+"""Run every command on hostile runs, models, data, servers and folders.
 
-    python scripts/hostile.py            # all of it, some minutes; --quick for a part of it
+    python scripts/hostile.py            # all of it, a few minutes; --quick for a part of it
 
-A run on the tiny model is made by another user. Its copies are then made hostile and opened by one whose environment
+Another user makes a run on the tiny model. Its copies are then made hostile and opened by a user whose environment
 holds secrets. A command has held if it ended in time, within its memory, with an expected exit code and at most one
-line of error, without a traceback or anything that a terminal obeys; if no file outside was read, made, changed or
-deleted, no code of others ran, no server was contacted that may not be, and the secrets stand nowhere. The exit code
-is 1 if anything did not hold.
+line of error, without a traceback or an escape sequence; and if no file outside was read, made, changed or deleted, no
+foreign code ran, no forbidden server was contacted, and the secrets were written nowhere. The exit code is 1 if
+anything did not hold.
 """
 
 import argparse
