@@ -47,7 +47,7 @@ class Accumulator:
         """Leave the clipped gradient of a batch in the weights, without waiting for the device.
 
         Where that takes more memory than there is, it starts again with micro-batches of half the size, which then
-        stays: the gradient is the same. Processes that pass through one base in step cannot do that.
+        stays: the gradient is the same. Not where processes share a split base: they pass through it together.
 
         Returns:
             What was measured, and its sums on the device, float64, with two more numbers behind them: the gradient's
@@ -122,8 +122,8 @@ class Accumulator:
 def micro_batches(batch: Any, size: int) -> Iterator[tuple[Any, bool]]:
     """This process's rows of the batch, at most `size` at a time, and whether they count.
 
-    Processes that pass through one base in step must all take as many passes, and every one must know what is measured:
-    where its rows do not suffice, a process gets one again that does not count.
+    Processes that share a split base must all make the same number of passes, and each must know what is measured:
+    a process with too few rows repeats one, which does not count.
     """
     mine = distributed.share(count(batch))
     own = distributed.owned_rows(count(batch))
