@@ -243,7 +243,8 @@ class OfflineAlgorithm(Algorithm):
         yield batch
 
 
-ALGORITHMS: dict[str, type[Algorithm]] = {}
+_registered: dict[str, type[Algorithm]] = {}
+"""Read through `discover`: an algorithm is entered when the rest of its module runs."""
 
 
 def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type[Algorithm]]:
@@ -251,7 +252,7 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 
     def register(cls: type[Algorithm]) -> type[Algorithm]:
         cls.name, cls.config_class = name, config_class
-        ALGORITHMS[name] = cls
+        _registered[name] = cls
         return cls
 
     return register
@@ -260,7 +261,7 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 def discover() -> dict[str, type[Algorithm]]:
     """Import every module of this package, so that a new file is an algorithm without further wiring."""
     import_all("algo")
-    return ALGORITHMS
+    return _registered
 
 
 def opponent_of(config: Config) -> str | None:
