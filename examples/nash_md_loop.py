@@ -3,8 +3,8 @@
     python examples/nash_md_loop.py                          # a three-action game, whose equilibrium is known
     python examples/nash_md_loop.py kl_tau=0.3 steps=100     # other settings of `Settings`
 
-`alignrun algo=nash_md experiment=game` does the same, and besides accumulates micro-batches, resumes, logs and runs on
-several processes. Copy this file where you want to try a loop that no algorithm of the package has.
+`alignrun algo=nash_md experiment=game` does the same, and also accumulates micro-batches, resumes, logs and runs on
+several processes. Copy this file to try a loop that no algorithm of the package has.
 
 Shape legend: B prompts, K completions of each prompt from each side, T tokens.
 """
@@ -31,7 +31,7 @@ from alignrun.types import Completions, PromptBatch, Role
 
 @dataclass
 class Settings:
-    """What may be set on the command line as key=value."""
+    """Settings, given on the command line as key=value."""
 
     game: str = "cyc"
     kl_tau: float = 0.1
@@ -47,7 +47,7 @@ class Settings:
 
 
 def main(arguments: list[str]) -> float:
-    """Train, and return KL(π*_τ ‖ π), the distance from the equilibrium."""
+    """Train, and return KL(π*_τ ‖ π), the distance from the equilibrium: small, and 0 only if mix_beta = 0."""
     settings = read_settings(arguments)
     policy, game = load_policy(settings), load_game(settings.game)
     preference = MatrixPreference(game)
@@ -77,6 +77,7 @@ def sample(policy: Policy, prompts: PromptBatch, settings: Settings, step: int) 
     """y ~ π and y' ~ π̃^β, each [B, K, T], in one decoding loop on one copy of the base."""
     opponent = Mixture(Role.policy, Role.reference, settings.mix_beta)
     sources = [Role.policy] * settings.samples + [opponent] * settings.samples
+    # One token, since a completion is an action of the game.
     sampling = Sampling(max_new_tokens=1, stop_ids=policy.stop_ids, pad_id=policy.tokenizer.pad_token_id)
     generator = step_generator(policy.device, settings.seed, step)  # of the step alone, so that any step can be redone
     drawn = sample_streams(policy, prompts, sources, sampling, generator)
@@ -99,7 +100,7 @@ def nash_md_loss(
     policy: Policy, prompts: PromptBatch, ours: Completions, win_rates: Tensor, settings: Settings
 ) -> Tensor:
     """−E[Σ_n log π(y_n) · (P(y ≻ y') − ½ − τ Σ_{m≥n} log π(y_m)/μ(y_m))], whose gradient is that of eqs. 13-14."""
-    completions = ours.flat()
+    completions = ours.flat()  # [B·K, T], the K completions of a prompt in consecutive rows
     log_probs = policy.log_probs(Role.policy, prompts, completions)
     penalty = settings.kl_tau * (log_probs.detach() - policy.log_probs(Role.reference, prompts, completions))
     advantages = suffix_advantages(win_rates.flatten(), penalty, completions.mask)
@@ -108,14 +109,14 @@ def nash_md_loss(
 
 @torch.no_grad()
 def probabilities(policy: Policy, game: games.Game) -> Tensor:
-    """[n] how often the policy plays each action of the game."""
+    """[n] the probability with which the policy plays each action of the game."""
     actions = torch.tensor(policy.tokenizer.convert_tokens_to_ids(list(game.actions)), device=policy.device)
     each = Completions(actions[:, None], torch.ones_like(actions, dtype=torch.bool)[:, None])
     return policy.log_probs(Role.policy, play(policy, len(actions)), each)[:, 0].double().softmax(0).cpu()
 
 
 def play(policy: Policy, count: int) -> PromptBatch:
-    """The one prompt of a game, so many times; prompts of a data set come from `alignrun.data.PromptSet`."""
+    """The one prompt of a game, `count` times; prompts of a data set come from `alignrun.data.PromptSet`."""
     ids = torch.tensor([policy.tokenizer.encode(PROMPT)], device=policy.device).repeat(count, 1)
     return PromptBatch((PROMPT,) * count, ids, torch.ones_like(ids))
 

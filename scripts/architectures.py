@@ -1,9 +1,9 @@
 """Check tiny random models of many families, and write docs/architectures.md: `python scripts/architectures.py`.
 
-Every family is built twice, with its vocabulary head tied to the embedding and not, in float32 and in bfloat16, and
-goes the way of a run: the check of its passes at load, a LoRA adapter on the default layers, log-probabilities of
-completions of padded prompts. These are compared with what transformers and PEFT compute for each text alone, and
-with the merged model.
+Every family is built with its vocabulary head tied to the embedding and untied, in float32 and in bfloat16, and takes
+the path of a run: the check of its passes at load, a LoRA adapter on the default layers, log-probabilities of
+completions of padded prompts. These are compared with what transformers and PEFT compute for each text alone, and with
+the merged model.
 """
 
 import copy
@@ -175,7 +175,7 @@ ALL = [(dtype, tied) for dtype in (torch.float32, torch.bfloat16) for tied in (F
 
 
 def check(family: str, variants: Sequence[tuple[torch.dtype, bool]] = ALL) -> Row:
-    """Go the way of a run with each precision and head, tied or not; the first failure counts."""
+    """Take the path of a run with each precision and head, tied or not; report the first failure."""
     adapted = attention = ""
     for dtype, tied in variants:
         model = build(family, tied=tied, dtype=dtype)

@@ -4,19 +4,19 @@
     python scripts/bench.py --trl ENV --task nash_md [--new 64 --prompt 37 --batch 8 --dtype float32 --rounds 3]
 
 Tasks: nash_md, ppo, online_dpo and dpo. All sides get the same model, prompts, lengths, LoRA (rank 16, all linear
-layers), dtype and threads, and are processes of their own that take turns after every step, so that a slow minute hits
+layers), dtype and threads, and are separate processes that take turns after every step, so that a slow minute affects
 all; ratios are of steps of the same turn. A step is everything from one optimiser step to the next; the first of each
 process is not counted. No completion ends before its limit. Peak memory is the largest resident size of a process, or
 on CUDA what its tensors took at most; all sides hold theirs at once, and `--sides` leaves some out.
 
-Ours is `alignrun` itself. Where TRL asks for a reward model it gets one of a few thousand weights, so that the judge
-costs neither side anything. TRL's PPO trains all weights of a value model of its own, as it does; ours trains a second
-adapter. TRL's Nash-MD lets policy and reference write into one key-value cache when it draws from their mixture, so
-that each reads the other's text; `--uncached` turns that cache off, as its source means to. `floor` is the time of the
+Our side is `alignrun` itself. Where TRL needs a reward model it gets one of a few thousand weights, so that judging is
+free on both sides. TRL's PPO trains all weights of a separate value model, as released; ours trains a second adapter.
+TRL's Nash-MD lets policy and reference write into one key-value cache when it samples from their mixture, so that each
+attends to the other's text; `--uncached` turns that cache off, as its source intends. `floor` is the time of the
 bare products of the step's linear layers, one after another, without attention, LoRA, norms or sampling; on CUDA those
 of a decoded token are one graph.
 
-`--random` takes weights at random in the architecture of `--model`, where its own are not to be had.
+`--random` uses random weights in the architecture of `--model`, where its own are not available.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def write_data(folder: Path, model: Path, options: argparse.Namespace) -> Path:
 
 
 class Turns:
-    """The steps of this process: each waits until it is told to begin, and then tells how long it took.
+    """The steps of this process: each waits for its turn, and then reports how long it took.
 
     What comes after the last step waits, too, as long as others are at theirs.
     """
@@ -146,7 +146,7 @@ class Turns:
         setattr(owner, name, timed)
 
     def begin(self) -> None:
-        if not sys.stdin.readline():  # whoever gives the turns has gone
+        if not sys.stdin.readline():  # the parent has exited
             sys.exit(1)
         self._start, self._sampling = time.perf_counter(), 0.0
 

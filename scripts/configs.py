@@ -3,8 +3,8 @@
     make configs
 
 A YAML file keeps what its choice sets, above a line that says so; below it every other key is written with its default.
-The comment above a key is its meaning, from the docstring of its field: a remark of your own goes behind a value, or
-into the header. A new algorithm, preference or data source gets its file here. Experiments stay what they change.
+The comment above a key is its meaning, from the docstring of its field; put your own remarks behind a value or in the
+header. A new algorithm, preference or data source gets its file here. Experiments hold only what they change.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""How long a large file keeps a run from its first step, and how much memory it takes.
+"""How long a large file delays the first step of a run, and how much memory it takes.
 
     python scripts/first_step.py [--rows 1000000] [--words 40] [--kinds prompts pairs] [--against SRC] [key=value …]
 
-Writes a JSONL file of each kind, takes the first step on it with model=tiny in a process of its own, and prints the
-seconds from its start, those that a processor was busy, those that loaded the data, and the peak of the resident
-memory over that with a thousand rows. With `--against` the same with the source tree of another version.
+Writes a JSONL file of each kind, takes the first step on it with model=tiny in a separate process, and prints the
+elapsed seconds, the CPU seconds, the seconds spent loading the data, and the peak resident memory above that with a
+thousand rows. `--against` also measures the source tree of another version.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Plays the stranger: hostile runs, models, data, servers and folders against every command, each for real.
+"""Run every command on hostile runs, models, data, servers and folders.
 
     python scripts/hostile.py            # all of it, some minutes; --quick for a part of it
 
 A run on the tiny model is made by another user. Its copies are then made hostile and opened by one whose environment
 holds secrets. A command has held if it reached what is hostile, as its message, a file or the server's record shows;
 if it ended in time, within its memory, with an expected exit code and at most one line of error, without a traceback
-or anything that a terminal obeys; and if no file outside was changed, no code of others ran, no server was contacted
-that may not be, and the secrets stand nowhere. Where a harm can be done on purpose, a control does it, to show that
-the scenario would notice. The exit code is 1 if anything did not hold.
+or an escape sequence; and if no file outside was changed, no foreign code ran, no forbidden server was contacted, and
+the secrets were written nowhere. Where the harm can be done on purpose, a control does it, to show that the scenario
+would notice. The exit code is 1 if anything did not hold.
 """
 
 import argparse

@@ -2,13 +2,13 @@
 
     python scripts/soak.py --minutes 60            # or --faults 50; --seed 0 for the same plan again
 
-One run on the tiny model is made in peace. Then the same run is made again and again: each attempt is a real process,
-forked from one that has imported everything, to which one fault happens at a random moment. What follows is resumed,
-until the run has ended; then its metrics, samples and weights must be those of the first one, byte for byte.
+First one run on the tiny model is made without faults. Then the same run is repeated: each attempt is a real process,
+forked from one that has imported everything, with one fault at a random moment. The run is resumed until it has ended;
+then its metrics, samples and weights must equal those of the first one, byte for byte.
 
-Faults: SIGKILL; SIGTERM and SIGINT, after which the process must have saved and left with 143 or 130; a full disk (a
+Faults: SIGKILL; SIGTERM and SIGINT, after which the process must have saved and exited with 143 or 130; a full disk (a
 limit on the size of a file, which a checkpoint exceeds); the newest checkpoint cut short, or with a bit flipped.
-Next to these, one process makes whole runs in a row, and its memory and open files are watched.
+In addition, one process makes whole runs in a row while its memory and open files are watched.
 """
 
 import argparse
@@ -104,7 +104,7 @@ class Soak:
 
     @staticmethod
     def command(run: Path) -> list[str]:
-        """What starts a run, or goes on with it."""
+        """The command that starts or resumes a run."""
         return ["resume", str(run)] if (run / "config.yaml").is_file() else [*SETTINGS, f"run.dir={run}"]
 
     def expect(self, code: int, allowed: set[int], what: str) -> None:

@@ -1,9 +1,9 @@
-"""What a preference asks for on real completions, solved exactly: Bradley-Terry and RLHF against the equilibrium.
+"""Solve a preference on real completions exactly: Bradley-Terry and RLHF against the equilibrium.
 
     python scripts/solve_completions.py [--prompts 24] [--samples 48] [key=value …]
 
-Each prompt becomes a matrix game between K completions of the reference, with μ uniform on them, so that nothing is
-left to training. Solved are
+Each prompt becomes a matrix game between K completions of the reference, with μ uniform on them, and is
+solved without training for
 
 - the equilibrium π*_τ (arXiv 2312.00886);
 - RLHF on the win rate against μ, π ∝ μ exp(P(y ≻ μ)/τ'), which is also offline IPO's policy (arXiv 2310.12036);
@@ -81,11 +81,11 @@ def interval(values: Sequence[float]) -> str:
 
 
 def cyclic_share(game: Game) -> float:
-    """The share of triples of actions in which each is preferred to the next in a circle."""
+    """The share of triples of actions that form a cycle."""
     beats = (game.preferences > 0.5).double()
-    circles = float(torch.trace(beats @ beats @ beats)) / 3
+    cycles = float(torch.trace(beats @ beats @ beats)) / 3
     n = len(game.actions)
-    return circles / (n * (n - 1) * (n - 2) / 6) if n > 2 else 0.0
+    return cycles / (n * (n - 1) * (n - 2) / 6) if n > 2 else 0.0
 
 
 def main() -> None:
@@ -105,10 +105,10 @@ def main() -> None:
 
     tau = config.algo.kl_tau
     columns: dict[str, dict[str, list[float]]] = {}
-    circles, against = [], "P(equilibrium beats it)"
+    cycles, against = [], "P(equilibrium beats it)"
     for example, texts in zip(examples, drawn.texts, strict=True):
         game = completion_game(preference, example.prompt, texts)
-        circles.append(cyclic_share(game))
+        cycles.append(cyclic_share(game))
         solution = equilibrium(game, tau)
         divergence = float(kl(solution, game.reference))
         policies = {
@@ -128,7 +128,7 @@ def main() -> None:
             ):
                 row.setdefault(measure, []).append(float(value))
     print(f"{len(examples)} prompts, {given.samples} completions of up to {new} tokens, tau {tau}")
-    print(f"triples in a circle: {interval(circles)}")
+    print(f"cyclic triples: {interval(cycles)}")
     for name, row in columns.items():
         print(name)
         for measure, values in row.items():

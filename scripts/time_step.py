@@ -2,8 +2,8 @@
 
     python scripts/time_step.py [--steps 3] [key=value …]
 
-Prints the median seconds of each phase with the smallest and largest, over the steps after a first one that is not
-counted. The overrides are those of `alignrun`.
+Prints the median, smallest and largest seconds of each phase over all steps but the first. The overrides are those of
+`alignrun`.
 """
 
 import argparse

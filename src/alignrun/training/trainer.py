@@ -315,7 +315,7 @@ class Trainer:
         self._progress.note(f"step {step}: " + ", ".join(f"{what} {value}" for what, value in evaluation.lines))
 
     def _examples(self, step: int) -> int:
-        """Number of examples the steps so far have consumed."""
+        """Examples consumed so far; `_shift` corrects for steps before a resume with another batch size."""
         return step * self._config.train.batch_size + self._shift
 
     def _save(self, step: int, *, alone: bool = False) -> None:

@@ -17,7 +17,7 @@ from alignrun.types import Completions, PromptBatch, Role
 
 @schema
 class GameGradientConfig:
-    """What every such algorithm has."""
+    """Settings of every game gradient."""
 
     kl_tau: float = 0.02
     """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
@@ -75,7 +75,7 @@ class GameGradient(Algorithm):
         yield Judged(prompts, ours, self.rollouts.preference(prompts, ours, theirs))
 
     def loss(self, batch: Judged) -> Loss:
-        """The surrogate −Σ log π(y_n) · score_n, summed over the sequences of the micro-batch."""
+        """The surrogate −Σ log π(y_n) · A_n over the N = B·K sequences, those of a prompt in consecutive rows."""
         policy, temperature = self.tools.policy, self.tools.config.generation.temperature
         completions = batch.completions.flat()
         mask, preference = completions.mask, batch.preference.flatten()
