@@ -3,10 +3,11 @@
     python scripts/hostile.py            # all of it, some minutes; --quick for a part of it
 
 A run on the tiny model is made by another user. Its copies are then made hostile and opened by one whose environment
-holds secrets. A command has held if it ended in time, within its memory, with an expected exit code and at most one
-line of error, without a traceback or anything that a terminal obeys; if no file outside was read, made, changed or
-deleted, no code of others ran, no server was contacted that may not be, and the secrets stand nowhere. The exit code
-is 1 if anything did not hold.
+holds secrets. A command has held if it reached what is hostile, as its message, a file or the server's record shows;
+if it ended in time, within its memory, with an expected exit code and at most one line of error, without a traceback
+or anything that a terminal obeys; and if no file outside was changed, no code of others ran, no server was contacted
+that may not be, and the secrets stand nowhere. Where a harm can be done on purpose, a control does it, to show that
+the scenario would notice. The exit code is 1 if anything did not hold.
 """
 
 import argparse
@@ -49,6 +50,8 @@ ACTIVE = set("\x1b\x07\x08\x9b\r\u202e\u200b")
 SMALL = ("train.steps=2", "train.batch_size=2", "train.micro_batch_size=null", "generation.max_new_tokens=2")
 SMOKE = ("experiment=smoke", *SMALL, "data.eval_size=2")
 SECONDS = 60
+"""Of CPU that a command may take; `PATIENCE` is by the clock, for one that hangs."""
+PATIENCE = 300
 GIGABYTES = 2.5
 IMPORTED = ("launch.train", "launch.export", "launch.listing", "tournament.command", "planning.plan", "top")
 """What commands import, done once for all of them."""
@@ -59,11 +62,15 @@ class Command:
     """One command line, and how it may end."""
 
     arguments: tuple[str, ...]
+    says: str
+    """A pattern that what it prints must have, which shows that it reached what is hostile."""
     codes: tuple[int, ...] = (2,)
-    says: str = ""
-    """A pattern that the error must have."""
     contacts: str | None = None
-    """What the server may be asked for, as a pattern; nothing where None."""
+    """What the server must be asked for, and nothing else, as a pattern; nothing where None."""
+    leaves: tuple[str, str] | None = None
+    """A file of the scenario's folder that it must write, and a text that must stand there."""
+    control: bool = False
+    """It does the harm on purpose, to show that this would be noticed: code of others runs, or a server is asked."""
     alone: bool = False
     """Started as a process of its own, which imports everything anew."""
 
@@ -115,6 +122,10 @@ class Case:
         """A new run."""
         return Command((*SMOKE, f"run.dir={self.folder / 'new'}", *arguments), **how)
 
+    def control(self, run: Path, *arguments: str, **how: Any) -> Command:
+        """The run resumed with --trust."""
+        return Command(("resume", str(run), "train.steps=3", "--trust", *arguments), "", (1, 2), control=True, **how)
+
     def opened(self, run: Path, *verbs: str, **how: Any) -> Iterator[Command]:
         """Commands that open a run; by default all of them."""
         given = {
@@ -159,7 +170,9 @@ def a_function_of_the_run(case: Case) -> Iterator[Command]:
     (case.folder / "theirs.py").write_text(trap(case) + "def prefer(*_): ...\n")
     run = case.edited("preference=function", "preference.function=theirs:prefer", preference={})
     yield from case.opened(run, "eval", "resume", "exploit", says="import and run .*--trust")
-    yield from case.opened(run, "top", codes=(0,))
+    yield from case.opened(run, "export", codes=(0,), says="adapter of step 2 written")
+    yield from case.opened(run, "top", codes=(0,), says="nash_md on tiny")
+    yield case.control(run)
 
 
 @scenario(quick=True)
@@ -178,13 +191,21 @@ def remote_code_of_a_model(case: Case) -> Iterator[Command]:
 def a_token_in_an_address(case: Case) -> Iterator[Command]:
     judge = {"url": f"{case.server}/${{oc.env:TOKEN}}", "key_variable": "TOKEN"}
     run = case.edited("preference=judge", "preference.model=m", "preference.url=http://localhost:1", preference=judge)
-    yield from case.opened(run, "eval", "resume", "exploit", says="send texts to .*--trust")
+    says = r"send texts to .*\$\{oc\.env:TOKEN\}.*--trust"
+    yield from case.opened(run, "eval", "resume", "exploit", says=says)
+    yield case.control(run, contacts=r"/.*oc\.env:TOKEN.*/chat/completions")
 
 
 @scenario(quick=False)
 def a_token_in_a_name(case: Case) -> Iterator[Command]:
-    run = case.edited(tracker={"name": "${oc.env:TOKEN}", "tags": ["${oc.env:TOKEN}"]})
-    yield from case.opened(run, codes=(0,))
+    text = "${oc.env:TOKEN}"
+    run = case.edited(tracker={"name": text, "tags": [text]})
+    yield from case.opened(run, "export", codes=(0,), says="adapter of step 2 written")
+    yield from case.opened(run, "eval", codes=(0,), says="The equilibrium of the win matrix")
+    yield from case.opened(run, "resume", codes=(0,), says="nash_md on tiny: 3 steps", leaves=("run/config.yaml", text))
+    response = ("response/config.yaml", text)
+    yield from case.opened(run, "exploit", codes=(0,), says="best_response on tiny: 1 step", leaves=response)
+    yield from case.opened(run, "top", codes=(0,), says="step 3/3")
 
 
 @scenario(quick=True)
@@ -192,6 +213,7 @@ def a_stored_rollout_server(case: Case) -> Iterator[Command]:
     engine = {"engine": "server", "server_url": case.server, "server_adapter_folder": str(case.outside)}
     run = case.edited(generation=engine)
     yield from case.opened(run, "resume", "exploit", says="send texts, with a key, to .*--trust")
+    yield case.control(run, contacts="/v1/models")
 
 
 @scenario(quick=True)
@@ -205,7 +227,7 @@ def code_in_yaml(case: Case) -> Iterator[Command]:
     run = case.run()
     with (run / "config.yaml").open("a") as file:
         file.write(f"evil: !!python/object/apply:os.system ['touch {case.ran}']\n")
-    yield from case.opened(run)
+    yield from case.opened(run, says="could not determine a constructor for the tag")
 
 
 @scenario(quick=True)
@@ -232,7 +254,7 @@ def links_out_of_a_run(case: Case) -> Iterator[Command]:
         shutil.rmtree(run / place, ignore_errors=True)
         (run / place).unlink(missing_ok=True)
         (run / place).symlink_to(case.outside / ("secret.svg" if "." in place else ""))
-        yield from case.opened(run, says="is a link")
+        yield from case.opened(run, says=f"{re.escape(place)} is a link")
 
 
 @scenario(quick=True)
@@ -241,18 +263,18 @@ def pipes_and_devices(case: Case) -> Iterator[Command]:
         run = case.run(f"run-{Path(place).name}")
         (run / place).unlink(missing_ok=True)
         os.mkfifo(run / place)
-        yield from case.opened(run, says="neither a file nor a folder")
+        yield from case.opened(run, says=f"{re.escape(place)} is neither a file nor a folder")
     run = case.run("zero")
     (run / "config.yaml").unlink()
     (run / "config.yaml").symlink_to("/dev/zero")
-    yield from case.opened(run)
+    yield from case.opened(run, says=r"config\.yaml is a link")
 
 
 @scenario(quick=True)
 def a_new_run_among_links(case: Case) -> Iterator[Command]:
     (case.folder / "new").mkdir()
     (case.folder / "new" / ".lock").symlink_to(case.outside / "secret.svg")
-    yield case.train(says="is a link")
+    yield case.train(says=r"\.lock is a link")
 
 
 # 3. The current folder.
@@ -270,18 +292,30 @@ def modules_and_git_hooks_in_the_folder(case: Case) -> Iterator[Command]:
     for key in ("core.fsmonitor", "core.pager", "core.sshCommand", "diff.external"):
         subprocess.run([*git, "config", key, str(hook)], check=True)
     (case.folder / ".git" / "hooks" / "post-index-change").symlink_to(hook)
-    (case.folder / "wandb").mkdir()
-    (case.folder / "wandb" / "settings").write_text(f"[default]\nbase_url = {case.server}\nmode = online\n")
+    for harm in ([sys.executable, "-c", "import random"], [*git, "status"]):  # each would be noticed
+        subprocess.run(harm, cwd=case.folder, capture_output=True, check=False)
+        assert case.ran.exists(), harm
+        case.ran.unlink()
     (case.folder / "matplotlibrc").write_text("backend: module://theirs\n")
-    yield case.train(codes=(0,), alone=True)
+    tracker = ("tracker=wandb", "tracker.mode=offline")
+    yield case.train(*tracker, says=r"wandb +.*/offline-run", codes=(0,), alone=True)
 
 
 # 4. Servers.
 
 
+UNBOUNDED = {
+    "endless": "answered more than 1 MB",
+    "bomb": "answered more than 1 MB",
+    "slow": "no answer within 3 seconds",
+    "evil": r"answered 400: a␛\]0;title",
+}
+"""What is said of the answers to each path."""
+
+
 @scenario(quick=False)
 def judges_without_bounds(case: Case) -> Iterator[Command]:
-    for path in ("endless", "slow", "bomb", "impossible", "redirect", "evil"):
+    for path, says in (UNBOUNDED | {"impossible": "impossible log-probabilities", "redirect": "answered 307"}).items():
         yield case.train(
             "preference=judge",
             "preference.model=m",
@@ -290,22 +324,28 @@ def judges_without_bounds(case: Case) -> Iterator[Command]:
             "preference.retries=0",
             "preference.max_answer_mb=1",
             "preference.cache=false",
-            codes=(1, 2),
+            says=says,
+            codes=(1,),
             contacts=f"/{path}/chat/completions",
         )
 
 
 @scenario(quick=False)
 def rollout_servers_without_bounds(case: Case) -> Iterator[Command]:
-    for path in ("endless", "slow", "bomb", "evil"):
+    later = {f"{path}-later": f"completions {says}" for path, says in UNBOUNDED.items()}
+    (case.folder / "adapters").mkdir()
+    later["slow-later"] = "completions failed 1 times .no answer within 3 seconds"
+    for path, says in (UNBOUNDED | later).items():
         yield case.train(
+            "algo=online_dpo",
             "generation.engine=server",
             f"generation.server_url={case.server}/{path}",
             f"generation.server_adapter_folder={case.folder / 'adapters'}",
             "generation.server_timeout_seconds=3",
             "generation.server_retries=0",
-            codes=(1, 2),
-            contacts=f"/{path}/.*",
+            says=says,
+            codes=(1,),
+            contacts=f"/{path}/v1/.*",
         )
 
 
@@ -316,25 +356,27 @@ def rollout_servers_without_bounds(case: Case) -> Iterator[Command]:
 def rows_without_bounds(case: Case) -> Iterator[Command]:
     deep = "[" * 100_000
     contents = {
-        "huge.jsonl": json.dumps({"prompt": "x" * 50_000_000}).encode(),
-        "twice.jsonl": b'{"prompt": "a", "prompt": "b"}\n' * 40,
-        "deep.jsonl": f'{{"prompt": {deep}'.encode(),
-        "bomb.jsonl.gz": gzip.compress(b" " * 300_000_000, 1),
-        "latin.jsonl": b'{"prompt": "\xff\xfe"}\n' * 40,
-        "number.jsonl": b'{"prompt": ' + b"1" * 100_000 + b"}\n",
+        "huge.jsonl": (json.dumps({"prompt": "x" * 50_000_000}).encode(), "larger than data.max_row_mb"),
+        "twice.jsonl": (b'{"prompt": "a", "prompt": "b"}\n' * 40, "has the key 'prompt' twice"),
+        "deep.jsonl": (f'{{"prompt": {deep}'.encode(), r"is not JSON \(maximum recursion depth"),
+        "bomb.jsonl.gz": (gzip.compress(b" " * 100_000_000, 1), "unpacks to more than 100 times its size"),
+        "latin.jsonl": (b'{"prompt": "\xff\xfe"}\n' * 40, "is not UTF-8"),
+        "number.jsonl": (b'{"prompt": ' + b"1" * 100_000 + b"}\n", r"is not JSON \(Exceeds the limit"),
     }
-    for name, content in contents.items():
+    for name, (content, says) in contents.items():
         (case.folder / name).write_bytes(content)
-        yield case.train("data=jsonl", f"data.path={case.folder / name}", says=name.partition(".")[0])
+        yield case.train("data=jsonl", f"data.path={case.folder / name}", says=f"{re.escape(name)}.* {says}")
 
 
 @scenario(quick=False)
 def sequences_in_texts(case: Case) -> Iterator[Command]:
-    rows = [json.dumps({"prompt": f"{EVIL} {row}"}) for row in range(12)]
+    rows = [json.dumps({"prompt": f"{EVIL} {row}"}) for row in range(40)]
     (case.folder / "evil.jsonl").write_text("\n".join(rows))
     data = ("data=jsonl", f"data.path={case.folder / 'evil.jsonl'}", f"data.name='{EVIL}'")
-    yield case.train(*data, codes=(0,))
-    yield from case.opened(case.folder / "new", "top", "eval", codes=(0,))
+    yield case.train(*data, codes=(0,), says=r"data: a␛\]0;title", leaves=("new/samples.jsonl", "]0;title"))
+    yield from case.opened(case.folder / "new", "top", codes=(0,), says=r"prompt +a␛\]0;title")
+    report = ("cup/report.html", "␛]0;title")
+    yield from case.opened(case.folder / "new", "eval", codes=(0,), says="The equilibrium", leaves=report)
 
 
 # 6. The terminal.
@@ -342,16 +384,17 @@ def sequences_in_texts(case: Case) -> Iterator[Command]:
 
 @scenario(quick=True)
 def sequences_in_names(case: Case) -> Iterator[Command]:
+    says = "]0;title"
     for words in (("ls",), ("plan",), ("resume",), ("export",), ("exploit",), ("top",), ()):
-        yield Command((*words, EVIL))
-    yield Command(("eval", f"runs=['{EVIL}']"))
-    yield Command(("-m", "seed=1,2", f"algo='{EVIL}'"))
-    yield Command(("config", *SMOKE, f"run.dir='{EVIL}'"), codes=(0,))
+        yield Command((*words, EVIL), re.escape(says))
+    yield Command(("eval", f"runs=['{EVIL}']"), re.escape(says))
+    yield Command(("-m", "seed=1,2", f"algo='{EVIL}'"), re.escape(says))
+    yield Command(("config", *SMOKE, f"run.dir='{EVIL}'"), re.escape(says), codes=(0,))
     run = case.run(f"run{EVIL.replace('/', '')}")
-    yield from case.opened(run, "top", codes=(0,))
+    yield from case.opened(run, "top", codes=(0,), says=r"^runa␛\]0;title")
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, EVIL: 1.0}) + "\n")
     (run / "samples.jsonl").write_text(json.dumps({"step": 1, "prompt": EVIL, "first": EVIL, "second": EVIL}) + "\n")
-    yield from case.opened(run, "top", codes=(0,))
+    yield from case.opened(run, "top", codes=(0,), says=r"\na␛\]0;title(.|\n)*\npolicy +a␛\]0;title")
 
 
 # 7. Damaged folders.
@@ -373,8 +416,13 @@ def damaged_files(case: Case) -> Iterator[Command]:
         for number, content in enumerate(contents):
             run = case.run(f"{Path(name).name}-{number}")
             (run / name).write_text(content)
-            verbs = ("export", "top") if name.startswith(("config", "checkpoints")) else ("resume", "top")
-            yield from case.opened(run, *verbs, codes=(0, 2))
+            first = "export" if name.startswith(("config", "checkpoints")) else "resume"
+            says = "no checkpoint in .* is whole" if name.startswith("checkpoints") else re.escape(name)
+            yield from case.opened(run, first, says=says)
+            if name == "config.yaml":
+                yield from case.opened(run, "top", says=says)
+            else:
+                yield from case.opened(run, "top", codes=(0,), says="nash_md on tiny")
 
 
 @scenario(quick=False)
@@ -382,7 +430,7 @@ def more_metrics_than_can_be_shown(case: Case) -> Iterator[Command]:
     run = case.run()
     names = {f"m{number}": 0.5 for number in range(300_000)}
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1} | names) + "\n")
-    yield from case.opened(run, "top", codes=(0,))
+    yield from case.opened(run, "top", codes=(0,), says="m499 ")
 
 
 # 8. Weights.
@@ -413,6 +461,9 @@ def weights_that_are_no_numbers(case: Case) -> Iterator[Command]:
         yield case.train("model=path", f"model.path={model}", "model.chat_template=null", says=says)
 
 
+BOMB = gzip.compress(b" " * 50_000_000, 1)
+
+
 class Server(BaseHTTPRequestHandler):
     """Answers each path in its own bad way, and notes who has asked."""
 
@@ -433,9 +484,13 @@ class Server(BaseHTTPRequestHandler):
     def _answer(self, kind: str) -> None:
         body = b"{}"
         headers = {"Content-Type": "application/json"}
+        if kind.endswith("-later"):  # it is a rollout server until it is asked for completions
+            asks_for = self.path.rpartition("/")[2]
+            kind = kind.removesuffix("-later") if asks_for == "completions" else "good"
+            body = b'{"data": [{"id": "base"}]}'
         if kind == "bomb":
             headers["Content-Encoding"] = "gzip"
-            body = gzip.compress(b" " * 200_000_000, 1)
+            body = BOMB
         elif kind == "impossible":
             likely = [{"token": token, "logprob": 5.0, "bytes": None} for token in ("A", "A", "B", "1", "2")]
             content = [likely[0] | {"top_logprobs": likely}]
@@ -480,6 +535,7 @@ class Ended:
     out: str
     error: str
     seconds: float
+    cpu: float
     gigabytes: float
     problems: list[str] = field(default_factory=list)
 
@@ -514,13 +570,14 @@ def ended(command: Command, folder: Path, logs: Path) -> Ended:
     done, status, used = 0, 0, None
     while not done:
         done, status, used = os.wait4(pid, os.WNOHANG)
-        if not done and time.monotonic() - began > SECONDS:
+        if not done and time.monotonic() - began > PATIENCE:
             os.kill(pid, signal.SIGKILL)
             done, status, used = os.wait4(pid, 0)
         time.sleep(0.02)
     out, error = ((logs / name).read_text(errors="replace") for name in ("out", "error"))
-    memory = used.ru_maxrss / (1 << 20) if used else 0.0
-    return Ended(os.waitstatus_to_exitcode(status), out, error, time.monotonic() - began, memory)
+    assert used is not None
+    memory, cpu = used.ru_maxrss / (1 << 20), used.ru_utime + used.ru_stime
+    return Ended(os.waitstatus_to_exitcode(status), out, error, time.monotonic() - began, cpu, memory)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -535,6 +592,19 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def judge(command: Command, case: Case, found: Ended, before: Mapping[str, bytes], contacts: Path) -> None:
     """Note what did not hold."""
     problems, said = found.problems, found.out + found.error
+    asked = [json.loads(line) for line in contacts.read_text().splitlines()]
+    if command.contacts and not asked:
+        problems.append("not reached: the server was not asked")
+    if command.control and not command.contacts:
+        if not case.ran.exists():
+            problems.append("not reached: what is hostile did no harm where it may")
+        case.ran.unlink(missing_ok=True)
+    if not re.search(command.says, said):
+        problems.append(f"not reached: does not say {command.says}")
+    if command.leaves:
+        file, text = case.folder / command.leaves[0], command.leaves[1]
+        if not file.is_file() or text not in file.read_text():
+            problems.append(f"not reached: {text} does not stand in {command.leaves[0]}")
     lines = [line for line in found.error.splitlines() if not line.startswith("checkpoint ")]
     if found.code not in command.codes:
         problems.append(f"exit code {found.code}, not {' or '.join(map(str, command.codes))}")
@@ -542,23 +612,20 @@ def judge(command: Command, case: Case, found: Ended, before: Mapping[str, bytes
         problems.append("no line of error")
     if len(lines) > 1 or "Traceback" in said:
         problems.append(f"{len(lines)} lines of error")
-    if found.code and command.says and not re.search(command.says, found.error):
-        problems.append(f"does not say {command.says}")
     if ACTIVE & set(said):
         problems.append("characters that a terminal obeys")
     if case.ran.exists():
         problems.append("code of others ran")
     if snapshot(case.outside) != before:
         problems.append("files outside were changed")
-    asked = [json.loads(line) for line in contacts.read_text().splitlines()]
     if strange := [path for path, *_ in asked if not (command.contacts and re.fullmatch(command.contacts, path))]:
         problems.append(f"contacted {strange[0]}")
     own = {path: content for path, content in snapshot(case.folder).items() if not path.startswith("outside/")}
     secrets = [path for path, content in own.items() if SECRET.encode() in content]
     if SECRET in said or secrets or any(SECRET in "".join(request) for request in asked if not command.contacts):
         problems.append(f"the secret stands in {secrets[0] if secrets else 'what was said or sent'}")
-    if found.seconds > SECONDS:
-        problems.append(f"took {found.seconds:.0f} s")
+    if found.cpu > SECONDS or found.seconds > PATIENCE:
+        problems.append(f"took {found.cpu:.0f} s of CPU, {found.seconds:.0f} s by the clock")
     if found.gigabytes > GIGABYTES:
         problems.append(f"took {found.gigabytes:.1f} GB")
 
@@ -596,13 +663,13 @@ def play_all(chosen: Mapping[str, Scenario], work: Path, address: str, contacts:
         importlib.import_module(f"alignrun.{module}")
     torch.set_num_threads(1)  # no thread pool that forked processes would miss
     own = work / "own"
-    made = ended(Command((*SMOKE, f"run.dir={own}"), codes=(0,)), work, work)
+    made = ended(Command((*SMOKE, f"run.dir={own}"), "", codes=(0,)), work, work)
     if made.code:
         console.print(f"the run to be made hostile could not be made: {made.error}")
         return False
     os.environ["ALIGNRUN_CONFIG"] = f"{work}/mine"
     table = Table("scenario", "command", "code", "seconds", "message", "held")
-    total, failed = 0, 0
+    total, failed, cpu = 0, 0, made.cpu
     for number, (name, play) in enumerate(chosen.items()):
         case = Case(work / f"case-{number}", own, address)
         case.outside.mkdir(parents=True)
@@ -614,7 +681,7 @@ def play_all(chosen: Mapping[str, Scenario], work: Path, address: str, contacts:
             contacts.write_text("")
             found = ended(command, case.folder, work)
             judge(command, case, found, before, contacts)
-            total, failed = total + 1, failed + bool(found.problems)
+            total, failed, cpu = total + 1, failed + bool(found.problems), cpu + found.cpu
             line = (found.error.strip().splitlines() or [""])[-1].removeprefix("alignrun: error: ")
             line = line.replace(f"{case.folder}/", "")
             verdict = "; ".join(found.problems) or "yes"
@@ -630,7 +697,9 @@ def play_all(chosen: Mapping[str, Scenario], work: Path, address: str, contacts:
                     shutil.rmtree(case.folder / left, ignore_errors=True)
         shutil.rmtree(case.folder)
     console.print(table)
-    console.print(f"{len(chosen)} scenarios, {total} commands: {f'{failed} did not hold' if failed else 'all held'}")
+    cpu += time.process_time()
+    verdict = f"{failed} did not hold" if failed else "all held"
+    console.print(f"{len(chosen)} scenarios, {total} commands, {cpu:.0f} s of CPU: {verdict}")
     return not failed
 
 

@@ -1,4 +1,4 @@
-"""Every failure a user can cause is one line that names what, where and the mend; exit code 2, or 1 at run time."""
+"""Every failure a user can cause is one line that names what, where and the fix; exit code 2, or 1 at run time."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         (["algo.kl_tauu=1"], "unknown key algo.kl_tauu: did you mean algo.kl_tau?"),
         (
             ["algo=gpo", "algo.kl_tau=1"],
-            "algo.kl_tau is of no use here: it belongs to algo=best_response, algo=dpo, ",
+            "algo.kl_tau is not valid here: it belongs to algo=best_response, algo=dpo, ",
         ),
         (["preference.path=x"], "belongs to preference=bradley_terry, preference=learned"),
         (["train.step=3"], "unknown key train.step: did you mean train.steps?"),

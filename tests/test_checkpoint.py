@@ -223,7 +223,7 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name:
     load_checkpoint(path)
     empty = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
     rewrite_manifest(path, lambda body: body["files"].update({name: empty}))
-    with pytest.raises(InputError, match=r"manifest.json names '.*', which is no file of a checkpoint"):
+    with pytest.raises(InputError, match=r"manifest.json names '.*', which is not a file of a checkpoint"):
         load_checkpoint(path)
 
 
@@ -239,7 +239,7 @@ def damage_format(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (damage_cut, "policy.safetensors was changed or cut short"),
+        (damage_cut, "policy.safetensors was changed or truncated"),
         (damage_format, "manifest.json has format 2, and this version reads format 1"),
         (lambda path: (path / "policy.safetensors").unlink(), "policy.safetensors is missing"),
         (lambda path: (path / "state.json").unlink(), "state.json is missing"),
@@ -258,8 +258,8 @@ def test_damage_names_the_file_and_the_checkpoint_to_go_back_to(
     damage(path)
     with pytest.raises(InputError) as caught:
         load_checkpoint(path)
-    mend = f"resume from step 4: `alignrun resume {tmp_path / 'run'} --step 4`"
-    assert str(caught.value) == f"checkpoint {path}: {problem}; {mend}"
+    fix = f"resume from step 4: `alignrun resume {tmp_path / 'run'} --step 4`"
+    assert str(caught.value) == f"checkpoint {path}: {problem}; {fix}"
 
 
 class Model(torch.nn.Module):
@@ -328,9 +328,9 @@ def test_adamw_refuses_what_does_not_fit() -> None:
             restore_optimizer(fresh, names, tensors, state)
         assert not fresh.state
 
-    refuses("other parameters .*first.other is in only one", [names[0].replace("weight", "other"), *names[1:]])
+    refuses("not this model's .*first.other is in only one", [names[0].replace("weight", "other"), *names[1:]])
     refuses("order or groups differ", [names[1], names[0], *names[2:]])
-    refuses("does not hold the tensors that it lists", tensors={k: v for k, v in tensors.items() if "second" not in k})
+    refuses("lacks tensors that it lists", tensors={k: v for k, v in tensors.items() if "second" not in k})
     wrong = tensors | {"first.weight.exp_avg": torch.zeros(5, 5)}
     refuses(r"first.weight.exp_avg has shape \[5, 5\] in the checkpoint and \[3, 4\]", tensors=wrong)
     with pytest.raises(ValueError, match="5 parameters need as many distinct names, not 4"):

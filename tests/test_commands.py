@@ -47,6 +47,9 @@ def test_every_choice_composes(override: str) -> None:
         "preference=function": ["preference.function=a:b"],
         "preference=learned": ["preference.path=some/run"],
         "preference=bradley_terry": ["preference.path=some/run"],
+        "preference=reward_model": ["preference.path=some/model"],
+        "preference=pair_model": ["preference.path=some/model"],
+        "preference=general_preference": ["preference.path=some/model"],
         "preference=judge": ["preference.url=http://localhost/v1", "preference.model=m"],
     }
     compose.compose([override, *needed.get(override, [])])
@@ -387,7 +390,7 @@ print([cli.main(command) for command in commands])
     assert "Policy gradient of the win rate against the reference" in done.stdout
     assert "Sums of two digits" in done.stdout
     assert "against_reference on tiny: 0.1M parameters" in done.stdout
-    assert "against_reference on tiny: 1 steps" in done.stdout
+    assert "against_reference on tiny: 1 step" in done.stdout
     assert done.stdout.endswith("[0, 0, 0, 0, 2]\n"), done.stderr
     assert "data.rows must lie in [2, 100], not 1" in done.stderr
     assert "name: brevity" in (tmp_path / "run" / "config.yaml").read_text()

@@ -3,6 +3,8 @@
 import errno
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,21 @@ def test_an_export_has_the_prompts_the_temperature_and_a_card(
     assert folder.stat().st_mode == run.stat().st_mode
 
 
+def test_a_run_is_found_by_a_process_that_has_imported_nothing_yet(tmp_path: Path) -> None:
+    """Algorithms and their classes included, which other tests have long imported."""
+    run = make_run(tmp_path / "run")
+    source = "import sys; from alignrun import cli; from alignrun.tournament.players import find_player"
+    source += "; print(find_player(sys.argv[1]).name); sys.exit(cli.main(['export', *sys.argv[1:]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(run), "--to", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("run\nadapter of step 3 written")
+
+
 def test_the_last_export_stays_where_the_next_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +120,7 @@ def test_the_last_export_stays_where_the_next_one_fails(
     assert cli.main(["export", str(run)]) == 0
     files = {file: file.read_bytes() for file in (run / "export").iterdir()}
     assert cli.main(["export", str(run)]) == 2
-    assert f"{run / 'export'} is taken: choose another folder with --to" in capsys.readouterr().err
+    assert f"{run / 'export'} exists: choose another folder with --to" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in (run / "export").iterdir()} == files
 
 
@@ -136,12 +153,12 @@ def test_a_feedback_model_keeps_the_template_that_it_reads(tmp_path: Path) -> No
 def test_neither_an_export_nor_a_tournament_takes_another_base_or_template(
     change: dict[str, Any], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A tiny base is made from the seed: with another one the weights of the run would stand on another model."""
+    """A tiny base is made from the seed: with another one the weights of the run would belong to another model."""
     run = make_run(tmp_path / "run")
     stored = yaml.safe_load((run / "config.yaml").read_text())
     model = stored["model"] | change.get("model", {})
     (run / "config.yaml").write_text(yaml.safe_dump(stored | change | {"model": model}))
-    problem = f"the {part} that the run stands on is not what it was: restore it"
+    problem = f"the {part} of the run has changed: restore it"
     assert cli.main(["export", str(run), "--merge", "--to", str(tmp_path / "out")]) == 2
     assert problem in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

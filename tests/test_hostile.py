@@ -14,4 +14,4 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "hostile.py"
 def test_everything_holds(chosen: list[str]) -> None:
     done = subprocess.run([sys.executable, SCRIPT, *chosen], capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    assert done.stdout.rstrip().endswith("commands: all held")
+    assert done.stdout.rstrip().endswith(": all held")

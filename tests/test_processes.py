@@ -19,6 +19,7 @@ from helpers import OFFLINE, ONLINE, offline_arguments, refused_smoke
 from safetensors.torch import load_file
 
 from alignrun import cli, distributed
+from alignrun.distributed import group
 from alignrun.training.accumulate import micro_batches
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -167,17 +168,17 @@ def test_a_split_base_is_held_in_parts(two: Path, request: pytest.FixtureRequest
     assert all(part < 0.8 * total if split else part == total for part, total in held)
 
 
-def test_rows_are_shared_out_and_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_split_over_the_processes_and_gathered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     for size, count in [(1, 5), (2, 4), (2, 5), (3, 4), (4, 2)]:
-        monkeypatch.setattr(distributed, "size", lambda size=size: size)
+        monkeypatch.setattr(group, "size", lambda size=size: size)
         parts, counted, micro = [], [], []
         for rank in range(size):
-            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(group, "rank", lambda rank=rank: rank)
             parts.append(distributed.share(count))
             counted += parts[-1][: distributed.owned_rows(count)]
             batches = [batch for batch, counts in micro_batches(Rows(torch.arange(count)), 2) if counts]
             micro += [row for batch in batches for row in batch.values.tolist()]
-        assert len({len(part) for part in parts}) == 1  # nobody waits for more
+        assert len({len(part) for part in parts}) == 1  # equal shares, so no process waits
         assert [row for part in parts for row in part][:count] == counted == micro == list(range(count))
 
 
@@ -186,11 +187,11 @@ class Rows:
     values: torch.Tensor
 
 
-def test_in_turn_everything_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "size", lambda: 3)
+def test_round_robin_counts_every_item_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "size", lambda: 3)
     taken = []
     for rank in range(3):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(group, "rank", lambda rank=rank: rank)
         taken.append(list(distributed.round_robin("abcd")))
     assert [len(steps) for steps in taken] == [2, 2, 2]
     assert sorted(item for steps in taken for item, counts in steps if counts) == list("abcd")
@@ -338,7 +339,7 @@ def test_bad_input_is_told_once(arguments: list[str], expected: str, tmp_path: P
         (["adapter=none"], SPLIT, "adapter=none"),
         ([], {"ACCELERATE_USE_FSDP": "true"}, "--fsdp_version 2"),
         ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_fsdp --fsdp_version 2"),
-        ([], SPLIT | {"WORLD_SIZE": "1"}, "a single process has none to share its base with"),
+        ([], SPLIT | {"WORLD_SIZE": "1"}, "needs several processes to shard the base over"),
         (["model.device=cpu:0"], {}, "names one device for 2 processes"),
         (["eval"], {}, "is one process"),
     ],

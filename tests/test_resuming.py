@@ -124,10 +124,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     ("arguments", "said"),
     [
         (["adapter.rank=4", "train.steps=5"], "does not fit this model"),
-        (["train.steps=2"], "train.steps=2 lies before step 4"),
-        (["--step", "3", "train.steps=2"], "train.steps=2 lies before step 3"),
+        (["train.steps=2"], "train.steps=2 is less than step 4"),
+        (["--step", "3", "train.steps=2"], "train.steps=2 is less than step 3"),
         (["optim.learning_rate=1"], "has finished its 4 steps, and nothing is left to do with optim.learning_rate=1"),
-        (["train.steps=6", "seed=5"], "the base that the run stands on is not what it was"),
+        (["train.steps=6", "seed=5"], "the base of the run has changed"),
         (["train.steps=6", "resume.changed=maybe"], "resume.changed=maybe: write accept or refuse"),
         (["train.steps=${algo.nothing}"], "Interpolation key 'algo.nothing' not found"),
     ],
@@ -250,7 +250,7 @@ def test_a_change_names_no_folder_elsewhere(tmp_path: Path) -> None:
     run = folder_of_a_run(tmp_path / "run")
     (tmp_path / "mine").mkdir()
     for name in ("../mine", str(tmp_path / "mine"), ".."):
-        with pytest.raises(InputError, match=r"resuming\.json .* is no folder of a run"):
+        with pytest.raises(InputError, match=r"resuming\.json .* is not a folder of a run"):
             resumption.commit(run, replace(CHANGE, outputs=(name,)))
     assert (tmp_path / "mine").is_dir()
     assert run.adapter.is_dir()
@@ -260,7 +260,7 @@ def test_other_data_are_refused_or_accepted_and_noted(run: Path, capsys: pytest.
     (run.parent / "train.jsonl").write_text("".join(f'{{"prompt": "Count {row}"}}\n' for row in range(12)))
     before = contents(run)
     error = refused(capsys, "resume", str(run), "train.steps=6")
-    assert "the training data that the run stands on is not what it was" in error
+    assert "the training data of the run has changed" in error
     assert "resume.changed=accept" in error
     assert contents(run) == before
     assert cli.main(["resume", str(run), "train.steps=5", "resume.changed=accept"]) == 0
@@ -268,7 +268,7 @@ def test_other_data_are_refused_or_accepted_and_noted(run: Path, capsys: pytest.
     assert json.loads((run / "summary.json").read_text())["changed"] == ["training data from step 4"]
     assert "training data from step 4" in (run / "report.html").read_text()
     assert "resume.changed" not in (run / "overrides.yaml").read_text()
-    assert cli.main(["resume", str(run), "train.steps=6"]) == 0  # from here on it is what the run stands on
+    assert cli.main(["resume", str(run), "train.steps=6"]) == 0  # from here on the pins record the new data
     assert sum("changed" in row for row in rows_of(run)) == 1
     assert json.loads((run / "summary.json").read_text())["changed"] == ["training data from step 4"]
 
@@ -283,7 +283,7 @@ def test_a_reference_that_was_trained_further_is_refused(
     file = run / "adapter" / "adapter_model.safetensors"
     save_file({name: value + 0.1 for name, value in load_file(file).items()}, file)
     before = contents(on_it)
-    assert "the reference that the run stands on" in refused(capsys, "resume", str(on_it), "train.steps=2")
+    assert "the reference of the run has changed" in refused(capsys, "resume", str(on_it), "train.steps=2")
     assert contents(on_it) == before
 
 
@@ -499,7 +499,7 @@ def test_every_part_is_pinned(policy: Policy, tmp_path: Path) -> None:
         ]
     )
     quantised = SimpleNamespace(fingerprint="", model=policy.model, tokenizer=policy.tokenizer)
-    judge: Any = SimpleNamespace()
+    judge: Any = SimpleNamespace(reads_columns=False)
 
     def now(backbone: Any = quantised) -> Pins:
         return take_pins(
@@ -536,7 +536,7 @@ def test_what_cannot_be_known_is_no_difference() -> None:
 def test_an_evaluation_that_is_not_finite_ends_the_run(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As where weights have become too large: what has been trained is saved, and nothing is reported as a result."""
+    """As when weights diverge: what has been trained is saved, and nothing is reported as a result."""
     measure = WinRateEvaluator.__call__
 
     def broken(self: WinRateEvaluator) -> Any:

@@ -128,6 +128,18 @@ def test_open_says_what_is_missing_and_what_is_near(run: RunDirectory, tmp_path:
         RunDirectory.open(run.checkpoints / "step-5")
 
 
+def test_a_configuration_that_is_a_link_to_a_device_is_named_as_a_link(run: RunDirectory) -> None:
+    run.config_file.unlink()
+    run.config_file.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"config\.yaml is a link"):
+        RunDirectory.open(run.path)
+    run.config_file.unlink()
+    run.config_file.mkdir()
+    with pytest.raises(InputError) as caught:
+        RunDirectory.open(run.path)
+    assert "did you mean" not in str(caught.value)  # itself, as the glob of runs finds it
+
+
 def test_the_lock_is_held_against_another_process_and_freed_by_its_death(run: RunDirectory) -> None:
     with pytest.raises(InputError, match=rf"pid {os.getpid()}\)"):  # a new run is locked from the start
         RunDirectory.open(run.path).lock()

@@ -129,7 +129,7 @@ def test_values_with_spaces_and_equals_signs_stay_whole(
     out = " ".join(capfd.readouterr().out.split())
     assert "all with experiment=smoke ┏" in out
     assert "│ model.system_prompt='a = b' │ 0 │" in out
-    assert "do not settle that the first is the best" in out
+    assert "do not show that the first is the best" in out
     assert "† Read off a single evaluation" in out
     assert [command[-1] for command in made] == [f"run.dir='{directory}/{number}'" for number in range(2)]
 
@@ -142,7 +142,7 @@ def test_a_member_that_was_resumed_by_hand_has_finished(tmp_path: Path, multirun
     assert state(tmp_path / "1") is None
     assert summarise(tmp_path, "alignrun -m", 0.95, Console(quiet=True)) == 1
     assert [row[2] for row in rows(tmp_path)] == [0, None]
-    assert "Not finished, and counted in nothing: 1." in json.loads((tmp_path / "ranking.json").read_text())["notes"]
+    assert "Not finished, and excluded: 1." in json.loads((tmp_path / "ranking.json").read_text())["notes"]
     assert multirun("experiment=smoke", "seed=1,2") == 0
     assert made[2:] == [["resume", str(tmp_path / "1")]]
     assert [row[2] for row in rows(tmp_path)] == [0, 0]
@@ -185,7 +185,7 @@ def test_a_run_that_another_process_has_is_left_to_it(
     held = RunDirectory(tmp_path / "0")
     held.lock()
     assert multirun("experiment=smoke", "seed=1") == 1
-    assert "left to it" in capfd.readouterr().err
+    assert "skipped here" in capfd.readouterr().err
     assert (len(made), rows(tmp_path)) == (1, [("0", "experiment=smoke seed=1", None)])
     held.close()
 
@@ -198,7 +198,7 @@ def test_one_process_at_a_time_has_a_directory_that_is_no_run(tmp_path: Path) ->
     whole.close()
     with sweep.holding(tmp_path):
         whole.config_file.touch()
-    with pytest.raises(InputError, match="is a run and no sweep"), sweep.holding(tmp_path):
+    with pytest.raises(InputError, match="is a run, not a sweep"), sweep.holding(tmp_path):
         pass
 
 

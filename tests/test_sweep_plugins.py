@@ -140,7 +140,7 @@ def test_the_rules_look_at_runs_at_the_same_step(tmp_path: Path) -> None:
     [
         (["hydra/launcher=sloorm"], "hydra/launcher=sloorm does not exist: choose from basic, joblib"),
         (["hydra/launcher=joblib", "hydra.launcher.n_jbos=2"], "n_jbos"),
-        (["optim.learning_rate=interval(0.1,0.2)"], "an interval is drawn from by hydra/sweeper=optuna"),
+        (["optim.learning_rate=interval(0.1,0.2)"], "only hydra/sweeper=optuna samples from an interval"),
         (["sweep.pruner=median"], "set evaluation.every below train.steps=1"),
         (["sweep.pruner=halving", "sweep.reduction=1"], "sweep.reduction must be at least 2"),
         (["sweep.pruner=best"], "sweep.pruner"),

@@ -262,7 +262,7 @@ def test_a_stopped_run_says_how_to_go_on(run: Path) -> None:
     log(run, 3, loss=1.0)
     lines = drawn(run, width=200)
     assert lines[0].endswith("● not running")
-    assert lines[2] == f"go on with `alignrun resume {run}`"
+    assert lines[2] == f"continue with `alignrun resume {run}`"
 
 
 def test_what_is_drawn(run: Path) -> None:

@@ -413,7 +413,7 @@ def test_the_adapter_as_an_artifact(bench: Bench, fake: list[FakeRun]) -> None:
     assert fake[0].artifacts[0][::2] == ("adapter-fake", ["adapter_config.json"])
     assert not bench.notices
     bench.start(WandbMode.disabled, artifact=Artifact.end)
-    assert bench.notices == ["tracker.artifact=end: wandb is disabled, so it keeps no adapter"]
+    assert bench.notices == ["tracker.artifact=end: wandb is disabled, so no adapter is uploaded"]
 
 
 class BrokenRun:
@@ -441,7 +441,7 @@ def test_wandb_that_breaks_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyP
     assert len(bench.rows("samples")) == 6
     assert broken.calls == 1
     assert bench.notices == [
-        "wandb failed and is left out from here on, metrics.jsonl goes on: define_metric: the service process died"
+        "wandb failed and is disabled from here on, metrics.jsonl continues: define_metric: the service process died"
     ]
 
 

@@ -137,7 +137,7 @@ def test_a_few_steps_whose_gradient_is_not_finite_are_left_out_and_counted(
     assert train(f"run.dir={run}", *settings, "train.steps=3") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "step 2: the loss is" in said
-    assert "left out, 1 of at most 3" in said
+    assert "skipped, 1 of at most 3" in said
     assert weights_of(run, 1) == weights_of(run, 2) != weights_of(run, 3)
     assert cli.main(["resume", str(run), "train.steps=6"]) == 0
     assert weights_of(run, 3) == weights_of(run, 4) != weights_of(run, 5)
@@ -146,7 +146,7 @@ def test_a_few_steps_whose_gradient_is_not_finite_are_left_out_and_counted(
     assert ["loss" in row for row in rows] == [True, False, True, False, True, True]
     calls[:] = [1]
     assert cli.main(["resume", str(run), "train.steps=7", "train.max_skipped_steps=1"]) == 1
-    assert "after 1 that were left out" in capsys.readouterr().err
+    assert "after 1 skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "call"), [("ppo", 9), ("nash_mp", 5)])
@@ -201,8 +201,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     capsys.readouterr()
     assert cli.main(["resume", str(run), "train.steps=4"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "step-3: weights.safetensors was changed or cut short; it is passed over" in said
-    assert "step-2: optimizer.safetensors was changed or cut short; it is passed over" in said
+    assert "step-3: weights.safetensors was changed or truncated; skipped" in said
+    assert "step-2: optimizer.safetensors was changed or truncated; skipped" in said
     assert "after step 1" in said
     for step in range(1, 5):
         assert weights_of(run, step) == weights_of(clean, step)

@@ -100,7 +100,7 @@ def test_a_long_answer_is_not_read_to_its_end(body: bytes) -> None:
         ask(says(body))
 
 
-def test_a_bomb_is_not_unpacked_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_is_not_decompressed_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
     make = zlib.decompressobj
 
@@ -120,7 +120,7 @@ def test_a_bomb_is_not_unpacked_beyond_the_limit(monkeypatch: pytest.MonkeyPatch
     assert largest <= 100_001
 
 
-def test_what_is_within_the_limit_is_read_packed_or_not() -> None:
+def test_a_response_within_the_limit_is_read_compressed_or_not() -> None:
     text = b'{"a": 1}' * 10_000
     for headers, body in (
         (b"", text),
@@ -138,10 +138,10 @@ def test_what_is_within_the_limit_is_read_packed_or_not() -> None:
 @pytest.mark.parametrize(
     ("encoding", "body", "expected"),
     [
-        (b"gzip", b"no gzip", "cannot be unpacked"),
-        (b"gzip", gzip.compress(b"some text")[:-9], "ends before its last packed byte"),
-        (b"br", b"x", "packed as br, unasked"),
-        (b"gzip, gzip", b"x", "packed as gzip, gzip, unasked"),
+        (b"gzip", b"no gzip", "cannot be decompressed"),
+        (b"gzip", gzip.compress(b"some text")[:-9], "the compressed answer is truncated"),
+        (b"br", b"x", "compressed as br, unasked"),
+        (b"gzip, gzip", b"x", "compressed as gzip, gzip, unasked"),
     ],
     ids=["none", "cut", "unknown", "twice"],
 )

@@ -1,4 +1,4 @@
-"""The command line: the verbs, the overrides, and the one line in which every failure ends."""
+"""The command line: the verbs, the overrides, and the one-line errors."""
 
 import argparse
 import errno
@@ -21,14 +21,14 @@ from alignrun.security.working_directory import distrust
 USAGE = """\
 alignrun [key=value …]                train: algo=nash_md model=smollm2-135m unless overridden
 alignrun -m key=a,b [key=value …]     sweep: one run for each combination, and a table
-alignrun eval runs='[A,B]' [key=value …]  a tournament: who is preferred, what is the equilibrium, who is exploitable
-alignrun exploit RUN [key=value …]    train a best response to a run's policy: how exploitable is it at least
-alignrun resume RUN [--step N] [key=value …]  go on where a run stopped, bit for bit unless a value is changed
+alignrun eval runs='[A,B]' [key=value …]  a tournament: win rates, the equilibrium, and how exploitable each policy is
+alignrun exploit RUN [key=value …]    train a best response to a run's policy: a lower bound on its exploitability
+alignrun resume RUN [--step N] [key=value …]  continue a stopped run, bit for bit unless a value is changed
 alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
 alignrun plan [plan.gpu=24GB] [key=value …]  parameters, predicted memory, and the batches that fit a GPU
 alignrun export RUN [--merge]         a PEFT adapter, or a merged model, for transformers and vLLM
-    eval, exploit, resume and export take --trust, for runs of others that execute code or contact a server
-alignrun ls [GROUP]                   what can be picked: algorithms, models, data, preferences, …
+    eval, exploit, resume and export take --trust, for other people's runs that execute code or contact a server
+alignrun ls [GROUP]                   the available choices: algorithms, models, data, preferences, …
 alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
 """
 
@@ -39,11 +39,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--once": {"action": "store_true"},
     "--interval": {"type": float, "default": 2.0},
 }
-"""How argparse reads the options of all commands."""
+"""argparse settings of the options of all commands."""
 
 
 def entry() -> None:
-    """What the `alignrun` script and `python -m alignrun` do."""
+    """Entry point of the `alignrun` script and of `python -m alignrun`."""
     distrust()
     guard()
     code = main()
@@ -53,12 +53,12 @@ def entry() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 1 a run that failed, 2 bad input, 128+n stopped by signal n."""
+    """Run one command; returns the exit code: 0 done, 1 failed run, 2 bad input, 128+n stopped by signal n."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Read once, when torch is imported. By default OpenMP's threads spin for milliseconds at the end of every parallel
-    # region; next to one other busy process they then wait for a core that a spinning thread holds.
+    # torch reads it once, on import. By default OpenMP's threads spin for milliseconds after every parallel region;
+    # next to another busy process, threads then wait for a core that a spinning thread occupies.
     os.environ.setdefault("GOMP_SPINCOUNT", "100")
-    # Where nobody looks at a terminal, lines are not broken to its width.
+    # Without a terminal, lines are not wrapped to its width.
     console = PlainConsole(width=None if sys.stdout.isatty() else 160)
     try:
         return dispatch(arguments, console)
@@ -78,20 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _began_with_an_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is what led to an error: libraries that clean up after it may fail in doing so, as OmegaConf does,
-    and then say something else."""
+    """Whether Ctrl-C led to an error: libraries such as OmegaConf can fail while they clean up, with another error."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
 
 
 def dispatch(arguments: Sequence[str], console: Console) -> int:
-    """Hand the arguments to the command that they name.
+    """Pass the arguments to the command that they name.
 
-    What is composed is composed before the command is imported, so that a mistake is reported before torch is there.
+    The configuration is composed before the command is imported, so that mistakes are reported before torch is loaded.
 
     Raises:
-        AlignrunError: whatever the command cannot do.
+        AlignrunError: the command failed.
     """
     if "--trust" in arguments:
         return _trusting([argument for argument in arguments if argument != "--trust"], console)
@@ -108,7 +107,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     alone = verb in ("ls", "plan", "config", "eval", "top", "export") or not {"-m", "--multirun"}.isdisjoint(arguments)
     if alone and (job := _job()) and job.launched() > 1:
         raise InputError(f"alignrun {verb} is one process: start it without accelerate launch or torchrun")
-    # Hub requests and tokenizers' threads are of no use to a message; both may be set by the user all the same.
+    # No command gains from tokenizer threads; the user's own setting takes precedence.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")
     if verb == "ls":
@@ -180,7 +179,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
 
 
 def _trusting(arguments: Sequence[str], console: Console) -> int:
-    """The command with what its runs, made by others, would execute and contact."""
+    """Run a command with trust in the runs it opens."""
     from alignrun.run.trust import accepting
 
     if not {"-m", "--multirun", "ls", "plan", "config", "top"}.isdisjoint(arguments):
@@ -190,7 +189,7 @@ def _trusting(arguments: Sequence[str], console: Console) -> int:
 
 
 def _job() -> ModuleType | None:
-    """The processes that a launcher has started; None without one, where nobody should wait for torch."""
+    """`alignrun.distributed` if a launcher started this process; None otherwise, to avoid importing torch."""
     if "RANK" not in os.environ:
         return None
     from alignrun import distributed
@@ -199,9 +198,9 @@ def _job() -> ModuleType | None:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides, and the other arguments: options, and the run, whose path may hold an equals sign.
+    """Split overrides from the other arguments: options, and the run, whose path may contain an equals sign.
 
-    What looks like a path is one, and so is the first argument that stands on the disk where no other does.
+    Anything that looks like a path is one. Otherwise the first argument that exists on disk is the path.
     """
     pairs = [place for place, argument in enumerate(arguments) if "=" in argument and not _is_path(argument)]
     rest = [argument for place, argument in enumerate(arguments) if place not in pairs]
@@ -237,7 +236,7 @@ def _parse(
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument errors in one line, like all others."""
+    """Reports argument errors on one line, like all others."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise InputError(f"{self.prog}: {message}: see `alignrun --help`")

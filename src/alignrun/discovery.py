@@ -1,9 +1,9 @@
-"""Find algorithms and preferences, and import their configuration without what trains.
+"""Find algorithms and preferences, and import their configuration without torch.
 
-Such a file holds both: the `@schema` dataclass that types its YAML, and the class that needs torch. The command line
-needs every dataclass to compose a configuration, and torch for none of them. So a module of these packages runs in two
-parts: first its schemas and what they refer to, then the rest, when a name of the rest is first read. Each statement
-runs once, in the same module. A schema that does refer to torch only makes the command line slow.
+Each file contains both the `@schema` dataclass that types its YAML and the class that needs torch. The command line
+needs all dataclasses to compose a configuration, but not torch. So a module of these packages runs in two parts: first
+its schemas and the statements they refer to, then the rest, when one of its names is first read. Each statement runs
+once, in the same module. A schema that refers to torch works too, but makes the command line slow.
 """
 
 import ast
@@ -21,20 +21,20 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = {"algo": "alignrun.algorithms", "preference": "alignrun.preferences"}
-"""The configuration groups that are typed by the files of a package."""
+"""Configuration group → package whose files type its choices."""
 
 LOCK = RLock()
 
 
 def install() -> None:
-    """Import the modules of these packages in two parts from now on. Each package calls it before its first module."""
+    """Import the modules of these packages in two parts from now on; each package calls it before its first one."""
     if not any(isinstance(finder, SchemasFirst) for finder in sys.meta_path):
         sys.meta_path.insert(0, SchemasFirst())
 
 
 @cache
 def config_classes(group: str) -> dict[str, type]:
-    """The dataclass of every choice of a group, by the name that its YAML gives."""
+    """Name of each choice of a group → its dataclass."""
     found = {}
     for name in _modules(group):
         spec = importlib.util.find_spec(name)
@@ -52,8 +52,9 @@ def _is_choice(own: type) -> bool:
     return "name" in fields and isinstance(fields["name"].default, str)
 
 
+@cache
 def import_all(group: str) -> None:
-    """Import every module of a group's package to its end, so that what it registers is registered."""
+    """Import every module of a group's package completely, so that its registrations take effect."""
     for name in _modules(group):
         finish(importlib.import_module(name))
 
@@ -65,12 +66,12 @@ def _modules(group: str) -> Iterator[str]:
 
 
 class SchemasFirst(MetaPathFinder):
-    """Finds the modules of the packages, for a loader that runs their schemas first."""
+    """Finds the modules of these packages, and loads them with `SchemasFirstLoader`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of a module with schemas; None leaves any other to the finders that follow."""
+        """The spec of a module with schemas; None for any other, which the next finders handle."""
         if not fullname.startswith(tuple(f"{package}." for package in PACKAGES.values())):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
@@ -82,7 +83,7 @@ class SchemasFirst(MetaPathFinder):
 
 
 class SchemasFirstLoader(SourceFileLoader):
-    """Runs the schemas of a module, and leaves the rest to `finish`."""
+    """Runs the schemas of a module; `finish` runs the rest."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the first part."""
@@ -94,10 +95,10 @@ class SchemasFirstLoader(SourceFileLoader):
 
 
 class UnfinishedModule(ModuleType):
-    """A module of which only the first part has run."""
+    """A module whose second part has not run yet."""
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("__"):  # those are questions of the import system
+        if not name.startswith("__"):  # the import system reads those
             finish(self)
         return ModuleType.__getattribute__(self, name)
 
@@ -107,7 +108,7 @@ def finish(module: ModuleType) -> None:
     with LOCK:
         spec: Any = module.__spec__
         if not isinstance(module, UnfinishedModule) or spec.loader_state is None:
-            return  # it has run, or is running in this thread
+            return  # already done, or running in this thread
         rest, spec.loader_state = spec.loader_state, None
         try:
             _run(rest, module)
@@ -123,7 +124,7 @@ def _run(part: ast.Module, module: ModuleType) -> None:
 
 
 def two_parts(tree: ast.Module) -> tuple[ast.Module, ast.Module]:
-    """The statements of a module: the docstring, the schemas and what they refer to; and all others, in their order."""
+    """Split a module's statements: the docstring, the schemas and their dependencies; and the others, in order."""
     statements = [single for statement in tree.body for single in _singles(statement)]
     bound = [_bound(statement) for statement in statements]
     future = [place for place, statement in enumerate(statements) if _is_future(statement)]
@@ -162,7 +163,7 @@ def _is_schema(statement: ast.stmt) -> bool:
 
 
 def _bound(statement: ast.stmt) -> set[str]:
-    """The names that a statement gives a value at the top of a module."""
+    """The names that a statement binds at module level."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return {name.asname or name.name.partition(".")[0] for name in statement.names}
     if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -1,7 +1,7 @@
-"""What asking a server over HTTP takes, whoever asks: addresses, connections, keys, and when to try again.
+"""HTTP requests to judges and rollout servers: connections, keys, limits and retries.
 
-The official `openai` client would replace the retry loop alone: the limits on an answer's size and total time, the
-refusal to follow redirects and the hidden key would have to live in a transport below it and wrappers around it. It
+The official `openai` client would replace only the retry loop. The limits on a response's size and total time, the
+refusal to follow redirects and the hiding of the key would still need a transport below it and wrappers around it. It
 would also fix the waits that `preference.backoff` sets (at most 8 s, and no retry after a Retry-After above two
 minutes), for a dependency of 246,000 lines.
 """
@@ -20,39 +20,39 @@ import httpx2
 from alignrun.errors import InputError, RunError, one_line
 
 LONGEST_WAIT = 60.0
-"""Seconds between two attempts, whatever the backoff or the server says."""
+"""Upper limit of the seconds between two attempts, whatever the backoff or the server says."""
 MEGABYTE = 1_000_000
-_jitter = random.Random()  # of its own: the numbers that a seed fixes elsewhere are not drawn from here
+_jitter = random.Random()  # separate, so that the seeded global generator is not advanced
 
 
 class TooLong(Exception):
-    """An answer of more bytes than any that was asked for."""
+    """A response exceeds the size limit."""
 
 
 class NoAnswer(Exception):
-    """No attempt had an answer; what the last one met."""
+    """No attempt was answered; the message is the last attempt's problem."""
 
 
 def connect(key: str | None, parallel: int, headers: Mapping[str, str], who: str, remedy: str) -> httpx2.AsyncClient:
-    """A client for some requests, each of which `ask` sends and limits.
+    """A client for requests, which `ask` sends and limits.
 
     Args:
-        key: sent as a bearer token, where there is one.
-        parallel: requests in flight at once.
-        headers: sent beside the key.
-        who: the setting that asks, and `remedy` what else to do, for the message.
-        remedy: follows "check the proxy and certificate variables of the environment".
+        key: the bearer token, if any.
+        parallel: maximum number of requests in flight.
+        headers: further headers.
+        who: the setting that names the server, for the message.
+        remedy: ends the message, after "check the proxy and certificate variables of the environment".
 
     Raises:
-        RunError: the environment's proxy or certificates are of no use.
+        RunError: the environment's proxy or certificates are invalid.
     """
     try:
         return httpx2.AsyncClient(
-            # A short answer gains nothing by being packed, and a small one that is may become a very large one.
+            # Compression gains nothing for short responses, and a small one could unpack to a very large one.
             headers={**headers, "Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=None,
             limits=httpx2.Limits(max_connections=parallel),
-            follow_redirects=False,  # to wherever it leads, the key would go too
+            follow_redirects=False,  # the key would be sent to the new address too
         )
     except (OSError, ValueError, ImportError) as error:  # proxies and certificates come from the environment
         raise RunError(
@@ -64,20 +64,20 @@ def connect(key: str | None, parallel: int, headers: Mapping[str, str], who: str
 async def ask(
     connection: httpx2.AsyncClient, method: str, url: str, content: bytes | None, *, seconds: float, limit: int
 ) -> httpx2.Response:
-    """Send a request and read the whole answer.
+    """Send a request and read the whole response.
 
     Args:
         connection: from `connect`.
         method: GET or POST.
-        url: whole.
+        url: complete.
         content: the body of the request.
-        seconds: from the first byte sent to the last byte read, however slowly they come.
-        limit: bytes of the answer's body, both as they come and unpacked.
+        seconds: from the first byte sent to the last byte read.
+        limit: bytes of the body, both compressed and decompressed.
 
     Raises:
         TimeoutError: it took longer.
-        TooLong: there were more bytes; the rest was not read.
-        httpx2.RequestError: there was no answer, or it is damaged.
+        TooLong: the body is larger; the rest was not read.
+        httpx2.RequestError: there was no response, or it is damaged.
     """
     async with timeout(seconds), connection.stream(method, url, content=content) as response:
         body = await _read(response, limit)
@@ -99,14 +99,14 @@ async def ask_again(
     complaint: Callable[[httpx2.Response], str],
     final: Sequence[int] = (),
 ) -> httpx2.Response:
-    """`ask`, again while the server is down, slow or busy: a success, or a refusal that no attempt would change.
+    """`ask` with retries while the server is down, slow or busy; returns a success or a permanent refusal.
 
-    Waits double from `backoff` seconds; a Retry-After may make one longer, up to `LONGEST_WAIT`. `complaint` says what
-    is wrong in a response. Statuses in `final` are an answer, although they often mean that the server is busy.
+    Waits double from `backoff` seconds; a Retry-After can extend one, up to `LONGEST_WAIT`. `complaint` describes the
+    problem in a response. Statuses in `final` are not retried, although they often mean that the server is busy.
 
     Raises:
-        TooLong: an answer is too long; there is no other attempt.
-        NoAnswer: no attempt had an answer.
+        TooLong: a response is too long; it is not retried.
+        NoAnswer: no attempt was answered.
     """
     problem = ""
     for attempt in range(retries + 1):
@@ -128,10 +128,10 @@ async def ask_again(
 
 
 async def _read(response: httpx2.Response, limit: int) -> bytes:
-    """The body, unpacked where a server packs it unasked."""
+    """Read the body, decompressed if the server compresses it unasked."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-        raise httpx2.DecodingError(f"the answer is packed as {one_line(Exception(encoding), 40)}, unasked")
+        raise httpx2.DecodingError(f"the answer is compressed as {one_line(Exception(encoding), 40)}, unasked")
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding not in ("", "identity") else None
     received, body = 0, bytearray()
     async for chunk in response.aiter_raw():
@@ -139,43 +139,43 @@ async def _read(response: httpx2.Response, limit: int) -> bytes:
         try:
             body += chunk if unpacker is None else unpacker.decompress(chunk, limit + 1 - len(body))
         except zlib.error as error:
-            raise httpx2.DecodingError(f"the answer cannot be unpacked ({one_line(error, 80)})") from error
+            raise httpx2.DecodingError(f"the answer cannot be decompressed ({one_line(error, 80)})") from error
         if max(received, len(body)) > limit:
             raise TooLong(f"more than {limit / MEGABYTE:.3g} MB")
     if unpacker is not None and received and not unpacker.eof:
-        raise httpx2.DecodingError("the answer ends before its last packed byte")
+        raise httpx2.DecodingError("the compressed answer is truncated")
     return bytes(body)
 
 
 def read_key(variable: str, named: str = "") -> str:
-    """The key in an environment variable, or nothing.
+    """The key in an environment variable, or an empty string.
 
     Raises:
-        InputError: no header could carry it; the message begins with the setting that named the variable.
+        InputError: it is not valid in a header; the message begins with `named`, the setting that names the variable.
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise InputError(f"{named}{variable} holds characters that no key has: set it again")
+        raise InputError(f"{named}{variable} contains characters that are not valid in a key: set it again")
     return key
 
 
 def without_key(text: str, key: str | None) -> str:
-    """What a server says, even where it quotes the key."""
+    """A server's text with the key removed."""
     return text.replace(key, "[key]") if key else text
 
 
 def may_pass(status: int) -> bool:
-    """Whether the same request may succeed later: the server is down, slow or busy."""
+    """Whether a retry may succeed: the server is down, slow or busy."""
     return status >= 500 or status in (408, 409, 429)
 
 
 def backed_off(backoff: float, attempt: int) -> float:
-    """Seconds to wait after attempt 0, 1, …: doubled each time, and cut by chance so that not all come at once."""
+    """Seconds to wait after attempt 0, 1, …: exponential backoff with jitter, so that requests spread out."""
     return backoff * 2.0 ** min(attempt, 32) * _jitter.uniform(0.5, 1)
 
 
 def retry_after(response: httpx2.Response) -> float:
-    """The seconds that a server asks to wait, given as such or as a date; 0 where it does not."""
+    """Seconds of the Retry-After header, a number or a date; 0 without one."""
     value = response.headers.get("Retry-After", "")
     try:
         return max(0.0, float(value))
@@ -188,7 +188,7 @@ def retry_after(response: httpx2.Response) -> float:
 
 
 def decode(response: httpx2.Response) -> Any:
-    """The JSON of a response; None where it is none."""
+    """The JSON of a response; None if it is not JSON."""
     try:
         return response.json()
     except (ValueError, RecursionError):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 if TYPE_CHECKING:
@@ -54,6 +55,33 @@ def as_turns(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
     return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
 
 
+class Prompt(str):
+    """A prompt as readers see it, which also holds what a judge may need: its conversation and its row."""
+
+    turns: tuple[Message, ...]
+    """The conversation so far."""
+    columns: Mapping[str, Any]
+    """The other columns of its row, such as `answer` or `category`."""
+
+    def __new__(
+        cls, text: str, turns: tuple[Message, ...] | None = None, columns: Mapping[str, Any] | None = None
+    ) -> Prompt:
+        """Plain text is one turn of the user."""
+        self = super().__new__(cls, text)
+        self.turns, self.columns = as_turns(text) if turns is None else turns, columns or {}
+        return self
+
+    @cached_property
+    def identity(self) -> str:
+        """Differs between any two prompts that a preference may judge differently."""
+        return json.dumps([self, self.turns, self.columns], default=str)
+
+
+def as_prompt(text: str) -> Prompt:
+    """The prompt itself, or plain text as one turn of the user."""
+    return text if isinstance(text, Prompt) else Prompt(text)
+
+
 def prompt_text(prompt: str | tuple[Message, ...]) -> str:
     """A prompt as a preference model and a reader see it: without any chat template."""
     if isinstance(prompt, str):
@@ -85,6 +113,13 @@ class Example:
     """The same for `rejected`."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """The tools that the assistant may call, as chat templates take them."""
+    columns: Mapping[str, Any] | None = None
+    """The other columns of its row that the preference reads, where it reads any."""
+
+    @property
+    def asked(self) -> Prompt:
+        """The prompt as a preference sees it."""
+        return Prompt(self.text, as_turns(self.prompt), self.columns)
 
     @property
     def text(self) -> str:
@@ -97,7 +132,7 @@ class PromptBatch:
     """Prompts ready for sampling, padded on the left."""
 
     texts: tuple[str, ...]
-    """The prompts as readers and preferences see them, length B."""
+    """The prompts as readers see them, length B; those of a data set are `Prompt`s, as preferences see them."""
     input_ids: Tensor
     """[B, P] token ids."""
     attention_mask: Tensor

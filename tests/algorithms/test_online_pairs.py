@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import load_policy, random_batch, refused_smoke
 
-from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
+from alignrun.algorithms.base import Algorithm, Tools, discover
 from alignrun.algorithms.common.batches import count, rows
 from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing, judged_pairs
 from alignrun.algorithms.common.rollout import decode_texts, stack
@@ -26,9 +26,8 @@ def longer(prompts, first, second) -> torch.Tensor:
 
 
 def build(name: str, *overrides: str, preference=longer) -> Algorithm:
-    discover()
     policy, config = load_policy(f"algo={name}", "generation.max_new_tokens=6", *overrides)
-    return ALGORITHMS[name](config.algo, Tools(policy, preference, config))
+    return discover()[name](config.algo, Tools(policy, preference, config))
 
 
 def sums(algorithm: Algorithm, role: Role, batch) -> torch.Tensor:

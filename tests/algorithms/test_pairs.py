@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import load_policy, random_batch
 
-from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
+from alignrun.algorithms.base import Algorithm, Tools, discover
 from alignrun.algorithms.common import reference_cache
 from alignrun.algorithms.common.batches import rows
 from alignrun.data.trimming import trim
@@ -29,9 +29,8 @@ def pair_batch(policy, pairs: int = 4, tokens: int = 6) -> PairBatch:
 
 
 def make(name: str, *overrides: str) -> Algorithm:
-    discover()
     policy, config = load_policy(f"algo={name}", *overrides)
-    return ALGORITHMS[name](config.algo, Tools(policy, NoPreference(), config))
+    return discover()[name](config.algo, Tools(policy, NoPreference(), config))
 
 
 def plain_margin(model, batch: PairBatch, row: int, *, mean: bool = False) -> torch.Tensor:

@@ -9,7 +9,7 @@ from helpers import OFFLINE, ONLINE, offline_arguments
 from safetensors.torch import load_file
 
 from alignrun import cli
-from alignrun.algorithms.base import ALGORITHMS
+from alignrun.algorithms.base import discover
 
 
 def train(run: Path, *overrides: str) -> int:
@@ -30,7 +30,7 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
     """Also in the middle of an iteration: weights, moments, copies of the policy and metrics, bit for bit."""
     run = tmp_path / "run"
     settings = ["train.steps=4", "train.checkpoint_every=3", "train.keep_checkpoints=3", "optim.learning_rate=0.01"]
-    if hasattr(ALGORITHMS[name].config_class, "refresh_every"):
+    if hasattr(discover()[name].config_class, "refresh_every"):
         settings.append("algo.refresh_every=2")
     arguments = [f"algo={name}"] if name in ONLINE else offline_arguments(name, tmp_path)
     assert train(run, *arguments, *settings) == 0
@@ -114,7 +114,7 @@ def test_a_run_keeps_its_algorithm(tmp_path: Path, capsys: pytest.CaptureFixture
     assert train(run, "algo=self_play", "train.checkpoint_every=2", "train.keep_checkpoints=3") == 0
     before = files(run, 3)
     assert cli.main(["resume", str(run), "--step", "2", "algo=nash_ema"]) == 2
-    assert "a run that has begun keeps its algo" in capsys.readouterr().err
+    assert "the algo of a started run is fixed" in capsys.readouterr().err
     assert files(run, 3) == before
 
 

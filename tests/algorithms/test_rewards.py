@@ -11,7 +11,7 @@ from helpers import load_policy, random_batch, refused_smoke
 from safetensors.torch import load_file
 
 from alignrun import cli
-from alignrun.algorithms.base import ALGORITHMS, Algorithm, Tools, discover
+from alignrun.algorithms.base import Algorithm, Tools, discover
 from alignrun.algorithms.common.batches import count, rows
 from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rewards import Rewarded
@@ -36,14 +36,12 @@ def longer(prompts, first, second) -> torch.Tensor:
 
 
 def build(name: str, *overrides: str, preference=None) -> Algorithm:
-    discover()
     policy, config = load_policy(f"algo={name}", "generation.max_new_tokens=6", *overrides)
-    return ALGORITHMS[name](config.algo, Tools(policy, preference or Length(2.0), config))
+    return discover()[name](config.algo, Tools(policy, preference or Length(2.0), config))
 
 
 def game_policy(name: str, *overrides: str) -> tuple[Algorithm, Completions, PromptBatch]:
     """The algorithm on CYC, away from the reference, with its three actions as completions of one prompt."""
-    discover()
     config = compose(["experiment=game", f"algo={name}", *overrides])
     policy = Policy.load(config.model, config.adapter, config.reference, load_tokenizer(config.model), 0)
     generator = torch.Generator().manual_seed(3)
@@ -51,7 +49,7 @@ def game_policy(name: str, *overrides: str) -> tuple[Algorithm, Completions, Pro
         for weight in policy.trainable().values():
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
     preference = PREFERENCES[config.preference.name].build(config.preference)
-    algorithm = ALGORITHMS[name](config.algo, Tools(policy, preference, config))
+    algorithm = discover()[name](config.algo, Tools(policy, preference, config))
     actions = torch.tensor(policy.tokenizer.convert_tokens_to_ids(list("abc")))
     ids = torch.tensor([policy.tokenizer.encode("play")])
     prompt = PromptBatch(("play",), ids, torch.ones_like(ids))

@@ -1,6 +1,7 @@
 """What a row says is used or refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,23 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     path.write_text('{"prompt": "prompt 0", "answer": "1", "id": 3, "row_id": 4}\n{"prompt": "prompt 19", "b": 1}\n')
     config = DataConfig(name="x", source="jsonl", path=str(path))
     assert load_examples(config).notes == ("columns that are not read: answer, b",)
+    assert load_examples(config, wanted={"answer"}).notes == ("columns that are not read: b",)
+    assert load_examples(config, wanted=None).notes == ()
+
+
+def test_columns_that_a_preference_reads_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "Hello?", "answer": "1", "more": [1, {"a": null}], "b": 2}\n')
+    config = DataConfig(name="x", source="jsonl", path=str(path), eval_path=str(path))
+    plain = load_examples(config)
+    assert plain.train[0].columns is None
+    named, whole = load_examples(config, {"answer", "c"}), load_examples(config, None)
+    assert named.train[0].columns == {"answer": "1"}
+    assert whole.train[0].columns == {"answer": "1", "more": [1, {"a": None}], "b": 2}
+    ignoring = replace(config, columns=ColumnsConfig(ignored=["b"]))
+    assert "b" not in (load_examples(ignoring, None).train[0].columns or {})
+    assert load_examples(ignoring, {"b"}).train[0].columns == {"b": 2}
+    assert len({loaded.train.digest for loaded in (plain, named, whole)}) == 3
 
 
 class TestMessages:

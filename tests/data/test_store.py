@@ -15,7 +15,18 @@ from alignrun.types import Example
 TURN = {"role": "user", "content": "é'\n"}
 PLAIN = Example("a{b}", "p.jsonl:1")
 PAIR = Example("Say hi", "a.jsonl:1", "hi", "ho")
-FULL = Example((TURN,), "p[0]", "c", "d", 0.75, (1.0, 0.5), (TURN, TURN), (TURN,), ({"name": "f", "n": 2**70},))
+FULL = Example(
+    (TURN,),
+    "p[0]",
+    "c",
+    "d",
+    0.75,
+    (1.0, 0.5),
+    (TURN, TURN),
+    (TURN,),
+    ({"name": "f", "n": 2**70},),
+    {"answer": ["4", None]},
+)
 TIE = replace(PAIR, label=0.5)
 SHOWN = Example("q", "x", chosen="a")
 
@@ -52,7 +63,8 @@ def digest(*examples: Example) -> str:
 
 def test_the_digest_is_that_of_the_content_wherever_it_was_read_from() -> None:
     assert digest(PAIR) == digest(replace(PAIR, origin="b.jsonl:7"))
-    assert digest(FULL).startswith("52f5d9504e7c")
+    assert digest(replace(FULL, columns=None)).startswith("52f5d9504e7c")
+    assert digest(FULL) != digest(replace(FULL, columns={"answer": ["5", None]}))
     assert len({digest(PAIR), digest(TIE), digest(PAIR, TIE), digest(TIE, PAIR), digest(FULL), digest()}) == 6
     interned, made = "role", "".join(["ro", "le"])
     assert digest(replace(PAIR, chosen=interned)) == digest(replace(PAIR, chosen=made))

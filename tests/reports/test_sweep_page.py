@@ -27,7 +27,7 @@ def test_settings_are_shown_in_the_order_given() -> None:
 
 def test_failed_runs_are_named_and_not_linked() -> None:
     page = check(sweep_page(sweep()))
-    assert "Failed, and counted in nothing: 5 (algo.kl_tau=0.2, exit code 1)." in page.text
+    assert "Failed, and excluded: 5 (algo.kl_tau=0.2, exit code 1)." in page.text
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert links == [f"{number}/report.html" for number in range(5)]
 
@@ -46,7 +46,7 @@ def test_what_rests_on_one_evaluation_is_marked_and_nothing_claimed_that_seeds_d
     page = check(sweep_page(result))
     assert page.rows()[1][2] == "0.588 † [0.573, 0.603]"
     assert "† Read off a single evaluation." in page.text
-    assert "do not settle that it is the best" in page.text
+    assert "do not show that it is the best" in page.text
     assert "do not settle" not in check(sweep_page(dataclasses.replace(result, settled=True))).text
 
 

@@ -13,7 +13,7 @@ import torch
 from helpers import bradley_terry_fixed_point
 from torch import Tensor
 
-from alignrun.algorithms.base import ALGORITHMS, Tools, discover
+from alignrun.algorithms.base import Tools, discover
 from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.games import CYC, best_response, equilibrium, geometric_mixture, mixture_equilibrium
 from alignrun.launch.build import build_preference
@@ -94,14 +94,13 @@ def play_as(policy: Policy, target: Tensor, prompt: PromptBatch) -> None:
 
 def share_that_is_left(name: str, overrides: Sequence[str], target: Tensor, monkeypatch: pytest.MonkeyPatch) -> float:
     """|E g| / E|g| of a step's gradient g in all trained weights, over everything that the step might draw."""
-    discover()
     config = compose(["experiment=game", f"algo={name}", "algo.samples_per_prompt=1", *overrides])
     policy = Policy.load(config.model, config.adapter, config.reference, load_tokenizer(config.model), config.seed)
     ids = torch.tensor([policy.tokenizer("play", add_special_tokens=False).input_ids])
     prompt = PromptBatch(("play",), ids, torch.ones_like(ids))
     play_as(policy, target, prompt)
     tools = Tools(policy, build_preference(config.preference, policy.backbone), config)
-    algorithm = ALGORITHMS[name](config.algo, tools)
+    algorithm = discover()[name](config.algo, tools)
     drawn: list[int] = []
     chances: list[Tensor] = []
 

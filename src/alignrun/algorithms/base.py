@@ -241,7 +241,8 @@ class OfflineAlgorithm(Algorithm):
         yield batch
 
 
-ALGORITHMS: dict[str, type[Algorithm]] = {}
+_registered: dict[str, type[Algorithm]] = {}
+"""Read through `discover`: an algorithm is entered when the rest of its module runs."""
 
 
 def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type[Algorithm]]:
@@ -249,7 +250,7 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 
     def register(cls: type[Algorithm]) -> type[Algorithm]:
         cls.name, cls.config_class = name, config_class
-        ALGORITHMS[name] = cls
+        _registered[name] = cls
         return cls
 
     return register
@@ -258,7 +259,7 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 def discover() -> dict[str, type[Algorithm]]:
     """Import every module of this package, so that adding a file is enough to add an algorithm."""
     import_all("algo")
-    return ALGORITHMS
+    return _registered
 
 
 def opponent_of(config: Config) -> str | None:

@@ -1,4 +1,4 @@
-"""The pairwise preference model of Nash learning: P(y ≻ y' | x), conditioned on both (arXiv 2312.00886 §3.2)."""
+"""Preference models P(y ≻ y' | x): of both completions together (arXiv 2312.00886 §3.2), or of each one's embedding."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,11 +10,22 @@ from torch import Tensor
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.algorithms.common.rollout import step_generator
-from alignrun.config import schema
+from alignrun.config import Config, require, schema
 from alignrun.config.templates import split_template
-from alignrun.data import Encoding, PairSet, PreferenceEncoder
-from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss
+from alignrun.data import Encoding, PairSet, PreferenceEncoder, RewardEncoder
+from alignrun.models.cards import AdapterCard
+from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss, skew_logits
 from alignrun.types import Completions, Example, PairBatch
+
+
+class Head(str, Enum):
+    """What P is read off."""
+
+    pair = "pair"
+    """The text with both completions: K of them cost K² passes."""
+    embedding = "embedding"
+    """A vector for each completion, P = σ(v(x, y)ᵀRv(x, y') / temperature) with R skew-symmetric (arXiv 2410.02197):
+    K completions cost K passes, and cycles can still be expressed."""
 
 
 class Orders(str, Enum):
@@ -37,8 +48,20 @@ class PreferenceModelConfig:
     )
     """With {prompt}, {first} and {second} in this order, as one user turn where the tokenizer has a chat template."""
     orders: Orders = Orders.both
+    """In which order the two completions stand before the model while it is trained (head=pair)."""
+    head: Head = Head.pair
+    embedding_template: str = "{prompt}\n\n{completion}"
+    """With {prompt} and {completion}, as one user turn where the tokenizer has a chat template (head=embedding)."""
+    embedding_size: int = 8
+    """Even; 2 express one cycle of a prompt's completions (head=embedding)."""
+    temperature: float = 0.1
+    """The smaller, the surer P can be: it lies between σ(±1 / temperature) (head=embedding)."""
 
     def __post_init__(self) -> None:
+        split_template(self.embedding_template, ("prompt", "completion"), "algo.embedding_template")
+        require(self.temperature > 0, "algo.temperature", f"must be positive, not {self.temperature}")
+        even = self.embedding_size >= 2 and self.embedding_size % 2 == 0
+        require(even, "algo.embedding_size", f"must be even and at least 2, not {self.embedding_size}")
         split_template(self.template, ("prompt", "first", "second"), "algo.template")
 
 
@@ -47,7 +70,8 @@ class PreferenceModel(FeedbackAlgorithm):
     """−p log P − (1−p) log(1−P) with P(y ≻ y') = σ(½(z(x, y, y') − z(x, y', y))).
 
     Antisymmetric by construction, so that P(y ≻ y') + P(y' ≻ y) = 1 whatever z is. The loss that the paper prints
-    has the winner always in the first place, and is minimised by a model that reads neither.
+    has the winner always in the first place, and is minimised by a model that reads neither. With
+    algo.head=embedding it is σ of a skew-symmetric form, which is antisymmetric by itself.
     """
 
     kind = "preference"
@@ -55,13 +79,32 @@ class PreferenceModel(FeedbackAlgorithm):
 
     @classmethod
     def dataset(cls, config: PreferenceModelConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
-        """The pairs: both orders after the prompt."""
-        encoder = PreferenceEncoder(encoding.tokenizer, config.template, encoding.rows)
+        """The pairs: both orders after the prompt, or each completion by itself."""
+        kind = RewardEncoder if config.head is Head.embedding else PreferenceEncoder
+        encoder = kind(encoding.tokenizer, cls.template(config), encoding.rows)
         return PairSet.build(examples, encoding, encoder.encode_pair)
+
+    @classmethod
+    def card(cls, config: Config) -> AdapterCard:
+        """That of the kind of model that the head makes it."""
+        card = super().card(config)
+        if config.algo.head is Head.pair:
+            return card
+        return replace(card, kind="embedding", temperature=config.algo.temperature)
+
+    @classmethod
+    def template(cls, config: PreferenceModelConfig) -> str:
+        """That of the head."""
+        return config.embedding_template if config.head is Head.embedding else config.template
+
+    @classmethod
+    def embedding_size(cls, config: PreferenceModelConfig) -> int | None:
+        """2k, of which k planes are turned by R."""
+        return config.embedding_size if config.head is Head.embedding else None
 
     def collect(self, batch: PairBatch, step: int) -> Iterator[PairBatch]:
         """Both orders, or one of them at random with its label."""
-        if self.config.orders is Orders.both:
+        if self.config.orders is Orders.both or self.config.head is Head.embedding:
             yield batch
             return
         device = batch.labels.device
@@ -73,11 +116,13 @@ class PreferenceModel(FeedbackAlgorithm):
         yield replace(batch, completions=Completions(tokens, mask), labels=labels)
 
     def logits(self, scores: Tensor) -> Tensor:
-        """½(z(x, y, y') − z(x, y', y)), or z where one order was asked."""
+        """½(z(x, y, y') − z(x, y', y)), or z where one order was asked; of embeddings vᵀRv' / temperature."""
+        if self.config.head is Head.embedding:
+            return skew_logits(*scores.unbind(1)) / self.config.temperature
         return antisymmetric_logits(scores) if scores.shape[1] == 2 else scores[:, 0]
 
     def objective(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy of P."""
-        if scores.shape[1] == 2:
+        if scores.shape[1:] == (2,):
             return preference_loss(scores, labels)
-        return dpo_loss(scores[:, 0], labels, 1.0)  # the same cross-entropy, of one score as the log-odds
+        return dpo_loss(self.logits(scores), labels, 1.0)  # the same cross-entropy, of log-odds

@@ -20,6 +20,7 @@ from alignrun.config.model import (
     ReferenceConfig,
     ReferenceKind,
 )
+from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.schema import require, schema
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
@@ -50,11 +51,14 @@ __all__ = [
     "Engine",
     "EvaluationConfig",
     "GenerationConfig",
+    "LongText",
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
     "Precision",
     "Pruner",
+    "PublishedConfig",
+    "Quantize",
     "ReferenceConfig",
     "ReferenceKind",
     "RunConfig",

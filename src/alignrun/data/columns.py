@@ -1,6 +1,6 @@
 """Columns that change what a row means: each is used, or refused by its name."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from alignrun.config import ColumnsConfig
 from alignrun.data.values import Row
@@ -8,6 +8,8 @@ from alignrun.errors import InputError
 
 CONVERSATIONS = "conversations"
 """What ShareGPT calls the messages of a demonstration, and the prompt of a pair."""
+Wanted = Collection[str] | None
+"""The columns that a preference reads besides the texts; None for all of them."""
 _CHANGE_MEANING = {
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "a language model reads text"),
     **dict.fromkeys(("weight", "weights", "sample_weight"), "every row counts alike"),
@@ -72,6 +74,14 @@ def unread_columns(rows: Iterable[str], columns: ColumnsConfig) -> list[str]:
     """The columns, of those that rows have, which nothing reads and which are more than metadata."""
     known = named_columns(columns) | _METADATA | set(_CHANGE_MEANING)
     return sorted(column for column in set(rows) - known if not column.endswith(("_id", "_idx", "_score")))
+
+
+def kept_columns(names: Iterable[str], texts: Collection[str], columns: ColumnsConfig, wanted: Wanted) -> list[str]:
+    """Those of a row's columns that a preference wants, besides the row's texts; of all, not the ignored ones."""
+    others = [name for name in names if name not in texts]
+    if wanted is None:
+        return [name for name in others if name not in columns.ignored]
+    return [name for name in others if name in wanted]
 
 
 def named_columns(columns: ColumnsConfig) -> set[str]:

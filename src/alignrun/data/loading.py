@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from alignrun.config import BadRows, ColumnsConfig, DataConfig, TooLong
-from alignrun.data.columns import unread_columns
+from alignrun.data.columns import Wanted, unread_columns
 from alignrun.data.overlap import Seen
 from alignrun.data.plain import row_reader
 from alignrun.data.sources import SOURCES, check_source
@@ -31,8 +31,8 @@ class Loaded:
     """What a user should know about them, in lines."""
 
 
-def load_examples(config: DataConfig) -> Loaded:
-    """The examples to train on and the held-out ones.
+def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
+    """The examples to train on and the held-out ones, with the `wanted` columns of their rows.
 
     Held out are the rows of `eval_path` or `eval_split`; without one, a share `eval_fraction` of the rows, picked by
     a hash of the prompt, so that the choice depends on no seed and no order and equal prompts stay together. Inline
@@ -42,7 +42,7 @@ def load_examples(config: DataConfig) -> Loaded:
     check_source(config)
     source = SOURCES[config.source]
     rows = source.read(config)
-    reading, seen = _Reading(config), Seen()
+    reading, seen = _Reading(config, wanted), Seen()
     train, heldout = Examples(), Examples()
     held = 0
     share = config.eval_fraction if rows.heldout is None and not source.shared else 0.0
@@ -67,7 +67,7 @@ def load_examples(config: DataConfig) -> Loaded:
         hold_out(record)
     if not train or not heldout:
         raise _one_sided(config, len(train) + held, "hold out" if train else "train on")
-    notes = [*_unread(reading.names, config.columns), *_left_over(held, len(heldout)), *seen.notes(heldout)]
+    notes = [*_unread(reading.names, config.columns, wanted), *_left_over(held, len(heldout)), *seen.notes(heldout)]
     return Loaded(train, heldout, reading.skipped, tuple(notes))
 
 
@@ -76,13 +76,14 @@ class _Reading:
     """Checks rows, and remembers what a user should know about all of them."""
 
     config: DataConfig
+    wanted: Wanted
     skipped: int = 0
     names: set[str] = field(default_factory=set)
     """The columns that rows had."""
 
     def records(self, rows: Rows) -> Iterator[Record]:
         """The examples of the rows. Raises InputError for a bad row unless those are skipped, and if none is left."""
-        read = row_reader(self.config.columns)
+        read = row_reader(self.config.columns, self.wanted)
         good, first_bad = False, ""
         for origin, row in rows:
             try:
@@ -113,8 +114,8 @@ class _Reading:
         return shown.removeprefix("data: ")
 
 
-def _unread(names: Iterable[str], columns: ColumnsConfig) -> list[str]:
-    unread = unread_columns(names, columns)
+def _unread(names: Iterable[str], columns: ColumnsConfig, wanted: Wanted) -> list[str]:
+    unread = [] if wanted is None else [name for name in unread_columns(names, columns) if name not in wanted]
     more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
     return [f"columns that are not read: {', '.join(unread[:_NAMED])}{more}"] if unread else []
 

@@ -56,8 +56,10 @@ class PromptSet(Dataset[tuple[int, ...]]):
     @property
     def texts(self) -> tuple[str, ...]:
         """The prompts as readers and preferences see them."""
-        return tuple(example.text for example in self.examples)
+        return tuple(example.asked for example in self.examples)
 
     def batch(self, rows: Sequence[int]) -> PromptBatch:
         """These prompts, padded on the left."""
-        return prompt_batch([self.examples[row].text for row in rows], [self.encoded[row] for row in rows], self.pad_id)
+        return prompt_batch(
+            [self.examples[row].asked for row in rows], [self.encoded[row] for row in rows], self.pad_id
+        )

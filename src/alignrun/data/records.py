@@ -6,9 +6,10 @@ Every failure is an `InputError` of one line that names the row and what to chan
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from alignrun.config import ColumnsConfig
-from alignrun.data.columns import CONVERSATIONS, check_columns
+from alignrun.data.columns import CONVERSATIONS, Wanted, check_columns, kept_columns
 from alignrun.data.labels import check_liked, with_label
 from alignrun.data.transcripts import completion_text, parse_transcript
 from alignrun.data.values import Row, Turns, checked_text, kind, likely_prompt, require_column, text_or_turns, tools_of
@@ -16,7 +17,7 @@ from alignrun.errors import InputError
 from alignrun.types import Example, as_turns, message_text
 
 
-def parse_row(row: Row, origin: str, columns: ColumnsConfig) -> Example:
+def parse_row(row: Row, origin: str, columns: ColumnsConfig, wanted: Wanted = ()) -> Example:
     """Turn a row into an example, of the first kind that its columns allow.
 
     1. A pair: prompt, chosen and rejected; or chosen and rejected that share their opening turns, as conversations or
@@ -25,9 +26,12 @@ def parse_row(row: Row, origin: str, columns: ColumnsConfig) -> Example:
        people did not like, by its label, is refused.
     3. A prompt alone.
 
-    Text or messages in every column; a system prompt and tools may stand in columns of their own. Raises InputError
-    for a missing column, a wrong type, an unknown role, a blank text, two equal completions, an unknown vote or label,
-    a prompt that does not end with the user or a tool, and a column that changes what the row means and is not read.
+    Text or messages in every column; a system prompt and tools may stand in columns of their own. What is `wanted` of
+    the other columns is kept as it is.
+
+    Raises InputError for a missing column, a wrong type, an unknown role, a blank text, two equal completions, an
+    unknown vote or label, a prompt that does not end with the user or a tool, and a column that changes what the row
+    means and is not read.
     """
     check_columns(row, origin, columns)
     prompt_column = _prompt_column(row, columns)
@@ -35,7 +39,12 @@ def parse_row(row: Row, origin: str, columns: ColumnsConfig) -> Example:
     renamed = columns if prompt_column == columns.prompt else replace(columns, prompt=prompt_column)
     example = _parse(row, origin, renamed, columns)
     tools = row.get(columns.tools) if columns.tools else None
-    return replace(example, tools=tools_of(tools, f"{origin}, column '{columns.tools}'")) if tools else example
+    more: dict[str, Any] = {"tools": tools_of(tools, f"{origin}, column '{columns.tools}'")} if tools else {}
+    if wanted is None or wanted:
+        texts = {prompt_column, columns.chosen, columns.rejected, columns.completion, _messages_column(row, columns)}
+        kept = {name: row[name] for name in kept_columns(row, texts, columns, wanted)}
+        more |= {"columns": kept} if kept else {}
+    return replace(example, **more) if more else example
 
 
 def _parse(row: Row, origin: str, columns: ColumnsConfig, given: ColumnsConfig) -> Example:

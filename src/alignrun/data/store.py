@@ -100,7 +100,7 @@ class Examples(Sequence[Example]):
 
     @property
     def digest(self) -> str:
-        """A digest of the examples in their order, wherever they were read from."""
+        """A digest of the examples in their order, kept columns included, wherever they were read from."""
         return self._digest.hexdigest()
 
     def __len__(self) -> int:

@@ -20,14 +20,27 @@ _RAISED = (TemplateError, ValueError, TypeError, LookupError, AttributeError, Ar
 Tools = Sequence[Mapping[str, Any]]
 
 
-def write(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Tools = (), *, answer: bool) -> str:
+def write(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    tools: Tools = (),
+    *,
+    answer: bool,
+    template: str | None = None,
+) -> str:
     """What the chat template makes of the turns, with `answer` up to where the assistant begins to speak.
+
+    `template` takes the place of the tokenizer's own.
 
     Raises UnreadableTextError for a template that refuses the turns.
     """
     try:
         text: str = tokenizer.apply_chat_template(
-            list(turns), tools=list(tools) or None, add_generation_prompt=answer, tokenize=False
+            list(turns),
+            tools=list(tools) or None,
+            chat_template=template,
+            add_generation_prompt=answer,
+            tokenize=False,
         )
     except _RAISED as error:
         roles = ", ".join(turn["role"] for turn in turns)

@@ -63,7 +63,7 @@ class WinRateEvaluator:
                     moved += float(ratios.double().sum())
                 totals += torch.stack([ours.mask.sum(), theirs.mask.sum(), self._policy.ends(ours).sum()]).to(totals)
                 drawn += [probability for probability in preferred if probability is not None]
-                samples += [Sample(*row) for row in zip(prompts.texts, first, second, preferred, strict=True)]
+                samples += [Sample(*row) for row in zip(map(str, prompts.texts), first, second, preferred, strict=True)]
             wins.append(drawn)
         draws = len(self._prompts) * self._config.samples_per_prompt
         length, reference_length, ends = (totals / draws).tolist()

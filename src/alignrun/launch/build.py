@@ -1,9 +1,10 @@
-"""The only place where a configuration meets a class: from a typed Config to something that can run."""
+"""Build a run from a typed Config: the only place that maps configurations to classes."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from alignrun import distributed
 from alignrun.algorithms.base import (
-    ALGORITHMS,
     Algorithm,
     FeedbackTools,
     Measure,
     Tools,
     Trained,
+    discover,
     opponent_of,
 )
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
@@ -46,7 +47,7 @@ from alignrun.types import Evaluation, Evaluator, Example
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """Everything that one run is made of."""
+    """The parts of a run."""
 
     trained: Trained
     """The policy, or the feedback model."""
@@ -54,12 +55,12 @@ class Assembly:
     data: Dataset[Any]
     evaluate: Evaluator
     pins: Pins
-    """What the run stands on, by content."""
+    """Digests of the run's inputs."""
 
 
 @contextlib.contextmanager
 def memory_errors(config: Config) -> Iterator[None]:
-    """Running out of memory, in one line."""
+    """Turn out-of-memory errors into one line."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -76,23 +77,25 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
 
     Args:
         config: the configuration of the run.
-        report: told in a few words what is being loaded.
+        report: gets a few words about each part that is loaded.
 
     Raises:
-        InputError: any part is not to be had.
+        InputError: a part is not available.
     """
-    # Before the first of them waits for another one in `prepare`.
+    # Check before `prepare`, where processes wait for each other.
     with distributed.raise_together(), memory_errors(config):
         check(config)
-        kind, needs_base = ALGORITHMS[config.algo.name], bool(PREFERENCES[config.preference.name].feedback)
+        kind, judging = discover()[config.algo.name], PREFERENCES[config.preference.name]
         trains_policy = not issubclass(kind, FeedbackAlgorithm)
-        preference = build_preference(config.preference) if trains_policy and not needs_base else None
+        preference = build_preference(config.preference) if trains_policy and not judging.on_base else None
         report(f"data: {config.data.name}")
-        loaded = load_examples(config.data)
+        loaded = load_examples(config.data, judging.columns(config.preference) if trains_policy else ())
         if loaded.skipped:
             report(f"data: skipped {counted(loaded.skipped, 'row')} that cannot be used")
         for note in loaded.notes:
             report(f"data: {note}")
+        if preference is not None:
+            preference.check(chain(loaded.train, loaded.heldout))
         report(f"model: {config.model.name}")
         encoding = make_encoding(config)
         lazily = encoding if kind.precomputes(config) else replace(encoding, drawn=report)
@@ -118,6 +121,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
         policy = trained
         if preference is None:
             preference = build_preference(config.preference, policy.backbone)
+            preference.check(chain(loaded.train, loaded.heldout))
         pins = take_pins(config, loaded, policy.backbone, preference)
         algorithm = kind(config.algo, Tools(policy, preference, config))
         for note in algorithm.notes():
@@ -131,17 +135,17 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
 
 
 def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy | Scorer:
-    """What the algorithm trains, as it is before the first step.
+    """Load the policy or feedback model as it is before the first step.
 
     Raises:
-        InputError: the model, the adapter or the device is not to be had.
+        InputError: the model, the adapter or the device is not available.
     """
-    kind = ALGORITHMS[config.algo.name]
+    kind = discover()[config.algo.name]
     if issubclass(kind, FeedbackAlgorithm):
         backbone = Backbone.load(config.model, config.adapter, tokenizer, config.seed)
-        return Scorer.create(backbone, config.adapter, kind.card(config))
+        return Scorer.create(backbone, config.adapter, kind.card(config), kind.embedding_size(config.algo))
     ends = []
-    with contextlib.suppress(InputError):  # without a mark of its own, sampling stops where the tokenizer says
+    with contextlib.suppress(InputError):  # without a template's own end token, sampling stops at the tokenizer's
         ends = [end_of_turn(tokenizer)]
     return Policy.load(
         config.model,
@@ -156,7 +160,7 @@ def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy |
 
 
 def describe_training(config: Config) -> Training:
-    """How the run's policy is trained, for the files that it is saved in."""
+    """How the run's policy is trained, recorded in the files it is saved in."""
     return Training(
         algorithm=config.algo.name,
         temperature=trained_temperature(config),
@@ -170,15 +174,15 @@ def describe_training(config: Config) -> Training:
 
 
 def trained_temperature(config: Config) -> float:
-    """T of the policy that is trained: what is sampled at, or 1 where the algorithm learns from data alone."""
-    return config.generation.temperature if ALGORITHMS[config.algo.name].online else 1.0
+    """Temperature of the trained policy: that of sampling, or 1 if the algorithm learns from data alone."""
+    return config.generation.temperature if discover()[config.algo.name].online else 1.0
 
 
 def make_encoding(config: Config) -> Encoding:
-    """The tokenizer of the model and the limits for what it is to read.
+    """The tokenizer of the model, with the length limits of its inputs.
 
     Raises:
-        InputError: the model is not to be had.
+        InputError: the model is not available.
     """
     tokenizer, architecture = load_tokenizer(config.model), load_architecture(config.model)
     return Encoding(
@@ -194,19 +198,19 @@ def make_encoding(config: Config) -> Encoding:
 
 
 def skipping(encoding: Encoding) -> Encoding:
-    """The same, leaving out what is too long."""
+    """The same, but skipping examples that are too long."""
     return replace(encoding, data=replace(encoding.data, too_long=TooLong.skip))
 
 
 def build_preference(section: Any, backbone: Backbone | None = None) -> Preference:
-    """The preference that a section names; a learned one stands on the backbone where it can."""
+    """Build the preference of a section; a learned one shares the backbone if it can."""
     kind = PREFERENCES[section.name]
-    made: Preference = kind.build(section, backbone) if kind.feedback else kind.build(section)
+    made: Preference = kind.build(section, backbone) if kind.on_base else kind.build(section)
     return made
 
 
 def distinct_prompts(examples: Iterable[Example]) -> list[Example]:
-    """One example for each prompt: several pairs may share one, and intervals are over prompts."""
+    """One example per prompt: pairs may share a prompt, and intervals are over prompts."""
     return list({example.text: example for example in examples}.values())
 
 
@@ -219,15 +223,15 @@ def build_evaluator(
     questions: list[Example],
     encoding: Encoding,
 ) -> Evaluator:
-    """What the algorithm asks to be measured, one after the other."""
+    """Build the evaluator of all measures that the algorithm asks for."""
     settings, device = config.evaluation, policy.device
     exact = config.model.source is ModelSource.game and isinstance(preference, MatrixPreference)
     if exact and (truncated := truncation(settings.top_k, settings.top_p)):
         raise InputError(
-            f"config: {truncated} of evaluation truncates what is sampled, and model=game is evaluated exactly, on "
+            f"config: {truncated} of evaluation truncates the distribution, but model=game is evaluated exactly, on "
             "whole distributions: leave out evaluation.top_k and evaluation.top_p"
         )
-    # Data that fit may leave no room for sampling after the longest of their prompts.
+    # Data may fit the context and still leave no room for sampling after the longest prompt.
     prompts = PromptSet.build(questions, encoding if algorithm.online or exact else skipping(encoding))
     length = config.generation.max_new_tokens
 
@@ -253,9 +257,9 @@ def build_evaluator(
     # The exact measures on a game include those against the opponent.
     measures = [measure for measure in algorithm.evaluators() if not (exact and measure is Measure.opponent)]
     evaluators = [made[measure]() for measure in measures]
-    # What is trained is π at one temperature: at another it is another policy.
+    # The trained policy is π at one temperature; at another temperature it is another policy.
     trained_at = trained_temperature(config)
     if settings.temperature != trained_at:
-        said = f"{settings.temperature:g} in this evaluation, {trained_at:g} in training"
-        evaluators.append(lambda: Evaluation({}, [("temperature", said)]))
+        mismatch = f"{settings.temperature:g} in this evaluation, {trained_at:g} in training"
+        evaluators.append(lambda: Evaluation({}, [("temperature", mismatch)]))
     return Together(evaluators)

@@ -1,4 +1,4 @@
-"""What a configuration can be refused for before a model or a data set is loaded."""
+"""Checks of a configuration that need neither a model nor data."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,22 +10,20 @@ from alignrun.errors import InputError
 from alignrun.models.adapters import quantization
 from alignrun.models.backbone import check_split
 from alignrun.models.device import resolve
-from alignrun.preferences.feedback_model import find_card
 
 Registered = TypeVar("Registered", type[Algorithm], preferences.Kind)
 
 
 def check(config: Config) -> None:
-    """Everything about a configuration that can be refused before a model or a data set is loaded.
+    """Refuse a bad configuration before a model or a data set is loaded.
 
     Raises:
-        InputError: settings that contradict each other, or hardware that is not here.
+        InputError: settings contradict each other, or hardware is missing.
     """
     kind = _chosen("algo", config.algo, discover())
     preference = _chosen("preference", config.preference, preferences.discover())
     kind.check(config)
-    if preference.feedback:
-        find_card(config.preference.path, preference.feedback)
+    preference.check(config.preference)
     if config.optim.warmup_steps > config.train.steps:
         raise InputError(
             f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
@@ -41,13 +39,13 @@ def check(config: Config) -> None:
         raise InputError(f"config: adapter.* cannot be set with {copied}: the policy is a copy of that adapter")
     if config.generation.engine is Engine.server and config.adapter.name is AdapterKind.none:
         raise InputError(
-            "config: generation.engine=server is given an adapter at every step: use adapter=lora or qlora"
+            "config: generation.engine=server receives an adapter at every step: use adapter=lora or qlora"
         )
     resolved = resolve(config.model, config.adapter)
     check_split(config.adapter)
     if distributed.sharded() and config.model.cuda_graphs is True and resolved.device.type == "cuda":
         raise InputError(
-            "config: model.cuda_graphs=true records no base that is split by --use_fsdp: set it to auto or false"
+            "config: model.cuda_graphs=true cannot record a base sharded by --use_fsdp: set it to auto or false"
         )
     if config.adapter.name is AdapterKind.qlora:
         if config.model.source in (ModelSource.random, ModelSource.game):
@@ -58,11 +56,11 @@ def check(config: Config) -> None:
 
 
 def _chosen(group: str, section: Any, registered: Mapping[str, Registered]) -> Registered:
-    """What is registered under a section's name. Raises InputError where the section is not typed by it."""
+    """The registered entry of a section's name. Raises InputError if the section has another type."""
     kind = registered.get(section.name)
     if kind is None:
         known = ", ".join(sorted(registered))
-        raise InputError(f"config: {group}.name={section.name} is unknown: write {group}=NAME, of {known}")
+        raise InputError(f"config: {group}.name={section.name} is unknown: write {group}=NAME, one of {known}")
     if not isinstance(section, kind.config_class):
         raise InputError(f"config: {group}.name cannot be changed by itself: write {group}={section.name}")
     return kind

@@ -41,9 +41,9 @@ PLUGINS = {
     "ray": "hydra-ray-launcher",
     "optuna": "hydra-optuna-sweeper",
 }
-"""Hydra's launchers and sweepers that sweeps have been tried with, and the package of each."""
+"""Hydra's launchers and sweepers that have been tested → their packages."""
 
-REFERENCE = r"${KEY} stands for the value of another key, and \${ for the two characters: KEY='\${…}'"
+REFERENCE = r"${KEY} inserts the value of another key, and \${ is literal: KEY='\${…}'"
 HINTS = {
     "not a valid bool": "use true or false",
     "could not be converted to Integer": "give a whole number",
@@ -54,21 +54,21 @@ HINTS = {
     "token recognition error": REFERENCE,
     "no viable alternative": REFERENCE,
 }
-"""How to mend what OmegaConf refuses, by its words."""
+"""Words of an OmegaConf error → how to fix it."""
 
 NAMES_OR_PATHS = ("model.path", "data.path", "data.eval_path", "reference.path", "preference.path", "algo.opponent")
-"""What may be a path, or else a name of the hub."""
+"""Keys whose value is a path or a name on the hub."""
 GAMES = ("preference.game", "data.game")
-"""What may be a file, or else the name of a game."""
+"""Keys whose value is a file or the name of a game."""
 PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
-"""What is a path, also where nothing stands there yet."""
+"""Keys whose value is always a path, even if it does not exist yet."""
 
 Root = TypeVar("Root", Config, TournamentConfig)
 
 
 @cache
 def register_schemas() -> None:
-    """Put the typed dataclasses beneath the YAML files: `defaults: [schema/NAME@_here_]`."""
+    """Register the typed dataclasses for the YAML files' `defaults: [schema/NAME@_here_]`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="tournament", node=TournamentConfig)
@@ -78,7 +78,7 @@ def register_schemas() -> None:
 
 
 def compose(overrides: Sequence[str], verb: str = "") -> Config:
-    """The configuration of a run that the overrides of a command select.
+    """Compose the configuration of a run from the overrides.
 
     Raises:
         InputError: an unknown key or choice, a wrong type, or values that a section refuses.
@@ -87,12 +87,12 @@ def compose(overrides: Sequence[str], verb: str = "") -> Config:
 
 
 def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
-    """The configuration of a tournament that the overrides select. Raises as `compose`."""
+    """Compose the configuration of a tournament from the overrides. Raises as `compose`."""
     overrides = readable(overrides, TournamentConfig, "eval")
     for group in ("data", "preference"):
         given = [override for override in overrides if override.startswith(f"{group}.")]
         if given and not any(override.startswith(f"{group}=") for override in overrides):
-            raise InputError(f"config: {given[0]} needs {group}=NAME beside it: without, the runs' own is taken")
+            raise InputError(f"config: {given[0]} also needs {group}=NAME: without it, the runs' own is used")
     return _composed("eval", TournamentConfig, overrides)
 
 
@@ -107,8 +107,8 @@ def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
 
 
 def compose_hydra(overrides: Sequence[str]) -> None:
-    """Check settings of Hydra itself, its launcher and its sweeper. Raises InputError, as `compose`, and where a plugin
-    is not installed."""
+    """Check settings of Hydra itself, its launcher and its sweeper. Raises InputError as `compose`, and if a plugin is
+    not installed."""
     register_schemas()
     GlobalHydra.instance().clear()
     try:
@@ -134,9 +134,9 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
         missing = OmegaConf.missing_keys(composed)
         if missing:
             raise InputError(f"config: {', '.join(sorted(missing))} must be given")
-        # Interpolations are resolved in one round: what a value that was escaped has become is text.
+        # Interpolations are resolved only once: an escaped value has become plain text.
         for key, number in _floats(OmegaConf.to_container(composed, resolve=True), ""):
-            # An architecture may hold what transformers writes into it.
+            # An architecture may contain infinities that transformers writes.
             if not math.isfinite(number) and not key.startswith("model.architecture."):
                 raise InputError(f"config: {key} must be a finite number, not {number}")
         config = OmegaConf.to_object(composed)
@@ -151,7 +151,7 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
 
 
 def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
-    """Every number of a container that might be infinite, with its key."""
+    """The floats of a container, with their keys."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in children:
         yield from _floats(value, f"{prefix}{key}.")
@@ -160,13 +160,13 @@ def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
 
 
 def plain(config: Config | TournamentConfig) -> dict[str, Any]:
-    """The whole configuration as dictionaries of plain values."""
+    """The whole configuration as nested dictionaries of plain values."""
     container: dict[str, Any] = _plain(asdict(config))
     return container
 
 
 def _plain(value: Any) -> Any:
-    """Enumerations by name; OmegaConf would take `${…}` in a text for a reference."""
+    """Convert by hand: OmegaConf would resolve `${…}` in a text."""
     if isinstance(value, dict):
         return {key: _plain(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
@@ -175,24 +175,24 @@ def _plain(value: Any) -> Any:
 
 
 def dump(config: Config | TournamentConfig) -> str:
-    """The whole configuration as YAML, every default written out, hidden characters as YAML's escapes."""
+    """The whole configuration as YAML, with all defaults, and hidden characters as YAML escapes."""
     whole = plain(config)
     text = str(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
     return text if visible(text) == text else str(yaml.safe_dump(whole, sort_keys=False))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that `dump` wrote, with values changed by `key=value`.
+    """Load a configuration that `dump` wrote, with values changed by `key=value`.
 
-    What is stored is data: `${…}` in it is text. In an override it stands for another value.
+    `${…}` is plain text in the file, and inserts another value in an override.
 
     Raises:
-        InputError: the file is missing, not YAML, or not a configuration of this version; an override that cannot be.
+        InputError: the file is missing, not YAML, or not a configuration of this version, or an override is invalid.
     """
     for group, _, choice in (override.partition("=") for override in overrides):
         if group in groups():
             raise InputError(
-                f"config: {group}={choice}: a run that has begun keeps its {group}: change single values of it, "
+                f"config: {group}={choice}: the {group} of a started run is fixed: change single values of it, "
                 f"{group}.KEY=…, or start another run"
             )
     try:
@@ -212,7 +212,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def changed(config: Config, overrides: Sequence[str]) -> Config:
-    """A configuration with values changed by `key=value`, and whole sections by `group=choice`.
+    """Change values of a configuration by `key=value`, and whole sections by `group=choice`.
 
     Raises:
         InputError: an unknown key or choice, a wrong type, or values that a section refuses.
@@ -236,7 +236,7 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
-    """The schema of a run with plain values in it, each of them as it is; `classes` type the sections of choices."""
+    """The schema of a run filled with plain values, taken literally; `classes` type the sections of choices."""
     base = OmegaConf.structured(Config)
     for group, kind in classes.items():
         base[group] = kind
@@ -246,7 +246,7 @@ def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
 
 
 def _literal(value: Any) -> Any:
-    """Plain values in which `${` is escaped, with the backslashes before it, so that OmegaConf reads it as text."""
+    """Escape `${` and the backslashes before it, so that OmegaConf reads plain text."""
     if isinstance(value, dict):
         return {key: _literal(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -257,7 +257,7 @@ def _literal(value: Any) -> Any:
 
 
 def anchored(config: Config) -> Config:
-    """The configuration with every local path absolute: it means the same in any folder."""
+    """The configuration with all local paths made absolute, so that it is valid in any folder."""
 
     def placed(key: str, value: Any) -> Any:
         if not isinstance(value, str):
@@ -278,7 +278,7 @@ def anchored(config: Config) -> Config:
 
 
 def choices(group: str) -> list[str]:
-    """The names that a group offers, sorted."""
+    """The choices of a group, sorted."""
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
@@ -288,7 +288,7 @@ def groups() -> list[str]:
 
 
 def explain(error: Exception, kind: type = Config) -> str:
-    """One line for an error of Hydra or OmegaConf: what is wrong, and the nearest name that would be right."""
+    """One line for an error of Hydra or OmegaConf: what is wrong, and the closest valid name."""
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     if isinstance(error, OverrideParseException):
         return unreadable(str(error.override))
@@ -298,13 +298,13 @@ def explain(error: Exception, kind: type = Config) -> str:
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key or cause.key)
         if kind is not Config and key in _fields(Config):
-            return f"config: {key} is a section of runs, and a tournament has keys of its own, as top_p or temperature"
+            return f"config: {key} is a section of runs; a tournament has its own keys, such as top_p or temperature"
         owners = _owners(key)
         if owners:
-            return f"config: {key} is of no use here: it belongs to {', '.join(owners)}"
+            return f"config: {key} is not valid here: it belongs to {', '.join(owners)}"
         return f"config: unknown key {key}{_nearest(key, known_keys(kind))}"
     lines = str(cause).splitlines() or [type(cause).__name__]
-    # Hydra names the file in a first line of its own, and the problem in the next.
+    # Hydra names the file in the first line, and the problem in the second.
     first = " ".join(lines[:2]) if lines[0].endswith("raised while composing config:") else lines[0]
     full_key = getattr(cause, "full_key", None)
     where = f"{full_key}: " if full_key and str(full_key) not in first else ""
@@ -316,7 +316,7 @@ def explain(error: Exception, kind: type = Config) -> str:
 
 
 def known_keys(kind: type = Config) -> list[str]:
-    """Every key that a run, or a tournament, can be told, over all algorithms and preferences."""
+    """All keys of a run or a tournament, over all algorithms and preferences."""
     keys = _flatten(OmegaConf.structured(kind), "")
     sections = {name: part.type for name, part in Config.__dataclass_fields__.items() if name in _fields(kind)}
     for name, section in sections.items():
@@ -333,12 +333,12 @@ def known_keys(kind: type = Config) -> list[str]:
 
 
 def _groups_of(kind: type) -> list[str]:
-    """The groups that a run, or a tournament, is composed of."""
+    """The configuration groups of a run or a tournament."""
     return groups() if kind is Config else [name for name in groups() if name in _fields(kind)]
 
 
 def _owners(key: str) -> list[str]:
-    """The choices that have a key which the chosen one has not."""
+    """The other choices that have a key."""
     group, _, field = key.partition(".")
     classes = section_classes().get(group, {})
     return sorted(f"{group}={name}" for name, config_class in classes.items() if field in _fields(config_class))
@@ -358,8 +358,8 @@ def _flatten(node: Any, prefix: str) -> list[str]:
 
 
 def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) -> str:
-    """A suggestion: another trainer's name for a candidate, or else the nearest of those that are offered, by default
-    all of them: first in the section that was named, then by the last part, then by the whole name."""
+    """A suggestion: a candidate known by another trainer's name, or the closest of the `offered` (by default all of
+    them): first within the given section, then by the last part, then by the whole name."""
     known = alias(name)
     if known and known.rpartition(" ")[2] in candidates:
         return f": did you mean {known}{'=…' if ' ' in known else ''}?{note(name)}"
@@ -368,7 +368,7 @@ def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) 
     own = {key.rpartition(".")[2]: key for key in candidates if section and key.rpartition(".")[0] == section}
     last = {key.rpartition(".")[2]: key for key in reversed(candidates)}
     same = [key for key in candidates if key.rpartition(".")[2] == field]
-    whole = {} if own else {key: key for key in candidates}  # a long section's name makes all of its keys look alike
+    whole = {} if own else {key: key for key in candidates}  # a long section name makes all of its keys similar
     match = _near(field, own, 0.75) or (" or ".join(same) if len(same) <= 4 else None)
     if match := match or _near(name, whole, 0.75) or _near(field, last, 0.7):
         return f": did you mean {match}?"
@@ -378,5 +378,5 @@ def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) 
 
 
 def _near(text: str, names: Mapping[str, str], cutoff: float) -> str | None:
-    """What the name that looks most like a text stands for; None where none looks like it."""
+    """The value of the closest name; None if none is close."""
     return next((names[found] for found in difflib.get_close_matches(text, names, 1, cutoff)), None)

@@ -1,4 +1,4 @@
-"""Exporting what a run has learned."""
+"""`alignrun export`: write a run's policy or feedback model for other programs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,20 +22,20 @@ ELSEWHERE = "choose another folder with --to"
 
 
 def export(path: str, step: int | None, merge: bool, target: str | None, console: Console) -> int:
-    """Write what a run has learned: a policy as a PEFT adapter or merged into its base, for transformers and vLLM, or
-    a feedback model as an adapter and a head.
+    """Export a policy as a PEFT adapter or merged into its base (for transformers and vLLM), or a feedback model as an
+    adapter and a head.
 
-    The folder appears at the end, when all of it is written.
+    The folder appears only when all of it is written.
 
     Raises:
-        AlignrunError: the run has no checkpoint, the target is taken, or the weights are not finite.
+        AlignrunError: the run has no checkpoint, the target exists, or the weights are not finite.
     """
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
     check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), ("model",))
     folder = Path(target).expanduser() if target else run.path / ("merged" if merge else "export")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InputError(f"{folder} is taken: {ELSEWHERE}")
+        raise InputError(f"{folder} exists: {ELSEWHERE}")
     checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False, markup=False))
     if checkpoint is None:
         raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
@@ -43,9 +43,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
         trained = _load(config)
         check_base(run, config, trained.backbone)
         if merge and not isinstance(trained, Policy):
-            raise InputError(
-                f"{run.path} is a feedback model, whose head no merged model has: export it without --merge"
-            )
+            raise InputError(f"{run.path} is a feedback model, whose head cannot be merged: export it without --merge")
         restore_weights(trained.trainable(), checkpoint)
         if isinstance(trained, Policy):
             trained.training = replace(trained.training, step=checkpoint.step)
@@ -53,7 +51,7 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
             trained.save_merged(partial)
         else:
             trained.save_adapter(partial)
-    for line in _said(trained, folder, checkpoint.step, whole=merge or config.adapter.name is AdapterKind.none):
+    for line in _instructions(trained, folder, checkpoint.step, whole=merge or config.adapter.name is AdapterKind.none):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -61,13 +59,13 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
 def _load(config: Config) -> Policy | Scorer:
     adapter = config.adapter
     if adapter.name is AdapterKind.qlora:
-        # The adapter is the same on the full-precision base, which is what it is merged into; no GPU is needed.
+        # The adapter fits the full-precision base too. Merging uses that, and needs no GPU.
         adapter = replace(adapter, name=AdapterKind.lora)
     return load_trained(replace(config, adapter=adapter), load_tokenizer(config.model))
 
 
-def _said(trained: Policy | Scorer, folder: Path, step: int, *, whole: bool) -> list[str]:
-    """What was written, and how to use it."""
+def _instructions(trained: Policy | Scorer, folder: Path, step: int, *, whole: bool) -> list[str]:
+    """Lines that say what was written and how to use it."""
     if isinstance(trained, Scorer):
         use = preference_using(trained.card.kind)
         return [

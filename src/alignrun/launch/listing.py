@@ -1,4 +1,4 @@
-"""`alignrun ls`: what can be picked, one line each."""
+"""`alignrun ls`: the available choices, one line each."""
 
 from pathlib import Path
 

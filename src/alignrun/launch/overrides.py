@@ -1,8 +1,7 @@
-"""Overrides as people type them, made into what Hydra's grammar reads: texts as they are, lists where lists belong.
+"""Translate overrides as people type them into Hydra's grammar: texts literally, and lists where keys are lists.
 
-In that grammar commas, brackets, quotes and equals signs mean something, `007` is 7 and `1_0` is 10. A key whose value
-is a text takes what was typed, character by character, except for `null`, for what stands in quotes or behind
-backslashes, and for `${…}`, the value of another key.
+In that grammar commas, brackets, quotes and equals signs are special, `007` is 7 and `1_0` is 10. A text key takes the
+typed value literally, except for `null`, quoted or backslash-escaped parts, and `${…}`, the value of another key.
 """
 
 import re
@@ -24,15 +23,15 @@ from alignrun.launch.suggestions import stray
 
 
 def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
-    """The overrides of one run, or one tournament, as Hydra reads them.
+    """The overrides of a run or a tournament in Hydra's grammar.
 
     Args:
-        overrides: what was typed.
-        kind: Config or TournamentConfig, whose keys they are.
+        overrides: as typed.
+        kind: the configuration they override, Config or TournamentConfig.
         verb: the command that takes them.
 
     Raises:
-        InputError: one is not key=value, or has several values where one is wanted.
+        InputError: one is not key=value, or has several values for a key that takes one.
     """
     if problem := stray(overrides, verb):
         raise InputError(problem)
@@ -45,13 +44,13 @@ def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
 
 
 def _check_section(key: str, value: str) -> None:
-    """Refuse what is no name of a choice, nor values of the section. Hydra raises ValueError for some of it."""
+    """Refuse a value of a section that is not the name of a choice; for some of these Hydra raises ValueError."""
     if key == "run" and value.startswith("["):
         raise InputError(f"config: run={value}: did you mean runs={shlex.quote(value)}?")
     if key in ("train", "evaluation", "run", "sweep") and not value.startswith("{"):
         raise InputError(f"config: {key} is a section of keys: write {key}.KEY=VALUE")
     if not value or value in ("null", "true", "false") or re.fullmatch(r"[-+.\d[{].*", value):
-        raise InputError(f"config: {key}={value} is no choice: write {key}=NAME, one of `alignrun ls {key}`")
+        raise InputError(f"config: {key}={value} is not a choice: write {key}=NAME, one of `alignrun ls {key}`")
 
 
 def _readable(override: str, types: Sequence[Any]) -> str:
@@ -90,13 +89,13 @@ def _readable(override: str, types: Sequence[Any]) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as Hydra's grammar takes it to the letter: only quotes, and backslashes before one, are escaped there."""
+    """Quote a value so that Hydra's grammar takes it literally: only quotes and backslashes before them are escaped."""
     escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
     return f"'{escaped}'"
 
 
 def unreadable(override: str) -> str:
-    """One line for an override that is no sentence of Hydra's grammar."""
+    """The error line for an override that Hydra's grammar cannot parse."""
     key, given, value = override.partition("=")
     if not given or not re.fullmatch(r"[+~]{0,2}[\w./@-]+", key):
         return f"config: cannot read the override {override!r}: write key=value"
@@ -104,12 +103,12 @@ def unreadable(override: str) -> str:
         return f"config: {override!r} is one argument with several overrides: leave out the quotes around them"
     typed = f"{key}={quoted(value)}"
     typed = shlex.quote(typed) if set(typed) & set('"$`\\!') else f'"{typed}"'
-    return f"config: cannot read the override {override!r}: if its special characters are a text, write {typed}"
+    return f"config: cannot read the override {override!r}: to take its special characters literally, write {typed}"
 
 
 @cache
 def key_types(kind: type) -> Mapping[str, tuple[Any, ...]]:
-    """The types that a key may have, over all algorithms and preferences, None left out."""
+    """The types that a key may have, over all algorithms and preferences, except None."""
     found: dict[str, tuple[Any, ...]] = {}
     for key, hint in _walk(kind, ""):
         found[key] = (*found.get(key, ()), hint)
@@ -117,7 +116,7 @@ def key_types(kind: type) -> Mapping[str, tuple[Any, ...]]:
 
 
 def section_classes() -> dict[str, dict[str, type]]:
-    """The sections that a choice types by a class of its own: that of every algorithm, preference and data source."""
+    """Group → choice → dataclass, for the groups whose choices have their own types."""
     typed = {group: config_classes(group) for group in PACKAGES}
     return {**typed, "data": {name: source.config_class for name, source in sources.discover().items()}}
 

@@ -1,4 +1,4 @@
-"""What a run stands on, recorded by content: a path or a name says too little, since what it leads to may change."""
+"""Digests of a run's inputs (base, data, preference): their content may change while their paths and names do not."""
 
 import hashlib
 import json
@@ -23,27 +23,27 @@ from alignrun.run.directory import RunDirectory
 from alignrun.security.files import read_json
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 20
-"""A file of weights that is larger is read at so many places, so many bytes at each: training changes all of them."""
+"""A larger file of weights is hashed at this many places, this many bytes each: training changes all of them."""
 SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
-"""What an adapter's settings say about the function that its weights are."""
+"""Settings of an adapter that, with its weights, determine its function."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """The parts that a run stands on."""
+    """Digests of the inputs of a run."""
 
     parts: Mapping[str, str]
-    """A digest of each by its name; empty where the content cannot be known."""
+    """Name → digest; empty if the content is unknown."""
     changed: tuple[str, ...] = field(default=())
-    """Those that have changed on the way, as the user has accepted, each with the step."""
+    """Changes that the user has accepted, each with its step."""
 
     def differing(self, now: "Pins") -> list[str]:
-        """The names of the parts that are not what they were; what cannot be known does not count."""
+        """The names of the parts that have changed; unknown ones are ignored."""
         both = [*self.parts, *(name for name in now.parts if name not in self.parts)]
         return [name for name in both if _differ(self.parts.get(name), now.parts.get(name))]
 
     def text(self) -> str:
-        """As it stands in the file."""
+        """The text of pins.json."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
@@ -52,10 +52,10 @@ def _differ(before: str | None, now: str | None) -> bool:
 
 
 def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Preference | None = None) -> Pins:
-    """The parts as they are now.
+    """Compute the digests of the inputs as they are now.
 
     Raises:
-        InputError: one of them cannot be read.
+        InputError: one of the inputs cannot be read.
     """
     parts = {
         "base": backbone.fingerprint or _base_digest(config, backbone),
@@ -65,9 +65,12 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
         parts["reference"] = folder_digest(adapter_folder(str(config.reference.path)))
     if opponent := opponent_of(config):
         parts["opponent"] = folder_digest(adapter_folder(opponent))
-    if preference is not None and (kind := discover()[config.preference.name].feedback):
-        folder, card = find_card(str(config.preference.path), kind)
+    path = None if preference is None else getattr(config.preference, "path", None)
+    if path and (kind := discover()[config.preference.name].feedback):
+        folder, card = find_card(path, kind)
         parts["feedback model"] = _digest(folder_digest(folder), card.base, card.template)
+    elif path and Path(path).expanduser().is_dir():
+        parts["feedback model"] = folder_digest(adapter_folder(path))
     if isinstance(preference, MatrixPreference):
         parts["game"] = _digest(*map(str, preference.game.preferences.flatten().tolist()))
     parts["training data"] = loaded.train.digest
@@ -76,7 +79,7 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
 
 
 def read_pins(run: RunDirectory) -> Pins | None:
-    """What was recorded; None for a run of a version that recorded nothing.
+    """Read pins.json; None for a run of a version that recorded none.
 
     Raises:
         InputError: it is damaged.
@@ -90,19 +93,18 @@ def read_pins(run: RunDirectory) -> Pins | None:
         return Pins(parts, tuple(map(str, found["changed"])))
     except (InputError, TypeError, LookupError, AttributeError) as error:
         raise InputError(
-            f"{file} cannot be read ({one_line(error, 120)}): delete it to resume without a check of what the run "
-            "stands on"
+            f"{file} cannot be read ({one_line(error, 120)}): delete it to resume without checking the run's inputs"
         ) from None
 
 
 def checked(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
-    """The parts as they are now, once they are known to be what a run began with, or the change is accepted.
+    """Compare the inputs with those the run started with; returns the new pins if equal or the change is accepted.
 
     Args:
-        now: what is there.
-        run: whose file says what there was.
+        now: the current pins.
+        run: the run, whose pins.json has the earlier ones.
         accepted: whether the user accepts a change.
-        step: from which the run is to go on.
+        step: the step from which the run continues.
 
     Raises:
         InputError: a part has changed.
@@ -111,17 +113,17 @@ def checked(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
     if before is None or not (parts := before.differing(now)):
         return replace(now, changed=before.changed if before else ())
     if not accepted:
-        raise InputError(f"{_changed(run, parts)}, or add resume.changed=accept to go on with what is there now")
+        raise InputError(f"{_changed(run, parts)}, or add resume.changed=accept to continue with what is there now")
     return replace(now, changed=(*before.changed, *(f"{part} from step {step}" for part in parts)))
 
 
 def check_base(run: RunDirectory, config: Config, backbone: Backbone) -> None:
-    """Refuse to put the weights of a run on another base, or to ask it by another tokenizer, than it was trained with.
+    """Refuse to load the weights of a run onto another base or tokenizer than it was trained with.
 
     Args:
-        run: whose file says what there was; without one nothing is checked.
-        config: from which the base was loaded.
-        backbone: the base that is there now, in any precision.
+        run: the run; without pins.json nothing is checked.
+        config: the configuration that loaded the base.
+        backbone: the current base, in any precision.
 
     Raises:
         InputError: the base, its tokenizer or its chat template has changed.
@@ -132,30 +134,30 @@ def check_base(run: RunDirectory, config: Config, backbone: Backbone) -> None:
     now = {"tokenizer": tokenizer_digest(backbone.tokenizer), "base": backbone.fingerprint}
     made_here = config.model.source in (ModelSource.random, ModelSource.game)
     if not made_here and _differ(before.parts.get("base"), now["base"]):
-        now["base"] = _base_digest(config, backbone)  # as it was recorded of one that was quantised
+        now["base"] = _base_digest(config, backbone)  # recorded this way for a quantised base
     if parts := [part for part in now if part in before.parts and _differ(before.parts[part], now[part])]:
         raise InputError(
-            f"{_changed(run, parts)}, or go on from what is there with `alignrun resume {run.path} train.steps=… "
+            f"{_changed(run, parts)}, or continue from what is there with `alignrun resume {run.path} train.steps=… "
             "resume.changed=accept`"
         )
 
 
 def _changed(run: RunDirectory, parts: Sequence[str]) -> str:
-    verb, pronoun, were = ("is", "it", "it was") if len(parts) == 1 else ("are", "them", "they were")
+    verb, pronoun = ("has", "it") if len(parts) == 1 else ("have", "them")
     names = " and the ".join([*([", the ".join(parts[:-1])] if parts[:-1] else []), parts[-1]])
-    return f"{run.path}: the {names} that the run stands on {verb} not what {were}: restore {pronoun}"
+    return f"{run.path}: the {names} of the run {verb} changed: restore {pronoun}"
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of how texts become tokens, chat template included; how batches are padded does not count."""
+    """A digest of the tokenizer and its chat template, without its padding and truncation settings."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    said = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
-    return _digest(json.dumps(said, sort_keys=True), str(tokenizer.chat_template))
+    relevant = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+    return _digest(json.dumps(relevant, sort_keys=True), str(tokenizer.chat_template))
 
 
 def folder_digest(folder: Path) -> str:
-    """A digest of the weights in a folder and of their scaling; of large files in samples. Empty where there are none.
+    """A digest of the weights in a folder and of their scaling; large files are sampled. Empty without weights.
 
     Raises:
         InputError: a file cannot be read.
@@ -164,14 +166,14 @@ def folder_digest(folder: Path) -> str:
         files = sorted(folder.glob("*.safetensors"))
         settings = folder / "adapter_config.json"
         scaling = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        said = json.dumps([scaling.get(name) for name in SCALING], sort_keys=True)
-        return _digest(said, *(f"{file.name} {_file_digest(file)}" for file in files)) if files else ""
+        relevant = json.dumps([scaling.get(name) for name in SCALING], sort_keys=True)
+        return _digest(relevant, *(f"{file.name} {_file_digest(file)}" for file in files)) if files else ""
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder} cannot be read ({one_line(error, 120)})") from None
 
 
 def _base_digest(config: Config, backbone: Backbone) -> str:
-    """Of a base that is held in another form than it is stored: of its files, or the revision that the hub names."""
+    """The digest of a base that is loaded in another form than stored: of its files, or of its revision on the hub."""
     folder = Path(locate(config.model))
     return folder_digest(folder) if folder.is_dir() else getattr(backbone.model.config, "_commit_hash", None) or ""
 

@@ -1,6 +1,6 @@
-"""What to type instead of a word that is no command and no key=value, and of names that other trainers use.
+"""Suggestions for arguments that are neither commands nor key=value, and for setting names of other trainers.
 
-Nothing here waits for torch: a mistyped command is answered at once.
+Nothing here imports torch, so a mistyped command is answered immediately.
 """
 
 import difflib
@@ -86,7 +86,7 @@ ALIASES = {
     "project": "tracker.project",
     "tags": "tracker.tags",
 }
-"""What other trainers call it, and how it is written here, up to the equals sign."""
+"""Another trainer's name → ours, up to the equals sign."""
 
 HYDRA = frozenset(
     [
@@ -115,13 +115,13 @@ NOTE = "a run is as long as its optimiser steps: epochs × examples / train.batc
 
 
 def alias(key: str) -> str | None:
-    """How another trainer's setting is written here; None for a name that is in no such table, or is ours."""
+    """Our name for another trainer's setting; None if it is unknown, or is our name."""
     found = ALIASES.get(_bare(key))
     return None if found == key else found
 
 
 def note(key: str) -> str:
-    """What has to be said where the value of another trainer's setting means something else."""
+    """A remark for settings whose values have another meaning here."""
     return f" ({NOTE})" if _bare(key) in EPOCHS else ""
 
 
@@ -131,10 +131,10 @@ def _bare(key: str) -> str:
 
 
 def stray(arguments: Sequence[str], verb: str = "") -> str | None:
-    """The line for the first argument that is not key=value; None where all of them are.
+    """The error line for the first argument that is not key=value; None if all are.
 
     Args:
-        arguments: what was typed, after the verb if there is one.
+        arguments: the arguments after the verb, if there is one.
         verb: the command that takes them; empty for a run.
     """
     place, word = next(
@@ -142,7 +142,7 @@ def stray(arguments: Sequence[str], verb: str = "") -> str | None:
     )
     if word is None:
         return None
-    begun = f"alignrun {verb}".rstrip()
+    command = f"alignrun {verb}".rstrip()
     following = []
     for other in arguments[place + 1 :]:
         if "=" in other or other.startswith("-"):
@@ -151,25 +151,25 @@ def stray(arguments: Sequence[str], verb: str = "") -> str | None:
     before, after = arguments[place - 1] if place else "", arguments[place + 1] if place + 1 < len(arguments) else ""
     if before.endswith("=") or after.startswith("="):
         pair = f"{before}{word}" if before.endswith("=") else "".join(arguments[place : place + 3 - (len(after) > 1)])
-        return f"{begun}: no spaces around the equals sign: write {pair}"
+        return f"{command}: no spaces around the equals sign: write {pair}"
     if word in ("-m", "--multirun"):
-        return f"{begun}: {word} sweeps runs and goes with no command: leave it out"
+        return f"{command}: {word} is for sweeps of runs and not valid with a command: leave it out"
     if word.startswith("-") and word.lstrip("-").partition("=")[0] in HYDRA:
-        return f"{begun}: {word} is an option of Hydra, which alignrun does not take: see `alignrun --help`"
+        return f"{command}: {word} is an option of Hydra, which alignrun does not take: see `alignrun --help`"
     if word.startswith("-"):
-        return f"{begun}: {word.partition('=')[0]} is not an option: {_as_override(word, following, verb)}"
+        return f"{command}: {word.partition('=')[0]} is not an option: {_as_override(word, following, verb)}"
     if verb == "eval":
         return f"alignrun eval takes its runs as a list: write runs={shlex.quote(_listed([word, *following]))}"
     if verb:
-        return f"{begun}: {word!r} is not key=value{_pair(word, following)}"
+        return f"{command}: {word!r} is not key=value{_pair(word, following)}"
     if not place and word in VERBS:
-        return f"{word!r} is a command, and -m is for runs: leave one of them out"
+        return f"{word!r} is a command, and -m is only for runs: leave one of them out"
     if word in VERBS:
         others = [argument for argument in arguments if argument != word]
-        return f"{word!r} is a command, which comes first: alignrun {word} {shlex.join(others)}"
+        return f"{word!r} is a command and must come first: alignrun {word} {shlex.join(others)}"
     if word in ("alignrun", "train", "run", "fit", "sft", "dpo", "grpo", "ppo"):
         chosen = "" if word in ("alignrun", "train", "run", "fit") else f" algo={word}"
-        return f"{word!r} is no command, a run has none: write alignrun{chosen} key=value …"
+        return f"{word!r} is not a command, and a run needs none: write alignrun{chosen} key=value …"
     near = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.6)
     if near and not place:
         return f"{word!r} is neither a command nor key=value: did you mean {near[0]}?"

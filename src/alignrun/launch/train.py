@@ -1,4 +1,4 @@
-"""Starting a run, or resuming one."""
+"""Start or resume a run."""
 
 import contextlib
 import json
@@ -33,24 +33,24 @@ from alignrun.training.trainer import Outcome, Progressed, Trainer
 
 
 def train(config: Config, overrides: Sequence[str], console: Console) -> int:
-    """Run a configuration from its first step to its last; the exit code.
+    """Train a configuration from the first step to the last; returns the exit code.
 
     Raises:
-        AlignrunError: bad input, or a run that could not go on.
+        AlignrunError: bad input, or a run that cannot continue.
     """
     config = compose.anchored(config)
-    with job(config, console) as console, contextlib.ExitStack() as held:
+    with job(config, console) as console, contextlib.ExitStack() as stack:
         made: RunDirectory | None = None
         with distributed.raise_together():
             check(config)
             if distributed.is_main():
-                made = held.enter_context(contextlib.closing(new_run(config)))
+                made = stack.enter_context(contextlib.closing(new_run(config)))
         path = distributed.broadcast(made.path if made else None)
         return _train(config, overrides, made or RunDirectory(path), console)
 
 
 def new_run(config: Config) -> RunDirectory:
-    """The folder of a new run: run.dir, or runs/DATE_TIME_ALGO_MODEL, numbered where that is taken."""
+    """Create the folder of a new run: run.dir, or runs/DATE_TIME_ALGO_MODEL, with a number if that exists."""
     if config.run.dir is not None:
         return RunDirectory.create(config.run.dir)
     return RunDirectory.create(fresh_directory(Path("runs"), f"_{config.algo.name}_{config.model.name}"))
@@ -77,7 +77,7 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
 
 
 def signed(config: Config, console: Console) -> str:
-    """The text of signature.json, which lets this user open the run again without being asked; empty without a key."""
+    """The text of signature.json, by which this user can open the run without --trust; empty without a key."""
     try:
         return signature_text(compose.plain(config))
     except InputError as error:
@@ -86,28 +86,28 @@ def signed(config: Config, console: Console) -> str:
 
 
 def overrides_text(overrides: Sequence[str]) -> str:
-    """The overrides as overrides.yaml holds them: what was typed, as text."""
+    """The text of overrides.yaml: the overrides as typed."""
     return str(yaml.safe_dump(list(overrides), allow_unicode=True))
 
 
 @contextlib.contextmanager
 def job(config: Config, console: Console) -> Iterator[Console]:
-    """All processes of a launcher together, of which one speaks: what is told to the console.
+    """Join the processes of a launcher; yields a console on which only the main process prints.
 
     Raises:
-        InputError: they do not find each other.
+        InputError: they cannot connect to each other.
     """
     with distributed.joined(resolve(config.model, config.adapter).device):
         yield console if distributed.is_main() else Console(quiet=True)
 
 
 def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
-    """Train a best response to the policy of a finished run, on that run's model, data and preference; the exit code.
+    """Train a best response to a finished run's policy, on its model, data and preference; returns the exit code.
 
-    What it gains on held-out prompts is a lower bound on how exploitable the run's policy is.
+    Its gain on held-out prompts is a lower bound on the exploitability of the run's policy.
 
     Raises:
-        AlignrunError: bad input, or a run that could not go on.
+        AlignrunError: bad input, or a run that cannot continue.
     """
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
@@ -123,7 +123,7 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
         config,
         algo=BestResponseConfig(opponent=str(run.path), **kept),
         adapter=AdapterConfig(name=config.adapter.name),
-        train=replace(config.train, max_kl=None),  # a limit of that run, not of what beats it
+        train=replace(config.train, max_kl=None),  # that limit is for the run, not for its best response
         tracker=replace(config.tracker, name=None),
         run=RunConfig(),
     )
@@ -131,13 +131,13 @@ def exploit(path: str, overrides: Sequence[str], console: Console) -> int:
 
 
 def resume(path: str, step: int | None, overrides: Sequence[str], console: Console) -> int:
-    """Go on from the newest checkpoint of a run, or from that of `step`; the exit code.
+    """Continue from the newest checkpoint of a run, or from that of `step`; returns the exit code.
 
-    What lies after `step` is given up. With overrides the run goes on under the changed configuration, for example
-    with a lower learning rate or more steps. Until the first step has succeeded, nothing on the disk changes.
+    Records after `step` are discarded. Overrides change the configuration, for example to a lower learning rate or more
+    steps. Nothing on disk changes until the first step has succeeded.
 
     Raises:
-        AlignrunError: there is nothing to resume, or the checkpoint is damaged, or what the run stands on has changed.
+        AlignrunError: there is nothing to resume, the checkpoint is damaged, or an input of the run has changed.
     """
     run = RunDirectory.open(path)
     accepted, overrides = _accepted(overrides)
@@ -159,7 +159,7 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
 
 
 def _finished_steps(run: RunDirectory) -> int:
-    """How many steps a finished run has; −1 before that. Raises InputError where summary.json is damaged."""
+    """Number of steps of a finished run; −1 otherwise. Raises InputError if summary.json is damaged."""
     if not run.summary_file.is_file():
         return -1
     advice = "delete it, and resume evaluates the run again"
@@ -170,7 +170,7 @@ def _finished_steps(run: RunDirectory) -> int:
 
 
 def _accepted(overrides: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether the user accepts that what the run stands on has changed, and the overrides of the configuration."""
+    """Whether the user accepts changed inputs of the run, and the remaining overrides."""
     key = "resume.changed="
     answers = [override.removeprefix(key) for override in overrides if override.startswith(key)]
     if wrong := [answer for answer in answers if answer not in ("accept", "refuse")]:
@@ -192,16 +192,16 @@ def _resume(
         if config != stored:
             raise InputError(
                 f"{run.path} has finished its {counted(done, 'step')}, and nothing is left to do with "
-                f"{' '.join(overrides)}: raise train.steps, or go on from an earlier checkpoint with --step"
+                f"{' '.join(overrides)}: raise train.steps, or continue from an earlier checkpoint with --step"
             )
         console.print(f"{run.path} has finished its {counted(done, 'step')}: nothing to resume.")
         return 0
-    with distributed.raise_together():  # before a model is loaded, so that a damaged one is refused at once
+    with distributed.raise_together():  # before loading a model, so that a damaged checkpoint is refused early
         checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False))
         if checkpoint is not None and checkpoint.step > config.train.steps:
             raise InputError(
-                f"config: train.steps={config.train.steps} lies before step {checkpoint.step}, from which the run "
-                "would go on: raise it, or name an earlier checkpoint with --step"
+                f"config: train.steps={config.train.steps} is less than step {checkpoint.step}, from which the run "
+                "would continue: raise it, or name an earlier checkpoint with --step"
             )
         for file in (run.metrics_file, run.samples_file):
             read_jsonl(file)
@@ -209,7 +209,7 @@ def _resume(
     with distributed.raise_together():
         pins = checked(assembly.pins, run, accepted, checkpoint.step if checkpoint else 0)
         before = run.read_overrides() or []
-    going_on = Resumption(
+    resumption = Resumption(
         step=0,
         evaluated=False,
         config=compose.dump(config),
@@ -218,7 +218,7 @@ def _resume(
         signature=signed(config, console) if distributed.is_main() else "",
         outputs=(run.adapter.name, *assembly.algorithm.exports()),
     )
-    return _fit(config, replace(assembly, pins=pins), run, console, going_on, checkpoint, stored)
+    return _fit(config, replace(assembly, pins=pins), run, console, resumption, checkpoint, stored)
 
 
 def _assemble(config: Config, console: Console) -> Assembly:
@@ -227,7 +227,7 @@ def _assemble(config: Config, console: Console) -> Assembly:
 
 
 def remove_empty_run(run: RunDirectory) -> None:
-    """Leave nothing behind of a run that could not be assembled."""
+    """Delete the folder of a run that could not be assembled."""
     for file in (run.environment_file, run.overrides_file, run.path / ".lock"):
         file.unlink(missing_ok=True)
     run.close()
@@ -240,7 +240,7 @@ def _fit(
     assembly: Assembly,
     run: RunDirectory,
     console: Console,
-    going_on: Resumption | None = None,
+    resumption: Resumption | None = None,
     checkpoint: Checkpoint | None = None,
     stored: Config | None = None,
 ) -> int:
@@ -248,11 +248,11 @@ def _fit(
 
     Args:
         config: the configuration.
-        assembly: what it is made of.
-        run: where it is kept.
-        console: who is kept informed.
-        going_on: what is written when a resumed run has made its first step; its checkpoint is filled in here.
-        checkpoint: where the resumed run goes on from; None where it has not reached one.
+        assembly: the parts of the run.
+        run: its folder.
+        console: where progress is shown.
+        resumption: committed when a resumed run has made its first step; its checkpoint is filled in here.
+        checkpoint: where a resumed run continues; None if it has not reached one.
         stored: the configuration before it was resumed.
     """
     torch.use_deterministic_algorithms(assembly.trained.device.type == "cpu")
@@ -262,23 +262,23 @@ def _fit(
         if checkpoint is not None and stored is not None:
             start = trainer.restore(checkpoint, stored.train.batch_size)
     if start.step == config.train.steps and config != stored:
-        start = replace(start, evaluated=False)  # what was measured under other settings is measured again
+        start = replace(start, evaluated=False)  # repeat an evaluation made with other settings
     check_alike(assembly, start.step)
     with Progress(config.train.steps, start=start.step, console=console) as progress:
-        if going_on:
+        if resumption:
             progress.note(f"resuming {run.path} after step {start.step}")
 
         def begin() -> Tracking:
             if not distributed.is_main():
                 return Tracking(None, None, 0, progress.note)
-            known = read_pins(run) if going_on else None
-            if going_on:
-                commit(run, replace(going_on, step=start.step, evaluated=start.evaluated))
+            known = read_pins(run) if resumption else None
+            if resumption:
+                commit(run, replace(resumption, step=start.step, evaluated=start.evaluated))
             tracking = start_tracking(
                 config.tracker,
                 run,
                 compose.plain(config),
-                resume_step=start.step if going_on else None,
+                resume_step=start.step if resumption else None,
                 resume_evaluated=start.evaluated,
                 notify=progress.note,
             )
@@ -288,7 +288,7 @@ def _fit(
 
         try:
             with memory_errors(config):
-                outcome = trainer.fit(start, begin, progress, resumed=going_on is not None)
+                outcome = trainer.fit(start, begin, progress, resumed=resumption is not None)
         except BaseException as error:
             if trainer.tracking is not None:
                 trainer.tracking.finish({}, 1)
@@ -327,7 +327,7 @@ def _fit(
 
 
 def check_alike(assembly: Assembly, step: int) -> None:
-    """Refuse processes that are to train together and do not start alike. Raises RunError."""
+    """Refuse to train with processes that start from different states. Raises RunError."""
     if distributed.size() == 1:
         return
     trained, algorithm = assembly.trained, assembly.algorithm
@@ -337,13 +337,13 @@ def check_alike(assembly: Assembly, step: int) -> None:
         if not distributed.all_equal((step, len(assembly.data), trained.backbone.fingerprint, *sums)):
             raise RunError(
                 "the processes of this job do not start from the same weights and data: give all of them the same "
-                "files, and a run.dir that they share"
+                "files, and a shared run.dir"
             )
 
 
 def write_report(run: RunDirectory, console: Console) -> bool:
-    """Write report.html; a page that cannot be drawn is told in a line, and no reason for a run to fail."""
-    from alignrun.reports.run import run_page  # draws, and what draws is slow to import
+    """Write report.html; if that fails, print a line, since it is no reason for the run to fail."""
+    from alignrun.reports.run import run_page  # imports matplotlib, which is slow
 
     try:
         write_text_atomic(run.report_file, run_page(run))
@@ -357,5 +357,5 @@ def _interrupted(outcome: Outcome, run: RunDirectory, console: Console) -> int:
     name = signal.Signals(outcome.stopped_by).name if outcome.stopped_by else ""
     if distributed.is_main():
         write_report(run, console)
-    console.print(f"stopped by {name} after step {outcome.step}: go on with `alignrun resume {run.path}`")
+    console.print(f"stopped by {name} after step {outcome.step}: continue with `alignrun resume {run.path}`")
     return 128 + int(outcome.stopped_by or 0)

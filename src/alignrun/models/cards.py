@@ -20,7 +20,7 @@ class AdapterCard:
     """What the adapter is for and which base it belongs to."""
 
     kind: str
-    """`policy`, `reward` or `preference`."""
+    """`policy`, `reward`, `preference` or `embedding`, a preference model that embeds each completion."""
     base: str
     """The fingerprint of the base's weights; empty where they have none."""
     template: str = ""
@@ -31,6 +31,8 @@ class AdapterCard:
     """The seed of the run; random bases depend on it."""
     adapter: str = "lora"
     """`lora`, or `qlora` where the base was quantised."""
+    temperature: float = 1.0
+    """What the logits of an embedding are divided by."""
     signature: str = ""
     """Of the model section, by the user who trained it; empty where that could not be signed."""
 
@@ -88,6 +90,8 @@ def _check_types(card: AdapterCard) -> None:
     for name, value in asdict(AdapterCard("", "")).items():
         if type(getattr(card, name)) is not type(value):
             raise TypeError(f"{name} is no {type(value).__name__}")
+    if not card.temperature > 0:
+        raise TypeError(f"temperature is {card.temperature}, which is not positive")
     if card.adapter not in ("lora", "qlora"):
         raise TypeError(f"adapter is {card.adapter!r}, which is neither lora nor qlora")
 

@@ -29,14 +29,14 @@ def resolve(model: ModelConfig, adapter: AdapterConfig, *, planning: bool = Fals
         InputError: the device is unknown or not on this machine.
     """
     elsewhere = planning and model.device.startswith("cuda")
-    device = torch.device(model.device) if elsewhere else _device(model.device)
+    device = torch.device(model.device) if elsewhere else find_device(model.device)
     if adapter.name is AdapterKind.none and model.dtype is Precision.auto:
         return Resolved(device, torch.float32)  # bfloat16 would round small updates away
-    return Resolved(device, _dtype(model.dtype, device))
+    return Resolved(device, find_dtype(model.dtype, device))
 
 
-def _device(name: str) -> torch.device:
-    """The device named by `model.device`; `auto` is CUDA if available, else the CPU.
+def find_device(name: str, key: str = "model.device") -> torch.device:
+    """The device named by a key; `auto` is CUDA if available, else the CPU.
 
     Raises:
         InputError: the name is unknown, or the device is not on this machine.
@@ -46,20 +46,18 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(
-            f"model.device={name} is not a device ({one_line(error, 80)}): use auto, cpu or cuda"
-        ) from None
+        raise InputError(f"{key}={name} is not a device ({one_line(error, 80)}): use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"model.device={name}: torch {torch.__version__} finds no CUDA device here: use cpu or auto")
+        raise InputError(f"{key}={name}: torch {torch.__version__} finds no CUDA device here: use cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"model.device={name}: there are only {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"{key}={name}: there are only {torch.cuda.device_count()} CUDA devices")
     if device.type not in ("cpu", "cuda"):  # Apple's MPS has no float64, which sampling needs
-        raise InputError(f"model.device={name} is not supported: use auto, cpu or cuda")
+        raise InputError(f"{key}={name} is not supported: use auto, cpu or cuda")
     return device
 
 
-def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of the base weights; `auto` is bfloat16 if the hardware supports it natively."""
+def find_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of weights; `auto` is bfloat16 if the hardware supports it natively."""
     if precision is not Precision.auto:
         dtype: torch.dtype = getattr(torch, precision.value)
         return dtype

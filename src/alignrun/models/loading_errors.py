@@ -15,15 +15,15 @@ _HUB = re.compile(
 )
 
 
-def remedy(error: BaseException, config: ModelConfig) -> str:
-    """The end of the line that quotes the error: which key to change, or what to install or to check."""
+def remedy(error: BaseException, config: ModelConfig, group: str = "model") -> str:
+    """The end of the line that quotes the error: which key of the group to change, or what to install or to check."""
     text = str(error)
     folded = text.lower()
     if "trust_remote_code" in folded:
-        return "set model.trust_remote_code=true if you trust its code"
+        return f"set {group}.trust_remote_code=true if you trust its code"
     attention = "attn_implementation" in folded or "attention implementation" in folded or "scaled_dot" in folded
     if (attention or "flash" in folded) and config.attention is not Attention.eager:
-        return f"set model.attention={'eager' if config.attention is Attention.sdpa else 'sdpa'}"
+        return f"set {group}.attention={'eager' if config.attention is Attention.sdpa else 'sdpa'}"
     path = config.path or config.fallback
     local = path is not None and Path(path).expanduser().is_dir()
     if local and not (Path(str(path)).expanduser() / "config.json").is_file():
@@ -35,10 +35,8 @@ def remedy(error: BaseException, config: ModelConfig) -> str:
     if "model type" in folded or "unrecognized model" in folded or "unrecognized configuration" in folded:
         return "this version of transformers does not know it: update transformers, or choose another model"
     if path is not None and not local and (isinstance(error, OSError) or _HUB.search(text)):
-        return (
-            "check the name, log in with `hf auth login` if it is gated, or give a local folder with "
-            "`model=path model.path=DIR`"
-        )
+        folder = "model=path model.path=DIR" if group == "model" else f"{group}.path=DIR"
+        return f"check the name, log in with `hf auth login` if it is gated, or give a local folder with `{folder}`"
     if path is None:
         return "check model.architecture"
     return "check its files: some are missing, damaged, or not for this version of transformers"

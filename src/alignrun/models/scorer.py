@@ -1,6 +1,6 @@
-"""A scalar read off the base: a LoRA adapter and a linear head on the last token. Reward and preference models.
+"""A scalar, or an embedding, read off the base: a LoRA adapter and a linear head on the last token.
 
-Shape legend: B prompts, N = K·B continuations, S tokens, D hidden size.
+Shape legend: B prompts, N = K·B continuations, S tokens, D hidden size, M size of an embedding.
 """
 
 from dataclasses import replace
@@ -26,7 +26,10 @@ HEAD = "head.weight"
 
 
 class Scorer:
-    """s(x, y) = wᵀh, where h is the base's hidden state at the last token of y, seen through the feedback adapter."""
+    """s(x, y) = wᵀh, where h is the base's hidden state at the last token of y, seen through the feedback adapter.
+
+    With a head of M rows it is the embedding v(x, y) = Wh/‖Wh‖ (arXiv 2410.02197).
+    """
 
     def __init__(
         self, backbone: Backbone, card: AdapterCard, weight: nn.Parameter, adapter: str = adapters.FEEDBACK
@@ -35,19 +38,22 @@ class Scorer:
         self.backbone = backbone
         self.card = card
         self.weight = weight
-        """[D] float32, the head w; without a bias, which no difference of scores would see."""
+        """[D] or [M, D] float32, the head; without a bias, which no difference of scores would see."""
 
     @classmethod
-    def create(cls, backbone: Backbone, adapter: AdapterConfig, card: AdapterCard) -> "Scorer":
+    def create(cls, backbone: Backbone, adapter: AdapterConfig, card: AdapterCard, size: int | None = None) -> "Scorer":
         """A new one to be trained: its adapter changes nothing yet, and its head gives every completion 0.
+
+        That of an embedding of `size` is random, since zero would leave a product of embeddings without a gradient.
 
         Raises:
             InputError: the adapter does not fit the base.
         """
         card = replace(card, base=backbone.fingerprint)
         backbone.add(adapters.FEEDBACK, adapter)
-        size = backbone.model.config.get_text_config().hidden_size
-        return cls(backbone, card, nn.Parameter(torch.zeros(size, device=backbone.device)))
+        hidden = backbone.model.config.get_text_config().hidden_size
+        weight = torch.zeros(hidden) if size is None else torch.randn(size, hidden) / hidden**0.5
+        return cls(backbone, card, nn.Parameter(weight.to(backbone.device)))
 
     @classmethod
     def read(cls, backbone: Backbone, folder: Path, card: AdapterCard, key: str) -> "Scorer":
@@ -62,7 +68,9 @@ class Scorer:
         except (OSError, KeyError, SafetensorError) as error:
             raise InputError(f"{key}: {folder / HEAD_FILE} cannot be read ({one_line(error, 120)})") from None
         size = backbone.model.config.get_text_config().hidden_size
-        if weight.shape != (size,):
+        rows = weight.shape[:-1]
+        whole = len(rows) == 1 and rows[0] > 0 and rows[0] % 2 == 0 if card.kind == "embedding" else rows == ()
+        if weight.shape[-1:] != (size,) or not whole:
             raise InputError(
                 f"{key}: {folder / HEAD_FILE} holds a head of shape {list(weight.shape)}, and this base has hidden "
                 f"states of size {size}: name a finished run"
@@ -83,7 +91,7 @@ class Scorer:
         return self.backbone.trainable(self._adapter) | {HEAD: self.weight}
 
     def scores(self, prompts: PromptBatch, completions: Completions) -> Tensor:
-        """[N] s(x, y), float32; with a gradient while it is trained. Each prompt is read once for all that follow it.
+        """[N] s(x, y) or [N, M] v(x, y), float32; with a gradient while it is trained. Each prompt is read once.
 
         Args:
             prompts: B heads, padded on the left.
@@ -92,12 +100,15 @@ class Scorer:
         hidden = hidden_states(self.backbone.model, prompts, completions.tokens, completions.mask)
         last = completions.mask.sum(1)  # place 0 is the end of the prompt
         rows = torch.arange(len(last), device=last.device)
-        scores: Tensor = hidden[rows, last].float() @ self.weight
-        return scores
+        states = hidden[rows, last].float()
+        if self.weight.dim() == 1:
+            scores: Tensor = states @ self.weight
+            return scores
+        return nn.functional.normalize(states @ self.weight.T, dim=-1)
 
     @torch.no_grad()
     def frozen_scores(self, prompts: PromptBatch, completions: Completions) -> Tensor:
-        """[N] the same without a gradient, whichever adapter the base is trained with."""
+        """[N] or [N, M] the same without a gradient, whichever adapter the base is trained with."""
         with self.backbone.frozen(self._adapter):
             return self.scores(prompts, completions)
 

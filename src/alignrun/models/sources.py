@@ -50,7 +50,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = game_tokenizer(load_game(str(config.architecture["game"])))
     else:
         with _loading(config, "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(locate(config), **_hub_options(config))
+            tokenizer = AutoTokenizer.from_pretrained(locate(config), **hub_options(config))
             tokenizer("text")  # what its files say of limits is first read here
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
@@ -91,7 +91,7 @@ def load_model(
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     with _loading(config, "weights"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(config), **options, **_hub_options(config))
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(config), **options, **hub_options(config))
         folder = Path(locate(config))
         if folder.is_dir() and not getattr(model, "is_quantized", False) and (unfit := whole_weight(model, folder)):
             raise InputError(f"model.path={config.path}: {unfit}: choose another model")
@@ -115,7 +115,7 @@ def preview_prompt(config: ModelConfig, text: str) -> str | None:
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(
-                    locate(config), **_hub_options(config) | {"local_files_only": True}
+                    locate(config), **hub_options(config) | {"local_files_only": True}
                 )
         except (OSError, ValueError, InputError):
             return None
@@ -139,7 +139,7 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
         if config.source is ModelSource.game:
             game = load_game(str(config.architecture["game"]))
             return game_llama(game, game_tokenizer(game)).config
-        return AutoConfig.from_pretrained(locate(config), **_hub_options(config))
+        return AutoConfig.from_pretrained(locate(config), **hub_options(config))
 
 
 def context_length(architecture: PreTrainedConfig) -> int:
@@ -250,7 +250,8 @@ def _from_package(config: ModelConfig) -> Path | None:
     return target
 
 
-def _hub_options(config: ModelConfig) -> dict[str, Any]:
+def hub_options(config: ModelConfig) -> dict[str, Any]:
+    """What `from_pretrained` is told of the hub."""
     return {
         "revision": config.revision or "main",
         "trust_remote_code": config.trust_remote_code,

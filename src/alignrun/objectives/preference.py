@@ -127,6 +127,19 @@ def antisymmetric_logits(scores: Tensor) -> Tensor:
     return 0.5 * (one - other)
 
 
+def skew_logits(first: Tensor, second: Tensor, scales: Tensor | None = None) -> Tensor:
+    """vᵀRv' with R = diag(λ₁J, …, λ_kJ), J = (0 1; −1 0): the logit of a general preference. arXiv 2410.02197 §4.
+
+    Any skew-symmetric matrix of preferences is one of these, cycles included, and swapping v and v' changes the sign to
+    the last bit. With unit vectors and Σλ = 1 it lies in [−1, 1].
+
+    Shapes: first and second [..., 2k], scales λ [..., k], by default 1; the result is [...].
+    """
+    (a, b), (c, d) = (side.unflatten(-1, (-1, 2)).unbind(-1) for side in (first, second))
+    turned: Tensor = a * d - b * c
+    return (turned if scales is None else scales * turned).sum(-1)
+
+
 def preference_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy −p log P − (1−p) log(1−P) of P = σ of `antisymmetric_logits`. arXiv 2312.00886.
 

@@ -1,1 +1,1 @@
-"""What a run takes, before it starts."""
+"""The memory and parameters of a run, before it starts."""

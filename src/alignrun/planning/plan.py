@@ -1,6 +1,6 @@
 """`alignrun plan`: parameter counts and peak memory by phase, from the configuration alone.
 
-The architecture is built on the meta device, so that a model of any size is planned in seconds without its weights.
+The architecture is built on the meta device, so a model of any size is planned in seconds without its weights.
 """
 
 import re
@@ -30,7 +30,7 @@ from alignrun.security.text import counted
 from alignrun.types import Role
 
 ASSUMED_PROMPT_TOKENS = 256
-"""Where data.max_prompt_tokens does not say."""
+"""Default if data.max_prompt_tokens is not set."""
 NF4_BYTES = 0.516
 """A 4-bit weight with its doubly quantised scale (arXiv 2305.14314 §3)."""
 FLOAT32 = 4
@@ -38,44 +38,44 @@ GIB = 2**30
 GPU_SIZES = (24, 48, 80)
 """GiB"""
 USABLE = 0.9
-"""The share of a GPU that a plan may fill: the rest is for the CUDA context, fragments and kernels' workspaces."""
+"""Fraction of a GPU that a plan may fill; the rest is for the CUDA context, fragmentation and kernel workspaces."""
 MOST_PROMPTS = 1024
-"""Larger batches are not looked for."""
+"""Upper limit of the search for a batch size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Counts, from the architecture and the adapter."""
+    """Parameter counts of the architecture and the adapter."""
 
     parameters: int
-    """Of the base."""
+    """Parameters of the base."""
     trainable: int
-    """Of the policy, or of the feedback model without its head."""
+    """Trained parameters of the policy, or of the feedback model without its head."""
     adapted_layers: int
     adapted_parameters: int
-    """Of the base's layers that carry an adapter, which are those that QLoRA quantises."""
+    """Parameters of the base's layers with an adapter, which are those that QLoRA quantises."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a run holds in memory, in bytes."""
+    """The memory of a run, in bytes."""
 
     size: Size
     weights: int
     """The base."""
     adapters: int
-    """Trained parameters apart from the base, and copies of them, of their moments too where half-steps are undone;
-    without adapters, the frozen models."""
+    """Trained parameters besides the base, and their copies (with their moments if half-steps are undone); without
+    adapters, the frozen models."""
     moments: int
-    """AdamW's two for every trained parameter."""
+    """AdamW's two moments of every trained parameter."""
     sampling: int
-    """Key-value cache, and the logits of one decoding step on their way to a token; that of the evaluation too."""
+    """Key-value cache and the logits of a decoding step; the maximum over training and evaluation."""
     training: int
-    """Activations and gradients of a micro-batch, and pieces of the logits."""
+    """Activations and gradients of a micro-batch, and chunks of the logits."""
 
     @property
     def peak(self) -> int:
-        """Sampling and training follow one another, so the larger of the two counts."""
+        """Sampling and training alternate, so the larger of the two counts."""
         return self.weights + self.adapters + self.moments + max(self.sampling, self.training)
 
 
@@ -83,7 +83,7 @@ def count_parameters(config: Config) -> Size:
     """Build the model on the meta device and count.
 
     Raises:
-        InputError: the architecture is unknown here, or the adapter does not fit it.
+        InputError: the architecture is unknown, or the adapter does not fit it.
     """
     architecture = planned_architecture(config.model)
     with torch.device("meta"):
@@ -101,7 +101,7 @@ def count_parameters(config: Config) -> Size:
 
 
 def make_plan(config: Config) -> MemoryPlan:
-    """Predict the memory of a run. Models that judge, and what they hold while they do, are not counted.
+    """Predict the memory of a run, without that of preference models.
 
     Raises:
         InputError: as `count_parameters`, or its passes cannot be traced.
@@ -119,10 +119,10 @@ def make_plan(config: Config) -> MemoryPlan:
 
 
 def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dtype) -> tuple[int, int, int]:
-    """The base, what is trained or copied beside it, and the optimiser's moments."""
+    """The base, the trained and copied parameters besides it, and the optimiser's moments."""
     width = torch.finfo(dtype).bits // 8
     if config.adapter.name is AdapterKind.none:
-        # Every role but the policy is a model of its own.
+        # Every role but the policy is a separate model.
         weights = size.parameters * width
         return weights, (1 + work.copies + 3 * work.half_steps) * weights, 2 * weights
     quantised = size.adapted_parameters if config.adapter.name is AdapterKind.qlora else 0
@@ -132,7 +132,7 @@ def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dty
 
 
 def planned_dtype(config: Config) -> torch.dtype:
-    """The precision of the run, also where its GPU is not in the machine that plans it."""
+    """The precision of the run, even if the planning machine lacks its GPU."""
     return resolve(config.model, config.adapter, planning=True).dtype
 
 
@@ -154,7 +154,7 @@ def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int
 
 
 def sampling_bytes(config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype) -> int:
-    """What one decoding loop holds: the key-value cache, and the logits of a step on their way to a token."""
+    """Memory of one decoding loop: the key-value cache, and the logits of a step."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
     width = torch.finfo(dtype).bits // 8
@@ -164,8 +164,8 @@ def sampling_bytes(config: Config, sources: Sequence[Source], prompts: int, dtyp
     tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
     kept = _kept(config, architecture)
     cache = rows * (tokens * kept.by_token + kept.state) * width
-    # The model's logits are there throughout. A mixture takes three tensors on the way to its log-probabilities, with
-    # those of the last token still held; drawing takes no more than that.
+    # The model's logits are alive throughout. A mixture needs three more tensors for its log-probabilities, while those
+    # of the last token are still alive; drawing needs no more than that.
     return int(cache + text.vocab_size * (rows * width + FLOAT32 * (2 * sequences + 3 * mixed)))
 
 
@@ -173,7 +173,7 @@ _known: dict[str, Kept] = {}
 
 
 def _kept(config: Config, architecture: PreTrainedConfig) -> Kept:
-    """`kept_in_cache`, once for an architecture."""
+    """`kept_in_cache`, cached per architecture."""
     key = architecture.to_json_string(use_diff=False)
     if key not in _known:
         with _predictable(config, "sampling"):
@@ -187,7 +187,7 @@ def _predictable(config: Config, what: str) -> Iterator[None]:
         yield
     except AlignrunError:
         raise
-    except Exception as error:  # a library's code for an architecture fails in its own way
+    except Exception as error:  # a library's code for an architecture may raise anything
         advice = remedy(error, config.model)
         if not advice.startswith("set "):
             advice = "its memory is only known once it runs: start with a small train.batch_size"
@@ -215,7 +215,7 @@ def _training_bytes(config: Config, work: Workload, dtype: torch.dtype, prompts:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How many prompts a GPU holds at once; 0 where the weights alone are too much or not one prompt fits."""
+    """How many prompts fit on a GPU; 0 if the weights or a single prompt do not fit."""
 
     learned: int
     """train.micro_batch_size"""
@@ -226,17 +226,17 @@ class Fit:
 def largest_batches(
     config: Config, kinds: Sequence[AdapterKind], sizes: Sequence[float]
 ) -> dict[AdapterKind, list[Fit]]:
-    """For GPUs of these sizes in GiB, the largest batches with which the run's memory stays below `USABLE` of it.
+    """The largest batches that keep the run's memory below `USABLE` of GPUs of these sizes.
 
     Args:
-        config: the run, whatever its own adapter.
-        kinds: adapters of kinds that differ only in how the base is held, so that one pass is traced for all.
+        config: the run; its own adapter is ignored.
+        kinds: adapter kinds that differ only in the base's storage, so that one traced pass serves all.
         sizes: GiB.
     """
     work, dtype = workload(config), planned_dtype(config)
     variants = {kind: replace(config, adapter=replace(config.adapter, name=kind)) for kind in kinds}
     traced = variants[kinds[0]]
-    # From here on the pieces of the logits are as large as they get, and every prompt more costs the same.
+    # From here on the chunks of the logits have their full size, and every further prompt costs the same.
     new = config.generation.max_new_tokens
     enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * new)))
     few, more = (_training_bytes(traced, work, dtype, prompts) for prompts in (enough, enough + 1))
@@ -247,17 +247,17 @@ def largest_batches(
     for kind, variant in variants.items():
         resident = sum(_resident_bytes(variant, size, work, dtype))
         rooms = [USABLE * gpu * GIB - resident for gpu in sizes]
-        # Below `enough` this asks for too much, by the part of a piece that would not be there.
+        # Below `enough` this overestimates, by the missing part of a chunk.
         counts = [(enough + int((room - few) // each), int(room // drawn)) for room in rooms]
         fits[kind] = [Fit(*(max(0, min(MOST_PROMPTS, count)) for count in pair)) for pair in counts]
     return fits
 
 
 def gpu_sizes(settings: Sequence[str]) -> Sequence[float]:
-    """The sizes that `plan.gpu=24GB` asks for, in GiB; by default the usual ones.
+    """The sizes of `plan.gpu=24GB`, in GiB; by default the usual ones.
 
     Raises:
-        InputError: another setting, or a size that is none.
+        InputError: another setting, or not a valid size.
     """
     if not settings:
         return GPU_SIZES
@@ -265,18 +265,18 @@ def gpu_sizes(settings: Sequence[str]) -> Sequence[float]:
     for setting in settings:
         key, _, value = setting.partition("=")
         if key != "plan.gpu":
-            raise InputError(f"config: {key} is unknown: alignrun plan takes plan.gpu=24GB beside the run's settings")
+            raise InputError(f"config: {key} is unknown: alignrun plan takes plan.gpu=24GB and the run's settings")
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gi?b?)?", value.strip().lower())
         if not found or float(found[1]) == 0:
-            raise InputError(f"config: plan.gpu={value} is not a size of memory: write for example plan.gpu=24GB")
+            raise InputError(f"config: plan.gpu={value} is not a memory size: write for example plan.gpu=24GB")
         sizes.append(float(found[1]))
     return sizes
 
 
 def describe(size: Size, config: Config) -> str:
-    """One line: what would be trained."""
+    """One line: the parameters, and which of them would be trained."""
     if config.adapter.name is AdapterKind.none:
-        return f"{size.parameters / 1e6:,.1f}M parameters, all of them trained"
+        return f"{size.parameters / 1e6:,.1f}M parameters, all trained"
     return (
         f"{size.parameters / 1e6:,.1f}M parameters, {config.adapter.name.value} rank {config.adapter.rank} on "
         f"{counted(size.adapted_layers, 'layer')}: {size.trainable / 1e6:,.1f}M trained"
@@ -284,10 +284,10 @@ def describe(size: Size, config: Config) -> str:
 
 
 def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZES) -> None:
-    """Print the plan of a configuration, and what fits on GPUs of the given sizes in GiB.
+    """Print the plan of a configuration, and the batches that fit on GPUs of the given sizes in GiB.
 
     Raises:
-        InputError: see `make_plan`.
+        InputError: as `make_plan`.
     """
     plan = make_plan(config)
     console.print(f"{config.algo.name} on {config.model.name}: {describe(plan.size, config)}", highlight=False)
@@ -322,7 +322,7 @@ def _phases(plan: MemoryPlan, config: Config) -> Table:
 
 
 def _fits(config: Config, sizes: Sequence[float]) -> Table:
-    """Rows for adapters, columns for GPUs; in bfloat16 where the precision is left open."""
+    """Rows for adapters, columns for GPUs; bfloat16 if the precision is auto."""
     dtype = Precision.bfloat16 if config.model.dtype is Precision.auto else config.model.dtype
     model = replace(config.model, dtype=dtype, device="cuda")
     full = config.adapter.name is AdapterKind.none

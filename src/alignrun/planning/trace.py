@@ -1,8 +1,7 @@
-"""Peak memory of a training pass, traced on tensors that have shapes and no data.
+"""Peak memory of a training pass, traced on tensors with shapes but no data.
 
-The pass is the one that trains: the same model code, adapters, prompt sharing and vocabulary head, forward and
-backward. What it allocates is counted by storage, until nothing holds it any more. Shape legend: B prompts, K
-completions of each, T tokens.
+The pass runs the code of training: the same model, adapters, prompt sharing and vocabulary head, forward and backward.
+Every storage counts from its allocation until it is freed. Shape legend: B prompts, K completions of each, T tokens.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ from alignrun.types import PromptBatch
 GROUPED = torch.ops.aten._grouped_mm.default
 
 SHALLOW, DEEPER = 2, 4
-"""Layers of the two models that are traced; one layer more costs the same at any depth."""
+"""Layers of the two traced models; each further layer costs the same at any depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +43,17 @@ class Pass:
     prompt_tokens: int
     completion_tokens: int
     checkpointing: bool
-    """Whether layers compute their activations again in the backward pass."""
+    """Whether layers recompute their activations in the backward pass (gradient checkpointing)."""
     accumulating: bool
-    """Whether the gradients of earlier micro-batches are held already."""
+    """Whether the gradients of earlier micro-batches are already allocated."""
     vocabulary: bool = True
-    """Whether log-probabilities are wanted, and not a scalar at every token."""
+    """Whether the pass computes log-probabilities, or else a scalar per token."""
 
 
 def training_peak(
     architecture: PreTrainedConfig, adapter: AdapterConfig, dtype: torch.dtype, attention: str, work: Pass
 ) -> int:
-    """Bytes that the pass holds at once beside the weights: activations, gradients and pieces of the logits."""
+    """Peak bytes of the pass besides the weights: activations, gradients and chunks of the logits."""
     depth: int = architecture.get_text_config().num_hidden_layers
     if depth <= DEEPER:
         return _traced(architecture, depth, adapter, dtype, attention, work)
@@ -64,16 +63,16 @@ def training_peak(
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a row leaves in the cache of all layers while it is decoded, in numbers."""
+    """Elements that a row keeps in the caches of all layers while it is decoded."""
 
     by_token: int
-    """Keys and values of one token."""
+    """Keys and values per token."""
     state: int
-    """Recurrent states, which are as large for one token as for many."""
+    """Recurrent states, whose size does not depend on the number of tokens."""
 
 
 def kept_in_cache(architecture: PreTrainedConfig) -> Kept:
-    """What one token leaves there, read off a pass over it; windows count as if they held all tokens."""
+    """Measured by a pass over one token; sliding windows count as if they kept all tokens."""
     with torch.device("meta"), torch.no_grad():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=torch.bfloat16)
         cache = DynamicCache(config=architecture)
@@ -92,8 +91,8 @@ def _is_state(layer: Any, value: Any) -> bool:
     return isinstance(value, Tensor) and not any(value is one for one in attended)
 
 
-class _Held(TorchDispatchMode):
-    """Counts the bytes of the storages that operations return, those of the model left out, until they are freed."""
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operations return, except the model's, until they are freed."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -122,7 +121,7 @@ class _Held(TorchDispatchMode):
 
 
 def _grouped(args: Any, kwargs: Any) -> Tensor:
-    """The product of experts: torch knows its shape in bfloat16 alone, and it is the same in every precision."""
+    """The grouped product of experts: torch infers its shape only in bfloat16, and it is the same in any precision."""
     rounded, options = (
         tree_map_only(Tensor, lambda one: one.bfloat16() if one.is_floating_point() else one, values)
         for values in (args, kwargs)
@@ -149,22 +148,22 @@ def _traced(
             for weight in model.parameters():
                 if weight.requires_grad:
                     weight.grad = torch.empty_like(weight)
-        with _Held(model) as held:
+        with _LiveBytes(model) as live:
             _train(model, work)
         grown: int = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad and work.accumulating)
-    return int(held.peak + grown)
+    return int(live.peak + grown)
 
 
 @contextlib.contextmanager
 def _without_data(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context the model, made on the meta device, seems to be on the CPU, and so do new tensors."""
+    """Within the context, a model on the meta device pretends to be on the CPU, as do new tensors."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         empty_weights(model, "cpu")
         yield
 
 
 def empty_weights(model: nn.Module, device: str) -> None:
-    """Put weights and buffers of the same shapes and types on another device, without their values."""
+    """Replace weights and buffers by uninitialised ones of the same shapes and dtypes on another device."""
     made: dict[int, nn.Parameter] = {}  # tied weights stay tied
     for module in model.modules():
         for name, weight in list(module._parameters.items()):
@@ -197,7 +196,7 @@ def _with_layers(architecture: PreTrainedConfig, layers: int) -> PreTrainedConfi
     shape = copy.deepcopy(architecture)
     text = shape.get_text_config()
     if getattr(text, "layer_types", None):
-        with contextlib.suppress(AttributeError):  # some compute it from the number of layers
+        with contextlib.suppress(AttributeError):  # some configurations compute it from the number of layers
             text.layer_types = text.layer_types[:layers]
     text.num_hidden_layers = layers
     return shape

@@ -1,14 +1,19 @@
-"""What a preference is: P(y ≻ y' | x), antisymmetric."""
+"""What a preference is: P(y ≻ y' | x), antisymmetric.
+
+Prompts are texts. Those of a data set are `Prompt`s, which also hold the conversation as messages and the other columns
+of the row; `as_prompt` makes one of any text.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from alignrun.discovery import import_all
+from alignrun.types import Example, Prompt
 
 Build = TypeVar("Build", bound=Callable[..., "Preference"])
 
@@ -19,6 +24,10 @@ class Preference(ABC):
     @abstractmethod
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] probabilities that `first` is preferred to `second`, one for each prompt, on the CPU."""
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """Look for what it needs in the rows that it will be asked about. Raises InputError where that is missing."""
+        return  # most need nothing
 
     def counts(self) -> dict[str, float]:
         """What a preference has counted so far and a user should see, for the metrics of an evaluation."""
@@ -36,21 +45,44 @@ class Reward(Preference):
 
     @abstractmethod
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
-        """[B] rewards r(x, y)."""
+        """[B] rewards r(x, y); NaN where there is none."""
 
     def log_odds(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
-        """[B] r(x, y) / temperature: differences are the log-odds of the preference."""
-        return self.rewards(prompts, completions) / self._temperature
+        """[B] r(x, y) / temperature: differences are the log-odds of the preference.
+
+        What has no reward gets the mean of its prompt's others, which favours and blames nothing.
+        """
+        rewards = self.rewards(prompts, completions) / self._temperature
+        known = ~rewards.isnan()
+        if bool(known.all()):
+            return rewards
+        names = [identity(prompt) for prompt in prompts]
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        rows = torch.tensor([places[name] for name in names])
+        sums, counts = (
+            torch.zeros(len(places)).index_add(0, rows, part) for part in (rewards.nan_to_num(), known.float())
+        )
+        return torch.where(known, rewards, (sums / counts.clamp(min=1))[rows])
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] σ of the reward difference. A completion that stands in several pairs is scored once."""
+        """[B] σ of the reward difference, ½ where one has none. A completion in several pairs is scored once."""
         places: dict[tuple[str, str], int] = {}
-        ours, theirs = (
-            [places.setdefault(pair, len(places)) for pair in zip(prompts, side, strict=True)]
-            for side in (first, second)
-        )
-        rewards = self.rewards([prompt for prompt, _ in places], [completion for _, completion in places])
-        return torch.sigmoid((rewards[ours] - rewards[theirs]) / self._temperature)
+        asked: list[tuple[str, str]] = []
+
+        def place(prompt: str, completion: str) -> int:
+            found = places.setdefault((identity(prompt), completion), len(asked))
+            if found == len(asked):
+                asked.append((prompt, completion))
+            return found
+
+        ours, theirs = ([place(*pair) for pair in zip(prompts, side, strict=True)] for side in (first, second))
+        rewards = self.rewards([prompt for prompt, _ in asked], [completion for _, completion in asked])
+        return torch.sigmoid((rewards[ours] - rewards[theirs]) / self._temperature).nan_to_num(0.5)
+
+
+def identity(prompt: str) -> str:
+    """What tells a prompt from others: rows may share their text, and not their answer."""
+    return prompt.identity if isinstance(prompt, Prompt) else prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +95,12 @@ class Kind:
     """From its configuration; where it is a feedback model, also from the run's backbone."""
     feedback: str
     """The kind of feedback model that its `path` names, which may stand on the base of the policy; else empty."""
+    check: Callable[[Any], object]
+    """Refuses what can be refused before anything is loaded."""
+    on_base: bool
+    """Whether it is also given the run's backbone."""
+    columns: Callable[[Any], Collection[str] | None]
+    """The columns of a row, besides its texts, that it reads; None for all of them."""
 
 
 PREFERENCES: dict[str, Kind] = {}
@@ -73,11 +111,23 @@ def preference_using(feedback: str) -> str:
     return next(name for name, kind in discover().items() if kind.feedback == feedback)
 
 
-def preference(name: str, config_class: type, *, feedback: str = "") -> Callable[[Build], Build]:
+def _nothing(_config: Any) -> tuple[str, ...]:
+    return ()
+
+
+def preference(
+    name: str,
+    config_class: type,
+    *,
+    feedback: str = "",
+    check: Callable[[Any], object] = _nothing,
+    on_base: bool = False,
+    columns: Callable[[Any], Collection[str] | None] = _nothing,
+) -> Callable[[Build], Build]:
     """Register how a preference is made, under the name that its YAML gives."""
 
     def register(build: Build) -> Build:
-        PREFERENCES[name] = Kind(config_class, build, feedback)
+        PREFERENCES[name] = Kind(config_class, build, feedback, check, on_base, columns)
         return build
 
     return register

@@ -7,7 +7,7 @@ from torch import Tensor
 from alignrun.config import require, schema
 from alignrun.models.backbone import Backbone
 from alignrun.preferences.base import Preference, Reward, preference
-from alignrun.preferences.feedback_model import TextScorer, load_feedback_model
+from alignrun.preferences.feedback_model import TextScorer, find_card, load_feedback_model
 
 
 @schema
@@ -40,7 +40,9 @@ class BradleyTerry(Reward):
         return self._scorer(prompts, [(text,) for text in completions])
 
 
-@preference("bradley_terry", BradleyTerryConfig, feedback="reward")
+@preference(
+    "bradley_terry", BradleyTerryConfig, feedback="reward", check=lambda c: find_card(c.path, "reward"), on_base=True
+)
 def build(config: BradleyTerryConfig, backbone: Backbone) -> Preference:
     """The preference that the configuration asks for."""
     return BradleyTerry(

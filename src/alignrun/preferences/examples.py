@@ -1,5 +1,6 @@
 """Functions to start from when writing one's own: `preference=function preference.function=MODULE:NAME`."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -16,3 +17,13 @@ def same_first_letter(prompts: Sequence[str], first: Sequence[str], second: Sequ
 
     rows = zip(prompts, first, second, strict=True)
     return [0.5 + 0.5 * (matches(prompt, one) - matches(prompt, other)) for prompt, one, other in rows]
+
+
+def last_number(completions: Sequence[str], answer: Sequence[str]) -> list[float]:
+    """A verifiable reward: 1 where the last number of the completion is that of the column `answer`, as in GSM8K."""
+    numbers = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+    def last(text: str) -> str:
+        return str((numbers.findall(text) or [""])[-1]).replace(",", "")
+
+    return [float(last(text) == last(known) != "") for text, known in zip(completions, answer, strict=True)]

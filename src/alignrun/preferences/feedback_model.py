@@ -34,11 +34,12 @@ class TextScorer:
 
     def __init__(self, scorer: Scorer, encoder: RewardEncoder | PreferenceEncoder, batch_size: int) -> None:
         self._scorer, self._encoder, self._batch_size = scorer, encoder, batch_size
+        self.card = scorer.card
         self._pad_id = padding_id(scorer.backbone.tokenizer)
         self._context = context_length(scorer.backbone.model.config)
 
     def __call__(self, texts: Sequence[str], completions: Sequence[tuple[str, ...]]) -> Tensor:
-        """[N] scores, float32 on the CPU, of N prompts with what the encoder puts after each.
+        """[N] scores or [N, M] embeddings, float32 on the CPU, of N prompts with what the encoder puts after each.
 
         Raises:
             RunError: a text is longer than the model reads.
@@ -53,7 +54,8 @@ class TextScorer:
                 )
             questions.append((tuple(head), tuple(tail)))
         places: dict[Question, int] = {}
-        scores = torch.zeros(len(set(questions)), dtype=torch.float64)
+        shape = (len(set(questions)), *self._scorer.weight.shape[:-1])
+        scores = torch.zeros(shape, dtype=torch.float64)
         batches = list(self._batches(questions))
         for heads, tails in batches:
             for question in _asked(heads, tails):
@@ -114,7 +116,7 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
         config = replace(config, device=backbone.config.device, gradient_checkpointing=False)
         backbone = Backbone.load(config, AdapterConfig(name=AdapterKind(card.adapter)), tokenizer, card.seed)
     scorer = Scorer.read(backbone, folder, card, KEY)
-    encoder = (RewardEncoder if kind == "reward" else PreferenceEncoder)(
+    encoder = (PreferenceEncoder if card.kind == "preference" else RewardEncoder)(
         tokenizer, card.template, vocabulary_size(backbone.model.config)
     )
     return TextScorer(scorer, encoder, batch_size)
@@ -134,13 +136,12 @@ def find_card(path: str, kind: str) -> tuple[Path, AdapterCard]:
     folder = adapter_folder(path)
     card = read_card(folder, KEY)
     wanted = {"reward": "algo=reward_model", "preference": "algo=preference_model"}
-    if card is None or card.kind not in wanted:
+    found = "preference" if card is not None and card.kind == "embedding" else "" if card is None else card.kind
+    if card is None or found not in wanted:
         what = "does not exist" if not folder.exists() else f"holds no {kind} model"
         raise InputError(f"{KEY}: {folder} {what}: name a finished run of {wanted[kind]}")
-    if card.kind != kind:
-        raise InputError(
-            f"{KEY}: {folder} holds a {card.kind} model: use preference={preference_using(card.kind)} with it"
-        )
+    if found != kind:
+        raise InputError(f"{KEY}: {folder} holds a {found} model: use preference={preference_using(found)} with it")
     return folder, card
 
 

@@ -1,10 +1,12 @@
-"""Your own Python function, named by its import path: preference.function=package.module:name."""
+"""Your own Python function, sync or async, named by its import path: preference.function=package.module:name."""
 
+import asyncio
 import importlib
 import importlib.util
+import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from enum import Enum
 from typing import Any
@@ -14,10 +16,12 @@ from torch import Tensor
 
 from alignrun import distributed
 from alignrun.config import require, schema
-from alignrun.errors import InputError, RunError, one_line
+from alignrun.errors import AlignrunError, InputError, RunError, one_line
+from alignrun.preferences.arguments import Arguments
 from alignrun.preferences.base import Preference, Reward, preference
 from alignrun.security.text import counted
 from alignrun.security.working_directory import importable
+from alignrun.types import Example, as_prompt
 
 
 class FunctionKind(str, Enum):
@@ -27,6 +31,13 @@ class FunctionKind(str, Enum):
     """`f(prompts, first, second)`: a list of P(first ≻ second)."""
     reward = "reward"
     """`f(prompts, completions)`: a list of scalars."""
+
+
+TEXTS = {
+    FunctionKind.preference: ("prompts", "first", "second"),
+    FunctionKind.reward: ("prompts", "completions"),
+}
+"""What a function is always given."""
 
 
 @schema
@@ -45,11 +56,69 @@ class FunctionConfig:
         require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
 
 
+class UserFunction:
+    """The user's function, sync or async, asked about texts and the columns that its parameters name."""
+
+    def __init__(self, name: str, function: Callable[..., Any], kind: FunctionKind) -> None:
+        self._name, self._function = name, function
+        self._arguments = Arguments(function, TEXTS[kind])
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """Raises InputError where a row has no column that the function must be given."""
+        self._check(((example.origin, example.columns or {}) for example in examples), InputError)
+
+    def _check(self, rows: Iterable[tuple[str, Mapping[str, Any]]], error: type[AlignrunError]) -> None:
+        for origin, columns in rows if self._arguments.needed else ():
+            if missing := [name for name in self._arguments.needed if name not in columns]:
+                raise error(
+                    f"preference.function={self._name} takes '{missing[0]}', and {origin} has no such column: rename "
+                    "the parameter or the column, or give the parameter a default"
+                )
+
+    def __call__(self, *texts: Sequence[str]) -> Tensor:
+        """[B] what the function returns for prompts and completions, each process asking it about its share."""
+        return distributed.by_share(
+            len(texts[0]), lambda rows: self._ask([[side[row] for row in rows] for side in texts])
+        )
+
+    def _ask(self, texts: Sequence[Sequence[str]]) -> Tensor:
+        failed = f"preference.function={self._name} failed"
+        self._check((("a row", as_prompt(prompt).columns) for prompt in texts[0]), RunError)
+        try:
+            returned = self._arguments.call(self._function, texts)
+            if inspect.isawaitable(returned):
+                returned = asyncio.run(_result(returned))
+            values = torch.as_tensor(returned, dtype=torch.float32).flatten().cpu()
+        except ModuleNotFoundError as error:
+            raise RunError(
+                f"{failed}: {one_line(error)}: install it, or import it at the top of the function's module, since the "
+                "current folder is importable only until that is imported"
+            ) from error
+        except Exception as error:  # the user's code may raise anything
+            raise RunError(f"{failed}: {type(error).__name__}: {one_line(error)}") from error
+        if len(values) != len(texts[0]):
+            raise RunError(
+                f"preference.function={self._name} returned {counted(len(values), 'value')} for "
+                f"{counted(len(texts[0]), 'prompt')}"
+            )
+        if not all(map(math.isfinite, values.tolist())):
+            raise RunError(f"preference.function={self._name} returned a value that is not finite")
+        return values
+
+
+async def _result(returned: Awaitable[Any]) -> Any:
+    return await returned
+
+
 class FunctionPreference(Preference):
     """Asks for both orders and averages: ½ (f(y, y') + 1 − f(y', y)), antisymmetric whatever the function does."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self._name, self._function = name, function
+        self._name, self._function = name, UserFunction(name, function, FunctionKind.preference)
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """Raises InputError where a row has no column that the function must be given."""
+        self._function.check(examples)
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] the average of both orders."""
@@ -57,7 +126,7 @@ class FunctionPreference(Preference):
         return (forward + 1 - self._ask(prompts, second, first)) / 2
 
     def _ask(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        values = _call(self._name, self._function, list(prompts), list(first), list(second))
+        values = self._function(prompts, first, second)
         if not bool(((values >= 0) & (values <= 1)).all()):
             raise RunError(
                 f"preference.function={self._name} returned a value outside [0, 1]: it must be a probability"
@@ -70,14 +139,23 @@ class FunctionReward(Reward):
 
     def __init__(self, name: str, function: Callable[..., Any], temperature: float) -> None:
         super().__init__(temperature)
-        self._name, self._function = name, function
+        self._function = UserFunction(name, function, FunctionKind.reward)
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """Raises InputError where a row has no column that the function must be given."""
+        self._function.check(examples)
 
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """[B] what the function returns."""
-        return _call(self._name, self._function, list(prompts), list(completions))
+        return self._function(prompts, completions)
 
 
-@preference("function", FunctionConfig)
+def columns_of(config: FunctionConfig) -> Collection[str] | None:
+    """The columns that the function names; None for all of them. Raises InputError as `import_function`."""
+    return Arguments(import_function(str(config.function)), TEXTS[config.kind]).columns
+
+
+@preference("function", FunctionConfig, columns=columns_of)
 def build(config: FunctionConfig) -> Preference:
     """The preference that the configuration asks for."""
     name = str(config.function)
@@ -104,7 +182,7 @@ def import_function(path: str) -> Callable[..., Any]:
     except Exception as error:  # a user's module may raise anything while it is imported
         problem = f"{type(error).__name__}: {one_line(error, 120)}"
         raise InputError(
-            f"preference.function={path} cannot be imported ({problem}): mend the module or the name"
+            f"preference.function={path} cannot be imported ({problem}): fix the module or the name"
         ) from error
     function = getattr(module, name, None)
     if function is None:
@@ -121,30 +199,3 @@ def import_function(path: str) -> Callable[..., Any]:
 def _is_installed(package: str) -> bool:
     """Whether a top-level name can be imported without the current folder."""
     return package in sys.modules or importlib.util.find_spec(package) is not None
-
-
-def _call(name: str, function: Callable[..., Any], *arguments: list[str]) -> Tensor:
-    """[B] what the function returns for the rows of its arguments, each process asking it about its share."""
-    return distributed.by_share(
-        len(arguments[0]), lambda rows: _ask(name, function, *([side[row] for row in rows] for side in arguments))
-    )
-
-
-def _ask(name: str, function: Callable[..., Any], *arguments: list[str]) -> Tensor:
-    try:
-        values = torch.as_tensor(function(*arguments), dtype=torch.float32).flatten().cpu()
-    except ModuleNotFoundError as error:
-        raise RunError(
-            f"preference.function={name} failed: {one_line(error)}: install it, or import it at the top of the "
-            "function's module, since the current folder is importable only until that is imported"
-        ) from error
-    except Exception as error:  # the user's code may raise anything
-        raise RunError(f"preference.function={name} failed: {type(error).__name__}: {one_line(error)}") from error
-    if len(values) != len(arguments[0]):
-        raise RunError(
-            f"preference.function={name} returned {counted(len(values), 'value')} for "
-            f"{counted(len(arguments[0]), 'prompt')}"
-        )
-    if not all(map(math.isfinite, values.tolist())):
-        raise RunError(f"preference.function={name} returned a value that is not finite")
-    return values

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from alignrun.config import require, schema
 from alignrun.models.backbone import Backbone
-from alignrun.objectives.preference import antisymmetric_logits
+from alignrun.objectives.preference import antisymmetric_logits, skew_logits
 from alignrun.preferences.base import Preference, preference
-from alignrun.preferences.feedback_model import TextScorer, load_feedback_model
+from alignrun.preferences.feedback_model import TextScorer, find_card, load_feedback_model
 
 
 @schema
@@ -40,7 +40,22 @@ class LearnedPreference(Preference):
         return torch.sigmoid(antisymmetric_logits(scores.reshape(2, -1).T))
 
 
-@preference("learned", LearnedConfig, feedback="preference")
+class EmbeddedPreference(Preference):
+    """P(y ≻ y' | x) = σ(v(x, y)ᵀRv(x, y') / temperature), arXiv 2410.02197: each completion is read once."""
+
+    def __init__(self, scorer: TextScorer) -> None:
+        self._scorer = scorer
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[B] P(first ≻ second)."""
+        embeddings = self._scorer([*prompts, *prompts], [(text,) for text in (*first, *second)])
+        return torch.sigmoid(skew_logits(*embeddings.unflatten(0, (2, -1))) / self._scorer.card.temperature)
+
+
+@preference(
+    "learned", LearnedConfig, feedback="preference", check=lambda c: find_card(c.path, "preference"), on_base=True
+)
 def build(config: LearnedConfig, backbone: Backbone) -> Preference:
     """The preference that the configuration asks for."""
-    return LearnedPreference(load_feedback_model(str(config.path), "preference", config.batch_size, backbone))
+    scorer = load_feedback_model(str(config.path), "preference", config.batch_size, backbone)
+    return EmbeddedPreference(scorer) if scorer.card.kind == "embedding" else LearnedPreference(scorer)

@@ -55,7 +55,7 @@ def _headline(result: SweepResult) -> str:
     found = [f", with a win rate of {percent(value.value)} {when}" for when, value in rates if value is not None]
     name, count = best.setting or "the default", len(result.settings)
     place = f"Of {count} settings, {name} comes first" if count > 1 else f"The only setting is {name}"
-    unsettled = " Intervals over seeds do not settle that it is the best." if count > 1 and not result.settled else ""
+    unsettled = " The intervals over seeds do not show that it is the best." if count > 1 and not result.settled else ""
     return f"{place}{''.join(found[:1])}.{unsettled}"
 
 

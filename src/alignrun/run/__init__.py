@@ -1,1 +1,1 @@
-"""The files of a run, and who may trust them."""
+"""The files of a run, and whether to trust them."""

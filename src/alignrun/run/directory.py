@@ -1,4 +1,4 @@
-"""The folder of a run: its layout, its lock, and writing that survives a kill or a full disk."""
+"""The folder of a run: its layout, its lock, and writes that survive a kill or a full disk."""
 
 import contextlib
 import difflib
@@ -37,17 +37,17 @@ PACKAGES = (
 )
 
 REMEDIES = {errno.ENOSPC: "free space", errno.EDQUOT: "free space", errno.ELOOP: "delete that link"}
-"""What to do about a failed system call in the same place."""
+"""errno → how to fix a failed write in place."""
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""Failures that another place does not have."""
+"""Failures that only another place avoids."""
 
 
 PARTS = (".lock", "resuming.json", "job.json", "average", "adapter.partial", "average.partial")
-"""What else may stand in the folder of a run."""
+"""Other names that the folder of a run may hold."""
 
 
 class RunDirectory:
-    """Where everything that belongs to one run stands. Making the object touches nothing on the disk."""
+    """The paths of one run. Creating the object touches nothing on disk."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()
@@ -68,9 +68,9 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: str | Path) -> "RunDirectory":
-        """Make the folder of a new run and lock it; `config_file`, which makes it a run, is the caller's to write.
+        """Create the folder of a new run and lock it; the caller writes `config_file`, which makes it a run.
 
-        Raises InputError where a run stands already, a file is in the way or the place cannot be written.
+        Raises InputError if a run or a file exists there, or the place is not writable.
         """
         run = cls(path)
         run._refuse_another()
@@ -81,7 +81,7 @@ class RunDirectory:
             raise InputError(f"cannot create {run.path}: {error.strerror}; choose another run.dir") from error
         run.lock()
         try:
-            run._refuse_another()  # one that was made, and let go, in the meantime
+            run._refuse_another()  # another process may have created and unlocked one in the meantime
         except InputError:
             run.close()
             raise
@@ -96,10 +96,11 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDirectory":
-        """The run at `path`, to read; call `lock` before writing. Raises InputError where there is none."""
+        """The run at `path`, for reading; call `lock` before writing. Raises InputError if there is none."""
         run = cls(path)
-        if run.config_file.is_file():
+        if os.path.lexists(run.config_file):
             run.refuse_links()
+        if run.config_file.is_file():
             return run
         if run.path.is_dir():
             problem = "is not a run: it has no config.yaml"
@@ -111,27 +112,27 @@ class RunDirectory:
         raise InputError(f"{run.path} {problem}; {hint}")
 
     def refuse_links(self) -> None:
-        """Raise InputError where a part of the run is a link, by which others' files would be read or changed."""
+        """Raise InputError if a part of the run is a link, which could lead to files outside it."""
         figures = [entry.name for entry in self.path.glob("*.svg")]
         own = [part.name for part in vars(self).values() if isinstance(part, Path) and part.parent == self.path]
         if not self.wandb.is_symlink():
-            own.remove(self.wandb.name)  # what is inside is wandb's, which makes links there
+            own.remove(self.wandb.name)  # wandb makes links inside its folder
         refuse_links(self.path, [*PARTS, *own, *figures])
 
     def read_overrides(self) -> list[str] | None:
-        """The overrides that the run was started with and resumed with; None where it has written none.
+        """The overrides that the run was started and resumed with; None if it has recorded none.
 
-        Raises InputError where overrides.yaml is damaged.
+        Raises InputError if overrides.yaml is damaged.
         """
         if not self.overrides_file.is_file():
             return None
         found = read_yaml(self.overrides_file, "delete it")
         if not isinstance(found, list):
-            raise InputError(f"{self.overrides_file} cannot be read (it holds no list): delete it")
+            raise InputError(f"{self.overrides_file} cannot be read (it is not a list): delete it")
         return list(map(str, found))
 
     def lock(self) -> None:
-        """Hold the run for this process, until `close` or its death. Raises InputError where another one has it."""
+        """Lock the run for this process, until `close` or its death. Raises InputError if another one has the lock."""
         if self._lock is not None:
             return
         path = self.path / ".lock"
@@ -151,23 +152,23 @@ class RunDirectory:
                 f"another process (pid {holder}) is writing {self.path}: wait until it ends, or choose another run.dir"
             ) from None
         except OSError:
-            pass  # some network file systems have no locks: that is no reason not to train
+            pass  # some network file systems have no locks: train without one
         with writing(path):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
 
     def close(self) -> None:
-        """Let another process write the run."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
 def _near_runs(path: Path) -> list[str]:
-    """Names of runs beside `path` that look like its name, the nearest first."""
+    """Names of runs next to `path` that resemble its name, the closest first."""
     try:
-        names = [config.parent.name for config in path.parent.glob("*/config.yaml")]
+        names = {config.parent.name for config in path.parent.glob("*/config.yaml")} - {path.name}
     except OSError:
         return []
     return difflib.get_close_matches(path.name, names, n=3)
@@ -175,12 +176,12 @@ def _near_runs(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def writing(path: Path, then: str | None = None, instead: str | None = None) -> Iterator[None]:
-    """Turn any failure to write `path` into a RunError: what could not be written, why, and what to do.
+    """Turn a failure to write `path` into a RunError: what could not be written, why, and how to fix it.
 
     Args:
         path: a file or a folder.
-        then: what to do when the cause is gone, where it is not to resume the run that `path` belongs to.
-        instead: what to do where `path` may not be written at all, where it is not to copy that run.
+        then: what to do once the cause is fixed; by default, resume the run that `path` belongs to.
+        instead: what to do if writing `path` is not permitted; by default, copy that run.
     """
     try:
         yield
@@ -199,12 +200,12 @@ def writing(path: Path, then: str | None = None, instead: str | None = None) -> 
 
 
 def _copy(run: Path) -> str:
-    # Plain `cp -r` would make a copy that is as read-only as the run.
+    # A plain `cp -r` would make a copy as read-only as the run.
     return f"copy the run to where you may write (`cp -r {shlex.quote(str(run))} COPY && chmod -R u+w COPY`)"
 
 
 def _error_number(error: Exception) -> int | None:
-    """The errno of a failed system call; safetensors has it only in its text."""
+    """The errno of a failed system call; safetensors gives it only in its text."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"os error (\d+)", str(error))
@@ -212,9 +213,9 @@ def _error_number(error: Exception) -> int | None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replace the contents of `path`: a reader, or a kill, sees the old text or the new, never a part.
+    """Replace the contents of `path` atomically: after a kill, the file has either the old text or the new.
 
-    Raises RunError where it cannot be written; `path` is then as it was.
+    Raises RunError if it cannot be written; `path` is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with writing(path):
@@ -233,10 +234,10 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def writing_folder(path: Path, then: str, instead: str) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` at the end, or vanishes where anything fails: never a part of it.
+    """A temporary folder that is renamed to `path` at the end, or deleted if anything fails.
 
-    `path` is an empty folder, or does not exist. Raises RunError where it cannot be written; `then` and `instead` are
-    as for `writing`.
+    `path` is an empty folder, or does not exist. Raises RunError if it cannot be written; `then` and `instead` are as
+    for `writing`.
     """
     with writing(path, then, instead):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +246,7 @@ def writing_folder(path: Path, then: str, instead: str) -> Iterator[Path]:
         with writing(path, then, instead):
             yield partial
             partial.chmod(0o777 & ~_umask())
-            partial.rename(path)  # also onto an empty folder
+            partial.rename(path)  # this also replaces an empty folder
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -257,17 +258,17 @@ def _umask() -> int:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one row to a JSON Lines file; a kill loses at most this row. Raises RunError where it cannot be written."""
-    # Half a surrogate pair, which JSON input can bring in, becomes its \u escape: that is valid JSON again.
+    """Append a row to a JSON Lines file; a kill loses at most this row. Raises RunError if it cannot be written."""
+    # A lone surrogate, which JSON input can contain, becomes its \u escape, which is valid JSON again.
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
     with writing(path), os.fdopen(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
         file.write(line)
 
 
 def truncate_jsonl(path: Path, after_step: int, stale: Callable[[Mapping[str, Any]], bool] = lambda _: False) -> None:
-    """Drop the rows whose `step` lies beyond `after_step`, those of it that are `stale`, and a torn last line.
+    """Drop the rows of steps after `after_step`, those of `after_step` that are `stale`, and a torn last line.
 
-    Rows without a step stay; a missing file is fine. Raises InputError on a broken line elsewhere.
+    Rows without a step stay; the file may be missing. Raises InputError for a broken line elsewhere.
     """
     kept = []
     for line, row in read_jsonl(path):
@@ -280,9 +281,9 @@ def truncate_jsonl(path: Path, after_step: int, stale: Callable[[Mapping[str, An
 
 
 def read_jsonl(path: Path) -> list[tuple[bytes, Any]]:
-    """The lines of a JSON Lines file with what they hold, but for a torn last one; none where it is missing.
+    """The lines of a JSON Lines file with their values, without a torn last one; empty if the file is missing.
 
-    Raises InputError on a broken line elsewhere.
+    Raises InputError for a broken line elsewhere.
     """
     lines = read_bytes(path, ROWS_LIMIT).splitlines() if path.exists() else []
     found = []
@@ -296,7 +297,7 @@ def read_jsonl(path: Path) -> list[tuple[bytes, Any]]:
 
 
 def discard_output(folder: Path) -> None:
-    """Delete a folder of weights; it loses its name first, so that a kill leaves no half of it."""
+    """Delete a folder of weights. It is renamed first, so a kill never leaves a partial one under its name."""
     if folder.is_dir() and not folder.is_symlink():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -305,7 +306,7 @@ def discard_output(folder: Path) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What this process runs on: versions, git commit, device, threads, start time, command line. It never fails."""
+    """The environment of this process: versions, git commit, device, threads, start time, command. Never fails."""
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
@@ -325,16 +326,16 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of alignrun's own source tree, with `-dirty` where tracked files differ; None where it has none.
+    """The commit of alignrun's own source tree, with `-dirty` if tracked files differ; None without a repository.
 
-    Nothing is asked about the current folder: a repository's configuration names programs that git runs.
+    git is not run in the current folder: a repository's configuration can name programs that git runs.
     """
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
     command = ["git", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "-C", str(root)]
     command += ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    # Git's variables could point it elsewhere. It reads the user's configuration, safe.directory with it.
+    # Git's variables could point it to another repository. It still reads the user's configuration (safe.directory).
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     clean |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0"}
     try:
@@ -345,7 +346,7 @@ def _git_commit() -> str | None:
 
 
 def _hardware() -> dict[str, Any]:
-    import torch  # readers of a run's files do without
+    import torch  # imported here because readers of a run's files do not need it
 
     if torch.cuda.is_available():
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"

@@ -1,4 +1,4 @@
-"""A folder of one's own: two that start in one second never get the same."""
+"""Create a folder with a unique name, even for two processes that start in the same second."""
 
 from datetime import datetime
 from itertools import count
@@ -8,12 +8,12 @@ from alignrun.errors import InputError
 
 
 def fresh_directory(parent: Path, suffix: str = "", key: str = "run.dir") -> Path:
-    """Make PARENT/DATE_TIME followed by the suffix, numbered where that is taken; making it is what takes it.
+    """Create PARENT/DATE_TIME plus the suffix, with a number appended if that exists; creating it reserves it.
 
-    `key` is the configuration key that names another folder, for messages.
+    `key` is the configuration key that the error message recommends.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be created.
     """
     stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{suffix}"
     for number in count(1):
@@ -27,4 +27,4 @@ def fresh_directory(parent: Path, suffix: str = "", key: str = "run.dir") -> Pat
         except OSError as error:
             raise InputError(f"cannot create {path}: {error.strerror}; choose another {key}") from None
         return path
-    raise AssertionError  # the numbers do not end
+    raise AssertionError  # the counter is infinite

@@ -1,4 +1,4 @@
-"""The console during a run: a live bar on a terminal, one plain line for each logged step elsewhere."""
+"""The console during a run: a live bar on a terminal, one plain line per step elsewhere."""
 
 import sys
 import time
@@ -24,11 +24,11 @@ SHOWN = {
     "kl": "KL {:.3g}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
-"""The metrics on a line, where the algorithm has them."""
+"""The metrics on a line, if the algorithm has them."""
 
 
 class Progress:
-    """Shows how far a run has come. Use as a context manager; `total` and `start` are in optimiser steps."""
+    """Shows the progress of a run. Use as a context manager; `total` and `start` are in steps."""
 
     def __init__(self, total: int, *, start: int = 0, console: Console | None = None) -> None:
         self.total = total
@@ -37,13 +37,13 @@ class Progress:
         self._began = time.monotonic()
         self._bar: Bar | None = None
         if _is_live(self.console):
-            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # a narrow terminal loses the end of the line
+            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # a narrow terminal cuts off the end of the line
             self._bar = Bar(
                 BarColumn(bar_width=12),
                 TextColumn("{task.description}", markup=False, table_column=rest),
                 console=self.console,
                 expand=True,
-                # What is printed to a file must not land on the terminal.
+                # Output redirected to a file must not appear on the terminal.
                 redirect_stdout=sys.stdout.isatty(),
             )
             self._bar.add_task(self._line(start, {}), total=total, completed=start)
@@ -61,7 +61,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show a finished step with those of its metrics that are in `SHOWN`."""
+        """Show a finished step with its metrics in `SHOWN`."""
         line = self._line(step, metrics)
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, description=line)
@@ -69,7 +69,7 @@ class Progress:
             self.note(line)
 
     def note(self, text: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
+        """Print a separate line, above the bar if there is one."""
         self.console.print(Text(text), soft_wrap=True)
 
     def _line(self, step: int, metrics: Mapping[str, float]) -> str:
@@ -102,5 +102,5 @@ def summary_panel(title: str, rows: list[tuple[str, str]], console: Console | No
 
 
 def _is_live(console: Console) -> bool:
-    """Whether a person sees it; colours that are forced on in a CI log do not make one."""
+    """Whether the console is an interactive terminal; a CI log with forced colours is not one."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

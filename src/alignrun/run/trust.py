@@ -1,7 +1,7 @@
-"""Whose settings are obeyed: a stored configuration may execute code or contact a server only if the user wrote it.
+"""Trust: a stored configuration may execute code or contact a server only if the user wrote it.
 
-A run carries a signature of the settings that decide what is executed, contacted and written outside its folder, made
-with a key that only this user has (HMAC-SHA256, RFC 2104). What the command line says is the user's own anyway.
+A run has a signature of the settings that decide what is executed, contacted and written outside its folder, made with
+a key that only this user has (HMAC-SHA256, RFC 2104). Overrides on the command line are always trusted.
 """
 
 import contextlib
@@ -28,26 +28,29 @@ SIGNED = {
     "reference": ("path",),
     "algo": ("opponent",),
     "data": ("source", "path", "eval_path", "subset"),
-    "preference": ("name", "function", "path", "url", "key_variable", "cache", "extra"),
+    "preference": (
+        *("name", "function", "path", "url", "key_variable", "cache", "extra"),
+        *("revision", "trust_remote_code", "chat_template"),
+    ),
     "generation": ("engine", "server_url", "server_adapter_folder"),
     "tracker": ("mode", "project", "entity"),
 }
 """The settings that a signature covers, by section."""
 EXAMPLES = "alignrun.preferences.examples:"
-"""Functions of this package that do nothing but score texts."""
+"""Functions of this package, which only score texts."""
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
-"""What a judge's key is read from unless a configuration says otherwise."""
+"""The default environment variable of a judge's key."""
 KEY_BYTES = 32
 
 Values = Mapping[str, Any]
-"""A configuration as dictionaries of plain values."""
+"""A configuration as nested dictionaries of plain values."""
 
 _accepted: ContextVar[bool] = ContextVar("accepted", default=False)
 
 
 @contextlib.contextmanager
 def accepting(accepted: bool) -> Iterator[None]:
-    """Within the context, whether the user trusts what the command opens, as `--trust` says."""
+    """Within the context, `check_own` accepts untrusted settings if `accepted` (`--trust`)."""
     before = _accepted.set(accepted)
     try:
         yield
@@ -62,17 +65,17 @@ def check_own(
     sections: Sequence[str] = tuple(SIGNED),
     overrides: Sequence[str] = (),
 ) -> None:
-    """Refuse stored settings of others that would execute code or contact a server.
+    """Refuse settings stored by someone else that would execute code or contact a server.
 
     Args:
         values: the stored configuration, or some sections of it.
-        signature: what is stored with it.
-        where: what it belongs to, for the message.
-        sections: those that the command uses.
-        overrides: what the command line says instead of some of them, which is the user's own.
+        signature: the signature stored with it.
+        where: its owner (a run or a file), for the message.
+        sections: the sections that the command uses.
+        overrides: settings from the command line, which replace stored ones and are trusted.
 
     Raises:
-        InputError: they would, they are not signed by this user, and `--trust` was not given.
+        InputError: the settings would, this user has not signed them, and `--trust` was not given.
     """
     given = {override.partition("=")[0].lstrip("+~") for override in overrides}
     kept = {
@@ -84,55 +87,64 @@ def check_own(
     if asks and not _accepted.get() and not is_own(values, signature):
         raise InputError(
             f"{where} was not written by you on this machine and would {'; '.join(asks)}: add --trust if you trust "
-            "whoever made it"
+            "its author"
         )
 
 
 def _asks(section: str, values: Values) -> list[str]:
-    """What a section of a configuration would have done, each in words."""
+    """The risky actions of a section, each in words."""
 
-    def said(name: str) -> str:
+    def value(name: str) -> str:
         return f"{section}.{name}={one_line(Exception(str(values.get(name))), 100)}"
 
     name = values.get("name")
     match section:
         case "model":
-            asks = [f"run code of the model ({said('trust_remote_code')})"] if values.get("trust_remote_code") else []
+            asks = [f"run code of the model ({value('trust_remote_code')})"] if values.get("trust_remote_code") else []
             return asks + ([f"load a model from elsewhere ({_origin(values)})"] if _is_remote_model(values) else [])
         case "preference" if name == "function":
             function = str(values.get("function") or EXAMPLES)
-            return [] if function.startswith(EXAMPLES) else [f"import and run {said('function')}"]
+            return [] if function.startswith(EXAMPLES) else [f"import and run {value('function')}"]
         case "preference" if name == "judge":
-            asks = [f"send texts to {said('url')}"] if values.get("url") else []
+            asks = [f"send texts to {value('url')}"] if values.get("url") else []
             if values.get("key_variable") not in (None, DEFAULT_KEY_VARIABLE) or (asks and values.get("key_variable")):
-                asks.append(f"send the key in {said('key_variable')}")
-            return asks + ([f"write {said('cache')}"] if isinstance(values.get("cache"), str) else [])
+                asks.append(f"send the key in {value('key_variable')}")
+            return asks + ([f"write {value('cache')}"] if isinstance(values.get("cache"), str) else [])
+        case "preference" if name not in ("bradley_terry", "learned"):  # whose path is always a run
+            asks = [f"run code of the model ({value('trust_remote_code')})"] if values.get("trust_remote_code") else []
+            path = str(values.get("path") or "")
+            elsewhere = path and not _is_folder(path) and path not in _shipped_judges()
+            return asks + ([f"load a model from elsewhere ({value('path')})"] if elsewhere else [])
         case "generation" if values.get("engine") == "server":
-            asks = [f"send texts, with a key, to {said('server_url')}"] if values.get("server_url") else []
+            asks = [f"send texts, with a key, to {value('server_url')}"] if values.get("server_url") else []
             return asks + (
-                [f"write into {said('server_adapter_folder')}"] if values.get("server_adapter_folder") else []
+                [f"write into {value('server_adapter_folder')}"] if values.get("server_adapter_folder") else []
             )
         case "data" if values.get("source") == "hub" and values.get("path"):
-            return [f"load data from the hub ({said('path')})"]
+            return [f"load data from the hub ({value('path')})"]
         case "tracker" if values.get("mode") == "online" or values.get("entity") is not None:
-            return [f"send the run to wandb ({said('entity')}, {said('project')})"]
+            return [f"send the run to wandb ({value('entity')}, {value('project')})"]
     return []
 
 
 def _origin(values: Values) -> str:
-    """Where a model is loaded from, in a few words."""
+    """The source of a model, for a message."""
     names = ("path",) if values.get("source") == "hub" else ("package", "package_file", "fallback")
     return ", ".join(f"model.{name}={one_line(Exception(str(values.get(name))), 100)}" for name in names)
 
 
 def _is_remote_model(values: Values) -> bool:
-    """Whether loading a model may ask a hub, or import a package, that this program does not name itself."""
+    """Whether loading a model may contact a hub or import a package that no shipped configuration names."""
     source, path = values.get("source"), str(values.get("path") or "")
     if source not in ("hub", "package") or (source == "hub" and not path):
         return False
-    if source == "hub" and (path.startswith(("/", "./", "../", "~")) or Path(path).is_dir()):
+    if source == "hub" and _is_folder(path):
         return False
     return _place(values) not in _shipped_models()
+
+
+def _is_folder(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or Path(path).is_dir()
 
 
 def _place(values: Values) -> tuple[Any, ...]:
@@ -141,10 +153,17 @@ def _place(values: Values) -> tuple[Any, ...]:
 
 @cache
 def _shipped_models() -> frozenset[tuple[Any, ...]]:
-    """Where the models of `alignrun ls model` come from."""
+    """The sources of the models of `alignrun ls model`."""
     files = (config_folder() / "model").glob("*.yaml")
     shipped = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
     return frozenset(_place({"source": "hub"} | model) for model in shipped if model.get("path") != "???")
+
+
+@cache
+def _shipped_judges() -> frozenset[str]:
+    """The models of `alignrun ls preference`."""
+    files = (config_folder() / "preference").glob("*.yaml")
+    return frozenset(str(yaml.safe_load(file.read_text(encoding="utf-8")).get("path")) for file in files)
 
 
 def is_own(values: Values, signature: str) -> bool:
@@ -157,12 +176,12 @@ def is_own(values: Values, signature: str) -> bool:
 
 
 def sign(values: Values) -> str:
-    """The signature of a configuration. Raises InputError where the user's key cannot be read or made."""
+    """The signature of a configuration. Raises InputError if the user's key cannot be read or created."""
     return _digest(_read_key() or _make_key(), values).decode()
 
 
 def _digest(key: bytes, values: Values) -> bytes:
-    """Settings that have no value are left out, so that a later version, which has more of them, signs alike."""
+    """Digest of the signed settings. Unset ones are omitted, so a version with new settings gives the same digest."""
     sections = {name: values.get(name) or {} for name in SIGNED}
     covered = {
         f"{name}.{key}": section[key]
@@ -180,7 +199,7 @@ def signature_text(values: Values) -> str:
 
 
 def read_signature(file: Path) -> str:
-    """The signature in such a file; empty where there is none, or none that can be read."""
+    """The signature in such a file; empty if it is missing or cannot be read."""
     try:
         return str(read_json(file)["hmac-sha256"])
     except (InputError, LookupError, TypeError):
@@ -188,14 +207,14 @@ def read_signature(file: Path) -> str:
 
 
 def key_file() -> Path:
-    """In $ALIGNRUN_CONFIG, or `alignrun` in the user's configuration folder."""
+    """The path of the key: in $ALIGNRUN_CONFIG, or in `alignrun` in the user's configuration folder."""
     if named := os.environ.get("ALIGNRUN_CONFIG"):
         return Path(named).expanduser() / "signing.key"
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "alignrun" / "signing.key"
 
 
 def _read_key() -> bytes | None:
-    """The user's key; None before there is one. Raises InputError where it is no key, or others could have read it."""
+    """The user's key; None if there is none yet. Raises InputError if it is damaged or readable by others."""
     try:
         path = key_file()
         if not path.exists():
@@ -206,7 +225,7 @@ def _read_key() -> bytes | None:
     except (OSError, RuntimeError) as error:
         raise InputError(f"the key that signs runs cannot be read ({one_line(error, 120)})") from None
     if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise InputError(f"{path} must be yours, and readable by nobody else: chmod 600 {path}, or delete it")
+        raise InputError(f"{path} must be yours and readable only by you: chmod 600 {path}, or delete it")
     key = read_bytes(path, limit=4 * KEY_BYTES)
     if len(key) != KEY_BYTES:
         raise InputError(f"{path} is damaged: delete it; runs signed with it then need --trust once")
@@ -214,7 +233,7 @@ def _read_key() -> bytes | None:
 
 
 def _make_key() -> bytes:
-    """A new key. Of several processes that make one at once, all get the same. Raises InputError as `_read_key`."""
+    """Create the key. Processes that do so at the same time all get the same key. Raises InputError as `_read_key`."""
     try:
         path = key_file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -230,8 +249,8 @@ def _make_key() -> bytes:
             Path(temporary).unlink()
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"the key that signs runs cannot be made ({one_line(error, 120)}): set ALIGNRUN_CONFIG to "
-            "a folder that you can write"
+            f"the key that signs runs cannot be created ({one_line(error, 120)}): set ALIGNRUN_CONFIG to a "
+            "writable folder"
         ) from None
     key = _read_key()
     assert key is not None

@@ -1,8 +1,8 @@
-"""A run on wandb: what it is called there, how its metrics are named, and whether it can be online.
+"""A run on wandb: its name, the names of its metrics, and whether it can be online.
 
-wandb's own variables (WANDB_PROJECT, WANDB_NAME, …) and settings files outrank the defaults here, and values of
-`tracker.*` outrank them. What a training batch measures stands under `train/` and what held-out prompts measure under
-`eval/`, so that neither replaces the other in the summary.
+wandb's own variables (WANDB_PROJECT, WANDB_NAME, …) and settings files take precedence over the defaults here, and
+values of `tracker.*` over both. Metrics of training batches are named `train/…` and those of held-out prompts
+`eval/…`, so that neither replaces the other in the summary.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ from alignrun.types import Sample
 
 PROJECT = "alignrun"
 INIT_TIMEOUT = 15.0
-"""Seconds that wandb may take to reach its server at the start."""
+"""Seconds that wandb may take to connect."""
 FINISH_TIMEOUT = 120.0
-"""Seconds that wandb may take to upload the rest at the end."""
+"""Seconds that wandb may take to finish its uploads at the end."""
 UPLOAD_TIMEOUT = 1800.0
-"""The same where adapters are part of it."""
+"""Seconds for the same if it uploads adapters."""
 TAG_LENGTH = 64
-"""Characters that wandb accepts in a tag."""
+"""Maximum length of a wandb tag, in characters."""
 SAMPLE_COLUMNS = {
     "prompt": "prompt",
     "first": "policy completion",
     "second": "reference completion",
     "preference": "P(policy is preferred)",
 }
-"""The fields of a sample, and what wandb's table calls them."""
+"""The fields of a sample → the columns of wandb's table."""
 
 
 class WandbTracker:
-    """An open wandb run. Its charts have our steps as their x-axis, so that a resumed run may log a step again."""
+    """An open wandb run. Its charts use our steps as x-axis, so that a resumed run may log a step again."""
 
     def __init__(
         self,
@@ -53,11 +53,11 @@ class WandbTracker:
         self.run = run
         self.location = location
         self.identity = identity
-        """What a resumed run must know: its id, name and group."""
+        """The id, name and group, which a resumed run needs."""
         self._artifact, self._adapter, self._best = artifact, adapter, best
 
     def define(self) -> None:
-        """Name the step, and what the overview shows next to the last value: the best of what a policy is judged by."""
+        """Define the step metric, and the best value of the ranking metrics as part of the summary."""
         self.run.define_metric("step", hidden=True)
         for prefix in ("train", "eval"):
             self.run.define_metric(f"{prefix}/*", step_metric="step")
@@ -66,7 +66,7 @@ class WandbTracker:
             self.run.define_metric(f"eval/{name}", step_metric="step", summary=f"last,{best}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a row for `step`."""
+        """Log a row for `step`."""
         named = {name if name.startswith("eval/") else f"train/{name}": float(metrics[name]) for name in metrics}
         self.run.log({"step": step} | named)
 
@@ -79,7 +79,7 @@ class WandbTracker:
         self.run.log({"step": step, "eval/samples": table})
 
     def log_adapter(self, step: int, metrics: Mapping[str, float], save: Callable[[Path], None]) -> None:
-        """Keep the adapter of an evaluation that is the best so far, where `tracker.artifact` says so."""
+        """Upload the adapter if its evaluation is the best so far and `tracker.artifact` is best."""
         value = merit(metrics)
         if self._artifact is not Artifact.best or value is None or (self._best is not None and value <= self._best):
             return
@@ -89,8 +89,8 @@ class WandbTracker:
             self._upload(Path(folder) / "adapter", ["best", f"step-{step}"], {"step": step, **metrics})
 
     def finish(self, summary: Mapping[str, float | str], exit_code: int) -> None:
-        """Write the last evaluation into the summary, keep the adapter if wanted, and wait for the upload."""
-        ruled = {name for name, _ in MERITS}  # whose summary wandb makes of what was logged
+        """Write the last evaluation to the summary, upload the adapter if requested, and wait for the uploads."""
+        ruled = {name for name, _ in MERITS}  # wandb computes their summary from the logged rows
         self.run.summary.update({f"eval/{name}": value for name, value in summary.items() if name not in ruled})
         if self._artifact is Artifact.end and exit_code == 0 and self._adapter.is_dir():
             self._upload(self._adapter, ["end"], dict(summary))
@@ -113,24 +113,24 @@ def start_wandb(
     resuming: bool = False,
     best: float | None = None,
 ) -> WandbTracker | None:
-    """The wandb run, offline where it cannot be online; None where the user wants none.
+    """Start the wandb run, offline if it cannot be online; None if the user has disabled it.
 
     Args:
-        config: what the user asks of wandb.
-        run: where its files go, and what it was called before.
-        resolved_config: the whole configuration, which wandb shows.
-        notify: gets one line for each thing the user should know.
-        resuming: whether to go on with the wandb run that `run` began.
+        config: the user's settings.
+        run: the folder for its files, and its earlier wandb id and name.
+        resolved_config: the whole configuration, shown on wandb.
+        notify: gets one line per notice to the user.
+        resuming: whether to continue the wandb run that `run` started.
         best: the merit of the best evaluation so far.
     """
     mode = os.environ.get("WANDB_MODE", "") if config.mode is WandbMode.auto else config.mode.value
     if mode == "disabled":
         return None
-    import wandb  # here, since it takes half a second that nobody should pay who does not use it
+    import wandb  # imported here because it takes half a second
 
-    # A configuration that says online outranks an environment that says offline, as in wandb itself.
+    # An online mode in the configuration takes precedence over an offline one in the environment, as in wandb itself.
     wish = {"mode": "online"} if config.mode is WandbMode.online else {}
-    with elsewhere():  # it would take the server's address, to which it sends the key, from the current folder
+    with elsewhere():  # otherwise it could read the server's address, where it sends the key, from the current folder
         settings = wandb.setup(wandb.Settings(silent=True, **wish)).settings
     mode = mode or settings.mode
     mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
@@ -148,7 +148,7 @@ def start_wandb(
         "config": resolved_config,
         "id": before.get("id"),
         "resume": "allow" if "id" in before else None,
-        "reinit": "create_new",  # never another run that this process may have open
+        "reinit": "create_new",  # never reuse another run open in this process
         "settings": wandb.Settings(
             console="off",
             use_dot_wandb=False,
@@ -163,7 +163,7 @@ def start_wandb(
         if mode == "offline":
             raise
         notify(f"wandb: could not go online, so the run is recorded offline ({one_line(error, 120)}); {upload}")
-        # The background process of wandb goes on trying, and holds the run id, until it ends.
+        # wandb's background process keeps retrying, and keeps the run id, until it ends.
         with contextlib.suppress(SystemExit):
             wandb.teardown()
         with elsewhere():
@@ -177,10 +177,10 @@ def start_wandb(
 def names(
     config: TrackerConfig, settings: Any, folder: str, resolved_config: Mapping[str, Any], before: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What a run is called, by the names of wandb.init.
+    """The name, group and tags of a run, as arguments of wandb.init.
 
-    A value of `tracker.*` comes first, then what a resumed run was called before, then wandb's own settings, which a
-    sweep makes use of for what they do not say, and then the default.
+    Order of precedence: `tracker.*`, the earlier name of a resumed run, wandb's own settings (a sweep fills in those
+    that are unset), the default.
     """
     sections = [resolved_config.get(part) for part in ("algo", "model", "data", "preference")]
     chosen = [section.get("name") for section in sections if isinstance(section, Mapping)]
@@ -204,7 +204,7 @@ def _job_type(resolved_config: Mapping[str, Any]) -> str:
 
 
 def _no_credentials(wandb: Any) -> str | None:
-    """Why wandb cannot be online, or None. It never asks at the terminal."""
+    """Why wandb cannot be online, or None. It never prompts."""
     try:
         return None if wandb.login(verify=False, prompt=False) else "no API key found"
     except Exception as error:
@@ -212,7 +212,7 @@ def _no_credentials(wandb: Any) -> str | None:
 
 
 def _read(run: RunDirectory) -> dict[str, str]:
-    """The id, name and group of the wandb run to go on with; nothing where there was none."""
+    """The id, name and group of the wandb run to continue; empty if there was none."""
     try:
         found = read_json(run.wandb_run_file)
         kept = {name: found[name] for name in ("id", "name", "group") if isinstance(found.get(name), str)}

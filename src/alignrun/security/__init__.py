@@ -1,1 +1,1 @@
-"""The boundary to what others wrote: files, text, the terminal and the current directory."""
+"""The trust boundary: untrusted files, text, terminal output and the current directory."""

@@ -1,4 +1,4 @@
-"""Files that others may have made: regular ones only, no links, within limits, and parsed as data."""
+"""Untrusted files: only regular files, no links, within size limits, parsed as data."""
 
 import errno
 import json
@@ -15,41 +15,41 @@ from alignrun.errors import InputError, one_line
 
 MEGABYTE = 10**6
 LIMIT = 64 * MEGABYTE
-"""The largest file that is read at once; recorded rows have a limit of their own."""
+"""Largest file that is read into memory; recorded rows have a separate limit."""
 YAML_LIMIT = 4 * MEGABYTE
 ROWS_LIMIT = 2000 * MEGABYTE
 DEPTH = 64
-"""How deep lists and mappings may be nested."""
+"""Maximum nesting of lists and mappings."""
 DIGITS = 40
-"""Of a whole number: enough for 128 bits, and a float can hold all of them."""
+"""Maximum digits of an integer: enough for 128 bits, and within the range of a float."""
 ENTRIES = 100_000
-"""How many files a run may have."""
+"""Maximum number of files in a run."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LONG_NUMBER = re.compile(rf"[-+]?(?:[0-9_:]{{{DIGITS + 1},}}|0[bx][0-9a-fA-F_]{{{DIGITS + 1},}})")
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file that is no link. Raises OSError, at once also for a FIFO that nobody writes."""
+    """Open a regular file, not a link. Raises OSError, and does not block on a FIFO without a writer."""
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "it is a link, and none is followed", str(path)) from None
+            raise OSError(errno.ELOOP, "it is a link, and links are not followed", str(path)) from None
         if error.errno == errno.ENXIO:
-            raise OSError(errno.EINVAL, "it is no regular file", str(path)) from None
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path)) from None
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return descriptor
 
 
 def read_bytes(path: Path, limit: int = LIMIT, advice: str = "") -> bytes:
-    """The contents of a regular file.
+    """Read a regular file.
 
     Raises:
-        InputError: it is missing, no regular file, or larger than `limit` bytes; `advice` is what to do then.
+        InputError: it is missing, not a regular file, or larger than `limit` bytes; the message ends with `advice`.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -57,12 +57,12 @@ def read_bytes(path: Path, limit: int = LIMIT, advice: str = "") -> bytes:
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error), advice) from None
     if len(content) > limit:
-        raise _unreadable(path, f"it has more than {limit / MEGABYTE:g} MB", advice)
+        raise _unreadable(path, f"it is larger than {limit / MEGABYTE:g} MB", advice)
     return content
 
 
 def read_json(path: Path, advice: str = "") -> Any:
-    """What a JSON file holds. Raises InputError, as `read_bytes`, and for what is not JSON or beyond the limits."""
+    """Read a JSON file. Raises InputError as `read_bytes`, and if it is not JSON or exceeds the limits."""
     content = read_bytes(path, advice=advice)
     try:
         return parse_json(content)
@@ -71,7 +71,7 @@ def read_json(path: Path, advice: str = "") -> Any:
 
 
 def read_yaml(path: Path, advice: str = "") -> Any:
-    """What a YAML file holds. Raises InputError, as `read_json`."""
+    """Read a YAML file. Raises InputError as `read_json`."""
     content = read_bytes(path, YAML_LIMIT, advice)
     try:
         return parse_yaml(content.decode())
@@ -84,12 +84,12 @@ def _unreadable(path: Path, reason: str, advice: str) -> InputError:
 
 
 def is_step(value: Any) -> bool:
-    """Whether a value is a number of steps that a float holds exactly."""
+    """Whether a value is a number of steps that a float represents exactly."""
     return type(value) is int and 0 <= value <= 1 << 53
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON as data. Raises ValueError for what is not JSON, nested too deeply, or has a number of too many digits."""
+    """Parse JSON. Raises ValueError if it is not JSON, is nested too deeply, or has a number with too many digits."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
         found = json.loads(text, parse_int=_integer)
@@ -102,7 +102,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits) > DIGITS:
-        raise ValueError(f"it holds a number of {len(digits)} digits")
+        raise ValueError(f"it contains a number of {len(digits)} digits")
     return int(digits)
 
 
@@ -117,28 +117,28 @@ def _check_depth(value: Any) -> None:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as data: no tags of Python's, and no aliases, of which a few lines stand for billions.
+    """Parse YAML as data: no Python tags, and no aliases, since a few lines of them can expand to billions.
 
     Raises:
-        ValueError: it is not YAML, or beyond the limits.
+        ValueError: it is not YAML, or exceeds the limits.
     """
     depth = 0
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError("it holds an alias (*name): write the value out")
+                raise ValueError("it contains an alias (*name): write the value out")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH:
                 raise ValueError(f"it is nested more than {DEPTH} deep")
             if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _LONG_NUMBER.fullmatch(event.value):
-                raise ValueError(f"it holds a number of {len(event.value)} digits")
+                raise ValueError(f"it contains a number of {len(event.value)} digits")
         return yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(one_line(error, 160)) from None  # constructors of dates and sets raise what they like
+        raise ValueError(one_line(error, 160)) from None  # constructors of dates and sets raise various exceptions
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse links and what is neither a file nor a folder, among the named parts of a folder and all that is in them.
+    """Refuse links and special files among the named parts of a folder, recursively.
 
     The folder itself may be reached through links. Raises InputError.
     """
@@ -152,15 +152,14 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
                     waiting += [entry.path for entry in entries]
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                continue  # never there, or gone in the meantime
-            raise InputError(f"{path} cannot be read ({error.strerror}): make it readable, as with chmod") from None
+                continue  # missing, or deleted in the meantime
+            raise InputError(f"{path} cannot be read ({error.strerror}): make it readable with chmod") from None
         if stat.S_ISLNK(mode):
             raise InputError(
-                f"{path} is a link, and none is followed out of a run folder: put what it leads to in its place, or "
-                "delete it"
+                f"{path} is a link, and links in a run folder are not followed: replace it by its target, or delete it"
             )
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise InputError(f"{path} is neither a file nor a folder: delete it")
         seen += 1
         if seen + len(waiting) > ENTRIES:
-            raise InputError(f"{folder} holds more than {ENTRIES:,} files: it is no run that alignrun has written")
+            raise InputError(f"{folder} has more than {ENTRIES:,} files: it is not a run that alignrun has written")

@@ -1,4 +1,4 @@
-"""All that reaches a terminal passes here, so that text which others wrote is shown and never obeyed."""
+"""All terminal output passes here, so that untrusted text is shown and its control characters have no effect."""
 
 import contextlib
 import logging
@@ -17,25 +17,25 @@ from alignrun.security.text import visible
 
 
 class PlainConsole(Console):
-    """A console on which a string is only a string: no markup, no emoji codes, and nothing hidden in it.
+    """A console that prints strings literally: no markup, no emoji codes, and hidden characters made visible.
 
-    What rich itself sends, as colours and movements of the cursor, is no text and not touched.
+    rich's own control codes (colours, cursor movements) are not text, and pass unchanged.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """A string as text, the hidden characters shown."""
+        """A string as text, with hidden characters made visible."""
         return super().render_str(visible(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render anything; all texts in it come here, however deep they are."""
+        """Render anything; every text in it passes here, however deeply nested."""
         return super().render(_shown(renderable) if isinstance(renderable, Text) else renderable, options)
 
 
 def _shown(text: Text) -> Text:
-    """The same text in the same styles, the hidden characters shown."""
+    """The same text in the same styles, with hidden characters made visible."""
     plain = visible(text.plain)
     if plain == text.plain:
         return text
@@ -49,14 +49,14 @@ def _shown(text: Text) -> Text:
 
 
 def say(message: str) -> None:
-    """Print a message to standard error, in one line."""
+    """Print a message to standard error, on one line."""
     print(visible(" ".join(message.split())), file=sys.stderr)
 
 
 class Record(logging.LogRecord):
-    """What a library logs, its hidden characters shown, and an exception with it in a few words and not as a traceback.
+    """A library's log record, with hidden characters made visible and an exception as a few words, not a traceback.
 
-    Formatting one never fails, whatever its arguments are.
+    Formatting it never fails, whatever its arguments are.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -67,8 +67,8 @@ class Record(logging.LogRecord):
         """The message with its arguments."""
         try:
             text = super().getMessage()
-        except Exception:  # arguments that do not fit their places, or fail to become text
-            text = f"{self.msg if isinstance(self.msg, str) else type(self.msg).__name__} (with unfit arguments)"
+        except Exception:  # the arguments do not match the format, or their __str__ fails
+            text = f"{self.msg if isinstance(self.msg, str) else type(self.msg).__name__} (with invalid arguments)"
         if self._raised and (error := self._raised[1]) is not None:
             *_, frame = traceback.extract_tb(error.__traceback__) or [None]
             place = f", {frame.filename}:{frame.lineno}" if frame else ""
@@ -77,13 +77,13 @@ class Record(logging.LogRecord):
 
 
 def _say_record(self: logging.Handler, record: logging.LogRecord) -> None:
-    """Where a handler cannot write, as into a stream that has been closed, the terminal still gets the message."""
+    """Print the message of a handler that fails, for example because its stream is closed."""
     with contextlib.suppress(Exception):
         say(record.getMessage())
 
 
 def guard() -> None:
-    """From now on what libraries log, warn of and raise is shown in the same way."""
+    """Show what libraries log, warn about and raise in the same way, from now on."""
     formatted = warnings.formatwarning
     warnings.formatwarning = lambda *given, **named: visible(formatted(*given, **named))
     logging.setLogRecordFactory(Record)

@@ -1,24 +1,24 @@
-"""Text for people: what others wrote, made safe to show, and counts."""
+"""Text for people: untrusted text made safe to show, and counts."""
 
 import re
 
 INVISIBLE = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
 INVISIBLE += "\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-"""Unicode's default ignorable characters, among them all that change the direction, and its separators of lines.
+"""Unicode's default ignorable characters, including all that change the direction, and its line separators.
 
-Variation selectors are left: they only pick the form of the character before them.
+Variation selectors are kept: they only select the form of the preceding character.
 """
 _HIDDEN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{INVISIBLE}]")
 _JOINED = r"[^\x00-\u02ff\u2000-\u206f\ud800-\udfff\ufeff]"
-"""A character that a joiner may stand next to: a letter of the scripts that need joiners, or a part of an emoji."""
+"""Characters allowed next to a joiner: letters of the scripts that need joiners, and parts of emoji."""
 _JOINER = re.compile(f"(?<={_JOINED})[\u200c\u200d](?={_JOINED})")
 
 
 def visible(text: str) -> str:
-    """Any string as one that is valid UTF-8 and XML, does nothing to a terminal, and reads in its own order.
+    """Make a string valid UTF-8 and XML, harmless on a terminal, and displayed in its logical order.
 
-    Control characters become their pictures (␛), other hidden ones their code points ([U+202E]). Line feeds and tabs
-    stay, and so do joiners within words and emoji that need them.
+    Control characters become their pictures (␛), and other hidden ones their code points ([U+202E]). Line feeds and
+    tabs stay, and so do joiners within words and emoji that need them.
     """
     text = text.replace("\r\n", "\n")
     if _HIDDEN.search(text) is None:

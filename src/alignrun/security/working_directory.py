@@ -1,7 +1,7 @@
-"""The current directory is not trusted: downloads, clones and archives are where people stand when they try a run.
+"""The current directory is not trusted: people try out runs inside downloads, clones and archives.
 
-What a library would import or read from it is somebody else's, so it is importable only while a function of the
-user's own is imported, and behind everything that is installed.
+Libraries could import or read untrusted files from it. So it is importable only while a function of the user is
+imported, and after everything that is installed.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 def distrust() -> None:
-    """From now on no Python that this process starts imports from it, and wandb runs no git in it.
+    """Stop child Python processes from importing from the current directory, and wandb from running git in it.
 
-    A value that the user has set stays.
+    Variables that the user has set stay.
     """
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     os.environ.setdefault("WANDB_DISABLE_GIT", "true")  # the repository's configuration may name programs to run
@@ -22,7 +22,7 @@ def distrust() -> None:
 
 @contextlib.contextmanager
 def importable() -> Iterator[None]:
-    """Within the context its modules can be imported, where no installed one has the name."""
+    """Within the context, modules of the current directory can be imported unless an installed one has the name."""
     folder = str(Path.cwd())
     sys.path.append(folder)
     try:
@@ -33,6 +33,6 @@ def importable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[None]:
-    """Within the context it is alignrun's own folder, for libraries that look for settings there."""
+    """Within the context, the current directory is alignrun's own folder, for libraries that read settings there."""
     with contextlib.chdir(Path(__file__).parent):
         yield

@@ -1,4 +1,4 @@
-"""What a directory of runs is a sweep of: recorded on first use, so that no other sweep is mixed into it."""
+"""The definition of a sweep, recorded in its directory on first use so that no other sweep is mixed into it."""
 
 import json
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ FILE = "definition.json"
 
 
 def join(directory: Path, overrides: Sequence[Override]) -> None:
-    """Record what the sweep is, or add to what is recorded: more values of a swept key, or more such keys.
+    """Record the sweep's definition, or extend the recorded one by more values of a swept key, or more swept keys.
 
     Raises:
-        InputError: a key that is not swept has another value there, or none.
+        InputError: a key that is not swept has another value there, or is missing.
     """
     fixed = {_key(override): _value(override) for override in overrides if _belongs(override)}
     swept = {_key(override) for override in overrides if _belongs(override) and override.is_sweep_override()}
@@ -40,7 +40,7 @@ def join(directory: Path, overrides: Sequence[Override]) -> None:
 
 
 def _belongs(override: Override) -> bool:
-    """Whether it is about the runs, and not about how they are launched."""
+    """Whether the override configures the runs, not their launcher."""
     return not override.get_key_element().lstrip("+~").startswith("hydra")
 
 

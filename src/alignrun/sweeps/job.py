@@ -1,6 +1,6 @@
-"""What a sweep keeps with each of its runs: which one it is, in member.json, and how it ended, in job.json.
+"""The files a sweep keeps in each of its runs: member.json identifies the run, and job.json says how it ended.
 
-A member is known by its overrides, which are written once and never changed; its folder's name says nothing.
+Its overrides identify a member. They are written once and never changed; the name of its folder has no meaning.
 """
 
 import contextlib
@@ -20,30 +20,30 @@ MEMBER, JOB = "member.json", "job.json"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of a sweep that is over."""
+    """An ended run of a sweep."""
 
     exit_code: int
     overrides: tuple[str, ...] = ()
     pruned: int | None = None
-    """The step at which the sweep's pruner stopped it; it has an exit code all the same."""
+    """The step at which the sweep's pruner stopped it; it has an exit code too."""
 
     @property
     def failed(self) -> bool:
-        """Whether it ended by itself, and not well."""
+        """Whether it failed and was not pruned."""
         return self.exit_code != 0 and self.pruned is None
 
 
 def write_job(directory: Path, job: Job) -> None:
-    """Keep it. Raises RunError where that cannot be written."""
+    """Write job.json. Raises RunError if it cannot be written."""
     write_text_atomic(directory / JOB, json.dumps(asdict(job)))
 
 
 def read_job(directory: Path) -> Job | None:
-    """What was kept in a run's directory; None while the run goes on."""
+    """Read job.json; None while the run continues."""
     file = directory / JOB
     if not os.path.lexists(file):
         return None
-    advice = "delete it, and the same sweep makes the run again"
+    advice = "delete it, and the same sweep repeats the run"
     found = read_json(file, advice)
     try:
         job = Job(found["exit_code"], tuple(map(str, found.get("overrides", ()))), found.get("pruned"))
@@ -55,10 +55,9 @@ def read_job(directory: Path) -> Job | None:
 
 
 def state(directory: Path) -> Job | None:
-    """How a run of a sweep stands now, whoever ran it last; None where it has not come to an end.
+    """How a run of a sweep ended, whether the sweep or the user ran it last; None if it has not ended.
 
-    Its summary says that it finished, as when somebody has resumed it by hand; a run that had finished and was taken
-    up again since has none.
+    A summary means that it finished, even if it was resumed by hand; a finished run that was resumed since has none.
     """
     job = read_job(directory)
     if RunDirectory(directory).summary_file.is_file():
@@ -73,9 +72,9 @@ def members(sweep: Path) -> list[Path]:
 
 
 def settle_in(sweep: Path, name: str, overrides: Sequence[str]) -> Path:
-    """The directory of the run with these overrides: the one it has, or else a new one, under `name` if that is free.
+    """The directory of the run with these overrides: the existing one, or a new one, called `name` if that is free.
 
-    What stands there belongs to another run for ever: the new one is given the next number.
+    An existing directory of another run is never reused: the new one gets the next number.
     """
     for directory in [*members(sweep), sweep / name]:
         known = started_with(directory)
@@ -86,20 +85,20 @@ def settle_in(sweep: Path, name: str, overrides: Sequence[str]) -> Path:
 
 
 def keyed(overrides: Sequence[str]) -> dict[str, str]:
-    """Values by key, as written; of a key that is given twice the last one counts."""
+    """Key → value, as written; the last one of repeated keys takes precedence."""
     return {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
 
 
 def started_with(directory: Path) -> list[str] | None:
-    """The overrides by which a run of a sweep is known: those it was first started with; None where no run is."""
+    """The overrides that identify a run of a sweep: those of its first start; None if there is no run."""
     with contextlib.suppress(InputError, LookupError, TypeError):
         return list(map(str, read_json(directory / MEMBER)["overrides"]))
-    job = read_job(directory)  # of a version that kept them there
+    job = read_job(directory)  # an earlier version kept them there
     return list(job.overrides) if job is not None and job.overrides else recorded(directory)
 
 
 def recorded(directory: Path) -> list[str] | None:
-    """The overrides that the run itself has written down, those of later `alignrun resume` included."""
+    """The overrides that the run itself has recorded, including those of a later `alignrun resume`."""
     stored = RunDirectory(directory).read_overrides()
     return None if stored is None else [override for override in stored if not override.startswith("run.dir=")]
 
@@ -111,7 +110,7 @@ def _places(sweep: Path, name: str) -> Iterator[Path]:
 
 
 def _claim(directory: Path, overrides: Sequence[str]) -> bool:
-    """Make a directory that of a new run; False where it is another's, also if that has come at the same time."""
+    """Claim a directory for a new run; False if another run has it, even one that came at the same time."""
     directory.mkdir(parents=True, exist_ok=True)
     if RunDirectory(directory).config_file.exists() or (directory / JOB).exists():
         return False
@@ -119,7 +118,7 @@ def _claim(directory: Path, overrides: Sequence[str]) -> bool:
 
 
 def _sign(directory: Path, overrides: Sequence[str]) -> bool:
-    """Write down whose the directory is, once for ever; False where that stands there."""
+    """Write member.json once; False if it exists."""
     try:
         with (directory / MEMBER).open("x", encoding="utf-8") as file:
             file.write(json.dumps({"overrides": list(overrides)}))

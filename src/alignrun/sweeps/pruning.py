@@ -1,7 +1,7 @@
-"""Runs of a sweep that fall behind the others are stopped, by Optuna's rules, on what all have recorded.
+"""Stop runs of a sweep that fall behind the others, by Optuna's pruners on the recorded evaluations.
 
-The rules read the runs' own metrics.jsonl and nothing else: they hold for any launcher whose runs share a file system,
-and for any sweeper.
+The pruners read only the runs' metrics.jsonl. So they work with any sweeper, and with any launcher whose runs share a
+file system.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def check_pruning(config: Config) -> None:
-    """Refuse a rule that cannot be applied.
+    """Refuse a pruner that cannot be applied.
 
     Raises:
-        InputError: Optuna is not here, or nothing is evaluated before a run ends.
+        InputError: Optuna is not installed, or nothing is evaluated before a run ends.
     """
     rule = config.sweep.pruner
     if rule is Pruner.none:
@@ -34,13 +34,13 @@ def check_pruning(config: Config) -> None:
         raise InputError(f"config: sweep.pruner={rule.value} needs optuna: pip install 'alignrun[sweep]'")
     if not 0 < config.evaluation.every < config.train.steps:
         raise InputError(
-            f"config: sweep.pruner={rule.value} judges runs by evaluations on their way: set evaluation.every below "
+            f"config: sweep.pruner={rule.value} judges runs by evaluations during training: set evaluation.every below "
             f"train.steps={config.train.steps}"
         )
 
 
 class Watch:
-    """Looks at a run of a sweep while it goes on, and at the others."""
+    """Compares a run of a sweep with the others while it trains."""
 
     def __init__(self, config: SweepConfig, steps: int, run: Path, sweep_directory: Path) -> None:
         self._config, self._steps = config, steps
@@ -48,13 +48,13 @@ class Watch:
         self._size, self._judged = 0, 0
 
     def __call__(self) -> int | None:
-        """The step of the evaluation by which the run has fallen behind, each being judged once; else None.
+        """The step of the evaluation at which the run has fallen behind, or None; each evaluation is judged once.
 
-        A run whose last evaluation is made is left to end.
+        A run that has made its last evaluation is not stopped.
         """
         if self._config.pruner is Pruner.none:
             return None
-        with contextlib.suppress(OSError, ValueError):  # files that are being written are looked at again
+        with contextlib.suppress(OSError, ValueError):  # a file may be half written: look again later
             size = RunDirectory(self._run).metrics_file.stat().st_size
             if size == self._size:
                 return None
@@ -69,14 +69,14 @@ class Watch:
 
 
 def run_directories(folder: Path) -> list[Path]:
-    """The runs below a folder that have recorded something, sorted; what is inside a run is not looked at."""
+    """The runs with records below a folder, sorted; the search does not descend into a run."""
     if RunDirectory(folder).metrics_file.is_file():
         return [folder]
     return [run for part in sorted(folder.iterdir()) if part.is_dir() for run in run_directories(part)]
 
 
 def scores(run: Path) -> dict[int, float]:
-    """How good a run was by each of its evaluations so far, by step; before training it is the reference."""
+    """Step → merit of each evaluation of a run so far; step 0 is omitted, where the policy is the reference."""
     found = {}
     for row in _rows(RunDirectory(run).metrics_file):
         value = merit_of_row(row)
@@ -86,17 +86,17 @@ def scores(run: Path) -> dict[int, float]:
 
 
 def falls_behind(config: SweepConfig, run: Path, others: Sequence[Path], after: int = 0) -> int | None:
-    """The first step after `after` by whose evaluation a run should not go on; None where it should.
+    """The first step after `after` at whose evaluation a run should be stopped; None if it should continue.
 
-    `median` (Golovin et al., Google Vizier, KDD 2017): its best score so far is below the median of what the runs that
-    are over had at that step. `halving` (ASHA, arXiv 1810.05934): at steps w, wη, wη², … it is not among the best 1/η
-    of the runs that have come so far by now.
+    `median` (Golovin et al., Google Vizier, KDD 2017): its best score so far is below the median score of the ended
+    runs at that step. `halving` (ASHA, arXiv 1810.05934): at steps w, wη, wη², … it is not among the best 1/η of the
+    runs that have reached that step.
 
     Args:
-        config: the rule.
-        run: its directory.
-        others: those of the other runs of the sweep, finished, stopped or still going on; failed ones do not count.
-        after: evaluations up to this step have been judged before, and are not judged again.
+        config: the pruner.
+        run: the directory of the run.
+        others: the directories of the sweep's other runs: finished, stopped or still training; failed ones are ignored.
+        after: evaluations up to this step have been judged before.
     """
     import optuna
 
@@ -109,7 +109,7 @@ def falls_behind(config: SweepConfig, run: Path, others: Sequence[Path], after: 
         trial = study.ask()
         for step, score in sorted(theirs.items()):
             trial.report(score, step)
-            trial.should_prune()  # which has the rule note how far it came
+            trial.should_prune()  # the pruner records the rung that the trial reached
         if job is not None:
             study.tell(trial, list(theirs.values())[-1])
     trial = study.ask()

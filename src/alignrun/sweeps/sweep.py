@@ -1,4 +1,4 @@
-"""`alignrun -m`: Hydra's multirun, each run in a process and a directory of its own, and a table at the end."""
+"""`alignrun -m`: Hydra's multirun, with a process and a directory for each run, and a table at the end."""
 
 import logging
 import os
@@ -32,18 +32,18 @@ from alignrun.sweeps.pruning import Watch, check_pruning, scores
 from alignrun.sweeps.table import read_summary, summarise
 
 POLL = 1.0
-"""Seconds between two looks at whether a run falls behind."""
+"""Seconds between two checks whether a run falls behind."""
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
-"""Exit codes of a run that was told to stop; the negative ones where that fell before or after its training."""
+"""Exit codes of a run stopped by a signal; negative ones if the signal came before or after its training."""
 SWEPT = "ALIGNRUN_SWEPT"
-"""The variable by which the runs of a sweep learn which keys differ between them, whatever launches them."""
+"""The environment variable that passes the swept keys to the runs, with any launcher."""
 
 
 def sweep(arguments: Sequence[str], console: Console) -> int:
     """Run every combination of the swept values; 0 if all of them finished, 1 otherwise.
 
     Raises:
-        InputError: any combination is refused. Nothing is started then.
+        InputError: any combination is refused; nothing has been started then.
     """
     flags = [argument for argument in arguments if argument.startswith("-")]
     directory, overrides = split_directory([argument for argument in arguments if argument not in flags])
@@ -52,7 +52,7 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
     check_launcher(parsed)
     configs = [compose.compose(combination) for combination in combinations(parsed)]
-    from alignrun.launch.checks import check  # needs torch, and a mistake in the overrides is reported before
+    from alignrun.launch.checks import check  # needs torch; mistakes in the overrides are reported before
 
     for config in configs:
         check(config)
@@ -69,7 +69,7 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
 
 
 def launch(directory: Path, arguments: Sequence[str], command: str, confidence: float, console: Console) -> int:
-    """Have Hydra make the runs, and say how they ended. Raises as `sweep`, and RunError where a plugin fails."""
+    """Let Hydra launch the runs, and report how they ended. Raises as `sweep`, and RunError if a plugin fails."""
     compose.register_schemas()
     entry = hydra.main(
         version_base=compose.VERSION_BASE, config_path=str(compose.config_folder()), config_name="config"
@@ -83,11 +83,11 @@ def launch(directory: Path, arguments: Sequence[str], command: str, confidence: 
         return 130
     except HydraException as error:
         raise InputError(compose.explain(error)) from error
-    except Exception as error:  # a launcher's or a sweeper's own: what has run is told all the same
+    except Exception as error:  # any error of a launcher or sweeper: the ended runs are still reported
         summarise(directory, command, confidence, console)
         raise RunError(
-            f"hydra's launcher or sweeper failed after the runs above, {type(error).__name__}: {one_line(error)}: go "
-            f"on with the same command and {shlex.quote(f'hydra.sweep.dir={directory}')}"
+            f"hydra's launcher or sweeper failed after the runs above, {type(error).__name__}: {one_line(error)}: "
+            f"continue with the same command and {shlex.quote(f'hydra.sweep.dir={directory}')}"
         ) from error
     finally:
         sys.argv = previous
@@ -95,10 +95,10 @@ def launch(directory: Path, arguments: Sequence[str], command: str, confidence: 
 
 
 def split_directory(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Where the sweep is to be, if that is given, and the other overrides. `~` is expanded, `=` needs no quotes.
+    """The sweep's directory, if given, and the other overrides. `~` is expanded, `=` needs no quotes.
 
     Raises:
-        InputError: it is no path of one directory.
+        InputError: it is not the path of a single directory.
     """
     key = "hydra.sweep.dir"
     given = [override for override in overrides if override.lstrip("+").startswith(f"{key}=")]
@@ -111,10 +111,10 @@ def split_directory(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
     except InputError:
         if set(text) & set("'\""):
             raise
-        value: Any = text  # Hydra's grammar wants quotes around some characters that paths have
+        value: Any = text  # Hydra's grammar requires quotes around some characters of paths
     else:
         if override.is_sweep_override():
-            raise InputError(f"config: {key}={text} must be one directory: put a path with commas into quotes")
+            raise InputError(f"config: {key}={text} must be one directory: quote a path that contains commas")
         value = override.value()
     if "$" in str(value) or not str(value or ""):
         raise InputError(f"config: {key} must be a plain path, without interpolations")
@@ -123,10 +123,10 @@ def split_directory(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 @contextmanager
 def holding(directory: Path) -> Iterator[None]:
-    """Within the context the directory is there, and no other process makes a sweep in it.
+    """Within the context, the directory exists and no other process runs a sweep in it.
 
     Raises:
-        InputError: it cannot be made, is a run, or another process has it.
+        InputError: it cannot be created, is a run, or another process uses it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def holding(directory: Path) -> Iterator[None]:
         raise InputError(f"cannot create {directory}: {error.strerror}; choose another hydra.sweep.dir") from None
     held = RunDirectory(directory)
     if held.config_file.exists():
-        raise InputError(f"{directory} is a run and no sweep: choose another hydra.sweep.dir")
+        raise InputError(f"{directory} is a run, not a sweep: choose another hydra.sweep.dir")
     try:
         held.lock()
     except InputError as error:
@@ -144,26 +144,25 @@ def holding(directory: Path) -> Iterator[None]:
 
 
 def check_launcher(overrides: Sequence[Override]) -> None:
-    """Refuse settings of Hydra's launcher and sweeper that it would not take.
+    """Refuse settings that Hydra's launcher or sweeper would reject.
 
     Raises:
-        InputError: a plugin that is not installed, an unknown setting, or intervals that the sweeper does not know.
+        InputError: a plugin is not installed, a setting is unknown, or the sweeper does not support intervals.
     """
     own = [override for override in overrides if override.get_key_element().startswith("hydra")]
     compose.compose_hydra([str(override.input_line) for override in own])
     intervals = [override for override in overrides if override.value_type is ValueType.INTERVAL_SWEEP]
     if intervals and not any(override.get_key_element() == "hydra/sweeper" for override in own):
         raise InputError(
-            f"config: {intervals[0].input_line}: an interval is drawn from by hydra/sweeper=optuna: add that, or list "
+            f"config: {intervals[0].input_line}: only hydra/sweeper=optuna samples from an interval: add that, or list "
             "the values"
         )
 
 
 def sweeper_settings(overrides: Sequence[Override]) -> list[str]:
-    """What Optuna's sweeper must know of this sweep, where the user has not said it.
+    """Defaults for Optuna's sweeper: maximise, tolerate failed runs, fix the seed.
 
-    What a run returns is the better the larger it is, one that fails is no reason to end the others, and the same
-    command makes the same runs, so that those which are finished need not be made again.
+    The fixed seed makes the same command sample the same runs, so that finished ones need not be repeated.
     """
     given = {override.get_key_element(): override.value() for override in overrides}
     if given.get("hydra/sweeper") != "optuna":
@@ -176,7 +175,7 @@ def sweeper_settings(overrides: Sequence[Override]) -> list[str]:
 
 @contextmanager
 def variables(**values: str) -> Iterator[None]:
-    """Within the context the environment has these variables."""
+    """Within the context, the environment has these variables."""
     before = dict(os.environ)
     os.environ.update(values)
     try:
@@ -188,19 +187,18 @@ def variables(**values: str) -> Iterator[None]:
 
 @contextmanager
 def raising_errors() -> Iterator[None]:
-    """Within the context Hydra raises what fails, where it would print it and exit."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's, which tells of every plugin of its own
+    """Within the context, Hydra raises its errors instead of printing them and exiting."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # used by Optuna; it logs every plugin
     with variables(HYDRA_FULL_ERROR="1"):
         yield
 
 
 def run_job(composed: DictConfig) -> float | None:
-    """One run of the sweep, in a new process: no state is shared, and a crash ends this run alone.
+    """Run one job of the sweep in a new process: no state is shared, and a crash ends only this run.
 
     Returns:
-        What is better the larger it is, for sweepers that optimise: the final win rate, or the accuracy where nothing
-        judges, or else minus the loss; the last one of a run that was stopped since it fell behind; None where one
-        failed.
+        The merit that sweepers maximise: the final win rate, or the accuracy without a preference, or else minus the
+        loss; for a pruned run, its last one; None for a failed run.
     """
     settings = HydraConfig.get()
     sweep_directory = Path(settings.sweep.dir).absolute()
@@ -208,23 +206,23 @@ def run_job(composed: DictConfig) -> float | None:
     directory = settle_in(sweep_directory, str(settings.sweep.subdir), overrides)
     command, run = command_for(directory, overrides), RunDirectory(directory)
     if command and busy(run):
-        say(f"{directory} is being written by another process, and left to it")
+        say(f"{directory} is being written by another process: skipped here")
         return None
     if command:
         (directory / JOB).unlink(missing_ok=True)
-        # These sections only: a sweeper may have drawn other values that the run itself refuses.
+        # Only these sections: a sweeper may have sampled other values that the run itself refuses.
         rule: Any = OmegaConf.to_object(composed.sweep)
         watch = Watch(rule, composed.train.steps, directory, sweep_directory)
         with variables(**wandb_names(sweep_directory, directory, overrides)):
             exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
-        directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed its own
+        directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed it
         if pruned is not None and run.summary_file.is_file():
-            exit_code, pruned = 0, None  # it had come to its end before it was told
+            exit_code, pruned = 0, None  # it had finished before the signal arrived
         write_job(directory, Job(exit_code, tuple(overrides), pruned))
         if exit_code in STOPPED and pruned is None:
             raise KeyboardInterrupt
     elif run.summary_file.is_file():
-        write_job(directory, Job(0, tuple(overrides)))  # whatever stood there before it was finished
+        write_job(directory, Job(0, tuple(overrides)))  # replaces an entry from before it finished
     job = state(directory)
     if job is None or job.failed:
         return None
@@ -233,8 +231,8 @@ def run_job(composed: DictConfig) -> float | None:
 
 
 def wandb_names(sweep_directory: Path, directory: Path, overrides: Sequence[str]) -> dict[str, str]:
-    """What wandb is to call a run of the sweep, as its own variables, where the user has not set them: the group is the
-    sweep, the name the values that differ between its runs."""
+    """wandb's environment variables for a run of the sweep, unless the user has set them: the group is the sweep, and
+    the name consists of the swept values."""
     swept = os.environ.get(SWEPT, "").split(",")
     setting = " ".join(override for override in overrides if override.partition("=")[0] in swept)
     names = {"WANDB_RUN_GROUP": sweep_directory.name, "WANDB_NAME": setting[:128] or directory.name}
@@ -242,7 +240,7 @@ def wandb_names(sweep_directory: Path, directory: Path, overrides: Sequence[str]
 
 
 def command_for(directory: Path, overrides: list[str]) -> list[str]:
-    """What makes a run of the sweep, or goes on with what is there of it; nothing where that is done."""
+    """The command that starts or resumes a run of the sweep; empty if the run is finished."""
     run, job = RunDirectory(directory), state(directory)
     if run.config_file.is_file():
         return [] if job is not None and not job.failed else ["resume", str(directory)]
@@ -260,14 +258,14 @@ def busy(run: RunDirectory) -> bool:
 
 
 def run_to_its_end(command: Sequence[str], behind: Callable[[], int | None] = lambda: None) -> tuple[int, int | None]:
-    """Run a command; a stop signal is the command's to act on (it saves and exits), and is waited for.
+    """Run a command to its end; on a stop signal, wait for the command to save and exit.
 
     Returns:
-        The exit code, and where `behind` has had the run stopped, the step that it gave.
+        The exit code, and the step that `behind` returned if it stopped the run.
     """
     pruned: int | None = None
     process = subprocess.Popen(command)
-    # Ctrl-C reaches the whole process group by itself; SIGTERM comes to this process alone.
+    # Ctrl-C reaches the whole process group; SIGTERM only this process.
     handlers: dict[int, Any] = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: lambda *_: process.terminate()}
     previous = {name: signal.signal(name, handler) for name, handler in handlers.items()}
     try:
@@ -278,7 +276,7 @@ def run_to_its_end(command: Sequence[str], behind: Callable[[], int | None] = la
             pruned = behind()
             if pruned is not None:
                 process.terminate()
-    except BaseException:  # nobody would be left to look after it
+    except BaseException:  # do not leave an orphan behind
         process.terminate()
         process.wait()
         raise
@@ -291,7 +289,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     """Overrides in Hydra's grammar.
 
     Raises:
-        InputError: one cannot be read.
+        InputError: one cannot be parsed.
     """
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
@@ -300,10 +298,9 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def combinations(overrides: Sequence[Override]) -> list[list[str]]:
-    """Every combination that the basic sweeper would run: the first value of each override, each swept value once.
+    """Combinations that cover each swept value once: the first value of every key, and each other value with them.
 
-    A sweep's settings are checked one by one against the others' first values, which is enough to find an unknown
-    key, a wrong type or a value out of range without composing the whole product.
+    This suffices to find an unknown key, a wrong type or a value out of range without composing the whole product.
     """
     choices: list[list[str]] = []
     for override in overrides:
@@ -311,7 +308,7 @@ def combinations(overrides: Sequence[Override]) -> list[list[str]]:
         if key.startswith("hydra"):
             continue
         if override.value_type in (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP):
-            continue  # what these stand for is the sweeper's to know
+            continue  # only the sweeper can expand these
         if override.is_sweep_override():
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:

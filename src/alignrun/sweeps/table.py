@@ -1,4 +1,4 @@
-"""How the runs of a sweep stand: the table at its end, and the files that keep it."""
+"""The results of a sweep: the table at its end, and the files that store it."""
 
 import json
 from dataclasses import asdict, replace
@@ -20,13 +20,13 @@ from alignrun.security.text import counted
 from alignrun.sweeps.job import Job, keyed, members, recorded, started_with, state
 
 COLUMNS = ("win_rate", "kl", "exploitability", "duality_gap", "accuracy", "log_loss", "loss")
-"""The final metrics in the table, where there are any."""
+"""The final metrics in the table, if present."""
 
 
 def summarise(directory: Path, command: str, confidence: float, console: Console) -> int:
-    """Print the settings of a sweep from best to worst, and keep them; 0 if all of its runs finished, 1 otherwise.
+    """Print and save the settings of a sweep from best to worst; 0 if all of its runs finished, 1 otherwise.
 
-    sweep.json has a row for each run, ranking.json is what is printed, and report.html draws it.
+    sweep.json has a row for each run, ranking.json holds the printed table, and report.html shows it.
     """
     rows: list[dict[str, Any]] = []
     runs: list[RunResult] = []
@@ -45,7 +45,7 @@ def summarise(directory: Path, command: str, confidence: float, console: Console
     write_text_atomic(directory / "sweep.json", json.dumps(rows, indent=2))
     result = rank(str(directory), runs, command, confidence)
     if unfinished:
-        note = f"Not finished, and counted in nothing: {', '.join(unfinished)}."
+        note = f"Not finished, and excluded: {', '.join(unfinished)}."
         result = replace(result, notes=(note, *result.notes))
     write_text_atomic(directory / "ranking.json", json.dumps(asdict(result), indent=2))
     print_ranking(result, console)
@@ -53,13 +53,13 @@ def summarise(directory: Path, command: str, confidence: float, console: Console
         from alignrun.reports.sweep import sweep_page
 
         write_text_atomic(directory / "report.html", sweep_page(result))
-    except Exception as error:  # whatever it is, what the sweep has measured is worth more than its page
+    except Exception as error:  # a failed page must not lose the sweep's results
         console.print(Text(f"report.html could not be drawn: {one_line(error)}"))
     return int(any(run.exit_code and run.pruned is None for run in runs) or bool(unfinished) or not runs)
 
 
 def setting_of(member: Path) -> list[str]:
-    """The overrides that a run was made with: those it was started with, and what was changed when it was resumed."""
+    """The overrides of a run: those it was started with, and changes made on resuming."""
     known, changed = started_with(member) or [], recorded(member) or []
     values = keyed(known)
     later = {key: value for key, value in keyed(changed).items() if values.get(key) != value}
@@ -68,7 +68,7 @@ def setting_of(member: Path) -> list[str]:
 
 
 def read_run(directory: Path, name: str, job: Job) -> RunResult:
-    """What a run of a sweep has left; a failed one has no final metrics, but its evaluations as far as it came."""
+    """The results of a run of a sweep; a failed one has no final metrics, only its evaluations so far."""
     record, overrides = read(RunDirectory(directory)), setting_of(directory)
     summary = {} if job.exit_code else record.summary or {}
     seeds = [override.partition("=")[2] for override in overrides if _is_seed(override)]
@@ -89,7 +89,7 @@ def read_run(directory: Path, name: str, job: Job) -> RunResult:
 
 
 def print_ranking(result: SweepResult, console: Console) -> None:
-    """A row for each setting, the best first, with what distinguishes it from the others."""
+    """Print a row per setting, the best first, with the overrides that distinguish it."""
     console.print(
         Text(f"{counted(len(result.runs), 'run')} in {result.directory}, ranked by {result.ranked_by}", "bold")
     )
@@ -113,7 +113,7 @@ def print_ranking(result: SweepResult, console: Console) -> None:
         table.add_row(*map(Text, cells))
     console.print(table)
     if len(result.settings) > 1 and not result.settled:
-        console.print(Text("Intervals over seeds do not settle that the first is the best."), soft_wrap=True)
+        console.print(Text("The intervals over seeds do not show that the first is the best."), soft_wrap=True)
     for note in result.notes:
         console.print(Text(note), soft_wrap=True)
 
@@ -134,9 +134,9 @@ def _is_seed(override: str) -> bool:
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    """The final metrics of a run; nothing where it has none."""
+    """The final metrics of a run; empty if it has none."""
     file = RunDirectory(directory).summary_file
     found = read_json(file, "delete it") if file.is_file() else {}
     if not isinstance(found, dict):
-        raise InputError(f"{file} cannot be read (it holds no mapping): delete it")
+        raise InputError(f"{file} cannot be read (it is not a mapping): delete it")
     return found

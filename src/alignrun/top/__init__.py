@@ -1,4 +1,4 @@
-"""`alignrun top`: a live view of a run, from any other terminal."""
+"""`alignrun top`: a live view of a run from another terminal."""
 
 import time
 
@@ -10,13 +10,13 @@ from alignrun.top.follow import Followed, State
 from alignrun.top.view import View
 
 RESIZE_SECONDS = 0.2
-"""How soon the view follows a terminal that changes its size."""
+"""Seconds until the view follows a resized terminal."""
 
 
 def top(path: str, once: bool, interval: float, console: Console) -> int:
-    """Show how a run stands, until it has finished or Ctrl-C; the exit code.
+    """Show the state of a run until it finishes or Ctrl-C; returns the exit code.
 
-    Where nobody looks at a terminal, or with `once`, it is printed a single time and at its full length.
+    With `once`, or when the output is not a terminal, print it once at full length.
 
     Raises:
         InputError: there is no run at `path`, or the interval is not positive.
@@ -34,9 +34,9 @@ def top(path: str, once: bool, interval: float, console: Console) -> int:
 
 
 def _watch(run: Followed, interval: float, console: Console) -> None:
-    """Draw whenever something can have changed, on a screen of its own that leaves the terminal as it was."""
+    """Redraw when something may have changed, on the alternate screen, which restores the terminal afterwards."""
     view = View(run, fit=True)
-    # Given its view only inside, since a Ctrl-C while `Live` enters would leave its screen open.
+    # Set the view only inside: Ctrl-C while `Live` enters would leave the alternate screen open.
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while run.state is not State.finished:
             live.update(view, refresh=True)

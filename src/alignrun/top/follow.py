@@ -1,4 +1,4 @@
-"""A run as it stands on the disk, read again and again at the cost of what is new."""
+"""Follow a run's files on disk, reading only what is new."""
 
 import fcntl
 import math
@@ -16,17 +16,17 @@ from alignrun.security.files import ROWS_LIMIT, is_step, open_regular, parse_jso
 
 EVALUATION = "eval/"
 JUDGED = ("win_rate", "accuracy")
-"""The evaluation metrics that come with an interval; a run's first of these is shown step by step."""
+"""Evaluation metrics with an interval; the first one that a run has is shown step by step."""
 RECENT_STEPS = 20
-"""The time left is estimated from this many."""
+"""Number of steps from which the time left is estimated."""
 
 
 MOST_METRICS = 500
-"""Of training, and of evaluation: more than any run has, and as many as can be drawn at once."""
+"""Limit for training and for evaluation metrics each: more than any run has, and few enough to draw."""
 
 
 class State(Enum):
-    """What a run is doing."""
+    """The state of a run."""
 
     running = "running"
     finished = "finished"
@@ -35,30 +35,30 @@ class State(Enum):
 
 
 class Judged(NamedTuple):
-    """A win rate or an accuracy, with its interval where there is one."""
+    """A win rate or an accuracy, with its interval if there is one."""
 
     step: int
     found: Estimate
 
 
 class Tail:
-    """A JSON Lines file that another process appends to, and replaces when it resumes."""
+    """A JSON Lines file that another process appends to, and replaces when it resumes the run."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode: int | None = None
         self._offset = 0
         self._last = b""
-        """The last line read: where it does not stand before the offset any more, the file is another one."""
+        """The last line read: if it no longer precedes the offset, the file has been replaced."""
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
-        """The rows since the last call, and whether the file has begun anew, which makes all earlier rows void.
+        """The rows since the last call, and whether the file was replaced, which invalidates all earlier rows.
 
-        A line that is still being written is left for the next call, one that is no JSON object is skipped.
+        A half-written line is left for the next call; a line that is not a JSON object is skipped.
         """
         try:
             file = os.fdopen(open_regular(self._path), "rb")
-        except OSError:  # missing; a link or a device is no record either
+        except OSError:  # missing, a link or a device
             gone = self._inode is not None
             self._rewind()
             return [], gone
@@ -81,14 +81,14 @@ class Tail:
 
 
 class Followed:
-    """A run directory and what it has recorded so far. Raises InputError where it is no run.
+    """A run directory and its records so far. Raises InputError if it is not a run.
 
     Attributes:
-        training: every value of each metric of the training steps, in order; not a number where it was not finite.
+        training: every value of each training metric, in order; NaN if it was not finite.
         evaluation: the same for evaluations, without `eval/`.
-        judged: the win rates, or else the accuracies, with their steps and intervals.
-        judged_name: which of the two, None while there is neither.
-        left_out: whether there are more than `MOST_METRICS` of them, of which the first are shown.
+        judged: the win rates, or if there are none the accuracies, with their steps and intervals.
+        judged_name: which of the two; None while there is neither.
+        left_out: whether there are more than `MOST_METRICS` metrics; only the first are shown.
         sample: the last row of samples.jsonl.
     """
 
@@ -102,7 +102,7 @@ class Followed:
         self.update()
 
     def update(self) -> None:
-        """Read what is new. Raises InputError where the run has gone."""
+        """Read what is new. Raises InputError if the run has been deleted."""
         self._directory = RunDirectory.open(self.path)
         self._configure()
         held = is_held(self._directory.path / ".lock")  # before the summary, which is written under the lock
@@ -121,7 +121,7 @@ class Followed:
 
     @property
     def seconds_left(self) -> float | None:
-        """For the training steps that are left, as the last ones went; None where there is nothing to go by."""
+        """Estimate for the remaining training steps, from the latest ones; None without any."""
         recent = [value for value in self.training.get("seconds", [])[-RECENT_STEPS:] if math.isfinite(value)]
         if not recent or self.state in (State.finished, State.stopped):
             return None
@@ -174,9 +174,9 @@ class Followed:
 
 
 def is_held(lock: Path) -> bool | None:
-    """Whether a process holds the lock of a run; None where the file system cannot say.
+    """Whether a process holds the lock of a run; None if the file system has no locks.
 
-    A shared lock is refused while somebody writes. It is let go at once, so that a resume is not in its way.
+    A shared lock is refused while a process writes. It is released immediately, so that it never blocks a resume.
     """
     try:
         descriptor = open_regular(lock)

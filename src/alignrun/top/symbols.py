@@ -1,4 +1,4 @@
-"""Values and texts as a few characters."""
+"""Compact text for numbers and series."""
 
 import math
 
@@ -12,10 +12,10 @@ ABSENT = "–"
 
 
 def sparkline(values: ArrayLike, width: int) -> str:
-    """A block for every value, or for the mean of each stretch where there are more values than room.
+    """A block character per value, or per mean of a stretch if there are more values than columns.
 
-    The lowest block is the least of what is drawn and the highest the largest; equal values are all low. A gap is
-    where there is no finite value.
+    The lowest block is the minimum and the highest the maximum; equal values are all low. A gap marks a value that is
+    not finite.
     """
     data = np.asarray(values, dtype=np.float64)
     if len(data) > width:
@@ -32,19 +32,19 @@ def sparkline(values: ArrayLike, width: int) -> str:
 
 
 def clean(text: object) -> str:
-    """Text that others wrote, in one line that can do nothing to a terminal."""
+    """Untrusted text on one line, harmless on a terminal."""
     return " ".join(visible(str(text)).split())
 
 
 def figure(value: float) -> str:
-    """A number in at most ten characters, nearly always."""
+    """A number in at most ten characters, with rare exceptions."""
     if not math.isfinite(value):
         return ABSENT
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def arrow(values: NDArray[np.float64]) -> str:
-    """Where the last value lies from the one before."""
+    """The direction from the last but one value to the last."""
     if len(values) < 2 or not np.isfinite(values[-2:]).all():
         return " "
     return "↑" if values[-1] > values[-2] else "↓" if values[-1] < values[-2] else "→"

@@ -1,4 +1,4 @@
-"""Drawing a followed run: as many lines as the terminal has, none of them wider than it."""
+"""Draw a followed run within the height and width of the terminal."""
 
 import math
 import shlex
@@ -17,24 +17,24 @@ from alignrun.top.follow import MOST_METRICS, Followed, State
 from alignrun.top.symbols import ABSENT, arrow, clean, figure, sparkline
 
 LEADING = ("loss", "win_rate", "accuracy", "kl", "grad_norm")
-"""These metrics come first, and are the last to go where there is no room."""
+"""Metrics that come first, and are dropped last when space is short."""
 STYLES = {State.running: "green", State.finished: "cyan", State.stopped: "yellow", State.unknown: "yellow"}
 UNLIMITED = 10_000
-"""Lines of what scrolls."""
+"""Lines when the output is not limited to the terminal's height."""
 TABLE_LINES = ((4, UNLIMITED), (3, UNLIMITED), (2, 13))
-"""At least and at most: training metrics, evaluation metrics, win rates."""
+"""Minimum and maximum lines of the training metrics, the evaluation metrics and the win rates."""
 MOST_TEXT = 6
-"""Lines of each text of the sample."""
+"""Lines per text of the sample."""
 MOST_CHARACTERS = 4000
 NAME_WIDTH, NUMBER_WIDTH, LABEL_WIDTH = 18, 10, 11
 LEAST_NAME, LEAST_SPARKLINE, LEAST_BAR = 10, 16, 6
 
 
 class View:
-    """A followed run as it stands; drawn again it shows what has been read since, at the terminal's new size.
+    """A renderable view of a followed run; each drawing shows its current state at the terminal's current size.
 
     Args:
-        run: what is shown.
+        run: the followed run.
         fit: show no more lines than the terminal has.
     """
 
@@ -42,7 +42,7 @@ class View:
         self._run, self._fit = run, fit
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """One line after another."""
+        """Yield the lines."""
         run, width = self._run, options.max_width
         lines = _head(run, console, width, live=self._fit)
         if run.left_out:
@@ -74,9 +74,9 @@ class View:
 
 
 def share(space: int, wants: Sequence[tuple[int, int]]) -> list[int]:
-    """Divide lines among parts that want (at least, at most) so many each.
+    """Divide lines among parts that each request (minimum, maximum).
 
-    A part that cannot have its least gets none; what is left goes round one by one.
+    A part whose minimum does not fit gets none; the rest is dealt out one line at a time.
     """
     given: list[int] = []
     for least, _ in wants:
@@ -93,7 +93,7 @@ def share(space: int, wants: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _head(run: Followed, console: Console, width: int, live: bool) -> list[Text]:
-    """The name and the state, the bar, and what can be done."""
+    """The name and state, the progress bar, and the next command."""
     dot = Text.assemble(("● ", STYLES[run.state]), run.state.value)
     room = max(width - dot.cell_len - 1, 0)
     name = Text.assemble((clean(run.name), "bold"), "  ", clean(run.title))
@@ -105,25 +105,25 @@ def _head(run: Followed, console: Console, width: int, live: bool) -> list[Text]
         facts.append(f"{figure(rates[-1])} tokens/s")
     while len(facts) > 1 and cell_len("  ".join(facts)) > width:
         facts.pop()
-    told = "  ".join(facts)
-    bar = width - cell_len(told) - 2
+    line = "  ".join(facts)
+    bar = width - cell_len(line) - 2
     filled = min(int(bar * run.step / run.steps), bar)
-    progress = Text(told)
+    progress = Text(line)
     if bar >= LEAST_BAR:
-        progress = Text.assemble(("━" * filled, "cyan"), ("─" * (bar - filled), "dim"), "  ", told)
+        progress = Text.assemble(("━" * filled, "cyan"), ("─" * (bar - filled), "dim"), "  ", line)
     lines = [Text.assemble(name, " ", dot), progress]
     if run.state is State.stopped:
-        command = Text(f"go on with `alignrun resume {clean(shlex.quote(run.path))}`", style="yellow")
+        command = Text(f"continue with `alignrun resume {clean(shlex.quote(run.path))}`", style="yellow")
         lines += command.wrap(console, width, overflow="fold")
     elif not run.training and not run.evaluation:
         lines.append(Text("waiting for the first step"))
     if live:
-        lines.append(Text("Ctrl-C leaves, the run goes on" if run.state is State.running else "Ctrl-C leaves", "dim"))
+        lines.append(Text("Ctrl-C leaves, the run continues" if run.state is State.running else "Ctrl-C leaves", "dim"))
     return lines
 
 
 def _metrics(title: str, metrics: Mapping[str, "array[float]"], width: int) -> list[Text]:
-    """A heading and a line for each metric; the columns that do not fit are left out, the last value never."""
+    """A heading and a line per metric; columns that do not fit are dropped, except the last value."""
     ends = ("_low", "_high")
     shown = [name for name in metrics if not (name.endswith(ends) and name.rpartition("_")[0] in metrics)]
     if not shown:
@@ -152,7 +152,7 @@ def _metrics(title: str, metrics: Mapping[str, "array[float]"], width: int) -> l
 
 
 def _judged(run: Followed, width: int) -> list[Text]:
-    """The win rate at each evaluation, the newest first, its interval drawn on a common axis."""
+    """The win rate at each evaluation, the newest first, with its interval on a common axis."""
     if not run.judged:
         return []
     digits = max(len(str(point.step)) for point in run.judged)
@@ -189,11 +189,11 @@ def _interval_plot(found: Estimate, low: float, high: float, width: int) -> str:
 
 
 def _sample(run: Followed, console: Console, width: int) -> tuple[Text, list[list[Text]]]:
-    """What was preferred, and the folded prompt, completion of the policy and completion of the reference."""
+    """The heading with the preference, and the wrapped prompt, policy completion and reference completion."""
     sample = run.sample or {}
     preferred = sample.get("preference")
-    says = f"P(policy's ≻ reference's) = {preferred:.3f}" if isinstance(preferred, int | float) else "nothing judges"
-    heading = Text(f"last sample, step {clean(sample.get('step', ABSENT))}: {says}", style="bold")
+    verdict = f"P(policy's ≻ reference's) = {preferred:.3f}" if isinstance(preferred, int | float) else "no preference"
+    heading = Text(f"last sample, step {clean(sample.get('step', ABSENT))}: {verdict}", style="bold")
     texts = []
     for label, key in (("prompt", "prompt"), ("policy", "first"), ("reference", "second")):
         body = Text(clean(str(sample.get(key, ""))[:MOST_CHARACTERS]) or ABSENT)
@@ -204,14 +204,14 @@ def _sample(run: Followed, console: Console, width: int) -> tuple[Text, list[lis
 
 
 def _top_of(table: list[Text], count: int) -> list[Text]:
-    """The heading and the first rows; the heading tells where some are missing."""
+    """The heading and the first rows; the heading shows how many are missing."""
     if count < len(table):
         table[0].append(f"  {count - 1} of {len(table) - 1}", style="dim")
     return table[:count]
 
 
 def _cut(lines: list[Text], count: int) -> list[Text]:
-    """The first lines, the last of which tells that more would follow."""
+    """The first lines; the last one shows that there are more."""
     kept = lines[:count]
     if kept and len(lines) > count:
         kept[-1].append("…", style="dim")

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from alignrun.preferences.base import Preference
+from alignrun.preferences.base import Preference, identity
 
 CHUNK = 256
 """Questions that are asked before their answers are kept; those of one prompt stay together."""
@@ -42,7 +42,8 @@ class Journal(Preference):
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] what the preference says, asked for what is not known yet."""
         questions = list(zip(prompts, first, second, strict=True))
-        keys = [hashlib.sha256(json.dumps(question).encode()).hexdigest() for question in questions]
+        named = [(identity(prompt), one, other) for prompt, one, other in questions]
+        keys = [hashlib.sha256(json.dumps(question).encode()).hexdigest() for question in named]
         places = [place for place, key in enumerate(keys) if key not in self._answers]
         for chunk in _chunks(places, prompts):
             asked = self._preference(*(list(side) for side in zip(*(questions[place] for place in chunk), strict=True)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from alignrun.algorithms.base import ALGORITHMS, opponent_of
+from alignrun.algorithms.base import discover, opponent_of
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import AdapterConfig, AdapterKind, Config, Precision, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError, one_line
@@ -83,7 +83,7 @@ def find_player(source: str, name: str | None = None, sections: Sequence[str] = 
 
 def _of_run(run: RunDirectory, checkpoint: Path, source: str, name: str, sections: Sequence[str]) -> Player:
     config = _config_of(run, sections)
-    if issubclass(ALGORITHMS[config.algo.name], FeedbackAlgorithm):
+    if issubclass(discover()[config.algo.name], FeedbackAlgorithm):
         raise InputError(f"runs: {run.path} is a feedback model and no policy: it can judge, with preference=NAME")
     return Player(name, source, config, checkpoint, config)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from alignrun.algorithms.base import ALGORITHMS
+from alignrun.algorithms.base import discover
 from alignrun.config import Config, DataConfig, ModelSource, TournamentConfig
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import Drawing
@@ -57,7 +57,7 @@ def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
         raise InputError("config: a tournament needs a judge: choose preference=NAME")
     kl_tau = config.kl_tau
     if kl_tau is None:
-        values = sorted({ALGORITHMS[player.config.algo.name].tau(player.config) for player in runs} - {0.0})
+        values = sorted({discover()[player.config.algo.name].tau(player.config) for player in runs} - {0.0})
         if len(values) == 1:
             kl_tau = values[0]
         else:

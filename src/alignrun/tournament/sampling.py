@@ -1,5 +1,6 @@
 """Every player's completions for the same prompts, one player loaded at a time."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,17 @@ import numpy as np
 
 from alignrun.config import TournamentConfig
 from alignrun.data import Encoding, PromptSet, load_examples
+from alignrun.data.columns import Wanted
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import CompletionCache, Drawn, content_key, draw, score
 from alignrun.evaluation.tournament_results import Array, Sampled
 from alignrun.evaluation.truncation import truncation
 from alignrun.launch.build import distinct_prompts, make_encoding, skipping
 from alignrun.models.policy import Policy
+from alignrun.preferences import discover
 from alignrun.tournament.lineup import Field, Lineup
 from alignrun.tournament.players import Loader, Player
-from alignrun.tournament.rules import Rules, played_on
+from alignrun.tournament.rules import Rules, played_on, training_preference
 from alignrun.types import Example
 
 
@@ -38,7 +41,7 @@ def ask(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Qu
     Raises:
         InputError: the data or a tokenizer is not available, or no prompt is left.
     """
-    examples = distinct_prompts(load_examples(rules.data).heldout)[: config.prompts]
+    examples = distinct_prompts(load_examples(rules.data, _wanted(config, rules, players)).heldout)[: config.prompts]
     encodings = [skipping(make_encoding(played_on(player.config, rules))) for player in players]
     sets = [_encoded(examples, encoding, player) for encoding, player in zip(encodings, players, strict=True)]
     common = set.intersection(*(set(prompts.texts) for prompts in sets))
@@ -48,6 +51,15 @@ def ask(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Qu
     if len(kept) < len(examples):
         sets = [_encoded(kept, encoding, player) for encoding, player in zip(encodings, players, strict=True)]
     return Questions(tuple(sets[0].texts), tuple(sets), len(examples) - len(kept))
+
+
+def _wanted(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Wanted:
+    """The columns of the rows that the judge and the training preferences read; None for all of them."""
+    read = [discover()[rules.preference.name].columns(rules.preference)]
+    for section in map(training_preference, players if config.hacking_gap else ()):
+        with contextlib.suppress(InputError):  # one that fails says so when it is asked
+            read += [] if section is None else [discover()[section.name].columns(section)]
+    return None if None in read else {name for names in read for name in names or ()}
 
 
 def _encoded(examples: Sequence[Example], encoding: Encoding, player: Player) -> PromptSet:

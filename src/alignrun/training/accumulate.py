@@ -1,4 +1,4 @@
-"""The gradient of a batch, by micro-batches: exactly that of one large batch, on one process or many."""
+"""Gradient accumulation over micro-batches: exactly the gradient of one large batch, on one process or many."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,19 +15,19 @@ from alignrun.models.device import batch_to, release_memory
 from alignrun.security.text import counted
 
 SEQUENCES, TARGETS = "sequences", "targets"
-"""What sums of a step are divided by, next to the sums."""
+"""Keys of the counts that the sums of a step are divided by."""
 
 
 class Accumulator:
-    """Leaves the clipped gradient of a batch in the weights.
+    """Accumulates the clipped gradient of a batch in the weights.
 
     Args:
-        algorithm: gives the loss of a micro-batch.
-        weights: what is trained.
+        algorithm: computes the loss of a micro-batch.
+        weights: the trained weights.
         device: where the weights are.
-        micro_batch_size: prompts at a time; None takes all that this process has.
-        max_grad_norm: the norm to which gradients are clipped; 0 clips nothing.
-        note: reports that memory ran out and micro-batches became smaller.
+        micro_batch_size: prompts per micro-batch; None takes all of this process's prompts.
+        max_grad_norm: the norm to which gradients are clipped; 0 disables clipping.
+        note: prints that memory ran out and micro-batches became smaller.
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class Accumulator:
         self._max_grad_norm = max_grad_norm or math.inf
 
     def __call__(self, batch: Any) -> tuple[list[str], Tensor]:
-        """Leave the clipped gradient of a batch in the weights, without waiting for the device.
+        """Accumulate the clipped gradient of a batch in the weights, without waiting for the device.
 
-        Where that takes more memory than there is, it starts again with micro-batches of half the size, which then
-        stays: the gradient is the same. Processes that pass through one base in step cannot do that.
+        When memory runs out, it starts again with micro-batches of half the size and keeps that size: the gradient is
+        the same. With a sharded base this is impossible, since all processes must run equally many passes.
 
         Returns:
-            What was measured, and its sums on the device, float64, with two more numbers behind them: the gradient's
-            norm before clipping, and the count by which sums and gradient are divided.
+            The names of the metrics, and their sums on the device (float64), followed by two more numbers: the
+            gradient's norm before clipping, and the count by which sums and gradient are divided.
         """
         sums, by_sequence = self._passes_that_fit(batch)
         totals = distributed.all_reduce_sum(torch.stack(list(sums.values())))
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         distributed.all_reduce_sum_each(gradients)
-        # One division by the global count, whatever the micro-batches were: exactly the gradient of one large batch.
+        # A single division by the global count makes this exactly the gradient of one large batch.
         torch._foreach_div_(gradients, totals[-1])
         norm = torch.nn.utils.clip_grad_norm_(self._weights, self._max_grad_norm)
-        # Everything that was measured is divided by the targets.
+        # The caller divides every metric by the targets.
         totals[:by_sequence] *= totals[-1] / totals[-2]
         names = [name for name in sums if name not in (SEQUENCES, TARGETS)]
         return names, torch.cat([totals[:-2], norm.double()[None], totals[-1:]])
@@ -74,7 +74,7 @@ class Accumulator:
             except torch.OutOfMemoryError:
                 if size == 1 or distributed.sharded():
                     raise
-            # Out of the handler, whose traceback holds what the pass held.
+            # Outside the handler: its traceback keeps the tensors of the pass alive.
             self._micro_batch_size = (size + 1) // 2
             release_memory()
             self._note(
@@ -84,11 +84,11 @@ class Accumulator:
             )
 
     def _passes(self, batch: Any, size: int) -> tuple[dict[str, Tensor], int]:
-        """Leave the sum of the gradients of this process's rows in the weights.
+        """Accumulate the sum of the gradients of this process's rows in the weights.
 
         Returns:
-            Sums on the device, float64: of what was measured, the first of them by sequences and the others by targets;
-            then the numbers of sequences and of targets. And how many are by sequences.
+            Sums on the device (float64): first the metrics per sequence, then those per target, then the numbers of
+            sequences and of targets. Also how many metrics are per sequence.
         """
         self._clear()
         sums: dict[str, Tensor] = {}
@@ -98,7 +98,7 @@ class Accumulator:
             before = [weight.grad for weight in self._weights]
             if not counts:
                 self._clear()
-            # What no sampling has put on the device goes there in the smallest form that it has.
+            # Trim before the copy: offline batches are still on the CPU.
             loss = self._algorithm.loss(batch_to(trim(micro), self._device))
             loss.total.backward()
             if not counts:
@@ -120,16 +120,16 @@ class Accumulator:
 
 
 def micro_batches(batch: Any, size: int) -> Iterator[tuple[Any, bool]]:
-    """This process's rows of the batch, at most `size` at a time, and whether they count.
+    """This process's rows of the batch, at most `size` at a time, with a flag whether they count.
 
-    Processes that pass through one base in step must all take as many passes, and every one must know what is measured:
-    where its rows do not suffice, a process gets one again that does not count.
+    With a sharded base all processes must run equally many passes, and every process must know the metrics' names: a
+    process without enough rows repeats its last one, which does not count.
     """
-    mine = distributed.share(count(batch))
-    own = distributed.owned_rows(count(batch))
-    for start in range(0, own, size):
-        stop = min(start + size, own)
-        yield rows(batch, slice(mine[start], mine[stop - 1] + 1)), True
-    taken, wanted = -(-own // size), -(-len(mine) // size) if distributed.sharded() else 1
-    for _ in range(taken, wanted):
-        yield rows(batch, slice(mine[-1], mine[-1] + 1)), False
+    share = distributed.share(count(batch))
+    owned = distributed.owned_rows(count(batch))
+    for start in range(0, owned, size):
+        stop = min(start + size, owned)
+        yield rows(batch, slice(share[start], share[stop - 1] + 1)), True
+    passes, required = -(-owned // size), -(-len(share) // size) if distributed.sharded() else 1
+    for _ in range(passes, required):
+        yield rows(batch, slice(share[-1], share[-1] + 1)), False

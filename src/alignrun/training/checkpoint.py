@@ -1,7 +1,7 @@
-"""Checkpoints: a folder of safetensors, JSON and digests that stands complete or not at all.
+"""Checkpoints: a folder of safetensors, JSON and digests that is complete or does not exist.
 
-A checkpoint is written beside its place and renamed into it, so a kill at any moment leaves only complete ones.
-Nothing is pickled: loading one runs no code from it.
+A checkpoint is written to a temporary folder next to its final place and renamed, so a kill at any moment leaves only
+complete ones. Nothing is pickled: loading a checkpoint cannot run code.
 """
 
 import hashlib
@@ -35,26 +35,26 @@ FILE_NAME = re.compile(r"state\.json|[\w-]+\.safetensors", re.ASCII)
 
 
 TensorGroups = Mapping[str, Mapping[str, Tensor]]
-"""Tensors by name, by the name of the file they go to."""
+"""File stem → name → tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What one checkpoint holds."""
+    """A checkpoint, loaded."""
 
     path: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
-    """One dictionary for each NAME.safetensors, on the CPU."""
+    """One dictionary per NAME.safetensors, on the CPU."""
     state: dict[str, Any]
-    """As JSON returns it: tuples have become lists, and keys strings."""
+    """As read from JSON: tuples have become lists, and keys strings."""
 
 
 def save_checkpoint(directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, Any], keep: int) -> Path:
-    """Write `directory`/step-N, then prune to the newest `keep` (at least 1); returns the new folder.
+    """Write `directory`/step-N, then delete all but the newest `keep` (at least 1); returns the new folder.
 
-    Checkpoints of later steps go too: they belong to a future that was given up by resuming from an older one.
-    Raises RunError where it cannot be written; the older checkpoints are then as they were.
+    Checkpoints of later steps are deleted too: resuming from an older one has abandoned them.
+    Raises RunError if it cannot be written; the older checkpoints are then unchanged.
     """
     final = directory / f"step-{step}"
     temporary = _temporary(final)
@@ -73,10 +73,10 @@ def save_checkpoint(directory: Path, step: int, tensors: TensorGroups, state: Ma
 
 
 def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
-    """The complete checkpoints in a checkpoints/ folder as (step, path), the oldest first; none where it is missing."""
+    """Complete checkpoints in a checkpoints/ folder as (step, path), oldest first; empty if the folder is missing."""
     if not directory.is_dir():
         return []
-    # `step-N.old` counts only while `step-N` is missing: a kill fell between the two renames of `_publish`.
+    # `step-N.old` counts only while `step-N` is missing: a kill came between the two renames of `_publish`.
     found = {}
     for path in sorted(directory.iterdir(), key=lambda path: path.name, reverse=True):
         name = FOLDER_NAME.fullmatch(path.name)
@@ -92,20 +92,20 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def discard_later(directory: Path, step: int) -> None:
-    """Delete the checkpoints of later steps, the newest first: they belong to a future that was given up."""
+    """Delete the checkpoints of later steps, newest first: the run has abandoned them."""
     for later, path in reversed(list_checkpoints(directory)):
         if later > step:
             _discard(path)
 
 
 class Damaged(InputError):
-    """A checkpoint is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 def read_checkpoint(directory: Path, step: int | None, report: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint of `step` in a checkpoints/ folder, or the newest that is whole; None where there is none yet.
+    """Read the checkpoint of `step` in a checkpoints/ folder, or the newest intact one; None if there is none yet.
 
-    Raises InputError where there is none of that step, and as `load_checkpoint` or `load_newest`.
+    Raises InputError if there is none of that step, and as `load_checkpoint` or `load_newest`.
     """
     if step is None:
         return load_newest(directory, report)
@@ -118,28 +118,28 @@ def read_checkpoint(directory: Path, step: int | None, report: Callable[[str], N
 
 
 def load_newest(directory: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint in a checkpoints/ folder that is whole, or None where there is none yet.
+    """Load the newest intact checkpoint in a checkpoints/ folder; None if there is none yet.
 
-    `report` is told of each damaged one that is passed over. Raises InputError where all are damaged, or where one
-    cannot be read for another reason, which may go away.
+    `report` gets a line for each damaged one that is skipped. Raises InputError if all are damaged, or if one cannot be
+    read for another reason, which may be temporary.
     """
     found = list_checkpoints(directory)
     for _, path in reversed(found):
         try:
             return _read(path)
         except Damaged as error:
-            report(f"checkpoint {path}: {error}; it is passed over")
+            report(f"checkpoint {path}: {error}; skipped")
         except InputError as error:
-            raise InputError(f"checkpoint {path}: {error}; mend that, or name another with --step") from error
+            raise InputError(f"checkpoint {path}: {error}; fix that, or name another with --step") from error
     if found:
-        raise InputError(f"no checkpoint in {directory} is whole: start again")
+        raise InputError(f"every checkpoint in {directory} is damaged: start again")
     return None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, after every file has proved to be the one that was written.
+    """Read a checkpoint after verifying every file against its digest.
 
-    Raises InputError where a file is missing, added, cut short or changed.
+    Raises InputError if a file is missing, added, truncated or changed.
     """
     try:
         return _read(path)
@@ -147,15 +147,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         problem = str(error)
     run = path.absolute().parent.parent
     older = list(takewhile(lambda found: found[1] != path, list_checkpoints(path.parent)))
-    mend = f"resume from step {older[-1][0]}: `alignrun resume {run} --step {older[-1][0]}`" if older else "start again"
-    raise InputError(f"checkpoint {path}: {problem}; {mend}")
+    fix = f"resume from step {older[-1][0]}: `alignrun resume {run} --step {older[-1][0]}`" if older else "start again"
+    raise InputError(f"checkpoint {path}: {problem}; {fix}")
 
 
 def restore_weights(live: Mapping[str, Tensor], checkpoint: Checkpoint, group: str = "weights") -> None:
-    """Copy the tensors of a saved group, which may be empty, into live ones of the same names, all or none.
+    """Copy the tensors of a saved group, which may be empty, into live ones of the same names: all of them or none.
 
     Raises:
-        InputError: names, shapes or types differ, or weights are not finite.
+        InputError: names, shapes or dtypes differ, or weights are not finite.
     """
     saved = checkpoint.tensors.get(group, {})
     wrong = sorted(set(live) ^ set(saved)) or [
@@ -170,7 +170,7 @@ def restore_weights(live: Mapping[str, Tensor], checkpoint: Checkpoint, group: s
     if kinds:
         raise InputError(
             f"{checkpoint.path}: {kinds[0]} holds {saved[kinds[0]].dtype} where the model has {live[kinds[0]].dtype}: "
-            "it is no checkpoint of this run"
+            "it is not a checkpoint of this run"
         )
     check_finite(checkpoint, group)
     with torch.no_grad():
@@ -186,7 +186,7 @@ def check_finite(checkpoint: Checkpoint, group: str) -> None:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Raises InputError that says only what is wrong: the caller adds where, and the mend."""
+    """Raises InputError that says only what is wrong: the caller adds the place and the fix."""
     try:
         step, names = _verify(path)
         tensors = {Path(name).stem: load_file(path / name) for name in names if name != STATE}
@@ -194,12 +194,12 @@ def _read(path: Path) -> Checkpoint:
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"cannot be read: {one_line(error)}") from error
     if not isinstance(state, dict):
-        raise Damaged(f"{STATE} holds no mapping")
+        raise Damaged(f"{STATE} is not a mapping")
     return Checkpoint(path, step, tensors, state)
 
 
 def _verify(path: Path) -> tuple[int, list[str]]:
-    """Check every file against the manifest and the manifest against itself; returns the step and the file names.
+    """Check every file against the manifest, and the manifest against its own digest; returns the step and file names.
 
     Raises InputError, as `_read`.
     """
@@ -213,20 +213,20 @@ def _verify(path: Path) -> tuple[int, list[str]]:
         found = parse_json(text)
         form, step, files = found["format"], int(found["step"]), dict(found["files"])
     except (InputError, ValueError, TypeError, LookupError, OverflowError):
-        raise Damaged(f"{MANIFEST} was changed or cut short") from None
+        raise Damaged(f"{MANIFEST} was changed or truncated") from None
     if form != FORMAT:
         raise InputError(f"{MANIFEST} has format {form}, and this version reads format {FORMAT}")
     if text != _manifest_text(step, files):
-        raise Damaged(f"{MANIFEST} was changed or cut short")
+        raise Damaged(f"{MANIFEST} was changed or truncated")
     if strange := [name for name in files if not FILE_NAME.fullmatch(name)]:
-        raise Damaged(f"{MANIFEST} names {strange[0]!r}, which is no file of a checkpoint")
+        raise Damaged(f"{MANIFEST} names {strange[0]!r}, which is not a file of a checkpoint")
     present = {entry.name for entry in path.iterdir()} - {MANIFEST}
     if extra := sorted(present - files.keys()):
         raise Damaged(f"{extra[0]} does not belong to it")
     if missing := sorted({STATE, *files} - present):
         raise Damaged(f"{missing[0]} is missing")
     if changed := [name for name, wanted in files.items() if _fingerprint(path / name) != wanted]:
-        raise Damaged(f"{changed[0]} was changed or cut short")
+        raise Damaged(f"{changed[0]} was changed or truncated")
     return step, list(files)
 
 
@@ -237,7 +237,7 @@ def _write_files(folder: Path, step: int, tensors: TensorGroups, state: Mapping[
         if not FILE_NAME.fullmatch(f"{name}.safetensors"):
             raise ValueError(f"{name!r} cannot be the name of a file in a checkpoint")
         save_file(_separate(group), path)
-        shutil.copymode(folder / STATE, path)  # safetensors lets nobody but the owner read its files
+        shutil.copymode(folder / STATE, path)  # safetensors makes its files readable by the owner only
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(_manifest_text(step, files), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
@@ -245,7 +245,7 @@ def _write_files(folder: Path, step: int, tensors: TensorGroups, state: Mapping[
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous and with a storage each, as safetensors wants them."""
+    """The tensors on the CPU, contiguous, each with its own storage, as safetensors requires."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in tensors.items():
@@ -258,7 +258,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _manifest_text(step: int, files: Mapping[str, Any]) -> str:
-    """The one spelling of a manifest, with a digest of itself."""
+    """The canonical text of a manifest, with its own digest."""
     body = {"format": FORMAT, "step": step, "files": files}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps(body | {"sha256": digest}, indent=2, sort_keys=True) + "\n"
@@ -278,7 +278,7 @@ def _sync(path: Path) -> None:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Move a complete folder into its place; at every moment a complete one stands at `final` or at `final`.old."""
+    """Move a complete folder into place; at every moment `final` or `final`.old is complete."""
     old = final.with_name(f"{final.name}.old")
     if final.exists():
         _discard(old)
@@ -300,7 +300,7 @@ def _prune(directory: Path, step: int, keep: int) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Delete a checkpoint. It loses its name first, so that a kill leaves no half of it to be taken for a whole."""
+    """Delete a checkpoint. It is renamed first, so a kill never leaves a partial one under a valid name."""
     if path.exists():
         doomed = _temporary(path)
         shutil.rmtree(doomed, ignore_errors=True)

@@ -25,9 +25,9 @@ def make_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> t
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The learning rate of step 0 ≤ `step` < `steps`: linear warm-up, then constant or a decay towards zero.
+    """Learning rate of step 0 ≤ `step` < `steps`: linear warm-up, then constant or decaying towards zero.
 
-    A function of the step alone, so that a resumed run continues the same schedule.
+    It depends on the step alone, so a resumed run continues the same schedule.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -41,7 +41,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, config: OptimConfig, step: int, steps: int) -> float:
-    """Put the learning rate of a step into force, and return it."""
+    """Set the learning rate of a step, and return it."""
     rate = learning_rate(config, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -51,7 +51,8 @@ def set_learning_rate(optimizer: Optimizer, config: OptimConfig, step: int, step
 def flatten_optimizer(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of AdamW as (tensors, JSON): moments and step counts by parameter name, and the groups' settings.
 
-    `names` are the parameters' names in the order of the groups. The tensors are the live ones: save them at once.
+    `names` are the parameters' names in the order of the groups. The tensors are live, not copies: save them before the
+    next step.
     """
     tensors: dict[str, Tensor] = {}
     groups = []
@@ -66,18 +67,18 @@ def flatten_optimizer(optimizer: Optimizer, names: list[str]) -> tuple[dict[str,
 def restore_optimizer(
     optimizer: Optimizer, names: list[str], tensors: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Put back what `flatten_optimizer` gave, bit for bit: the next step is the one that would have come.
+    """Restore what `flatten_optimizer` returned, bit for bit: the next step is the one that would have followed.
 
-    Raises InputError, with the optimiser unchanged, where names, order, groups or shapes are not those of the save.
+    Raises InputError, with the optimiser unchanged, if names, order, groups or shapes differ from the saved ones.
     """
     now = _names_by_group(optimizer, names)
     saved = [group["names"] for group in state["groups"]]
     if now != saved:
         strange = sorted(set(names) ^ {name for group in saved for name in group})
         detail = f"{strange[0]} is in only one of the two" if strange else "their order or groups differ"
-        raise InputError(f"optimiser state: the checkpoint has other parameters than this model ({detail})")
+        raise InputError(f"optimiser state: the checkpoint's parameters are not this model's ({detail})")
     if sorted(tensors) != state["tensors"]:
-        raise InputError("optimiser state: the checkpoint does not hold the tensors that it lists")
+        raise InputError("optimiser state: the checkpoint lacks tensors that it lists")
     entries: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
     for full_name, value in tensors.items():

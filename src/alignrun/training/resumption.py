@@ -1,7 +1,7 @@
-"""What resuming changes in the folder of a run: all of it or nothing, whenever a kill comes.
+"""Resuming changes the folder of a run atomically: all of the change or none of it, whenever a kill comes.
 
-The change is written down in one file, then made, and then the file is deleted. A kill before the first leaves the run
-as it was; after that, whoever resumes the run makes the rest of the change first.
+It works like a write-ahead log: the change is written to one file, then applied, and then the file is deleted. A kill
+before the file exists leaves the run unchanged; after a later kill, the next resume first applies the rest.
 """
 
 import json
@@ -19,12 +19,12 @@ FILE = "resuming.json"
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """The run goes on from a checkpoint: what lies after that is given up, and these settings hold."""
+    """The run continues from a checkpoint with these settings; everything after that step is discarded."""
 
     step: int
-    """Of the checkpoint."""
+    """Step of the checkpoint."""
     evaluated: bool
-    """Whether the evaluation of that step stays."""
+    """Whether to keep the evaluation of that step."""
     config: str
     """The text of config.yaml."""
     overrides: str
@@ -32,22 +32,22 @@ class Resumption:
     pins: str
     """The text of pins.json."""
     outputs: tuple[str, ...]
-    """Folders that hold the weights of the newest checkpoint in other formats, as adapter/."""
+    """Folders with the weights of the newest checkpoint in other formats, such as adapter/."""
     signature: str = ""
-    """The text of signature.json; empty where the configuration is not signed."""
+    """The text of signature.json; empty if the configuration is not signed."""
 
 
 def commit(run: RunDirectory, resumption: Resumption) -> None:
-    """Make the change. Raises RunError where it cannot be written; resuming the run then makes the rest of it."""
+    """Apply the change. Raises RunError if it cannot be written; the next resume then applies the rest of it."""
     write_text_atomic(run.path / FILE, json.dumps(asdict(resumption)))
     settle(run)
 
 
 def settle(run: RunDirectory) -> None:
-    """Make what is left of a change that was cut short; the run must be locked.
+    """Finish a change that was interrupted; the run must be locked.
 
     Raises:
-        InputError: the file that says what to change is damaged.
+        InputError: the file that records the change is damaged.
         RunError: the change cannot be written.
     """
     file = run.path / FILE
@@ -78,9 +78,9 @@ def settle(run: RunDirectory) -> None:
 
 
 def _check(change: Resumption) -> None:
-    """Raises ValueError where a file says something that `commit` would not have written."""
+    """Raises ValueError if the file has content that `commit` would not have written."""
     texts = (change.config, change.overrides, change.pins, change.signature, *change.outputs)
     if type(change.step) is not int or not all(isinstance(text, str) for text in texts):
         raise ValueError("it has values of the wrong types")
     if wrong := [name for name in change.outputs if Path(name).name != name or name in ("", "..")]:
-        raise ValueError(f"{wrong[0]!r} is no folder of a run")
+        raise ValueError(f"{wrong[0]!r} is not a folder of a run")

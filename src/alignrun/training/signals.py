@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 REPEATED = {signal.SIGINT: 0.3, signal.SIGTERM: 5.0}
-"""Seconds within which a further signal to stop is the same one: launchers send it on to those who have it already."""
+"""Seconds within which a second signal counts as the same one: launchers forward it to processes that have it."""
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], signal.Signals | None]]:
-    """Within the context, SIGTERM and Ctrl-C are remembered; one that comes later again acts at once."""
+    """Within the context, the first SIGTERM or Ctrl-C is only recorded; a second one acts immediately."""
     received: list[signal.Signals] = []
     previous: dict[signal.Signals, Any] = {}
     began = 0.0

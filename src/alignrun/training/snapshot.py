@@ -1,4 +1,4 @@
-"""Weights and optimiser state as they were, to return to after a half-step."""
+"""Save and restore weights and optimiser state around a half-step."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from alignrun.training.optim import flatten_optimizer, restore_optimizer
 
 @contextmanager
 def undone(weights: Mapping[str, nn.Parameter], optimizer: Optimizer) -> Iterator[None]:
-    """After the context, weights and optimiser state are bit for bit what they were before it."""
+    """Restore weights and optimiser state, bit for bit, at the end of the context."""
     names = list(weights)
     tensors, settings = flatten_optimizer(optimizer, names)
     moments = {name: value.clone() for name, value in tensors.items()}

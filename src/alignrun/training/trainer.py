@@ -35,7 +35,7 @@ MEASURES = ("kl", "win_rate", "accuracy", "loss")
 
 
 class LeftOut(Exception):
-    """An update was not made, since its loss or gradient is not finite."""
+    """An update was skipped because its loss or gradient is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Progressed:
     evaluated: bool
     """Whether an evaluation of this step is recorded."""
     examples: int = 0
-    """Examples of the data that the steps have taken."""
+    """Number of examples the steps have consumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,15 @@ class Outcome:
 
     step: int
     evaluation: Evaluation | None
-    """None where the run was interrupted."""
+    """None if the run was interrupted."""
     stopped_by: signal.Signals | None
 
 
 class Trainer:
-    """Runs an algorithm from one step to the last.
+    """The training loop of every algorithm.
 
-    Several processes run the same loop on the same batches, each with the whole trained weights; the gradient of a step
-    is the sum over them, and only the main one writes.
+    Several processes run the same loop on the same batches, each with all the trained weights; gradients are
+    all-reduced, and only the main process writes files.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class Trainer:
         self._config, self._trained, self._algorithm = config, trained, algorithm
         self._data, self._evaluate = data, evaluate
         self._run = run
-        self._weights, self._beside = trained.trainable(), algorithm.trainable()
-        self._trainable = {**self._weights, **self._beside}
+        self._weights, self._algorithm_weights = trained.trainable(), algorithm.trainable()
+        self._trainable = {**self._weights, **self._algorithm_weights}
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
         self._skipped = 0
         self.tracking: Tracking | None = None
-        """Where the run is recorded; None until it is."""
+        """None until the run starts to write."""
 
     def restore(self, saved: Checkpoint, batch_size: int) -> Progressed:
-        """Take weights and optimiser state from a checkpoint; where to go on from.
+        """Restore weights and optimiser state from a checkpoint; returns where to continue.
 
         Args:
             saved: the checkpoint.
-            batch_size: that of its steps, where it does not say how many examples they took.
+            batch_size: that of its steps, used if it does not record how many examples they consumed.
 
         Raises:
             InputError: the checkpoint belongs to another configuration.
@@ -111,7 +111,7 @@ class Trainer:
                 f"{one_line(error, 120)}): resume from another checkpoint with --step"
             ) from None
         for group, settings in zip(self._optimizer.param_groups, configured, strict=True):
-            group.update(settings)  # resuming may change the configuration, which then takes precedence
+            group.update(settings)  # resuming may change the configuration, which takes precedence
         return Progressed(saved.step, evaluated, examples)
 
     def fit(
@@ -121,14 +121,13 @@ class Trainer:
 
         Args:
             start: how far the run has come.
-            begin: opens the records of the run. A resumed one changes nothing on the disk before its first step has
-                succeeded, or its last evaluation where no step is left: only then is this called.
-            progress: what a person sees.
-            resumed: whether there is a run to be kept as it is until then.
+            begin: opens the tracking of the run. A resumed run changes nothing on disk until its first step has
+                succeeded (or, with no step left, its last evaluation): it is called only then.
+            progress: the console.
+            resumed: whether an existing run must stay unchanged until then.
 
         Raises:
-            RunError: too many losses or gradients that are not finite, a preference that fails, or files that cannot
-                be written.
+            RunError: too many losses or gradients are not finite, the preference fails, or files cannot be written.
         """
         self._begin, self._progress = begin, progress
         self._accumulate = Accumulator(
@@ -139,7 +138,7 @@ class Trainer:
             self._config.optim.max_grad_norm,
             progress.note,
         )
-        self._held: tuple[int, Evaluation] | None = None
+        self._pending_evaluation: tuple[int, Evaluation] | None = None
         self._recorded = start.step if start.evaluated else None
         self._saved = (start.step, start.evaluated) if resumed else None
         train = self._config.train
@@ -153,12 +152,12 @@ class Trainer:
                 self._log(done, self.train_step(done - 1))
                 if done == train.steps:
                     break
-                number = distributed.largest(stopped_by() or 0)  # all processes stop where one is asked to
+                number = distributed.largest(stopped_by() or 0)  # all processes stop if one got the signal
                 signalled = signal.Signals(number) if number else None
                 if self._due(done) and not signalled:
                     self._record(done, self._measure(done))
                 if signalled or (train.checkpoint_every and done % train.checkpoint_every == 0):
-                    self._save(done)  # a stop does not wait for an evaluation; the resumed run makes up for it
+                    self._save(done)  # stop without an evaluation; the resumed run does it
                 if signalled:
                     return Outcome(done, None, signalled)
             self._save(train.steps)
@@ -171,11 +170,11 @@ class Trainer:
         return Outcome(train.steps, evaluation, None)
 
     def train_step(self, step: int) -> dict[str, float]:
-        """Make the updates that follow from one batch of the data; the means of what they measured."""
+        """Run the updates of one batch of the data; returns the means of their metrics."""
         self._step, self._tokens, started = step, 0.0, time.perf_counter()
         rate = set_learning_rate(self._optimizer, self._config.optim, step, self._config.train.steps)
         updates: list[dict[str, float]] = []
-        with self._saving_after_errors(updates), distributed.others_there(), suppress(LeftOut):
+        with self._saving_after_errors(updates), distributed.report_lost(), suppress(LeftOut):
             self._given = self._batch_at(step)
             for batch in self._algorithm.collect(self._given, step):
                 updates.append(self._update(batch))
@@ -190,7 +189,7 @@ class Trainer:
         return batch_to(batch, self._trained.device) if self._algorithm.online else batch
 
     def _update(self, batch: Any) -> dict[str, float]:
-        """One optimiser step and what was measured. Raises LeftOut where that is not finite."""
+        """Take one optimiser step; returns its metrics. Raises LeftOut if loss or gradient is not finite."""
         names, measured = self._accumulate(batch)
         *sums, norm, total = measured.tolist()  # the only wait for the device in a step, besides sampling
         metrics = {name: value / total for name, value in zip(names, sums, strict=True)}
@@ -204,7 +203,7 @@ class Trainer:
 
     @contextmanager
     def _half_steps(self) -> Iterator[None]:
-        """Let the algorithm take half-steps while the loop runs; a longer hold would keep the two alive together."""
+        """Give the algorithm half-steps while the loop runs; a permanent reference would be a cycle."""
         if not self._algorithm.half_steps:
             yield
             return
@@ -216,35 +215,35 @@ class Trainer:
 
     @contextmanager
     def _half_step(self, batch: Any) -> Iterator[None]:
-        """Within the context the policy is where a step on this batch leads."""
+        """Within the context the policy has taken a step on this batch."""
         with undone(self._trainable, self._optimizer):
             self._update(batch)
             yield
 
     def _leave_out(self, metrics: dict[str, float]) -> None:
-        """Write down the batch of an update that is left out. Raises RunError where there have been too many."""
+        """Save the batch of a skipped update. Raises RunError after too many of them."""
         path = self._run.path / "failed_batch.json"
         record = {"step": self._step + 1, "loss": str(metrics["loss"]), "grad_norm": str(metrics["grad_norm"])}
         with distributed.raise_together():
             if distributed.is_main():
                 write_text_atomic(path, json.dumps(record | {"batch": as_json(self._given)}, ensure_ascii=False))
         limit = self._config.train.max_skipped_steps
-        said = f"step {self._step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}"
+        problem = f"step {self._step + 1}: the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}"
         if self._skipped < limit:
             self._skipped += 1
-            self._progress.note(f"{said}: left out, {self._skipped} of at most {limit}; the batch is in {path}")
+            self._progress.note(f"{problem}: skipped, {self._skipped} of at most {limit}; the batch is in {path}")
             return
-        before = f", after {limit} that were left out" if limit else ""
+        before = f", after {limit} skipped" if limit else ""
         with distributed.raise_together():
             raise RunError(
-                f"{said}{before}: that update was not made, the run is saved and the batch is in {path}: go on with a "
-                f"lower learning rate, `alignrun resume {self._run.path} optim.learning_rate=…`, or "
+                f"{problem}{before}: that update was not made, the run is saved and the batch is in {path}: continue "
+                f"with a lower learning rate, `alignrun resume {self._run.path} optim.learning_rate=…`, or "
                 "model.dtype=float32"
             )
 
     @contextmanager
     def _saving_after_errors(self, updates: Sequence[dict[str, float]]) -> Iterator[None]:
-        """Where a step fails before its first update, the state is still that of the step before, and worth keeping."""
+        """Save when a step fails before its first update: the state is still that of the previous step."""
         try:
             yield
         except RunError as error:
@@ -253,12 +252,12 @@ class Trainer:
             raise
 
     def _open(self) -> None:
-        """Begin to write, with the evaluation that was held back until now."""
+        """Start tracking, and record the evaluation that waited for it."""
         if self.tracking is None:
             with distributed.raise_together():
                 self.tracking = self._begin()
-            if self._held is not None:
-                self._record(*self._held)
+            if self._pending_evaluation is not None:
+                self._record(*self._pending_evaluation)
 
     def _log(self, done: int, metrics: dict[str, float]) -> None:
         self._open()
@@ -277,8 +276,8 @@ class Trainer:
             with distributed.raise_together():
                 raise RunError(
                     f"step {done}: KL(policy ‖ reference) is {metrics['kl']:.3g} nats, above train.max_kl={limit:g}: "
-                    f"the state is saved; go on with `alignrun resume {self._run.path} train.max_kl=…`, or from an "
-                    "earlier step with a lower optim.learning_rate or a larger algo.kl_tau"
+                    f"the state is saved; continue with `alignrun resume {self._run.path} train.max_kl=…`, or from "
+                    "an earlier step with a lower optim.learning_rate or a larger algo.kl_tau"
                 )
 
     def _due(self, step: int) -> bool:
@@ -286,7 +285,7 @@ class Trainer:
         return every > 0 and step % every == 0
 
     def _measure(self, step: int) -> Evaluation:
-        """An evaluation; where it fails, the steps before it are saved."""
+        """Evaluate; if that fails, save the steps before it."""
         try:
             evaluation = self._evaluate()
             broken = [name for name in MEASURES if not math.isfinite(evaluation.metrics.get(name, 0.0))]
@@ -294,8 +293,8 @@ class Trainer:
                 with distributed.raise_together():
                     raise RunError(
                         f"step {step}: {' and '.join(broken)} of the evaluation {'is' if len(broken) == 1 else 'are'} "
-                        "not finite, as where weights have become too large: the state is saved; go on from an earlier "
-                        f"step with `alignrun resume {self._run.path} --step N` and a lower optim.learning_rate"
+                        "not finite, as when weights diverge: the state is saved; continue from an earlier step with "
+                        f"`alignrun resume {self._run.path} --step N` and a lower optim.learning_rate"
                     )
             return evaluation
         except Exception as error:
@@ -304,7 +303,7 @@ class Trainer:
 
     def _record(self, step: int, evaluation: Evaluation) -> None:
         if self.tracking is None:
-            self._held = step, evaluation
+            self._pending_evaluation = step, evaluation
             return
         with distributed.raise_together():
             self.tracking.log(step, {f"eval/{name}": value for name, value in evaluation.metrics.items()})
@@ -316,12 +315,14 @@ class Trainer:
         self._progress.note(f"step {step}: " + ", ".join(f"{what} {value}" for what, value in evaluation.lines))
 
     def _examples(self, step: int) -> int:
-        """Examples that the steps so far have taken."""
+        """Number of examples the steps so far have consumed."""
         return step * self._config.train.batch_size + self._shift
 
     def _save(self, step: int, *, alone: bool = False) -> None:
-        """Write a checkpoint, unless there is one already; `alone` where the other processes are elsewhere and cannot
-        agree on how it went."""
+        """Write a checkpoint unless it exists already.
+
+        `alone`: the other processes are elsewhere in the code and cannot raise together.
+        """
         progressed = Progressed(step, self._recorded == step, self._examples(step))
         if self._saved == (step, progressed.evaluated):
             return
@@ -332,7 +333,7 @@ class Trainer:
 
     def _write_checkpoint(self, progressed: Progressed) -> None:
         if self._saved is not None and self._saved[0] != progressed.step:
-            with writing(self._run.adapter):  # they would stand for another step than the newest checkpoint
+            with writing(self._run.adapter):  # they belong to another step than the newest checkpoint
                 for name in self._outputs():
                     discard_output(self._run.path / name)
         optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
@@ -364,14 +365,14 @@ class Trainer:
                 partial.rename(self._run.path / name)
 
     def _outputs(self) -> dict[str, Callable[[Path], None]]:
-        """How to write the weights of the newest checkpoint for others to load, by the name of the folder."""
+        """Folder name → function that writes the weights of the newest checkpoint for other programs."""
         return {self._run.adapter.name: self._trained.save_adapter, **self._algorithm.exports()}
 
     def _algorithm_state(self) -> dict[str, torch.Tensor]:
-        return {**self._beside, **self._algorithm.state()}
+        return {**self._algorithm_weights, **self._algorithm.state()}
 
 
 def means(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every metric over the updates of a step."""
+    """Mean of every metric over the updates of a step."""
     names = updates[-1] if updates else {}
     return {name: math.fsum(update[name] for update in updates) / len(updates) for name in names}

@@ -46,23 +46,34 @@ class FeedbackAlgorithm(OfflineAlgorithm):
         return AdapterCard(
             kind=cls.kind,
             base="",
-            template=config.algo.template,
+            template=cls.template(config.algo),
             model=asdict(config.model),
             seed=config.seed,
             adapter=config.adapter.name.value,
         )
 
+    @classmethod
+    def template(cls, config: Any) -> str:
+        """How a prompt and its completions are put before the model."""
+        return str(config.template)
+
+    @classmethod
+    def embedding_size(cls, config: Any) -> int | None:
+        """M of the embedding that it reads off the model; None for a scalar."""
+        return None
+
     @abstractmethod
     def logits(self, scores: Tensor) -> Tensor:
-        """[B] log-odds of chosen ≻ rejected, from the two scores of each pair [B, 2]."""
+        """[B] log-odds of chosen ≻ rejected, from the two scores of each pair, [B, 2] or [B, 2, M]."""
 
     @abstractmethod
     def objective(self, scores: Tensor, labels: Tensor) -> Tensor:
         """[B] the loss of each pair."""
 
     def scores(self, batch: PairBatch) -> Tensor:
-        """[B, K] the scores of the K completions that belong to each pair."""
-        return self.tools.scorer.scores(batch.prompts, batch.completions.flat()).reshape(len(batch.prompts), -1)
+        """[B, K] or [B, K, M] the scores of the K completions that belong to each pair."""
+        scores = self.tools.scorer.scores(batch.prompts, batch.completions.flat())
+        return scores.reshape(len(batch.prompts), -1, *scores.shape[1:])
 
     def loss(self, batch: PairBatch) -> Loss:
         """The cross-entropy of the labels, summed over pairs."""

@@ -1,0 +1,51 @@
+"""What reads two answers at once, asked in both orders: antisymmetric by construction."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignrun.models.published import Published, Row
+from alignrun.objectives.preference import antisymmetric_logits
+from alignrun.preferences.base import Preference
+
+
+class BothOrders(Preference):
+    """A published model's log-odds z(x, y, y') and z(x, y', y), put together by `symmetric`."""
+
+    def __init__(self, published: Published, temperature: float) -> None:
+        self._published, self._temperature = published, temperature
+        self._asked, self._skipped = 0, 0
+
+    @abstractmethod
+    def encode(self, prompt: str, first: str, second: str) -> Row:
+        """What the model reads of a question. Raises RunError for texts that it cannot read."""
+
+    @abstractmethod
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """[N, 1] z of padded questions: the log-odds that the first answer is better."""
+
+    def padding(self, rows: Sequence[Row]) -> int:
+        """The token that stands for nothing."""
+        return int(self._published.tokenizer.pad_token_id or 0)
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[B] P(first ≻ second); ½ for equal answers, and where one order is too long and skipped."""
+        rows: list[Row | None] = []
+        for prompt, one, other in zip(prompts, first, second, strict=True):
+            pair = [self._published.fitting(self.encode(prompt, *texts)) for texts in ((one, other), (other, one))]
+            rows += pair if None not in pair else [None, None]
+        self._asked += len(prompts)
+        self._skipped += rows.count(None) // 2
+        scores = self._published.read(rows, self.forward, self.padding, 1).reshape(-1, 2)
+        return self.symmetric(scores / self._temperature).nan_to_num(0.5)
+
+    def symmetric(self, logits: Tensor) -> Tensor:
+        """[B] σ(½(z(x, y, y') − z(x, y', y))) of both orders [B, 2]."""
+        return torch.sigmoid(antisymmetric_logits(logits))
+
+    def counts(self) -> dict[str, float]:
+        """The pairs that were asked about, and those that were too long."""
+        name = self._published.config.name
+        return {f"{name}/asked": self._asked, f"{name}/too_long": self._skipped}

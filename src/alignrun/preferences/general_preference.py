@@ -1,0 +1,86 @@
+"""A published general preference model, cycles included: preference.path=HUB_ID_OR_FOLDER.
+
+In the format of github.com/general-preference/general-preference-model (arXiv 2410.02197), as
+general-preference/GPM-Llama-3.1-8B: one pass for each completion.
+
+The published weights were out of reach when this was written; it is tested on random weights of the same architecture.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignrun.config import PublishedConfig, require, schema
+from alignrun.models.backbone import Backbone
+from alignrun.models.general_preference import GeneralPreferenceModel
+from alignrun.models.published import Published, Row, check_path
+from alignrun.objectives.preference import skew_logits
+from alignrun.preferences.base import Preference, preference
+from alignrun.preferences.conversations import ConversationEncoder
+from alignrun.types import as_prompt
+
+
+@schema
+class GeneralPreferenceConfig(PublishedConfig):
+    """P = σ(Σ λ_i(x) (v_{2i} v'_{2i+1} − v_{2i+1} v'_{2i}) / temperature)."""
+
+    name: str = "general_preference"
+    temperature: float = 0.1
+    """0.1 is what the published models were trained with."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
+
+
+class GeneralPreference(Preference):
+    """Embeds each completion, and compares the embeddings."""
+
+    def __init__(self, published: Published, config: GeneralPreferenceConfig) -> None:
+        self._published, self._temperature = published, config.temperature
+        self._encoder = ConversationEncoder(published.tokenizer, config.name, opens=True)
+        self._asked, self._skipped = 0, 0
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[B] P(first ≻ second); ½ where one is too long and skipped."""
+        rows = [
+            self._published.fitting(self._row(*pair))
+            for pair in zip([*prompts, *prompts], [*first, *second], strict=True)
+        ]
+        self._asked += len(rows)
+        self._skipped += rows.count(None)
+        size = len(self._published.model.value_head)
+        read = self._published.read(rows, self._forward, self._padding, size + size // 2)
+        one, other = read[:, :size].unflatten(0, (2, -1))
+        # The prompt is the same on both sides, its tokens were only read in other company.
+        scales = read[:, size:].unflatten(0, (2, -1)).mean(0)
+        return torch.sigmoid(skew_logits(one, other, scales) / self._temperature).nan_to_num(0.5)
+
+    def counts(self) -> dict[str, float]:
+        """The texts that were asked about, and those that were too long."""
+        return {"general_preference/asked": self._asked, "general_preference/too_long": self._skipped}
+
+    def _row(self, prompt: str, completion: str) -> Row:
+        """The conversation with EOS in place of its last token; the types mark the prompt."""
+        turns = as_prompt(prompt).turns
+        asked = self._encoder.turns(turns)
+        ids = [*self._encoder.encode(prompt, completion).ids]
+        ids[-1] = int(self._published.tokenizer.eos_token_id)
+        return Row(tuple(ids), (1,) * len(asked) + (0,) * (len(ids) - len(asked)))
+
+    def _padding(self, rows: Sequence[Row]) -> int:
+        return int(self._published.tokenizer.pad_token_id or 0)
+
+    def _forward(self, batch: dict[str, Tensor]) -> Tensor:
+        model: Any = self._published.model
+        found: Tensor = model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"].sum(1))
+        return found
+
+
+@preference("general_preference", GeneralPreferenceConfig, check=check_path, on_base=True)
+def build(config: GeneralPreferenceConfig, backbone: Backbone | None = None) -> Preference:
+    """The preference that the configuration asks for."""
+    device = None if backbone is None else backbone.device
+    return GeneralPreference(Published.load(config, GeneralPreferenceModel, device), config)
