@@ -30,7 +30,7 @@ def test_files_are_what_make_configs_writes(script: dict[str, Any]) -> None:
     assert "| `algo.mix_beta` | `float` | `0.125` | β, the weight of μ in the opponent" in documented
     assert "| `train.micro_batch_size` | `int` or `null` | `null` |" in documented
     assert "| `data.columns.votes` | `list[str]` | `[]` |" in documented
-    assert "`cosine`: It falls to 0 along half a cosine" in documented
+    assert "`cosine`: Cosine decay to 0" in documented
 
 
 def documented(section: type) -> Iterator[tuple[str, Key]]:
