@@ -27,10 +27,10 @@ def test_files_are_what_make_configs_writes(script: dict[str, Any]) -> None:
     different = [str(path.relative_to(ROOT)) for path, text in files.items() if path.read_text("utf-8") != text]
     assert not different, "run `make configs`"
     documented = files[ROOT / "docs" / "config.md"]
-    assert "| `algo.mix_beta` | `float` | `0.125` | β, the share of μ in the opponent" in documented
+    assert "| `algo.mix_beta` | `float` | `0.125` | β, the weight of μ in the opponent" in documented
     assert "| `train.micro_batch_size` | `int` or `null` | `null` |" in documented
     assert "| `data.columns.votes` | `list[str]` | `[]` |" in documented
-    assert "`cosine`: It falls to 0 along half a cosine" in documented
+    assert "`cosine`: Cosine decay to 0" in documented
 
 
 def documented(section: type) -> Iterator[tuple[str, Key]]:

@@ -386,28 +386,31 @@ def altered(**changes: Any) -> Callable[[dict[str, Any]], Any]:
 @pytest.mark.parametrize(
     ("alter", "expected"),
     [
-        (altered(token_ids=None), "gave no token ids: use vLLM 0.10.2 or newer, which knows return_token_ids"),
-        (altered(token_ids=["1", "2"]), "gave no token ids"),
-        (altered(token_ids=[True]), "gave no token ids"),
-        (altered(token_ids=[-1]), "gave no token ids"),
-        (altered(token_ids=[1 << 70]), "gave no token ids"),
-        (altered(token_ids=[5] * 9), "went on past 8 tokens"),
+        (altered(token_ids=None), "returned no token ids: use vLLM 0.10.2 or newer, which supports return_token_ids"),
+        (altered(token_ids=["1", "2"]), "returned no token ids"),
+        (altered(token_ids=[True]), "returned no token ids"),
+        (altered(token_ids=[-1]), "returned no token ids"),
+        (altered(token_ids=[1 << 70]), "returned no token ids"),
+        (altered(token_ids=[5] * 9), "continued past 8 tokens"),
         (
             altered(token_ids=[5], finish_reason="length"),
             "cut a completion at 1 of 8 tokens: start it with a --max-mod",
         ),
         (altered(token_ids=[5], finish_reason="stop", stop_reason="\nUser:"), "ended a completion at '\\nUser:'"),
-        (altered(token_ids=[5], finish_reason="stop", stop_reason=77), "at '77', which is no end token of the policy"),
-        (altered(token_ids=[5], finish_reason="abort"), "broke a completion off (finish_reason='abort')"),
-        (altered(token_ids=[5], finish_reason=None), "broke a completion off (finish_reason='None')"),
-        (altered(prompt_token_ids=[1, 2, 3]), "read another prompt than it was sent"),
-        (altered(index=0), "gave no 2 completions"),
-        (lambda answer: {"choices": answer["choices"][:1]}, "gave no 2 completions"),
-        (lambda answer: {"choices": [None, 3]}, "gave no 2 completions"),
-        (lambda answer: {"choices": None}, "gave no 2 completions"),
-        (lambda answer: [answer], "gave no 2 completions"),
-        (lambda answer: b"not JSON", "gave no 2 completions"),
-        (lambda answer: b"[" * 100_000, "gave no 2 completions"),
+        (
+            altered(token_ids=[5], finish_reason="stop", stop_reason=77),
+            "at '77', which is not an end token of the policy",
+        ),
+        (altered(token_ids=[5], finish_reason="abort"), "aborted a completion (finish_reason='abort')"),
+        (altered(token_ids=[5], finish_reason=None), "aborted a completion (finish_reason='None')"),
+        (altered(prompt_token_ids=[1, 2, 3]), "changed the prompt that it was sent"),
+        (altered(index=0), "did not return 2 completions"),
+        (lambda answer: {"choices": answer["choices"][:1]}, "did not return 2 completions"),
+        (lambda answer: {"choices": [None, 3]}, "did not return 2 completions"),
+        (lambda answer: {"choices": None}, "did not return 2 completions"),
+        (lambda answer: [answer], "did not return 2 completions"),
+        (lambda answer: b"not JSON", "did not return 2 completions"),
+        (lambda answer: b"[" * 100_000, "did not return 2 completions"),
     ],
 )
 def test_an_answer_that_is_none_is_told_in_one_line(
@@ -554,7 +557,7 @@ def test_a_server_that_was_started_again_is_told(serve: Serve, policy: Policy, a
     server.loras.clear()
     message = refused(lambda: rollouts.sample(random_batch(policy)[0], 1, sampling(), seed=0))
     assert "answered 404: The model `alignrun-" in message
-    assert "`alignrun resume RUN` gives it the adapter" in message
+    assert "`alignrun resume RUN` loads the adapter again" in message
 
 
 def test_another_base_and_something_else_than_a_server_are_told(serve: Serve) -> None:
@@ -562,7 +565,7 @@ def test_another_base_and_something_else_than_a_server_are_told(serve: Serve) ->
     assert connect(server, model=BASE).base == BASE
     assert connect(server, url=f"{server.url}/v1/").base == BASE
     message = refused(lambda: connect(server, model="llama"), InputError)
-    assert f"generation.server_model=llama is not what {server.url} serves: name one of {BASE}" in message
+    assert f"generation.server_model=llama is not served by {server.url}: name one of {BASE}" in message
     server.loras["llama"] = "an adapter of someone else's"
     assert "llama is not" in refused(lambda: connect(server, model="llama"), InputError)
     for nothing in ({"data": []}, {"data": None}, [], b"<html>", {"data": [{"id": 3}, None]}):

@@ -93,8 +93,7 @@ def test_the_headline_says_where_there_is_no_winner() -> None:
         unsure
     )
     assert (
-        "In a circle at 95% confidence, which no rating can express: nash_md ≻ ipo ≻ dpo ≻ nash_md."
-        in page_of(unsure).text
+        "Cyclic at 95% confidence, which no rating can express: nash_md ≻ ipo ≻ dpo ≻ nash_md." in page_of(unsure).text
     )
 
 
@@ -117,7 +116,7 @@ def test_an_exact_result_has_no_intervals() -> None:
     assert page.rows("matrix")[1] == ["1 rock", "½", "▼ 0.000", "▲ 1.000"]
     assert "mixes rock 33.3%, paper 33.3% and scissors 33.3%" in page.text
     assert "A best response to rock beats it 100.0% of the time." in page.text
-    assert "In a circle exactly, which no rating can express: rock ≻ scissors ≻ paper ≻ rock." in page.text
+    assert "Cyclic exactly, which no rating can express: rock ≻ scissors ≻ paper ≻ rock." in page.text
 
 
 def test_players_have_dashes_where_nothing_was_measured_and_no_row_where_nobody_has_it() -> None:

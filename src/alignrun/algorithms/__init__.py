@@ -1,4 +1,4 @@
-"""Algorithms, one file each."""
+"""The training algorithms, one per file."""
 
 from alignrun.discovery import install
 

@@ -1,4 +1,4 @@
-"""What an algorithm gives to the training loop, and how it is found by name."""
+"""The interface between an algorithm and the training loop, and the registry of algorithms."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,39 +30,39 @@ class Loss:
     total: Tensor
     """Sum of the loss over the targets, a scalar with a gradient."""
     targets: int | Tensor
-    """What the sum is divided by, once, over the whole step: sequences or tokens, as the objective says."""
+    """The divisor of the sum, applied once over the whole step: sequences or tokens, depending on the objective."""
     metrics: dict[str, Tensor]
-    """Sums over the targets, scalars without a gradient."""
+    """Sums over the targets: scalars without a gradient."""
     tokens: Tensor
-    """Completion tokens in the micro-batch, for the throughput."""
+    """Completion tokens in the micro-batch, to measure throughput."""
     per_sequence: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further metrics as sums over the sequences, where these are not the targets."""
+    """Further metrics, summed over sequences where sequences are not the targets."""
     sequences: int = 0
-    """What those are divided by."""
+    """The divisor of `per_sequence`."""
     probabilities: Tensor | None = None
-    """[B] P(chosen ≻ rejected) as the model has it, of every pair, without a gradient."""
+    """[B] the model's P(chosen ≻ rejected) for every pair, without a gradient."""
 
 
 class Trained(Protocol):
-    """What a run trains: a policy, or a feedback model."""
+    """The model that a run trains: a policy or a feedback model."""
 
     backbone: Backbone
-    """The base, and the adapters on it."""
+    """The base model and its adapters."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, in a fixed order."""
 
     def save_adapter(self, folder: Path) -> None:
-        """Write what was trained."""
+        """Write the trained weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What algorithms that train a policy are assembled from."""
+    """The components of an algorithm that trains a policy."""
 
     policy: Policy
     preference: Preference
@@ -71,54 +71,54 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackTools:
-    """What algorithms that train a reward or preference model are assembled from."""
+    """The components of an algorithm that trains a reward or preference model."""
 
     scorer: Scorer
     config: Config
 
 
 class Measure(Enum):
-    """What an evaluation measures of a policy on held-out data."""
+    """An evaluation of a policy on held-out data."""
 
     loss = "loss"
     """The algorithm's own loss on demonstrations."""
     pairs = "pairs"
-    """Its loss, accuracy and calibration on preference pairs."""
+    """The loss, accuracy and calibration on preference pairs."""
     opponent = "opponent"
-    """The policy against the frozen one that it trains against."""
+    """The policy against its frozen opponent."""
     policy = "policy"
-    """The policy against the reference: sampled, or exact on a matrix game."""
+    """The policy against the reference: by sampling, or exactly on a matrix game."""
 
 
 HalfStep = Callable[[Any], AbstractContextManager[None]]
-"""Within the context the policy is where an optimiser step on the given batch leads; afterwards it is back."""
+"""Within the context, the policy has taken an optimiser step on the given batch; on exit it is restored."""
 
 
 def _not_in_a_loop(batch: Any) -> AbstractContextManager[None]:
-    raise TypeError("half-steps are taken in a training loop, by an algorithm that declares `half_steps = True`")
+    raise TypeError("half-steps need a training loop and an algorithm that declares `half_steps = True`")
 
 
 class Algorithm(ABC):
-    """One training algorithm: what it samples, how that is scored, and which objective it goes into.
+    """One training algorithm: what it samples, how it scores the samples, and which objective it optimises.
 
-    The loop does the rest: micro-batches, accumulation, clipping, logging, evaluation, saving. The memory plan and the
-    rollout server go by what is declared here: `streams`, `snapshots`, `half_steps` and `value_function`.
+    The training loop does the rest: micro-batches, accumulation, clipping, logging, evaluation and saving. The memory
+    plan and the rollout server read the declarations `streams`, `snapshots`, `half_steps` and `value_function`.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type]
     online: ClassVar[bool] = True
-    """Whether completions are sampled and judged by the preference while training."""
+    """Whether training samples completions and asks the preference to judge them."""
     learned: ClassVar[int] = 0
-    """Completions of every example that are learned from, where none are sampled."""
+    """Completions per example to learn from, for an algorithm that samples none."""
     snapshots: ClassVar[Sequence[Role]] = ()
-    """Roles that hold frozen copies of the policy: taken before the first step, part of every checkpoint."""
+    """Roles that hold frozen snapshots of the policy, taken before the first step and saved in every checkpoint."""
     half_steps: ClassVar[bool] = False
     """Whether `collect` uses `half_step`."""
     value_function: ClassVar[bool] = False
-    """Whether a value function is trained too, on an adapter of its own."""
+    """Whether a value function is trained as well, on its own adapter."""
     half_step: HalfStep = staticmethod(_not_in_a_loop)
-    """Given by the training loop where `half_steps` says so."""
+    """Set by the training loop if `half_steps` is true."""
 
     def __init__(self, config: Any, tools: Any) -> None:
         self.config = config
@@ -129,30 +129,28 @@ class Algorithm(ABC):
     @classmethod
     @abstractmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """What is sampled for every prompt of a step, 0 ≤ `step` < `train.steps`, in one decoding loop."""
+        """The samples to draw for every prompt at a step, 0 ≤ `step` < `train.steps`, in one decoding loop."""
 
     @classmethod
     def declared(cls, config: Config) -> Sequence[Sequence[Stream]]:
-        """What is sampled at the first, the middle and the last step: a mixture may come or go on the way."""
+        """The streams at the first, middle and last step, since a mixture may appear or vanish during the run."""
         last = config.train.steps - 1
         return [cls.streams(config, step) for step in (0, last // 2, last)]
 
     @classmethod
     def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> Dataset[Any]:
-        """The examples as this algorithm reads them: by default their prompts alone.
+        """Encode the examples for this algorithm; by default, only their prompts.
 
         Raises:
-            InputError: an example does not fit, or lacks what the algorithm learns from.
+            InputError: an example is too long, or lacks a field that the algorithm needs.
         """
         return PromptSet.build(examples, encoding)
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuse a run that this algorithm cannot train, before anything is loaded. Raises InputError."""
+        """Refuse a configuration that this algorithm cannot train, before anything is loaded. Raises InputError."""
         if cls.online and config.preference.name == "none":
-            raise InputError(
-                f"config: algo={cls.name} needs a preference to judge what it samples: choose preference=NAME"
-            )
+            raise InputError(f"config: algo={cls.name} needs a preference to judge its samples: choose preference=NAME")
         if config.train.max_kl is not None and not cls.online:
             raise InputError(
                 f"config: train.max_kl needs samples of the policy, and algo={cls.name} draws none: leave it out"
@@ -160,7 +158,7 @@ class Algorithm(ABC):
 
     @classmethod
     def opponent(cls, config: Config) -> str | None:
-        """A frozen policy other than the reference to train against: a run or an adapter folder."""
+        """The frozen opponent to train against, if it is not the reference: a run or an adapter folder."""
         return None
 
     @classmethod
@@ -170,19 +168,19 @@ class Algorithm(ABC):
 
     @classmethod
     def precomputes(cls, config: Config) -> bool:
-        """Whether `prepare` reads every row, so that all are encoded before the first step."""
+        """Whether `prepare` reads every row, so that all rows are encoded before the first step."""
         return False
 
     def evaluators(self) -> Sequence[Measure]:
-        """What an evaluation measures of the policy, in the order of its lines."""
+        """The evaluations of the policy, in the order in which they are printed."""
         return [Measure.policy]
 
     def prepare(self, data: Dataset[Any]) -> Dataset[Any]:
-        """Called once for each of the data sets, before the first step, for what is worth computing ahead."""
+        """Precompute per-example quantities; called once per data set, before the first step."""
         return data
 
     def notes(self) -> Sequence[str]:
-        """What a user should know once, before the first step."""
+        """Messages to show the user once, before the first step."""
         config = self.tools.config
         if config.generation.engine is Engine.server and not all(map(policy_alone, self.declared(config))):
             return [
@@ -191,55 +189,55 @@ class Algorithm(ABC):
         return ()
 
     def kl_weight(self) -> float:
-        """τ as it weighs KL(π‖μ) against the preference at this step; 0 where nothing does."""
+        """The current weight τ of KL(π‖μ) against the preference; 0 without a KL penalty."""
         return self.tau(self.tools.config)
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        """What is trained next to the policy, by name, in a fixed order: a value function."""
+        """Parameters trained in addition to the policy, such as a value function, by name and in a fixed order."""
         return {}
 
     def state(self) -> Mapping[str, Tensor]:
-        """What a checkpoint must hold next to what is trained: live tensors by name, which resuming overwrites."""
+        """Further state for the checkpoint: live tensors by name, which resuming overwrites in place."""
         kept = (self.tools.policy.snapshot_weights(role) for role in self.snapshots)
         return {name: weight for weights in kept for name, weight in weights.items()}
 
     def exports(self) -> Mapping[str, Callable[[Path], None]]:
-        """What a finished run writes next to `adapter/`: how to write it, by the name of its folder."""
+        """Further exports of a finished run next to `adapter/`: a writer for each folder name."""
         return {}
 
     @abstractmethod
     def collect(self, batch: Any, step: int) -> Iterator[Any]:
-        """Batches for the optimiser steps that follow from a batch of the data: frozen dataclasses of rows.
+        """The batches of the optimiser steps for one batch of data, as frozen dataclasses of rows.
 
-        The generator continues after the step on what it has yielded, and so may sample from the policy as it is then.
+        The generator resumes after the optimiser step on the yielded batch, so it can sample from the updated policy.
         """
 
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
-        """The loss of one micro-batch of `collect`."""
+        """The loss on one micro-batch of a batch from `collect`."""
 
 
 class OfflineAlgorithm(Algorithm):
-    """An algorithm that learns from the data alone: nothing is sampled or judged while it trains."""
+    """An algorithm that learns from the data alone, without sampling or judging during training."""
 
     online = False
     learned = 1
 
     @classmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """Nothing."""
+        """None: nothing is sampled."""
         return ()
 
     def evaluators(self) -> Sequence[Measure]:
-        """The loss on held-out data, then the policy."""
+        """The loss on held-out data, then the policy against the reference."""
         return [Measure.loss, Measure.policy]
 
     def kl_weight(self) -> float:
-        """0: an offline algorithm answers its data, and not the equilibrium of the game."""
+        """0: an offline algorithm fits its data and does not seek the equilibrium of the game."""
         return 0.0
 
     def collect(self, batch: Any, step: int) -> Iterator[Any]:
-        """The batch of the data as it is."""
+        """Yield the batch of data unchanged."""
         yield batch
 
 
@@ -248,7 +246,7 @@ _registered: dict[str, type[Algorithm]] = {}
 
 
 def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type[Algorithm]]:
-    """Register a class under the name that its YAML gives, with the dataclass that types the YAML."""
+    """Register an algorithm under its configuration name, with the dataclass of its configuration."""
 
     def register(cls: type[Algorithm]) -> type[Algorithm]:
         cls.name, cls.config_class = name, config_class
@@ -259,11 +257,11 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 
 
 def discover() -> dict[str, type[Algorithm]]:
-    """Import every module of this package, so that a new file is an algorithm without further wiring."""
+    """Import every module of this package, so that adding a file is enough to add an algorithm."""
     import_all("algo")
     return _registered
 
 
 def opponent_of(config: Config) -> str | None:
-    """The frozen policy that the run trains against, where there is one next to the reference."""
+    """The frozen opponent of the run, if it is not the reference."""
     return discover()[config.algo.name].opponent(config)

@@ -1,4 +1,4 @@
-"""The policy gradient towards a best response to a frozen policy: what can be won against it (arXiv 2312.00886)."""
+"""Policy gradient towards a best response to a frozen policy (arXiv 2312.00886)."""
 
 from collections.abc import Sequence
 
@@ -11,26 +11,26 @@ from alignrun.types import Role
 
 @schema
 class BestResponseConfig(GameGradientConfig):
-    """Whom to beat."""
+    """The opponent."""
 
     name: str = "best_response"
     opponent: str | None = None
-    """A finished run on the same base, or a PEFT adapter folder; by default the reference μ."""
+    """A finished run on the same base, or a PEFT adapter folder; default: the reference μ."""
 
 
 @algorithm("best_response", BestResponseConfig)
 class BestResponse(GameGradient):
     """max_π' P(π' ≻ π) − τ KL(π'‖μ) against a frozen π, whose optimum is BR_τ(π) ∝ μ(y) exp(P(y ≻ π | x)/τ).
 
-    What is reached is a lower bound on what π can lose: P(π' ≻ π) − ½ on its exploitability, and P_τ(π' ≻ π) − ½ on
-    half its duality gap (arXiv 2312.00886). Against another policy than μ, π' starts as a copy of it, at ½.
+    The trained π' gives lower bounds: P(π' ≻ π) − ½ on the exploitability of π, and P_τ(π' ≻ π) − ½ on half its
+    duality gap (arXiv 2312.00886). If π is not μ, π' starts as a copy of π, at a win rate of ½.
     """
 
     config: BestResponseConfig
 
     @classmethod
     def opponent(cls, config: Config) -> str | None:
-        """The policy to beat, where it is not the reference."""
+        """The configured opponent, or None for the reference."""
         path: str | None = config.algo.opponent
         return path
 

@@ -1,4 +1,4 @@
-"""DPO: RLHF's optimum without a reward model (Rafailov et al., arXiv 2305.18290)."""
+"""DPO: the RLHF optimum without a reward model (Rafailov et al., arXiv 2305.18290)."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from alignrun.objectives.preference import dpo_loss
 
 @schema
 class DPOConfig(PairsConfig):
-    """How strongly μ pulls."""
+    """Regularisation towards μ."""
 
     name: str = "dpo"
     kl_tau: float = 0.1
@@ -25,7 +25,7 @@ class DPOConfig(PairsConfig):
 class DPO(PairsAlgorithm):
     """−log σ(τh): the likelihood of a Bradley-Terry model whose reward is τ log π/μ (eq. 7).
 
-    Where some preference is deterministic, the margin grows without bound at every τ (arXiv 2310.12036 §4.2).
+    If a preference is deterministic, the margin grows without bound at every τ (arXiv 2310.12036 §4.2).
     """
 
     config: DPOConfig

@@ -1,4 +1,4 @@
-"""GPO: the family that DPO, IPO and SLiC belong to (Tang et al., arXiv 2402.05749)."""
+"""GPO: the family that includes DPO, IPO and SLiC (Tang et al., arXiv 2402.05749)."""
 
 from enum import Enum
 
@@ -11,7 +11,7 @@ from alignrun.objectives.preference import gpo_loss
 
 
 class Surrogate(str, Enum):
-    """f, as a function of z = s·h."""
+    """The surrogate f as a function of z = s·h."""
 
     logistic = "logistic"
     """log(1 + e^(−z)): DPO."""
@@ -24,17 +24,17 @@ class Surrogate(str, Enum):
     truncated_quadratic = "truncated_quadratic"
     """max(0, 1 − z)²."""
     savage = "savage"
-    """(1 + e^z)^(−2), not convex."""
+    """(1 + e^z)^(−2), non-convex."""
 
 
 @schema
 class GPOConfig(PairsConfig):
-    """Which surrogate, and how steep."""
+    """The surrogate and its scale."""
 
     name: str = "gpo"
     surrogate: Surrogate = Surrogate.logistic
     margin_scale: float = 0.1
-    """s in z = s·h (β in the paper): the larger, the stronger μ pulls. DPO's τ, twice IPO's τ."""
+    """s in z = s·h (β in the paper): the larger, the stronger the regularisation. DPO's τ, twice IPO's τ."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

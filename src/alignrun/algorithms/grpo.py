@@ -1,4 +1,4 @@
-"""GRPO: clipped steps with the group of a prompt as the baseline (Shao et al., arXiv 2402.03300)."""
+"""GRPO: clipped steps with the group mean of a prompt as the baseline (Shao et al., arXiv 2402.03300)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,30 +19,30 @@ from alignrun.types import Completions, PromptBatch, Role
 
 
 class KLEstimator(str, Enum):
-    """What is differentiated for the KL penalty."""
+    """The KL estimator that the loss differentiates."""
 
     k3 = "k3"
-    """The paper's, by token; given the tokens before it, its gradient is that of the other divergence, KL(μ‖π)."""
+    """The paper's, per token; given the prefix, its gradient is that of the reverse divergence KL(μ‖π)."""
     k2 = "k2"
-    """½Δ² of a completion's whole log ratio Δ: as long as π is the policy that drew it, the gradient of KL(π‖μ)."""
+    """½Δ² of a completion's total log ratio Δ: on-policy, its gradient is that of KL(π‖μ)."""
 
 
 @schema
 class GRPOConfig(RewardConfig):
-    """The group's normalisation, and the steps on one rollout."""
+    """Normalisation of the group, and the updates per rollout."""
 
     name: str = "grpo"
     scale_by_std: bool = True
-    """Divide advantages by the standard deviation of their group, as the paper does; prompts then weigh alike."""
+    """Divide advantages by the standard deviation of their group, as in the paper; prompts then weigh equally."""
     length_norm: bool = True
-    """Average over the tokens of each completion, as the paper does; false sums over them."""
+    """Average over the tokens of each completion, as in the paper; false sums over them."""
     kl_estimator: KLEstimator = KLEstimator.k3
     clip: float = 0.2
     """ε: the ratio π/π_old has no gradient beyond 1 ± ε."""
     epochs: int = 1
-    """Passes over one rollout."""
+    """Passes over each rollout."""
     minibatches: int = 1
-    """Optimiser updates in one pass over the rollout."""
+    """Optimiser updates per pass over the rollout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,18 +72,18 @@ class Group:
 class GRPO(RewardAlgorithm):
     """−min(ρA, clip(ρ, 1−ε, 1+ε)A) + τ KL,  A = (r − mean r)/std r in the group of a prompt,  ρ = π/π_old by token.
 
-    The penalty is a loss and not in the reward. As in the paper it is k3 = e^(−Δ) − 1 + Δ of Δ = log π/μ by token,
-    whose gradient is not that of KL(π‖μ): `kl_estimator=k2`, of whole completions, has it. Without the division by
-    std r, A is r minus the mean of the *other* rewards, or rewards would shrink by 1 − 1/K and the penalty would not.
-    With the division by the standard deviation or the length the objective is no longer r − τKL, and its optimum not
-    RLHF's.
+    The penalty is part of the loss, not of the reward. As in the paper it is k3 = e^(−Δ) − 1 + Δ with Δ = log π/μ per
+    token, whose gradient is not that of KL(π‖μ); `kl_estimator=k2`, over whole completions, has that gradient. Without
+    the division by std r, A is r minus the mean of the *other* rewards: otherwise rewards would shrink by 1 − 1/K and
+    the penalty would not. With the division by the standard deviation or the length, the objective is no longer r − τKL
+    and the optimum is not that of RLHF.
     """
 
     config: GRPOConfig
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """A step has prompts enough for its minibatches."""
+        """Require enough prompts per step for the minibatches."""
         super().check(config)
         check_batch(config)
 
@@ -101,7 +101,7 @@ class GRPO(RewardAlgorithm):
         return Group(prompts, drawn.completions, drawn.rewards, advantages, log_probs, reference)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Group]:
-        """Minibatches of one rollout, several times over."""
+        """Minibatches of one rollout, for several epochs."""
         config = self.config
         yield from minibatches(
             self._frozen(prompts, step), config.epochs, config.minibatches, self.tools.config.seed, step

@@ -1,4 +1,4 @@
-"""INPO: iterative mirror descent by regression on pairs of the last iterate (Zhang et al., arXiv 2407.00617)."""
+"""INPO: mirror descent by regression on pairs sampled from the last iterate (Zhang et al., arXiv 2407.00617)."""
 
 from collections.abc import Iterator
 
@@ -16,13 +16,13 @@ from alignrun.types import PromptBatch, Role
 
 @schema
 class INPOConfig(OnlinePairsConfig):
-    """The step of mirror descent, and how long one iterate is fitted."""
+    """The mirror-descent step size, and the length of an iteration."""
 
     name: str = "inpo"
     step_eta: float = 3.0
-    """The step of mirror descent, 1/η in the paper, which has 133 next to τ = 0.0025; τ·step_eta must be below 1."""
+    """The mirror-descent step size, 1/η in the paper (133 with τ = 0.0025); τ·step_eta must be below 1."""
     refresh_every: int = 8
-    """Optimiser steps in one iteration, all on samples of the policy with which it began."""
+    """Optimiser steps per iteration, all on samples of the policy at its start."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,12 +37,12 @@ class INPOConfig(OnlinePairsConfig):
 
 @algorithm("inpo", INPOConfig)
 class INPO(OnlinePairs):
-    """h²/s − (2p−1)h,  y, y' ~ π_t, with the step s and log ratios to μ^(sτ) π_t^(1−sτ):
+    """h²/s − (2p−1)h,  y, y' ~ π_t, with the step size s and log ratios to μ^(sτ) π_t^(1−sτ):
 
     h = log π(y)/π(y') − sτ log μ(y)/μ(y') − (1−sτ) log π_t(y)/π_t(y')
 
-    One iteration solved exactly is a step of mirror descent, π ∝ μ^(sτ) π_t^(1−sτ) exp(sP(y ≻ π_t)), whose fixed point
-    is π*_τ. The metrics of samples are those of π_t.
+    An exactly solved iteration is a mirror-descent step, π ∝ μ^(sτ) π_t^(1−sτ) exp(sP(y ≻ π_t)), whose fixed point is
+    π*_τ. Sample metrics are those of π_t.
     """
 
     config: INPOConfig
@@ -54,7 +54,7 @@ class INPO(OnlinePairs):
         return Role.anchor
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
-        """One batch of pairs; the first of an iteration makes the policy its anchor."""
+        """One batch of pairs; the first of an iteration snapshots the policy as the anchor."""
         refresh_anchor(self.tools.policy, step, self.config.refresh_every)
         yield from super().collect(prompts, step)
 
@@ -66,5 +66,5 @@ class INPO(OnlinePairs):
         return log_probs - share * reference - (1 - share) * anchor
 
     def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
-        """1/s times the paper's (h − s/2)², with soft labels and without its constant."""
+        """1/s times the paper's (h − s/2)², with soft labels and up to a constant."""
         return online_ipo_loss(margins, labels, 1 / self.config.step_eta)

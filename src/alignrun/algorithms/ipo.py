@@ -10,7 +10,7 @@ from alignrun.objectives.preference import ipo_loss
 
 @schema
 class IPOConfig(PairsConfig):
-    """How strongly μ pulls."""
+    """Regularisation towards μ."""
 
     name: str = "ipo"
     kl_tau: float = 0.1
@@ -25,8 +25,8 @@ class IPOConfig(PairsConfig):
 class IPO(PairsAlgorithm):
     """(h − 1/(2τ))²: ΨPO with Ψ the identity (eq. 17).
 
-    Its optimum is π(y) ∝ μ(y) exp(P(y ≻ ν)/τ) for data drawn from ν, also where preferences are deterministic or
-    not transitive.
+    For data drawn from ν, the optimum is π(y) ∝ μ(y) exp(P(y ≻ ν)/τ), even if preferences are deterministic or
+    intransitive.
     """
 
     config: IPOConfig

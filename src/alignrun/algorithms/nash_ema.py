@@ -1,4 +1,4 @@
-"""Nash-EMA-PG: against a slowly moving average of the policy's own past (Munos et al., arXiv 2312.00886)."""
+"""Nash-EMA-PG: against an exponential moving average of the policy (Munos et al., arXiv 2312.00886)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,11 +13,11 @@ from alignrun.types import PromptBatch, Role
 
 @schema
 class NashEMAConfig(GameGradientConfig):
-    """How slowly the opponent follows."""
+    """The decay of the opponent's moving average."""
 
     name: str = "nash_ema"
     ema_decay: float = 0.999
-    """β in θ̄_t = (1−β)θ_t + βθ̄_{t−1}: 0 is self-play, 1 a best response to μ. About 1/(1−β) steps are averaged."""
+    """β in θ̄_t = (1−β)θ_t + βθ̄_{t−1}: 0 is self-play, 1 a best response to μ. It averages about 1/(1−β) steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,8 +28,8 @@ class NashEMAConfig(GameGradientConfig):
 class NashEMA(GameGradient):
     """The opponent has the averaged parameters θ̄_t = (1−β)θ_t + βθ̄_{t−1}, θ̄_0 = θ_0.
 
-    The paper prints θ̄_t = (1−β)θ_t + βθ_0 and calls it recursive; the recursion is what is done here. A finished run
-    holds the last policy in `adapter/` and the averaged one in `average/`.
+    The paper prints θ̄_t = (1−β)θ_t + βθ_0 and calls it recursive; this implements the recursion. A finished run holds
+    the last policy in `adapter/` and the averaged policy in `average/`.
     """
 
     config: NashEMAConfig
@@ -46,6 +46,6 @@ class NashEMA(GameGradient):
         return {"average": partial(self.tools.policy.save_adapter, role=Role.average)}
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
-        """One batch, after whose step the average moves."""
+        """One batch; after its step, the average is updated."""
         yield from super().collect(prompts, step)
         self.tools.policy.lerp_towards(Role.average, 1 - self.config.ema_decay)

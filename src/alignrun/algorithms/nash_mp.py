@@ -1,4 +1,4 @@
-"""Nash-MP: mirror prox, the extragradient method of preference games (arXiv 2505.19731; EGPO, arXiv 2503.08942)."""
+"""Nash-MP: mirror prox, an extragradient method for preference games (arXiv 2505.19731; EGPO, arXiv 2503.08942)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from alignrun.types import Completions, PromptBatch, Role
 
 @schema
 class NashMPConfig:
-    """How strongly μ pulls, and where the regression is carried out."""
+    """Regularisation towards μ, and the distribution of the regression."""
 
     name: str = "nash_mp"
     kl_tau: float = 0.1
     """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
     samples_per_prompt: int = 4
-    """Completions that are fitted, and as many that they are judged against, for every prompt and half-step."""
+    """Completions to fit, and as many opponents to judge them against, per prompt and half-step."""
     explore_temperature: float = 2.0
-    """Times `generation.temperature`: how flat the distribution is that the fitted completions come from."""
+    """Multiplies `generation.temperature` for the completions to fit; higher is flatter."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau > 0, "algo.kl_tau", f"must be positive, not {self.kl_tau}")
@@ -35,7 +35,7 @@ class NashMPConfig:
 
 @dataclass(frozen=True, slots=True)
 class Opposed:
-    """K completions to be fitted for each of B prompts, and K of the policy that they are judged against."""
+    """K completions to fit for each of B prompts, and the win rate of each against the opponent."""
 
     prompts: PromptBatch
     completions: Completions
@@ -43,19 +43,19 @@ class Opposed:
     win_rates: Tensor
     """[B, K] P(y ≻ π'' | x)."""
     own: Completions | None
-    """[B, K, T] samples of π_t, where their metrics are wanted."""
+    """[B, K, T] samples of π_t, if their metrics are logged."""
 
 
 @algorithm("nash_mp", NashMPConfig)
 class NashMP(Algorithm):
-    """Two half-steps from the same weights and optimiser state, each a regression at pairs y, y' of a flat policy:
+    """Two half-steps from the same weights and optimiser state, each a regression on pairs y, y' of a flatter policy:
 
-    τ(h − [P(y ≻ π'') − P(y' ≻ π'')]/τ)²,  π'' = π_t, then π'' = π_{t+½} where the first half-step has led.
+    τ(h − [P(y ≻ π'') − P(y' ≻ π'')]/τ)²,  first with π'' = π_t, then with π'' = π_{t+½}, the result of the first.
 
-    Only the second is kept. On a table of logits with uniform pairs the two are the steps of mirror prox,
-    log π_{t+1} = (1−ητ) log π_t + ητ log μ + ηP(y ≻ π_{t+½}), and KL(π*_τ‖π_t) shrinks by a constant factor a step.
-    The regression has its zero at the fixed point π*_τ wherever y and y' come from. The metrics of samples are those
-    of π_t, the win rate that against π_{t+½}. Costs twice the steps of online IPO.
+    Only the second is kept. For tabular logits and uniform pairs these are the steps of mirror prox,
+    log π_{t+1} = (1−ητ) log π_t + ητ log μ + ηP(y ≻ π_{t+½}), and KL(π*_τ‖π_t) shrinks by a constant factor per step.
+    The regression vanishes at the fixed point π*_τ for any distribution of y and y'. Sample metrics are those of π_t,
+    and the win rate is against π_{t+½}. Each step costs twice a step of online IPO.
     """
 
     config: NashMPConfig
@@ -68,13 +68,13 @@ class NashMP(Algorithm):
 
     @classmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """The completions to be fitted, from a flatter policy, and as many of the policy to judge them against."""
+        """The completions to fit, from a flatter policy, and as many of the policy to judge them against."""
         samples, temperature = config.algo.samples_per_prompt, config.generation.temperature
         flat = temperature * config.algo.explore_temperature
         return Stream(Role.policy, samples, learned=samples, temperature=flat), Stream(Role.policy, samples)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Opposed]:
-        """The step, on completions judged against those of the policy to which the half-step leads."""
+        """One batch, judged against the policy after the half-step."""
         streams = self.streams(self.tools.config, step)
         fitted, own = self.rollouts.sample(prompts, streams, step)
         win_rates = self.rollouts.preference(prompts, fitted, own)
@@ -107,7 +107,7 @@ class NashMP(Algorithm):
 
     @torch.no_grad()
     def _watch(self, batch: Opposed) -> dict[str, Tensor]:
-        """The usual metrics, for which samples of the policy are needed and not those of a flatter one."""
+        """The usual rollout metrics, on samples of the policy itself rather than of the flatter one."""
         if batch.own is None:
             return {}
         policy, temperature = self.tools.policy, self.tools.config.generation.temperature

@@ -1,4 +1,4 @@
-"""Nash-Prox: the equilibrium by proximal points, a sequence of easier games (arXiv 2505.19731 v2)."""
+"""Nash-Prox: the equilibrium by the proximal-point method, a sequence of easier games (arXiv 2505.19731 v2)."""
 
 from collections.abc import Iterator
 
@@ -15,14 +15,13 @@ from alignrun.types import Completions, PromptBatch, Role
 
 @schema
 class NashProxConfig(SelfPlayConfig):
-    """How strongly the last proximal point pulls, and how long it is kept."""
+    """Regularisation towards the last proximal point, and how long it is kept."""
 
     name: str = "nash_prox"
     anchor_tau: float = 0.02
-    """τ/η, the weight of KL(π‖π_k), next to `kl_tau` for KL(π‖μ): the larger, the easier each game and the more there
-    are."""
+    """τ/η, the weight of KL(π‖π_k) next to `kl_tau`: larger values give more games, each easier to solve."""
     refresh_every: int = 8
-    """Optimiser steps in one game, after which the policy becomes the next π_k."""
+    """Optimiser steps per game, after which the policy becomes the next π_k."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,20 +31,20 @@ class NashProxConfig(SelfPlayConfig):
 
 @algorithm("nash_prox", NashProxConfig)
 class NashProx(SelfPlay):
-    """π_{k+1} is the equilibrium of the game with the further penalty (τ/η) KL(π‖π_k); the fixed point is π*_τ.
+    """π_{k+1} is the equilibrium of the game with the additional penalty (τ/η) KL(π‖π_k); the fixed point is π*_τ.
 
     y ~ π,  y' ~ π
     ∇ = E[Σ_n ∇log π(y_n) · (P(y ≻ y' | x) − ½ − Σ_{m≥n} (τ log π/μ + (τ/η) log π/π_k)_m)]
 
-    Where every game is solved, KL(π*_τ‖π_k) falls by at least 1/(1+η) each time, for any η. Here a game gets
-    `refresh_every` steps. The estimator is ours: the paper's own was not available.
+    If every game is solved exactly, KL(π*_τ‖π_k) contracts by at least 1/(1+η) per game, for any η. Here a game gets
+    `refresh_every` steps. The estimator is our own: the paper's was not available.
     """
 
     config: NashProxConfig
     snapshots = (Role.anchor,)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
-        """One batch of self-play; the first of every game makes the policy its anchor."""
+        """One batch of self-play; the first of every game snapshots the policy as the anchor."""
         refresh_anchor(self.tools.policy, step, self.config.refresh_every)
         yield from super().collect(prompts, step)
 

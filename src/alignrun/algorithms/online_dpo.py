@@ -1,4 +1,4 @@
-"""Online DPO: the reward of a Bradley-Terry model, from the policy's own samples (Guo et al., arXiv 2402.04792)."""
+"""Online DPO: DPO on the policy's own samples (Guo et al., arXiv 2402.04792)."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from alignrun.objectives.preference import dpo_loss
 
 @schema
 class OnlineDPOConfig(OnlinePairsConfig):
-    """How strongly μ pulls (β in the paper), against a Bradley-Terry reward."""
+    """Regularisation towards μ (β in the paper), against a Bradley-Terry reward."""
 
     name: str = "online_dpo"
 
@@ -19,7 +19,7 @@ class OnlineDPOConfig(OnlinePairsConfig):
 class OnlineDPO(OnlinePairs):
     """−p log σ(τh) − (1−p) log σ(−τh),  y, y' ~ π.
 
-    Where the preference is a Bradley-Terry model, the stationary point is RLHF's optimum and not the equilibrium
+    If the preference is a Bradley-Terry model, the stationary point is the RLHF optimum, not the equilibrium
     (arXiv 2403.08635).
     """
 

@@ -10,16 +10,16 @@ from alignrun.objectives.nash import online_ipo_loss
 
 @schema
 class OnlineIPOConfig(OnlinePairsConfig):
-    """How strongly μ pulls, against a win rate in [0, 1]."""
+    """Regularisation towards μ, against a win rate in [0, 1]."""
 
     name: str = "online_ipo"
 
 
 @algorithm("online_ipo", OnlineIPOConfig)
 class OnlineIPO(OnlinePairs):
-    """τh² − (2p−1)h,  y, y' ~ π: τ[p(h − 1/(2τ))² + (1−p)(h + 1/(2τ))²] but for a constant.
+    """τh² − (2p−1)h,  y, y' ~ π: τ[p(h − 1/(2τ))² + (1−p)(h + 1/(2τ))²] up to a constant.
 
-    The expected gradient is −4 times that of regularised self-play, and so the only stationary point is π*_τ.
+    The expected gradient is −4 times that of regularised self-play, so the only stationary point is π*_τ.
     """
 
     config: OnlineIPOConfig

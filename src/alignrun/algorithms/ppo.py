@@ -22,36 +22,36 @@ from alignrun.objectives.ppo import clipped_policy_loss, clipped_value_loss, gen
 from alignrun.types import Completions, PromptBatch, Role
 
 REFERENCE_PROMPTS = 32
-"""Prompts on which the reward of the reference is measured."""
+"""Prompts used to measure the reward of the reference."""
 
 
 @schema
 class PPOConfig(RewardConfig):
-    """Discount, trace, clips, their weight and the epochs are those of the summarisation work (arXiv 2403.17031)."""
+    """The defaults of discount, trace, clipping, value weight and epochs follow arXiv 2403.17031."""
 
     name: str = "ppo"
     discount: float = 1.0
     """γ, the discount of later rewards."""
     trace: float = 0.95
-    """λ of the generalised advantages."""
+    """λ of generalised advantage estimation."""
     clip: float = 0.2
     """ε: the ratio π/π_old has no gradient beyond 1 ± ε."""
     value_clip: float = 0.2
-    """A value has no gradient beyond this distance from its old value."""
+    """A value has no gradient beyond this distance from the old value."""
     value_weight: float = 0.1
-    """Weight of the value loss against the policy loss."""
+    """Weight of the value loss relative to the policy loss."""
     epochs: int = 4
-    """Passes over one rollout."""
+    """Passes over each rollout."""
     minibatches: int = 1
-    """Optimiser updates in one pass over the rollout."""
+    """Optimiser updates per pass over the rollout."""
     whiten_advantages: bool = True
-    """Shift and scale the advantages of a rollout to mean 0 and variance 1."""
+    """Whiten the advantages of a rollout to mean 0 and variance 1."""
     normalize_reward: bool = True
-    """Normalise the reward to mean 0, standard deviation 1 on the reference's completions; τ is relative to it."""
+    """Normalise the reward to mean 0 and standard deviation 1 on the reference's completions; τ is relative to it."""
     kl_target: float | None = None
-    """Nats of KL(π‖μ) a completion that the controller of arXiv 1909.08593 steers τ towards; by default τ stays."""
+    """Target KL(π‖μ), nats per completion, of the adaptive τ of arXiv 1909.08593; by default τ is constant."""
     kl_horizon: int = 10_000
-    """Completions over which the controller acts: the larger, the slower; fewer than a step's count as a step's."""
+    """Time scale of the controller in completions, at least those of one step; larger is slower."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,13 +69,13 @@ class PPOConfig(RewardConfig):
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """K completions for each of B prompts, frozen with all that was known when they were drawn."""
+    """A frozen rollout: K completions for each of B prompts, with scores from the policy that drew them."""
 
     prompts: PromptBatch
     completions: Completions
     """[B, K, T]"""
     rewards: Tensor
-    """[B, K] as they were given: not normalised, nothing taken."""
+    """[B, K] raw: neither normalised nor penalised."""
     log_probs: Tensor
     """[B, K, T] log π_old"""
     reference: Tensor
@@ -85,19 +85,19 @@ class Rollout:
     advantages: Tensor
     """[B, K, T]"""
     returns: Tensor
-    """[B, K, T] what the value function is to predict."""
+    """[B, K, T] the regression targets of the value function."""
 
 
 @algorithm("ppo", PPOConfig)
 class PPO(RewardAlgorithm):
-    """max E[r(x, y)] − τ KL(π‖μ), by tokens: r_n = −τ log π(y_n)/μ(y_n), and at the last token + r(x, y).
+    """max E[r(x, y)] − τ KL(π‖μ), per token: r_n = −τ log π(y_n)/μ(y_n), plus r(x, y) at the last token.
 
-    Â by GAE(γ, λ) of a value function V on the same base, whitened; then several steps on the frozen rollout of
+    Â from GAE(γ, λ) with a value function V on the same base, whitened; then several steps on the frozen rollout with
     −min(ρÂ, clip(ρ, 1−ε, 1+ε)Â) + c·½max((V − R)², (V_clipped − R)²),  ρ = π/π_old, averaged over tokens.
 
-    The optimum is μ exp(r/τ), with one reward for each completion, whoever it is compared with: no equilibrium. With
-    `normalize_reward` r is divided by its deviation σ under μ, which makes the optimum μ exp(r/τσ) in the reward's own
-    units; σ is logged as `reward_scale`.
+    The optimum is μ exp(r/τ): the reward does not depend on an opponent, so this is not an equilibrium. With
+    `normalize_reward`, r is divided by its standard deviation σ under μ, which makes the optimum μ exp(r/τσ) in the
+    reward's own units; σ is logged as `reward_scale`.
     """
 
     config: PPOConfig
@@ -107,13 +107,13 @@ class PPO(RewardAlgorithm):
         super().__init__(config, tools)
         self.value = Value(tools.policy.backbone, tools.config.adapter)
         self._kl_factor = torch.ones((), dtype=torch.float64)
-        """What the controller has made of τ."""
+        """The controller's factor on τ."""
         self._shift_and_scale = torch.tensor([0.0, 1.0], dtype=torch.float64)
         self._measured = False
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """The value function is an adapter, and a step has prompts enough for its minibatches."""
+        """Require an adapter for the value function, and enough prompts per step for the minibatches."""
         super().check(config)
         if config.adapter.name is AdapterKind.none:
             raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
@@ -124,25 +124,24 @@ class PPO(RewardAlgorithm):
         return self.value.trainable()
 
     def state(self) -> Mapping[str, Tensor]:
-        """What the controller has come to, and by what rewards are shifted and scaled: a resumed run keeps both, since
-        the value function has learned them."""
+        """The controller's factor and the reward's shift and scale, which the value function has learned."""
         return {"kl_factor": self._kl_factor, "reward_shift_and_scale": self._shift_and_scale}
 
     @property
     def kl_tau(self) -> Tensor:
-        """τ as it is now."""
+        """The current τ."""
         return self.config.kl_tau * self._kl_factor
 
     def kl_weight(self) -> float:
-        """τσ: the reward is divided by σ, and the KL is not."""
+        """τσ: the reward is divided by σ, but the KL is not."""
         return float(self.kl_tau * self._shift_and_scale[1])
 
     def prepare(self, data: Dataset[Any]) -> Dataset[Any]:
-        """Measure the reward on completions of the reference, for the training data alone."""
+        """Measure the reward on completions of the reference, on the training data only."""
         if self.config.normalize_reward and not self._measured:
             self._measured = True
             prompts = batch_to(data.batch_at(0, min(REFERENCE_PROMPTS, len(data))), self.tools.policy.device)
-            size = self.tools.config.train.batch_size  # the memory for so many is there
+            size = self.tools.config.train.batch_size  # a batch size known to fit in memory
             drawn = [
                 self.draw(piece, number, purpose=98, role=Role.reference).rewards
                 for number, piece in enumerate(pieces(prompts, size))
@@ -153,7 +152,7 @@ class PPO(RewardAlgorithm):
         return data
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Rollout]:
-        """Minibatches of one rollout, several times over; then the controller moves τ."""
+        """Minibatches of one rollout, for several epochs; then the controller adapts τ."""
         config, rollout = self.config, self._frozen(prompts, step)
         yield from minibatches(rollout, config.epochs, config.minibatches, self.tools.config.seed, step)
         if config.kl_target is not None:
@@ -180,14 +179,14 @@ class PPO(RewardAlgorithm):
         return Rollout(prompts, drawn.completions, drawn.rewards, *frozen)
 
     def _token_scores(self, drawn: Rewarded) -> Tensor:
-        """[B, 3, K, T] log π_old, log μ and V_old at every token."""
+        """[B, 3, K, T] log π_old, log μ and V_old of every token."""
         log_probs = super()._token_scores(drawn)
         with self.value.active():
             values = self.value.values(drawn.prompts, drawn.completions.flat())
         return torch.cat([log_probs, values.reshape(log_probs[:, :1].shape)], 1)
 
     def loss(self, batch: Rollout) -> Loss:
-        """Both clipped losses summed over the tokens of the micro-batch."""
+        """Both clipped losses, summed over the tokens of the micro-batch."""
         policy, completions, config = self.tools.policy, batch.completions.flat(), self.config
         mask = completions.mask
         old, reference, old_values, advantages, returns = (
@@ -198,8 +197,8 @@ class PPO(RewardAlgorithm):
             values = self.value.values(batch.prompts, completions)
             errors = clipped_value_loss(values, old_values, returns, config.value_clip)
             value_loss = torch.where(mask, errors, 0.0).sum()
-            # Here and not with the rest: layers that compute their activations again in the backward pass must find
-            # the value's adapter in force. Gradients are sums, and the loop divides them by the tokens of the batch.
+            # Backward inside this context: with gradient checkpointing, recomputed layers must see the value adapter.
+            # Gradients are sums; the training loop divides them by the tokens of the batch.
             if torch.is_grad_enabled():
                 (config.value_weight * value_loss).backward()
         log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self.temperature)
@@ -218,7 +217,7 @@ class PPO(RewardAlgorithm):
                 "reward_scale": self._shift_and_scale[1].to(tokens.device) * tokens,
             },
             tokens=tokens,
-            # Of the policy that drew them.
+            # Metrics of the policy that drew the completions.
             per_sequence={"reward": batch.rewards.sum(), **rollout_metrics(policy, completions, old, old - reference)},
             sequences=len(mask),
         )

@@ -15,11 +15,11 @@ from alignrun.types import Example
 
 @schema
 class RewardModelConfig:
-    """How a completion is put before the model."""
+    """The prompt template of the reward model."""
 
     name: str = "reward_model"
     template: str = "{prompt}\n\n{completion}"
-    """With {prompt} and {completion}, as one user turn where the tokenizer has a chat template."""
+    """Text with {prompt} and {completion}; one user turn if the tokenizer has a chat template."""
 
     def __post_init__(self) -> None:
         split_template(self.template, ("prompt", "completion"), "algo.template")
@@ -27,9 +27,9 @@ class RewardModelConfig:
 
 @algorithm("reward_model", RewardModelConfig)
 class RewardModel(FeedbackAlgorithm):
-    """−p log σ(r_w − r_l) − (1−p) log σ(r_l − r_w), r the scalar at the end of the text (arXiv 2312.00886 §3.1).
+    """−p log σ(r_w − r_l) − (1−p) log σ(r_l − r_w), with r the scalar at the end of the text (arXiv 2312.00886 §3.1).
 
-    With soft labels p from several annotators. It can only express transitive preferences.
+    Labels p may be soft, from several annotators. The model can only express transitive preferences.
     """
 
     kind = "reward"
@@ -37,7 +37,7 @@ class RewardModel(FeedbackAlgorithm):
 
     @classmethod
     def dataset(cls, config: RewardModelConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
-        """The pairs: each completion by itself after the prompt."""
+        """The pairs, with each completion encoded separately after the prompt."""
         encoder = RewardEncoder(encoding.tokenizer, config.template, encoding.rows)
         return PairSet.build(examples, encoding, encoder.encode_pair)
 

@@ -12,7 +12,7 @@ from alignrun.types import PromptBatch, Role
 
 @schema
 class RLOOConfig(RewardConfig):
-    """At least two samples, since each is the other's baseline."""
+    """At least two samples, which serve as baselines for each other."""
 
     name: str = "rloo"
 
@@ -23,10 +23,10 @@ class RLOOConfig(RewardConfig):
 
 @algorithm("rloo", RLOOConfig)
 class RLOO(RewardAlgorithm):
-    """R = r(x, y) − τ log π(y)/μ(y),  A_i = R_i − mean of the other R_j of the prompt,  ∇ = E[A ∇log π(y)].
+    """R = r(x, y) − τ log π(y)/μ(y),  A_i = R_i − mean_{j≠i} R_j over the prompt,  ∇ = E[A ∇log π(y)].
 
-    Whole completions are actions: the log ratio is in the reward, as k1. The optimum is RLHF's, μ exp(r/τ); with the
-    win rate against μ as the reward it is the best response to μ, not the equilibrium.
+    Whole completions are actions, and the log ratio k1 is part of the reward. The optimum is that of RLHF, μ exp(r/τ);
+    with the win rate against μ as the reward it is the best response to μ, not the equilibrium.
     """
 
     config: RLOOConfig

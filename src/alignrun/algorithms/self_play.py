@@ -1,4 +1,4 @@
-"""Regularised self-play: the policy gradient against the policy itself (Munos et al., arXiv 2312.00886)."""
+"""Regularised self-play: policy gradient against the policy itself (Munos et al., arXiv 2312.00886)."""
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.game_gradient import GameGradient, GameGradientConfig
@@ -9,7 +9,7 @@ from alignrun.types import Role
 
 @schema
 class SelfPlayConfig(GameGradientConfig):
-    """How strongly μ pulls."""
+    """Regularisation towards μ."""
 
     name: str = "self_play"
 
@@ -18,7 +18,7 @@ class SelfPlayConfig(GameGradientConfig):
 class SelfPlay(GameGradient):
     """The opponent is π itself, held fixed. The only stationary point is the regularised equilibrium π*_τ.
 
-    In expectation the gradient is that of online IPO, up to a factor (arXiv 2403.08635), and of Nash-MD at β = 0.
+    In expectation the gradient equals that of online IPO up to a factor (arXiv 2403.08635), and of Nash-MD at β = 0.
     """
 
     config: SelfPlayConfig

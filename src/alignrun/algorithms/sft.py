@@ -1,4 +1,4 @@
-"""SFT: maximum likelihood of demonstrations, and with it the reference of every later run."""
+"""SFT: maximum likelihood on demonstrations, typically to train the reference of later runs."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from alignrun.types import Example, PackedBatch
 
 @schema
 class SFTConfig:
-    """How demonstrations are laid out."""
+    """Packing of demonstrations."""
 
     name: str = "sft"
     pack_tokens: int | None = None
-    """Pack the demonstrations of a step into rows of at most this many tokens; `null` packs none.
+    """Pack the demonstrations of a step into rows of at most this many tokens; `null` disables packing.
 
-    A micro-batch counts rows.
+    The micro-batch size then counts rows.
     """
 
     def __post_init__(self) -> None:
@@ -29,8 +29,8 @@ class SFTConfig:
 class SFT(OfflineAlgorithm):
     """−Σ_n log π(y_n | x, y_<n) over the tokens of the completions, averaged over all tokens of the step.
 
-    The completion is `completion`, the last turn of `messages`, or `chosen`. Attention never crosses from one
-    demonstration to the next. With `reference=adapter` training goes on from that adapter.
+    The completion is `completion`, the last turn of `messages`, or `chosen`. Attention never crosses
+    demonstrations. With `reference=adapter`, training continues from that adapter.
     """
 
     config: SFTConfig
@@ -41,10 +41,10 @@ class SFT(OfflineAlgorithm):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """It learns texts, which a game has not."""
+        """Refuse a matrix game, which has no texts to learn."""
         super().check(config)
         if config.model.source is ModelSource.game:
-            raise InputError("config: algo=sft learns texts, and model=game has none: choose another model")
+            raise InputError("config: algo=sft learns from texts, and model=game has none: choose another model")
 
     @classmethod
     def dataset(cls, config: SFTConfig, examples: Sequence[Example], encoding: Encoding) -> DemonstrationSet:
@@ -52,7 +52,7 @@ class SFT(OfflineAlgorithm):
         return DemonstrationSet.build(examples, encoding, config.pack_tokens)
 
     def loss(self, batch: PackedBatch) -> Loss:
-        """The negative log-likelihood summed over target tokens."""
+        """The negative log-likelihood, summed over target tokens."""
         log_probs = self.tools.policy.packed_log_probs(batch)
         tokens = batch.targets.sum()
         return Loss(total=-log_probs.sum(), targets=tokens, metrics={}, tokens=tokens)

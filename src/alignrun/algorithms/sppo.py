@@ -1,4 +1,4 @@
-"""SPPO: multiplicative weights by regression on the last iterate's samples (Wu et al., arXiv 2405.00675)."""
+"""SPPO: multiplicative weights by regression on samples of the last iterate (Wu et al., arXiv 2405.00675)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from alignrun.types import Completions, PromptBatch, Role
 
 @schema
 class SPPOConfig:
-    """The step, and what is learned from the samples."""
+    """The step size, and the samples to learn from."""
 
     name: str = "sppo"
     step_eta: float = 10.0
-    """η, 1/β in the paper, which has 1000 with a learning rate of 5e-7."""
+    """η, 1/β in the paper, which uses 1000 with a learning rate of 5e-7."""
     samples_per_prompt: int = 5
-    """Completions drawn for every prompt."""
+    """Completions drawn per prompt."""
     refresh_every: int = 8
-    """Optimiser steps in one iteration, all on samples of the policy with which it began."""
+    """Optimiser steps per iteration, all on samples of the policy at its start."""
     pairing: Pairing = Pairing.best_worst
-    """Whether all samples are learned from, or as in the paper the best and the worst."""
+    """Learn from all samples, or as in the paper from the best and the worst."""
 
     def __post_init__(self) -> None:
         require(self.step_eta > 0, "algo.step_eta", f"must be positive, not {self.step_eta}")
@@ -39,23 +39,23 @@ class SPPOConfig:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """K completions of π_t for each of B prompts, and how often each is preferred to π_t's."""
+    """K completions of π_t for each of B prompts, and the win rate of each against π_t."""
 
     prompts: PromptBatch
     completions: Completions
     """[B, K, T]"""
     win_rates: Tensor
-    """[B, K] P(y ≻ π_t | x), estimated by the other samples of the prompt."""
+    """[B, K] P(y ≻ π_t | x), estimated from the other samples of the prompt."""
 
 
 @algorithm("sppo", SPPOConfig)
 class SPPO(Algorithm):
     """(log π(y)/π_t(y) − η(P(y ≻ π_t) − ½))²/η,  y ~ π_t.
 
-    Without a fixed reference: an iteration is a step of multiplicative weights, π ∝ π_t exp(ηP(y ≻ π_t)), and on games
-    that cycle only the average of the iterates approaches the equilibrium; the last one moves away from it. INPO at
-    τ = 0 without the differences of pairs. KL(π‖μ) is not penalised. The metrics of samples are
-    means over those of π_t that are learned from: `train.max_kl` sees how far π is when an iteration begins.
+    There is no fixed reference and no penalty on KL(π‖μ). An iteration is a multiplicative-weights step,
+    π ∝ π_t exp(ηP(y ≻ π_t)). On cyclic games only the average of the iterates approaches the equilibrium; the last
+    iterate moves away from it. It is INPO at τ = 0 without pairwise differences. Sample metrics are means over the
+    completions of π_t that are learned from, so `train.max_kl` applies to π at the start of an iteration.
     """
 
     config: SPPOConfig
@@ -68,16 +68,16 @@ class SPPO(Algorithm):
 
     @classmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """K completions of π_t, of which all are learned from or two."""
+        """K completions of π_t; all of them or two are learned from."""
         samples = config.algo.samples_per_prompt
         learned = samples if config.algo.pairing is Pairing.all else 2
         return (Stream(Role.anchor, samples, learned=learned),)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Ranked]:
-        """Samples of π_t, each judged against the others; the first batch of an iteration renews π_t."""
+        """Samples of π_t, each judged against the others; the first batch of an iteration updates π_t."""
         refresh_anchor(self.tools.policy, step, self.config.refresh_every)
         (completions,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
-        # Without the ½ of each against itself, an unbiased estimate.
+        # Excluding each sample's ½ against itself makes the estimate unbiased.
         win_rates = (self.rollouts.table(prompts, completions).sum(2) - 0.5) / (self.config.samples_per_prompt - 1)
         if self.config.pairing is Pairing.best_worst:
             order = win_rates.argsort(dim=1, stable=True)

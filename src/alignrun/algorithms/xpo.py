@@ -1,4 +1,4 @@
-"""XPO: online DPO that also explores, by optimism (Xie et al., arXiv 2405.21046)."""
+"""XPO: online DPO with optimistic exploration (Xie et al., arXiv 2405.21046)."""
 
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -17,11 +17,11 @@ from alignrun.types import PromptBatch, Role
 
 @schema
 class XPOConfig(OnlineDPOConfig):
-    """How optimistic."""
+    """The strength of the optimism."""
 
     name: str = "xpo"
     optimism: float = 1e-5
-    """α, the weight of log π(y') at completions y' of μ, which is minimised."""
+    """α, the weight of log π(y') on completions y' of μ, which is minimised."""
     least_samples: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -34,20 +34,20 @@ class XPOConfig(OnlineDPOConfig):
 class XPO(OnlineDPO):
     """−p log σ(τh) − (1−p) log σ(−τh) + α log π(y'),  y ~ π,  y' ~ μ.
 
-    Minimising log π at what μ writes makes the policy optimistic about what it would not write. It learns a
-    Bradley-Terry reward, and no equilibrium. The metrics of samples are those of y.
+    Minimising log π on completions of μ makes the policy explore completions that are unlikely under μ. The optimum is
+    that of a Bradley-Terry reward, not the equilibrium. Sample metrics are those of y.
     """
 
     config: XPOConfig
 
     @classmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """As many completions of the reference as of the policy; both are learned from."""
+        """As many completions of the reference as of the policy; both pass the model with a gradient."""
         samples = config.algo.samples_per_prompt
         return tuple(Stream(role, samples, learned=samples) for role in (Role.policy, Role.reference))
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
-        """Each completion of the policy with each of the reference's."""
+        """Pair each completion of the policy with each of the reference's."""
         samples = self.config.samples_per_prompt
         ours, theirs = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
         judged = self.rollouts.pairwise(prompts, ours, theirs).flatten(1)

@@ -1,4 +1,4 @@
-"""Where prompts and preference pairs come from, and what becomes of rows that cannot be used."""
+"""The data source, its columns, and the handling of unusable rows."""
 
 from dataclasses import field
 from enum import Enum
@@ -28,37 +28,36 @@ class BadRows(str, Enum):
 
 @schema
 class ColumnsConfig:
-    """The names of the columns in a data set, and how its votes are spelled."""
+    """The column names of a data set, and the values of its votes."""
 
     prompt: str = "prompt"
     """The prompt."""
     input: str | None = None
-    """A column that is appended to the prompt, where it is not empty (Alpaca's `input`)."""
+    """A column appended to the prompt if not empty (Alpaca's `input`)."""
     chosen: str = "chosen"
-    """The preferred completion, or the first of two where votes or a label say which is better."""
+    """The preferred completion, or the first of two if votes or a label say which is better."""
     rejected: str = "rejected"
     """The other completion."""
     completion: str = "completion"
     """The one completion of a demonstration."""
     messages: str = "messages"
-    """A demonstration as one conversation that ends with the assistant; without it, `conversations`."""
+    """A demonstration as a conversation that ends with the assistant; if absent, `conversations`."""
     system: str | None = "system"
-    """The system prompt of a row, where it has one."""
+    """The system prompt of a row, if it has one."""
     tools: str | None = "tools"
-    """The tools that the assistant may call, where a row has them: for the chat template."""
+    """The tools that the assistant may call, if a row has them, for the chat template."""
     label: str | None = None
-    """P(chosen ≻ rejected), a number in [0, 1]; of a demonstration, whether people liked it."""
+    """P(chosen ≻ rejected), in [0, 1]; for a demonstration, whether people liked it."""
     votes: list[str] = field(default_factory=list)
-    """One column for each annotator; the share of votes for a completion is its probability, a tie being half a
-    vote."""
+    """One column per annotator; the share of votes for a completion is its probability, with ties as half a vote."""
     vote_chosen: str = "1"
-    """What a vote for the completion in `chosen` is written as; compared as text."""
+    """The value of a vote for the completion in `chosen`, compared as text."""
     vote_rejected: str = "2"
-    """What a vote for the completion in `rejected` is written as."""
+    """The value of a vote for the completion in `rejected`."""
     vote_tie: str = "0"
-    """What a vote for neither is written as."""
+    """The value of a vote for neither."""
     ignored: list[str] = field(default_factory=list)
-    """Columns to leave aside although their names say that they change what a row means, such as `context`."""
+    """Columns to ignore although their names suggest that they change the meaning of a row, such as `context`."""
 
     def __post_init__(self) -> None:
         require(not (self.label and self.votes), "data.columns.label", "and data.columns.votes exclude each other")
@@ -78,24 +77,24 @@ class DataConfig:
     eval_path: str | None = None
     """A second file of held-out rows (source=jsonl)."""
     subset: str | None = None
-    """The configuration of the data set, where it has several (source=hub)."""
+    """The configuration of the data set, if it has several (source=hub)."""
     split: str = "train"
     """The split to train on (source=hub)."""
     eval_split: str | None = None
     """The held-out split (source=hub)."""
     prompts: list[str] = field(default_factory=list)
-    """The prompts themselves (source=inline); they are trained on and evaluated on. `\\${` stands for the text `${`."""
+    """The prompts (source=inline), used for both training and evaluation. Write `\\${` for a literal `${`."""
     eval_fraction: float = 0.1
-    """Share of rows held out, chosen by a hash of the prompt, where no held-out file or split is named."""
+    """Share of rows held out, by a hash of the prompt, if no held-out file or split is named."""
     eval_size: int | None = 2000
-    """Evaluate on no more than the first so many held-out rows; null for all of them."""
+    """Evaluate on at most this many held-out rows, from the first; null for all."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     game: str | None = None
-    """The matrix game whose actions are compared (source=game)."""
+    """The matrix game (source=game)."""
     max_prompt_tokens: int | None = None
-    """Longest prompt in tokens; by default what the completion leaves of the model's context."""
+    """Longest prompt in tokens; by default the model's context minus the completion."""
     max_completion_tokens: int | None = None
-    """Longest completion of a pair or a demonstration, in tokens; by default what the context leaves."""
+    """Longest completion of a pair or demonstration, in tokens; by default what fits the context."""
     max_row_mb: float = 4.0
     """The largest row in megabytes of text; encoding takes about 200 times as much memory."""
     too_long: TooLong = TooLong.error

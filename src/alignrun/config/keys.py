@@ -25,13 +25,13 @@ class Key:
     options: tuple[Any, ...]
     """The types of its values."""
     default: Any
-    """`???` where it must be given."""
+    """`???` if the key is required."""
     meaning: str
-    """One paragraph on one line; empty where the class says nothing."""
+    """One paragraph on one line; empty if undocumented."""
 
     @property
     def type_name(self) -> str:
-        """The types as one reads them."""
+        """The types, readable."""
         names = ("`null`" if option is NoneType else f"`{_name(option)}`" for option in self.options)
         return " or ".join(names)
 
@@ -43,7 +43,7 @@ class Key:
 
     @property
     def section(self) -> type | None:
-        """The class of the keys below this one, where it is a section."""
+        """The class of the keys below this one, if it is a section."""
         return next((option for option in self.options if is_dataclass(option)), None)  # type: ignore[return-value]
 
 

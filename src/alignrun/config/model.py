@@ -1,4 +1,4 @@
-"""Which base model, what is trained on it, and which frozen policy it is compared with."""
+"""The base model, the adapter to train on it, and the frozen reference policy."""
 
 from dataclasses import field
 from enum import Enum
@@ -15,7 +15,7 @@ class ModelSource(str, Enum):
     hub = "hub"
     """A Hugging Face id or a local folder."""
     package = "package"
-    """A GGUF file inside an installed Python package, or the hub id where the package is missing."""
+    """A GGUF file inside an installed Python package, or the hub id if the package is missing."""
     random = "random"
     """Random weights with a byte tokenizer, for tests."""
     game = "game"
@@ -26,7 +26,7 @@ class Precision(str, Enum):
     """The floating-point type of the base weights; adapters are always float32."""
 
     auto = "auto"
-    """bfloat16 on CUDA and on CPUs that multiply it, else float32."""
+    """bfloat16 on CUDA and on CPUs with native support, else float32."""
     float32 = "float32"
     """32 bits."""
     bfloat16 = "bfloat16"
@@ -48,7 +48,7 @@ class Attention(str, Enum):
 
 @schema
 class ModelConfig:
-    """Which base model, and how it is held in memory."""
+    """The base model, and how it is loaded."""
 
     name: str = MISSING
     source: ModelSource = ModelSource.hub
@@ -57,29 +57,29 @@ class ModelConfig:
     revision: str | None = None
     """Branch, tag or commit of the hub repository; by default its main branch."""
     trust_remote_code: bool = False
-    """Run model code that the hub repository brings."""
+    """Run model code from the hub repository."""
     package: str | None = None
-    """Python package that carries `package_file` (source=package)."""
+    """Python package that contains `package_file` (source=package)."""
     package_file: str | None = None
     """The GGUF file in that package (source=package)."""
     fallback: str | None = None
-    """Hub id to use where the package is not installed (source=package)."""
+    """Hub id to use if the package is not installed (source=package)."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """Fields of the transformers configuration: what to build (source=random), or to plan with when offline."""
     dtype: Precision = Precision.auto
     attention: Attention = Attention.sdpa
     device: str = "auto"
-    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
+    """`auto` (CUDA if available), `cpu`, `cuda`, `cuda:1`."""
     cuda_graphs: Any = "auto"
     """On CUDA, record a decoding step once and replay it for every token: `auto`, `true` or `false`.
 
-    It needs sdpa attention over all tokens before; elsewhere it changes nothing. `auto` leaves it where the base is
-    split or the replayed step differs, `true` refuses to run there, `false` never records.
+    It needs sdpa attention over all previous tokens and otherwise has no effect. If the base is sharded or the replayed
+    step differs, `auto` decodes without graphs and `true` refuses to run. `false` never records.
     """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     system_prompt: str | None = None
-    """Put before every prompt, where the chat template takes one."""
+    """System prompt of every conversation, if the chat template supports one."""
     chat_template: str | None = None
     """A Jinja template instead of the tokenizer's own."""
 
@@ -90,14 +90,14 @@ class ModelConfig:
             f"must be auto, true or false, not {self.cuda_graphs}",
         )
         if self.source is not ModelSource.hub:
-            require(self.path is None, "model.path", f"is of no use with model={self.name}: choose model=path")
+            require(self.path is None, "model.path", f"is not valid with model={self.name}: choose model=path")
 
 
 class AdapterKind(str, Enum):
-    """What is trained."""
+    """The weights to train."""
 
     lora = "lora"
-    """A LoRA adapter on the base as it is."""
+    """A LoRA adapter on the unquantised base."""
     qlora = "qlora"
     """A LoRA adapter on a 4-bit base."""
     none = "none"
@@ -112,11 +112,11 @@ class AdapterConfig:
     rank: int = 16
     """Rank of the low-rank product."""
     alpha: float = 32.0
-    """The low-rank product is multiplied by alpha / rank."""
+    """The low-rank product is scaled by alpha / rank."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Names of linear layers, or `all-linear` for every layer that can be adapted but the vocabulary head.
+    """Names of linear layers, or `all-linear` for every supported layer except the vocabulary head.
 
-    In models with experts or state-space mixers not every linear layer can be.
+    In models with experts or state-space mixers, some linear layers cannot be adapted.
     """
 
     def __post_init__(self) -> None:
@@ -131,13 +131,12 @@ class ReferenceKind(str, Enum):
     base = "base"
     """The base model with no adapter."""
     adapter = "adapter"
-    """The base model with a frozen adapter, for example one trained by SFT; the policy starts as its copy, so that
-    rank and layers are the adapter's own."""
+    """The base with a frozen adapter, such as one from SFT; the policy starts as a copy, with its rank and layers."""
 
 
 @schema
 class ReferenceConfig:
-    """The reference policy μ that the KL penalty and the mixture pull towards."""
+    """The reference policy μ of the KL penalty and the mixture."""
 
     name: ReferenceKind = ReferenceKind.base
     path: str | None = None
@@ -147,4 +146,4 @@ class ReferenceConfig:
         if self.name is ReferenceKind.adapter:
             require(bool(self.path), "reference.path", "is missing: name a run or an adapter folder")
         else:
-            require(self.path is None, "reference.path", "is of no use with reference=base: choose reference=adapter")
+            require(self.path is None, "reference.path", "is not valid with reference=base: choose reference=adapter")

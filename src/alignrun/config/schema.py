@@ -1,4 +1,4 @@
-"""What every section of the configuration is built with."""
+"""The building blocks of every configuration section."""
 
 from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeVar, dataclass_transform
@@ -12,11 +12,11 @@ T = TypeVar("T")
 def schema(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass that Hydra can still compose into.
 
-    OmegaConf turns a dataclass declared frozen into a read-only node, into which no YAML can be merged. The flag
-    that it looks at is lowered here; the objects themselves stay frozen, since `__setattr__` is already in place.
+    OmegaConf turns a frozen dataclass into a read-only node that rejects merges from YAML. This clears the flag that
+    OmegaConf reads; the objects stay frozen, since `__setattr__` is already in place.
     """
     bases: list[Any] = [base for base in cls.__mro__[1:] if is_dataclass(base)]
-    for base in bases:  # a section may extend another, and Python wants both to be frozen
+    for base in bases:  # a frozen dataclass may only extend a frozen one
         base.__dataclass_params__.frozen = True
     frozen: Any = dataclass(frozen=True)(cls)
     for section in (frozen, *bases):
@@ -25,6 +25,6 @@ def schema(cls: type[T]) -> type[T]:
 
 
 def require(condition: bool, key: str, problem: str) -> None:
-    """Refuse a configuration: `key` is what the user must change, `problem` says why and to what."""
+    """Refuse a configuration unless the condition holds: `key` names the setting, `problem` the reason and the fix."""
     if not condition:
         raise InputError(f"config: {key} {problem}")

@@ -1,4 +1,4 @@
-"""The templates that put completions before a model."""
+"""Templates that format prompts and completions for a model."""
 
 import re
 from collections.abc import Sequence

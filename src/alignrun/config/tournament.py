@@ -1,4 +1,4 @@
-"""What `alignrun eval` can be told. What is null is taken from the runs, which must then agree on it."""
+"""The configuration of `alignrun eval`. A null value is taken from the runs, which must agree on it."""
 
 from dataclasses import field
 from enum import Enum
@@ -13,12 +13,12 @@ from alignrun.config.training import Artifact, RunConfig, TrackerConfig
 
 
 class ComparedPairs(str, Enum):
-    """Which completions of two policies are compared."""
+    """Which completions of two policies to compare."""
 
     all = "all"
-    """Each with each: K² comparisons of two policies on a prompt, the least variance, and exploitability."""
+    """Each with each: K² comparisons of two policies per prompt; least variance, needed for exploitability."""
     matched = "matched"
-    """The k-th with the k-th: K comparisons, for judges that cost something for each."""
+    """The k-th with the k-th: K comparisons, for expensive judges."""
 
 
 @schema
@@ -28,20 +28,20 @@ class TournamentConfig:
     runs: list[str] = field(default_factory=list)
     """Run directories, checkpoints (RUN/checkpoints/step-N), choices of `alignrun ls model`, model folders or hub ids.
 
-    The reference takes part by itself.
+    The reference is added automatically.
     """
     names: list[str] = field(default_factory=list)
-    """What to call them, in the same order; by default their folders' names."""
+    """Display names, in the same order; by default the names of the folders."""
     reference_policy: str | None = None
-    """The policy that KL, win rates and ratings relate to, in the same forms; by default the runs' own reference."""
+    """The reference for KL, win rates and ratings, in the same forms; by default the runs' own reference."""
     data: DataConfig | None = None
     preference: Any = None
-    """Who judges. Where the runs were trained with another preference, that one is asked too: the hacking gap."""
+    """The judge. If it differs from the training preference, both are evaluated: the hacking gap."""
     tracker: TrackerConfig = MISSING
     prompts: int | None = None
-    """At most so many held-out prompts."""
+    """The largest number of held-out prompts."""
     samples_per_prompt: int = 4
-    """Completions of every policy for each prompt."""
+    """Completions per policy and prompt."""
     pairing: ComparedPairs = ComparedPairs.all
     max_new_tokens: int | None = None
     """Longest completion, in tokens."""
@@ -50,23 +50,23 @@ class TournamentConfig:
     top_k: int = 0
     """Sample among the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Sample among the most likely tokens that hold this probability together."""
+    """Sample among the most likely tokens with this total probability."""
     kl_tau: float | None = None
     """τ of the regularised game."""
     hacking_gap: bool = True
-    """Ask the training preference too, where it is not the judge."""
+    """Evaluate the training preference too, if it is not the judge."""
     exact: bool = True
-    """On games, use the policies' probabilities rather than samples."""
+    """On games, use the policies' exact probabilities instead of samples."""
     batch_size: int = 32
-    """Prompts decoded at once."""
+    """Prompts decoded together."""
     confidence: float = 0.95
     """Confidence level of the intervals."""
     cache: bool = True
-    """Keep completions, by content of weights, prompts and settings, in the user's cache."""
+    """Cache completions in the user's cache, keyed by weights, prompts and settings."""
     device: str | None = None
-    """Instead of the runs' model.device."""
+    """Overrides the runs' model.device."""
     dtype: Precision | None = None
-    """Instead of the runs' model.dtype."""
+    """Overrides the runs' model.dtype."""
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
     """Seed of sampling and of the intervals."""

@@ -9,12 +9,12 @@ from alignrun.config.urls import is_base
 
 
 class Engine(str, Enum):
-    """What draws completions of the policy alone."""
+    """The engine that samples the policy."""
 
     native = "native"
     """This process."""
     server = "server"
-    """A server that holds the same base and is given the adapter, with vLLM's protocol."""
+    """A vLLM-compatible server with the same base, which loads the adapter."""
 
 
 @schema
@@ -24,22 +24,22 @@ class GenerationConfig:
     max_new_tokens: int = 64
     """Longest completion, in tokens."""
     temperature: float = 1.0
-    """Both policies are divided by it, in sampling and in every log-probability."""
+    """Divides the logits of policy and reference, in sampling and in every log-probability."""
     batch_size: int | None = None
-    """Prompts decoded at once; by default the whole batch."""
+    """Prompts decoded together; by default the whole batch."""
     engine: Engine = Engine.native
     server_url: str | None = None
-    """The server, as http://localhost:8000; its key, where it asks for one, is in $ALIGNRUN_ROLLOUT_API_KEY."""
+    """The server, such as http://localhost:8000; set its API key, if any, in $ALIGNRUN_ROLLOUT_API_KEY."""
     server_model: str | None = None
-    """The base by the server's name for it; by default the one that it has."""
+    """The server's name of the base; by default its only base."""
     server_timeout_seconds: float = 600.0
-    """How long all completions of one prompt may take."""
+    """Timeout for all completions of one prompt."""
     server_retries: int = 6
     """Attempts after the first one, while the server is down, slow or busy."""
     server_parallel: int = 64
-    """Prompts in flight at once."""
+    """Concurrent prompts."""
     server_adapter_folder: str | None = None
-    """Where adapters are written for the server to read, on a disk that both see; by default in a temporary one."""
+    """Folder for adapters, readable by the server; by default a temporary folder."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "generation.max_new_tokens", f"must be at least 1, not {self.max_new_tokens}")
@@ -48,7 +48,7 @@ class GenerationConfig:
         require(
             self.server_url is None or is_base(self.server_url),
             "generation.server_url",
-            "must be http(s)://HOST[:PORT] with no query; a password or key belongs into $ALIGNRUN_ROLLOUT_API_KEY",
+            "must be http(s)://HOST[:PORT] with no query; set a password or key in $ALIGNRUN_ROLLOUT_API_KEY",
         )
         require(0 < self.server_timeout_seconds < math.inf, "generation.server_timeout_seconds", "must be positive")
         require(self.server_retries >= 0, "generation.server_retries", "must not be negative")
@@ -59,7 +59,7 @@ class GenerationConfig:
                 "generation.server_url",
                 "is missing: name the server, as http://localhost:8000, or use generation.engine=native",
             )
-            # vLLM raises a lower temperature to this one without a word.
+            # vLLM silently raises a lower temperature to this one.
             require(
                 self.temperature >= 0.01,
                 "generation.temperature",
@@ -71,11 +71,11 @@ class Schedule(str, Enum):
     """The learning rate after warm-up."""
 
     constant = "constant"
-    """It stays."""
+    """Constant."""
     linear = "linear"
-    """It falls to 0 in a straight line."""
+    """Linear decay to 0."""
     cosine = "cosine"
-    """It falls to 0 along half a cosine."""
+    """Cosine decay to 0."""
 
 
 @schema
@@ -83,20 +83,20 @@ class OptimConfig:
     """AdamW (arXiv 1711.05101) and its schedule."""
 
     learning_rate: float = 1e-4
-    """The learning rate at its highest."""
+    """The peak learning rate."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     beta1: float = 0.9
-    """β₁, the decay of the mean of the gradients."""
+    """β₁, the decay of the first moment."""
     beta2: float = 0.999
-    """β₂, the decay of the mean of their squares."""
+    """β₂, the decay of the second moment."""
     epsilon: float = 1e-8
     """Adam's ε, added to the denominator."""
     schedule: Schedule = Schedule.linear
     warmup_steps: int = 0
-    """Optimiser steps in which the learning rate rises from 0."""
+    """Optimiser steps of linear warm-up from 0."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 turns clipping off."""
+    """Clip the gradient norm to this; 0 disables clipping."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "optim.learning_rate", f"must be positive, not {self.learning_rate}")
@@ -109,24 +109,24 @@ class OptimConfig:
 
 @schema
 class TrainConfig:
-    """The length of the run and what happens along it."""
+    """The length of the run, its batches, logging and checkpoints."""
 
     steps: int = 100
-    """Optimiser steps; one of PPO or GRPO is epochs × minibatches updates from one batch of prompts."""
+    """Training steps; for PPO and GRPO, one is epochs × minibatches updates on one batch of prompts."""
     batch_size: int = 16
-    """Prompts in one step."""
+    """Prompts per step."""
     micro_batch_size: int | None = None
-    """Prompts in one backward or scoring pass, by default the whole batch; gradients are accumulated exactly."""
+    """Prompts per backward or scoring pass, by default the whole batch; accumulation is exact."""
     log_every: int = 1
-    """Steps between records of the metrics."""
+    """Steps between log records."""
     checkpoint_every: int = 50
-    """Steps between checkpoints; 0 saves only at the end and when interrupted."""
+    """Steps between checkpoints; 0 saves only at the end and on interruption."""
     keep_checkpoints: int = 2
-    """Checkpoints that are kept, the newest ones."""
+    """The number of newest checkpoints to keep."""
     max_skipped_steps: int = 3
-    """Steps of a run that end early because a loss or gradient in them is not finite; one more stops it."""
+    """Steps that may be skipped because of a non-finite loss or gradient; one more stops the run."""
     max_kl: float | None = None
-    """Nats of KL(π‖μ), as the samples of a step estimate it, above which the run stops with a checkpoint."""
+    """Stop with a checkpoint when the estimated KL(π‖μ) of a step exceeds this, in nats."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "keep_checkpoints"):
@@ -147,9 +147,9 @@ class EvaluationConfig:
     every: int = 0
     """Steps between evaluations; 0 evaluates only at the end."""
     samples_per_prompt: int = 1
-    """Completions drawn from each side for every prompt."""
+    """Completions per prompt and side."""
     batch_size: int = 32
-    """Prompts decoded at once."""
+    """Prompts decoded together."""
     confidence: float = 0.95
     """Confidence level of the intervals."""
     temperature: float = 1.0
@@ -157,7 +157,7 @@ class EvaluationConfig:
     top_k: int = 0
     """Sample among the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Sample among the most likely tokens that hold this probability together."""
+    """Sample among the most likely tokens with this total probability."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "evaluation.every", f"must not be negative, not {self.every}")
@@ -177,37 +177,37 @@ class WandbMode(str, Enum):
     online = "online"
     """On the server."""
     offline = "offline"
-    """In the folder of the run, for `wandb sync`."""
+    """In the run's folder, for `wandb sync`."""
     disabled = "disabled"
     """Nowhere."""
 
 
 class Artifact(str, Enum):
-    """Which adapter wandb keeps as an artifact; with adapter=none it is the whole model."""
+    """Which adapter to log to wandb as an artifact; with adapter=none, the whole model."""
 
     never = "never"
     """None."""
     end = "end"
-    """That of the last step."""
+    """The adapter of the last step."""
     best = "best"
-    """That of every evaluation that is better than all before it."""
+    """The adapter at every evaluation that beats all earlier ones."""
 
 
 @schema
 class TrackerConfig:
-    """wandb, next to metrics.jsonl and samples.jsonl, which are always written."""
+    """wandb, in addition to metrics.jsonl and samples.jsonl, which are always written."""
 
     mode: WandbMode = WandbMode.auto
     project: str | None = None
-    """By default $WANDB_PROJECT, or else alignrun."""
+    """Default: $WANDB_PROJECT, or else alignrun."""
     entity: str | None = None
-    """By default $WANDB_ENTITY, or else that of the account."""
+    """Default: $WANDB_ENTITY, or else that of the account."""
     name: str | None = None
-    """By default $WANDB_NAME, or else the values that a sweep gives to a run, or the run's folder."""
+    """Default: $WANDB_NAME, or else the run's sweep overrides, or the run's folder."""
     group: str | None = None
-    """By default $WANDB_RUN_GROUP, or else the sweep's folder."""
+    """Default: $WANDB_RUN_GROUP, or else the sweep's folder."""
     tags: list[str] = field(default_factory=list)
-    """By default $WANDB_TAGS; the algorithm, model, data and preference are added."""
+    """Default: $WANDB_TAGS; the algorithm, model, data and preference are added."""
     artifact: Artifact = Artifact.never
     samples: int = 8
     """Completions recorded at each evaluation."""
@@ -218,27 +218,27 @@ class TrackerConfig:
 
 
 class Pruner(str, Enum):
-    """Which runs of a sweep are stopped before their end."""
+    """Which runs of a sweep to stop early."""
 
     none = "none"
     """None."""
     median = "median"
-    """Those whose best evaluation so far is below the median of the others at the same step (Vizier, KDD 2017)."""
+    """Runs whose best evaluation is below the median of the others at the same step (Vizier, KDD 2017)."""
     halving = "halving"
-    """Those that are not among the best 1/reduction where they are compared (ASHA, arXiv 1810.05934)."""
+    """Runs that are not among the best 1/reduction at a comparison step (ASHA, arXiv 1810.05934)."""
 
 
 @schema
 class SweepConfig:
-    """What `-m` does with runs that fall behind; a run by itself ignores it."""
+    """Early stopping of sweep runs with `-m`; a single run ignores it."""
 
     pruner: Pruner = Pruner.none
     min_runs: int = 4
-    """Runs that must have finished before `median` stops one."""
+    """Finished runs required before `median` stops one."""
     warmup_steps: int = 0
-    """Optimiser steps before which none is stopped; `halving` compares first at this step."""
+    """Optimiser steps before any run is stopped; `halving` first compares at this step."""
     reduction: int = 3
-    """η of `halving`: the best 1/η continue, to be compared again after η times as many steps."""
+    """η of `halving`: the best 1/η continue until the next comparison, after η times as many steps."""
 
     def __post_init__(self) -> None:
         require(self.min_runs >= 1, "sweep.min_runs", f"must be at least 1, not {self.min_runs}")
@@ -248,10 +248,10 @@ class SweepConfig:
 
 @schema
 class RunConfig:
-    """Where the run lives."""
+    """The run's folder."""
 
     dir: str | None = None
-    """By default runs/DATE_TIME_ALGO_MODEL."""
+    """Default: runs/DATE_TIME_ALGO_MODEL."""
 
     def __post_init__(self) -> None:
         require(self.dir != "", "run.dir", "is empty: name a folder, or leave it out")

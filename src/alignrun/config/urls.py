@@ -1,4 +1,4 @@
-"""The addresses of servers."""
+"""Server URLs."""
 
 
 def is_base(url: str) -> bool:

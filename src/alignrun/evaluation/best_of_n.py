@@ -4,7 +4,7 @@ Legend: X prompts x, n players, K completions of each for each prompt; table[x, 
 π the policy in question, π' one that responds to it, μ the reference policy, τ (`kl_tau`) its KL temperature.
 
 A response chosen because it did well against some samples of π looks better against those than it is. So the samples
-are split into folds: every fold judges what was chosen by the other folds, and no judge has had a say in the choice.
+are cross-fitted in folds: every fold judges the response chosen by the other folds.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Every completion of every policy against every other of the same prompt, as one preference has it.
+"""Comparisons of the completions of all policies for the same prompt, judged by one preference.
 
 Shape legend: X prompts, n players, K completions of each for a prompt.
 """
@@ -14,7 +14,7 @@ from alignrun.preferences.base import Preference
 Texts = Sequence[Sequence[Sequence[str]]]
 """[n, X, K] completions."""
 QUESTIONS = 4096
-"""How many pairs a preference is asked at once, at least; a prompt's are never divided."""
+"""The smallest number of pairs per call of the preference; the pairs of a prompt are never split."""
 
 
 def against(
@@ -33,10 +33,10 @@ def against(
 def compare(
     preference: Preference, prompts: Sequence[str], texts: Texts, pairing: ComparedPairs, *, own: bool = True
 ) -> NDArray[np.float64]:
-    """[X, n, K, n, K] P(y_ik ≻ y_jl | x), antisymmetric; NaN where it was not asked.
+    """[X, n, K, n, K] P(y_ik ≻ y_jl | x), antisymmetric; NaN for pairs that were not compared.
 
-    A pair of texts that occurs again is asked once, in one orientation: preferences are antisymmetric, and those that
-    are not by nature ask both orders themselves. Equal texts tie without being asked.
+    A repeated pair of texts is judged once, in one order: preferences are antisymmetric, if necessary by judging both
+    orders themselves. Equal texts tie without being judged.
     """
     players, samples = len(texts), len(texts[0][0])
     table = np.full((len(prompts), players, samples, players, samples), np.nan)

@@ -1,4 +1,4 @@
-"""What each policy of a tournament says: sampled once, scored under its own weights, kept by content."""
+"""The completions of each policy in a tournament: sampled once, scored under its own weights, cached by content."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ from alignrun.run.directory import write_text_atomic
 from alignrun.types import Completions, PromptBatch, Role
 
 FORMAT = 2
-"""Raised whenever the same inputs would give other completions."""
+"""The cache version; increment it when the same inputs give other completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How completions are drawn."""
+    """The sampling settings."""
 
     samples: int
     max_new_tokens: int
@@ -63,7 +63,7 @@ def content_key(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing
 
 
 def draw(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing, stream: str) -> Drawn:
-    """Sample K completions of every prompt, the prompt read once for all of them.
+    """Sample K completions of every prompt, encoding each prompt once.
 
     `stream` picks the random numbers: two policies must not share them, since P(y ≻ y') is averaged over independent
     y and y'.
@@ -118,7 +118,7 @@ class CompletionCache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self.found = 0
-        """How often it had what was asked for."""
+        """The number of cache hits."""
 
     def drawn(self, key: str | None, make: Callable[[], Drawn]) -> Drawn:
         """The completions under a key, made where there are none."""

@@ -42,7 +42,7 @@ class HumanCeiling:
 
 
 def human_ceiling(votes: Votes) -> HumanCeiling | None:
-    """How well one annotator foretells the others: each vote in turn against the majority of the rest of its pair.
+    """How well one annotator predicts the others: each vote against the majority of the other votes on its pair.
 
     Left out are votes for a tie, and votes whose others are split evenly, for the reason that `accuracy` leaves out
     labels of ½: there is no side to be on. Every remaining vote has the same weight. (Weighting pairs equally instead
@@ -161,7 +161,7 @@ def triples(groups: Sequence[Sequence[Completion]], cap: int, seed: int = 0) -> 
 
 @dataclass(frozen=True, slots=True)
 class Intransitivity:
-    """How often a preference runs in a circle."""
+    """How often a preference is intransitive."""
 
     share: float
     low: float
@@ -176,8 +176,8 @@ def intransitive_share(
     """The share of triples on which a ≻ b ≻ c ≻ a or the reverse, a ≻ b meaning P(a ≻ b) > ½ (strictly).
 
     Tournaments drawn by tossing coins have ¼ (Kendall & Babington Smith, Biometrika 1940), and a scalar reward exactly
-    0. Equal preferences make no circle, and how far P is from ½ plays no part: a preference that is noise around ½ has
-    ¼ too. The interval draws whole prompts, as in `clustered_mean_interval`. None without triples.
+    0. Ties make no cycle, and the distance of P from ½ does not matter: a preference that is noise around ½ has ¼ too.
+    The interval draws whole prompts, as in `clustered_mean_interval`. None without triples.
 
     Shapes: tables [M, 3, 3] with P + Pᵀ = 1, prompts [M]. Raises InputError.
     """

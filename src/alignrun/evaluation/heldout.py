@@ -24,7 +24,7 @@ class Measured:
     """An algorithm's own loss and metrics over a whole data set."""
 
     metrics: dict[str, float]
-    """Means over the targets: `loss`, and what the algorithm reports beside it."""
+    """Means over the targets: `loss` and the algorithm's other metrics."""
     targets: int
     probabilities: NDArray[np.float64]
     """[N] P(chosen ≻ rejected) of every pair, in the order of the data; empty where the data are no pairs."""
@@ -79,7 +79,7 @@ class PairsEvaluator:
         self._confidence, self._seed = confidence, seed
 
     def __call__(self) -> Evaluation:
-        """The algorithm's own metrics, and how often the implicit reward sides with people."""
+        """The algorithm's own metrics, and the accuracy of the implicit reward."""
         measured = measure(self._algorithm, self._data, self._batch_size, self._device)
         metrics = with_accuracy(measured, self._data, self._confidence, self._seed)
         shown = f"{metrics['loss']:z.4f}, reward margin {metrics['rewards/margin']:z.3f}"
@@ -115,7 +115,7 @@ def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: f
 
 
 def accuracy_line(metrics: dict[str, float], confidence: float) -> tuple[str, str]:
-    """The accuracy for a person to read."""
+    """The accuracy as a line of text."""
     if "accuracy_low" not in metrics:
         return "held-out accuracy", "none: every held-out pair is a tie"
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]

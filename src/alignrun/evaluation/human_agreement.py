@@ -52,7 +52,7 @@ class FeedbackEvaluator:
         self._config, self._confidence, self._seed = config, config.evaluation.confidence, config.seed
 
     def __call__(self) -> Evaluation:
-        """Everything that the held-out pairs tell, and the reliability diagram."""
+        """All metrics on the held-out pairs, and the reliability diagram."""
         measured = measure(self._algorithm, self._data, self._config.evaluation.batch_size, self._device)
         predicted, examples = measured.probabilities, self._data.examples
         labels = np.array([example.label for example in examples])
@@ -106,7 +106,7 @@ class FeedbackEvaluator:
         return Evaluation(metrics, lines, files={RELIABILITY_FILE: as_svg(reliability_plot(diagram, title))})
 
     def _intransitivity(self) -> Intransitivity | None:
-        """How often the model runs in a circle on three completions of one prompt, also ones never paired before."""
+        """How often the model is intransitive on three completions of one prompt, including pairs not in the data."""
         groups: dict[str, list[str]] = {}
         prompts: dict[str, Example] = {}
         for example in self._data.examples:
@@ -121,7 +121,7 @@ class FeedbackEvaluator:
             for prompt, first, second in asked.pairs
         ]
         try:
-            # A pair of the two longest completions may be too long where each was in a pair that was not.
+            # Two long completions may not fit together, although each fits in its own pair.
             fitting = self._encode(questions)
         except InputError:  # not one of them fits
             return None

@@ -1,4 +1,4 @@
-"""What a trained best response gains against its opponent on held-out prompts: how exploitable that one is at least."""
+"""The gain of a trained best response on held-out prompts: a lower bound on its opponent's exploitability."""
 
 from collections.abc import Sequence
 
@@ -90,6 +90,6 @@ def _over_streams(parts: Sequence[torch.Tensor], streams: int) -> torch.Tensor:
 
 
 def _claim(gain: Estimate, quantity: str) -> str:
-    """What a gain says of the opponent: a response that wins nothing for certain has not exploited it."""
+    """The claim that a gain supports: an uncertain gain does not show that the opponent is exploitable."""
     shown = verdict(gain, 0.0) > 0
     return f"a lower bound of {quantity}" if shown else f"which does not show that {quantity} is above 0"

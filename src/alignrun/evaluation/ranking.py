@@ -294,7 +294,7 @@ def _notes(
     seeds: Sequence[int],
     spreads: Mapping[str, Spread],
 ) -> list[str]:
-    """What a reader of the table must know."""
+    """Notes for the reader of the table."""
     notes = []
     if kl is not None and (still := _still(runs)):
         notes.append(f"Not read at the matched KL, since their estimated KL is 0 or less: {', '.join(still)}.")

@@ -6,11 +6,11 @@ from alignrun.security.text import counted
 FEWEST_PROMPTS = 8
 """Below this many prompts no difference is settled: a bootstrap of a handful of values is far too narrow."""
 ROUNDING = 1e-9
-"""What lies nearer to the border is on it."""
+"""Values closer to the border than this count as equal to it."""
 
 
 def too_few(prompts: int | None) -> bool:
-    """Whether so many prompts settle nothing; None stands for what is exact."""
+    """Whether there are too few prompts to settle a difference; None means exact."""
     return prompts is not None and prompts < FEWEST_PROMPTS
 
 

@@ -1,7 +1,7 @@
 """What a table of comparisons says about the policies compared: win rates, ratings, equilibrium, cycles.
 
 Legend: X prompts, n players, K completions of each player for each prompt; table[x, i, k, j, l] = P(y_ik ≻ y_jl | x),
-NaN where nobody was asked; W[i, j] = P(i ≻ j), the row beats the column.
+NaN where it was not compared; W[i, j] = P(i ≻ j), the row beats the column.
 """
 
 from collections.abc import Sequence

@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What it said."""
+    """The samples of a policy."""
 
     drawn: Drawn
     log_ratio: Array | None
@@ -63,7 +63,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where everyone stands."""
+    """The standing of all players."""
 
     players: tuple[PlayerResult, ...]
     matrix: tuple[tuple[Estimate, ...], ...]
@@ -138,7 +138,7 @@ def _mean(values: Array, settings: Settings, limits: Limits = UNBOUNDED) -> Esti
 
 
 def _texts(one: Sampled, settings: Settings) -> dict[str, Any]:
-    """What can be read off the completions alone."""
+    """The statistics of the completions alone."""
     drawn = one.drawn
     lengths = np.array([[len(ids) for ids in row] for row in drawn.tokens], dtype=np.float64)
     words = np.array([[len(text.split()) for text in row] for row in drawn.texts], dtype=np.float64)

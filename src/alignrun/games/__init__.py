@@ -1,7 +1,7 @@
-"""Matrix games: preferences between a few actions, where best responses and equilibria are known exactly.
+"""Matrix games: preferences over a few actions, with exact best responses and equilibria.
 
 Legend: n actions; a policy is a distribution over them, [n]; μ is the reference policy and τ (`kl_tau`) its KL
-temperature. P[i, j] = P(i ≻ j): the row beats the column. Results have the dtype and the device of the policy given.
+temperature. P[i, j] = P(i ≻ j): the row beats the column. Results have the dtype and device of the given policy.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Game:
     reference: Tensor
     """[n], the reference policy μ, positive everywhere."""
     actions: tuple[str, ...]
-    """The names of the actions, length n."""
+    """The n names of the actions."""
 
     def __post_init__(self) -> None:
         table, reference, n = self.preferences, self.reference, len(self.actions)
@@ -57,22 +57,22 @@ def _cycle(first_second: float, second_third: float, third_first: float, referen
 _UNIFORM = (1 / 3, 1 / 3, 1 / 3)
 
 CYC = _cycle(0.9, 0.8, 0.7, reference=(0.5, 0.3, 0.2))
-"""Neither P nor μ is symmetric, so that a wrong opponent or a wrong anchor shows in the equilibrium."""
+"""An asymmetric game: neither P nor μ is uniform, so a wrong opponent or anchor changes the equilibrium."""
 RPS = _cycle(1.0, 1.0, 1.0, reference=_UNIFORM)
 """Rock, paper, scissors."""
 DICE = _cycle(5 / 9, 5 / 9, 5 / 9, reference=_UNIFORM)
 """The intransitive dice {2, 4, 9}, {1, 6, 8}, {3, 5, 7}."""
 GAMES: dict[str, Game] = {"cyc": CYC, "rps": RPS, "dice": DICE}
-"""Cycles a ≻ b ≻ c ≻ a, in float64."""
+"""The built-in games, all cycles a ≻ b ≻ c ≻ a in float64."""
 
 
 def win_rates(game: Game, policy: Tensor) -> Tensor:
-    """How often each action beats the policy: (Pπ)[y] = P(y ≻ π). arXiv 2312.00886. [n] -> [n]."""
+    """The win rate of each action against the policy: (Pπ)[y] = P(y ≻ π). arXiv 2312.00886. [n] -> [n]."""
     return game.preferences.to(policy) @ policy
 
 
 def win_rate(game: Game, first: Tensor, second: Tensor) -> Tensor:
-    """How often one policy beats another: P(π ≻ π') = πᵀPπ'. arXiv 2312.00886. [n], [n] -> scalar."""
+    """The win rate of one policy against another: P(π ≻ π') = πᵀPπ'. arXiv 2312.00886. [n], [n] -> scalar."""
     return first @ win_rates(game, second)
 
 
@@ -94,7 +94,7 @@ def best_response(game: Game, opponent: Tensor, kl_tau: float) -> Tensor:
 
 
 def _mix_logs(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
-    # At the ends one side is dropped, since 0·(−∞) would turn its zeros into NaN.
+    # Drop one side at weights 0 and 1, since 0·(−∞) is NaN.
     if weight in (0, 1):
         return log_q if weight else log_p
     return (1 - weight) * log_p + weight * log_q
@@ -118,7 +118,7 @@ def duality_gap(game: Game, policy: Tensor, kl_tau: float) -> Tensor:
 
 
 def exploitability(game: Game, policy: Tensor) -> Tensor:
-    """The edge of the best action without regularisation: max_y P(y ≻ π) − ½. arXiv 2312.00886. [n] -> scalar."""
+    """The unregularised gain of the best action: max_y P(y ≻ π) − ½. arXiv 2312.00886. [n] -> scalar."""
     return win_rates(game, policy).max() - 0.5
 
 
@@ -129,7 +129,7 @@ def _pull(kl_tau: float, step_eta: float) -> float:
 
 
 def _mirror_step(game: Game, log_policy: Tensor, opponent: Tensor, kl_tau: float, step_eta: float) -> Tensor:
-    """The log of the policy ∝ π^(1−ητ) μ^(ητ) exp(ηP(y ≻ opponent)), the step that all the methods share."""
+    """The log of the policy ∝ π^(1−ητ) μ^(ητ) exp(ηP(y ≻ opponent)), the step shared by all methods."""
     anchor = _mix_logs(log_policy, game.reference.to(log_policy).log(), _pull(kl_tau, step_eta))
     return torch.log_softmax(anchor + step_eta * win_rates(game, opponent), dim=0)
 
@@ -149,7 +149,7 @@ def mirror_descent_step(game: Game, policy: Tensor, kl_tau: float, step_eta: flo
 
 
 def extragradient_step(game: Game, policy: Tensor, kl_tau: float, step_eta: float) -> Tensor:
-    """EGPO: a mirror step to π½, then from π again against π½. arXiv 2503.08942, 2505.19731. [n] -> [n]."""
+    """EGPO: a mirror step from π to π½, then one from π against π½. arXiv 2503.08942, 2505.19731. [n] -> [n]."""
     half = mirror_descent_step(game, policy, kl_tau, step_eta)
     return _mirror_step(game, policy.log(), half, kl_tau, step_eta).exp()
 
@@ -158,13 +158,13 @@ def extragradient_step(game: Game, policy: Tensor, kl_tau: float, step_eta: floa
 def equilibrium(game: Game, kl_tau: float, *, max_steps: int = 100_000) -> Tensor:
     """The unique regularised Nash equilibrium π*_τ = BR_τ(π*_τ), by extragradient steps. arXiv 2505.19731. -> [n].
 
-    Iterating the best response itself may cycle. Raises RunError if BR_τ(π) still differs after `max_steps`.
+    Iterating the best response itself may cycle. Raises RunError if BR_τ(π) has not converged after `max_steps`.
     """
     _require(kl_tau > 0, f"kl_tau must be positive, not {kl_tau}; nash_equilibrium has no regularisation")
-    # Double precision and logarithms: on the way an action may become less likely than the smallest float.
+    # Use double precision and logarithms: the probability of an action may underflow along the way.
     log_policy = game.reference.double().log()
     step_eta = 2 / (1 + 2 * kl_tau)  # KL(π*‖π) contracts by 1/(1 + 2τ) in every game
-    tolerance = 1e-12 * max(1.0, 1 / kl_tau)  # the slope of BR_τ is up to 1/τ, and so is what rounding does to it
+    tolerance = 1e-12 * max(1.0, 1 / kl_tau)  # BR_τ has slope up to 1/τ, which amplifies rounding
     residual = float("inf")
     for _ in range(max_steps):
         policy = log_policy.exp()
@@ -177,13 +177,13 @@ def equilibrium(game: Game, kl_tau: float, *, max_steps: int = 100_000) -> Tenso
 
 
 def largest_equilibrium(preferences: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A Nash equilibrium π of largest support, max_y (Pπ)[y] = ½, by linear programming. [n, n] -> [n].
+    """A Nash equilibrium π of maximal support, max_y (Pπ)[y] = ½, by linear programming. [n, n] -> [n].
 
-    Equilibria are the directions of the cone q ≥ 0, (P − ½)q ≤ 0. One that maximises Σ_y min(q[y], 1) has every
-    action that any equilibrium has, at q[y] ≥ 1. Raises RunError if the solver fails.
+    Equilibria are the directions of the cone q ≥ 0, (P − ½)q ≤ 0. A maximiser of Σ_y min(q[y], 1) has q[y] ≥ 1 for
+    every action in the support of any equilibrium. Raises RunError if the solver fails.
     """
     n = len(preferences)
-    # P − ½, exactly antisymmetric; digits below the solver's tolerance only make it give up.
+    # P − ½, exactly antisymmetric; digits below the solver's tolerance could make it fail.
     edges = np.round((preferences - preferences.T) / 2, 9)
     identity = np.eye(n)
     result = linprog(
@@ -200,17 +200,17 @@ def largest_equilibrium(preferences: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def nash_equilibrium(game: Game) -> Tensor:
-    """A Nash equilibrium without regularisation, argmin_π max_y P(y ≻ π), as `largest_equilibrium` finds it. -> [n].
+    """An unregularised Nash equilibrium, argmin_π max_y P(y ≻ π), from `largest_equilibrium`. -> [n].
 
-    There may be others; every one has max_y P(y ≻ π) = ½. Raises RunError if the solver fails.
+    It need not be unique; every equilibrium has max_y P(y ≻ π) = ½. Raises RunError if the solver fails.
     """
     return torch.as_tensor(largest_equilibrium(game.preferences.double().cpu().numpy())).to(game.reference)
 
 
 def mixture_equilibrium(game: Game, kl_tau: float, mix_beta: float) -> Tensor:
-    """Where Nash-MD with a fixed β ends: π*_β = BR_τ(ν), ν ∝ π*_β^(1−β) μ^β. arXiv 2403.08635 Prop. 5.2. -> [n].
+    """The limit of Nash-MD at a fixed β: π*_β = BR_τ(ν), ν ∝ π*_β^(1−β) μ^β. arXiv 2403.08635 Prop. 5.2. -> [n].
 
-    The mixture ν is itself the equilibrium at temperature τ/(1−β); at β = 1 it is μ. Raises as `equilibrium` does.
+    The mixture ν is itself the equilibrium at temperature τ/(1−β); at β = 1 it is μ. Raises like `equilibrium`.
     """
     _require(0 <= mix_beta <= 1, f"mix_beta must lie in [0, 1], not {mix_beta}")
     opponent = game.reference if mix_beta == 1 else equilibrium(game, kl_tau / (1 - mix_beta))

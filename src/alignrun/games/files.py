@@ -1,4 +1,4 @@
-"""A matrix game by its name, or from a JSON file."""
+"""Load a matrix game by name or from a JSON file."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from alignrun.games import GAMES, Game
 PROMPT = "play"
 """The one prompt of a game."""
 RESERVED = (PROMPT, "<eos>", "<pad>")
-"""Words of the model that plays a game which are no actions."""
+"""Tokens of the game's model that cannot be actions."""
 
 
 def load_game(name: str) -> Game:
-    """One of the named games, or `{"preferences": [[…]], "reference": […], "actions": […]}` from a .json file.
+    """A built-in game, or `{"preferences": [[…]], "reference": […], "actions": […]}` from a .json file.
 
     Raises:
-        InputError: there is no such game, or the file does not hold one.
+        InputError: no such game exists, or the file does not define one.
     """
     if name.lower() in GAMES:
         return GAMES[name.lower()]

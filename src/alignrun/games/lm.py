@@ -1,7 +1,7 @@
 """A causal language model whose completions are the actions of a matrix game.
 
-It goes through the same sampling, algorithms and training loop as a model of billions of weights, while the game's
-equilibrium, best responses and exploitability are known exactly.
+It uses the same sampling, algorithms and training loop as a large model, while the game's equilibrium, best responses
+and exploitability are known exactly.
 """
 
 import torch
@@ -12,7 +12,7 @@ from alignrun.games import Game
 from alignrun.games.files import PROMPT
 
 IMPOSSIBLE = -30.0
-"""The logit of every token that is not an action, beside log μ for the actions: below float32's resolution."""
+"""The logit of every token that is not an action; relative to log μ it is below float32's resolution."""
 
 
 def game_tokenizer(game: Game) -> PreTrainedTokenizerFast:
@@ -24,11 +24,11 @@ def game_tokenizer(game: Game) -> PreTrainedTokenizerFast:
 
 
 def game_llama(game: Game, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A tiny Llama with random weights, except that after the prompt it plays the game's reference μ exactly.
+    """A tiny Llama with random weights whose next-token distribution after the prompt is exactly μ.
 
     With h the hidden state after the prompt and W a random head, the rank-one correction
-    W + (log μ − W h) hᵀ / |h|² makes the logits at h equal to log μ and leaves every other direction free,
-    so that an adapter can move the policy anywhere in the simplex.
+    W + (log μ − W h) hᵀ / |h|² makes the logits at h equal to log μ and leaves every other direction unchanged, so an
+    adapter can move the policy anywhere in the simplex.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,7 +1,7 @@
-"""One cached loop that draws several completions of every prompt at once.
+"""A cached decoding loop that draws several completions of every prompt together.
 
-Every completion comes from a role or from the token-wise mixture of two. The model's rows are blocks, one for each
-role; a completion of a mixture has a row in two of them.
+Every completion is drawn from a role or from the token-wise mixture of two roles. The model's rows form one block per
+role; a completion from a mixture has a row in two blocks.
 
 Shape legend: B prompts, K completions of each, S live sequences, R live model rows, T new tokens, V vocabulary.
 """
@@ -22,21 +22,21 @@ from alignrun.types import Completions
 
 
 class Decoder(Protocol):
-    """The model's side of the loop: `prefill` once, then any number of `select` and `step`."""
+    """The model's side of the loop: one call of `prefill`, then any number of `select` and `step`."""
 
     def prefill(self) -> Tensor:
-        """Read the prompts; [R, V] logits of the first completion token."""
+        """Encode the prompts; return [R, V] logits of the first completion token."""
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep (or repeat) the given rows, in ascending order of role."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append one token [R] to each row; [R, V] logits of the next."""
+        """Append one token [R] to each row; return [R, V] logits of the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. Temperature and truncation act after the mixture is formed."""
+    """Sampling settings. Temperature and truncation apply after the mixture is formed."""
 
     max_new_tokens: int
     stop_ids: Sequence[int]
@@ -54,21 +54,21 @@ def sample_completions(
     uniforms: Tensor,
     temperatures: Sequence[float] | None = None,
 ) -> list[Completions]:
-    """Draw one completion of every prompt from each source, a role or y ~ Π_n softmax((1−β) log π + β log μ).
+    """Draw one completion of every prompt from each source: a role, or y ~ Π_n softmax((1−β) log π + β log μ).
 
-    A draw depends only on its own column of `uniforms` and on its row's own logits: finished sequences leave the batch
-    without changing the others, and prompts may be drawn together or apart.
+    A draw depends only on its own column of `uniforms` and the logits of its own row. So finished sequences can leave
+    the batch without changing the others, and the batch can be split over prompts.
 
     Args:
-        decoder: a block of B rows for each role of `decoding_roles(sources)`, in that order.
+        decoder: has a block of B rows for each role of `decoding_roles(sources)`, in that order.
         prompts: B.
-        sources: K of them.
+        sources: the K sources.
         sampling: lengths, stop tokens, temperature and truncation.
-        uniforms: [T, K, B] float64 in [0, 1) on the decoder's device, a number for every token that may be drawn.
-        temperatures: one for each source, where they are not all that of `sampling`.
+        uniforms: [T, K, B] float64 in [0, 1) on the decoder's device, one number per token.
+        temperatures: one per source; by default all use that of `sampling`.
 
     Returns:
-        For each source, completions of the B prompts, [B, T] with T the longest that was drawn.
+        For each source, completions [B, T] of the B prompts, with T the longest length drawn.
     """
     device = uniforms.device
     logits = decoder.prefill()
@@ -89,8 +89,8 @@ def sample_completions(
     logits = logits[torch.tensor(expanded, device=device)]
     index = torch.tensor(live, device=device)
     done = torch.zeros(sequences, dtype=torch.bool, device=device)
-    # On a GPU, asking which rows are finished stalls the queue of kernels, and fewer rows cost hardly less: it is asked
-    # seldom, and rows leave once they are half of all.
+    # On a GPU, checking which rows are finished synchronises with the device, and fewer rows are hardly faster. So
+    # check rarely, and remove finished rows only once they are half of all rows.
     check_every, worth = (1, 1.0) if device.type == "cpu" else (16, 0.5)
 
     for position in range(length):
@@ -126,7 +126,7 @@ def sample_completions(
 
 
 class _Layout:
-    """Which model rows belong to which live sequence; sequence b of source k has the number k·B + b."""
+    """The mapping from live sequences to model rows; sequence b of source k has the number k·B + b."""
 
     def __init__(self, sources: Sequence[Source], prompts: int, live: Sequence[int], device: torch.device) -> None:
         self._prompts = prompts
@@ -139,7 +139,7 @@ class _Layout:
         self._blocks = list(blocks.values())
         self._places = [place for block in self._blocks for place in block]
         self._source = torch.tensor(self._places, device=device)
-        # Live sequences stay ordered by source, so those of neighbouring equal sources are one run of rows in a block.
+        # Live sequences stay ordered by source, so adjacent equal sources are contiguous rows of a block.
         self._runs: list[tuple[Source, list[slice]]] = []
         starts = dict(zip(blocks, accumulate(map(len, self._blocks), initial=0), strict=False))
         for source, members in groupby(drawn_from):
@@ -148,22 +148,22 @@ class _Layout:
             starts |= {role: starts[role] + size for role in roles_of(source)}
 
     def rows_in_prefill(self) -> list[int]:
-        """The prefill row (block, prompt) that each model row starts from."""
+        """The prefill row (block, prompt) from which each model row starts."""
         return [
             number * self._prompts + self._prompt[place] for number, block in enumerate(self._blocks) for place in block
         ]
 
     def rows_of(self, places: Sequence[int]) -> list[int]:
-        """The model rows of some of the live sequences, in the model's order."""
+        """The model rows of the given live sequences, in the model's order."""
         wanted = set(places)
         return [row for row, place in enumerate(self._places) if place in wanted]
 
     def spread(self, drawn: Tensor) -> Tensor:
-        """[S] tokens to [R]: both rows of a mixture get the same token."""
+        """Expand tokens [S] to [R]: both rows of a mixture get the same token."""
         return drawn[self._source]
 
     def mix(self, logits: Tensor) -> Tensor:
-        """[R, V] logits to [S, V] log-probabilities."""
+        """Combine logits [R, V] into log-probabilities [S, V]."""
         parts = []
         for source, spans in self._runs:
             if isinstance(source, Mixture) and len(spans) == 2:

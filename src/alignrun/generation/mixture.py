@@ -1,4 +1,4 @@
-"""The geometric mixture of two policies, one token at a time."""
+"""The token-wise geometric mixture of two policies."""
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ def _log_softmax(logits: Tensor) -> Tensor:
 def mix_log_probs(policy_logits: Tensor, reference_logits: Tensor, mix_beta: float) -> Tensor:
     """The mixture's log-probabilities: log softmax((1−β) log π + β log μ), β in [0, 1]. arXiv 2312.00886.
 
-    Token by token this is not the mixture of whole sequences. Temperature and truncation come after it. At β = 0 and
-    β = 1 it is exactly the log-softmax of one side.
+    The token-wise mixture differs from the mixture over whole sequences. Temperature and truncation apply after it. At
+    β = 0 and β = 1 it is exactly the log-softmax of one side.
 
     Shapes: both logits and the result [..., V]; the result is float32 (float64 for float64 logits). Raises InputError.
     """
     if not 0 <= mix_beta <= 1:
         raise InputError(f"mix_beta must lie in [0, 1], not {mix_beta}")
-    # The ends return early: besides being exact, 0·(−∞) would turn forbidden tokens into NaN.
+    # Return early at the ends: the result is exact, and 0·(−∞) would turn masked tokens into NaN.
     if mix_beta == 0:
         return _log_softmax(policy_logits)
     if mix_beta == 1:

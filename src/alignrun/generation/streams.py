@@ -1,4 +1,4 @@
-"""What an algorithm samples: completions of a role, or of the token-wise geometric mixture of two."""
+"""Declarations of what to sample: completions of a role, or of the token-wise geometric mixture of two."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from alignrun.types import Role
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Π_n softmax((1−β) log `first` + β log `second`): 0 is the first role, 1 the second (arXiv 2312.00886)."""
+    """Π_n softmax((1−β) log `first` + β log `second`): β = 0 is the first role, 1 the second (arXiv 2312.00886)."""
 
     first: Role
     second: Role
@@ -21,24 +21,24 @@ class Mixture:
 
 
 Source = Role | Mixture
-"""The distribution that a completion is drawn from."""
+"""The distribution of a completion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Completions of every prompt from one source."""
+    """Samples of every prompt from one source."""
 
     source: Source
     samples: int
-    """How many for every prompt."""
+    """Completions per prompt."""
     learned: int = 0
-    """How many of them pass the model again with a gradient."""
+    """The number of them that pass the model again with a gradient."""
     temperature: float | None = None
-    """Where it is not `generation.temperature`."""
+    """The temperature; None means `generation.temperature`."""
 
 
 def roles_of(source: Source) -> tuple[Role, ...]:
-    """The roles whose logits a source needs; a mixture with β = 0 or 1 needs one."""
+    """The roles whose logits a source needs; a mixture with β = 0 or 1 needs only one."""
     if not isinstance(source, Mixture):
         return (source,)
     weights = ((source.first, 1 - source.beta), (source.second, source.beta))
@@ -46,16 +46,16 @@ def roles_of(source: Source) -> tuple[Role, ...]:
 
 
 def decoding_roles(sources: Iterable[Source]) -> list[Role]:
-    """The roles that decode the sources together, in the order of their blocks of rows."""
+    """The roles needed to decode the sources together, in the order of their row blocks."""
     needed = {role for source in sources for role in roles_of(source)}
     return [role for role in Role if role in needed]
 
 
 def decoding_rows(sources: Iterable[Source]) -> int:
-    """Rows of the model for one prompt while the sources are decoded together: a mixture takes two."""
+    """Model rows per prompt when decoding the sources together: a mixture takes two."""
     return sum(len(roles_of(source)) for source in sources)
 
 
 def policy_alone(streams: Sequence[Stream]) -> bool:
-    """Whether all samples come from the policy as it is, so that a rollout server can draw them."""
+    """Whether all samples come from the policy itself, so that a rollout server can draw them."""
     return all(roles_of(stream.source) == (Role.policy,) for stream in streams)

@@ -1,4 +1,4 @@
-"""What a stored adapter's configuration may say: only what alignrun computes exactly as PEFT does."""
+"""Checks of a stored adapter's configuration: only fields that alignrun computes exactly like PEFT are accepted."""
 
 import json
 from pathlib import Path
@@ -15,38 +15,38 @@ _COMPUTED = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
 }  # fmt: skip
-"""Which layers are adapted, with which rank and scaling: PEFT builds the layers, and all of these count."""
+"""The adapted layers, their ranks and their scaling: PEFT builds the layers and honours all of these."""
 
 _IRRELEVANT = {
     "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "runtime_config",
     "lora_dropout",  # dropout is off: the sampled and the scored policy must be the same
-    "loftq_config", "eva_config", "corda_config", "lora_ga_config",  # for initialisations, which are checked
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config",  # for initialisations, which are checked below
     "megatron_core", "qalora_group_size",  # what belongs to megatron_config and use_qalora, which must be empty
 }  # fmt: skip
-"""What says nothing about the product of a trained adapter."""
+"""Fields that do not affect the product of a trained adapter."""
 
 _VALUES: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "task_type": (None, "CAUSAL_LM"),
     "bias": ("none",),
-    # The others change the base as they start (pissa, olora, corda, loftq, lora_ga), or what is computed (mica).
+    # The others change the base at initialisation (pissa, olora, corda, loftq, lora_ga) or the computation (mica).
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
-"""Fields that may have one of these values."""
+"""The supported values of further fields."""
 
 
 def check_adapter(folder: Path, key: str) -> None:
-    """Refuse an adapter that is more than low-rank products added to linear layers.
+    """Refuse an adapter that does anything other than add low-rank products to linear layers.
 
-    Every other field, also one that a later PEFT brings, must be empty: None, false, "", [] or {}.
+    Every other field, including those of later PEFT versions, must be empty: None, false, "", [] or {}.
 
     Args:
         folder: holds adapter_config.json and adapter_model.safetensors.
         key: the configuration key that named the folder, for messages.
 
     Raises:
-        InputError: the files are missing or damaged, a field has a value that is not computed here, or weights are not
-            finite real numbers.
+        InputError: the files are missing or damaged, a field has an unsupported value, or weights are not finite real
+        numbers.
     """
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():

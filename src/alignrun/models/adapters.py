@@ -1,4 +1,4 @@
-"""LoRA adapters on the base, and which adapter each row of a batch goes through."""
+"""LoRA adapters on the base, and the routing of batch rows through adapters."""
 
 import hashlib
 import warnings
@@ -24,28 +24,28 @@ from alignrun.models.adapter_fields import WEIGHTS_FILE, check_adapter
 from alignrun.models.targets import ALL_LINEAR, default_targets, not_linear
 
 POLICY = "policy"
-"""The adapter that is trained."""
+"""The trained adapter."""
 REFERENCE = "reference"
-"""A frozen adapter, where the reference is not the bare base."""
+"""The frozen adapter of the reference, if the reference is not the bare base."""
 OPPONENT = "opponent"
-"""The adapter of a frozen policy that a best response is trained against."""
+"""The adapter of the frozen opponent of a best response."""
 FEEDBACK = "feedback"
 """The adapter of a reward or preference model."""
 ANCHOR = "anchor"
-"""A frozen copy of the policy as it was some steps ago."""
+"""A frozen snapshot of the policy from some steps ago."""
 AVERAGE = "average"
 """The moving average of the policy."""
 VALUE = "value"
-"""The adapter of the value function, trained beside the policy's."""
+"""The adapter of the value function, trained next to the policy's."""
 
 Span = tuple[str, slice]
 """An adapter's name and the rows of the batch that go through it."""
 Forward = Callable[[Tensor], Tensor]
-"""What a layer does with its input [R, ..., N]."""
+"""A layer's forward function on inputs [R, ..., N]."""
 
 
 def add_adapter(model: PreTrainedModel | PeftModel, name: str, config: AdapterConfig) -> PeftModel:
-    """A new trained LoRA adapter whose product is zero, so that it starts as the base; it becomes the active one.
+    """Add a trainable LoRA adapter with zero product, so that it starts as the base, and activate it.
 
     Raises:
         InputError: the target modules do not exist in this model, or are not linear layers.
@@ -77,7 +77,7 @@ def add_adapter(model: PreTrainedModel | PeftModel, name: str, config: AdapterCo
 
 @torch.no_grad()
 def copy_adapter(peft: PeftModel, source: str, name: str) -> None:
-    """A frozen copy of an adapter under another name; which one is active does not change."""
+    """Add a frozen copy of an adapter under another name; the active adapter does not change."""
     active = peft.active_adapter
     peft.add_adapter(name, peft.peft_config[source])
     for layer in lora_layers(peft):
@@ -91,24 +91,24 @@ def copy_adapter(peft: PeftModel, source: str, name: str) -> None:
 def read_adapter(
     model: PreTrainedModel | PeftModel, name: str, folder: Path, *, trainable: bool, key: str
 ) -> PeftModel:
-    """An adapter from a PEFT folder under the given name; where it is trainable, it becomes the active one.
+    """Load an adapter from a PEFT folder under the given name; a trainable one is activated.
 
     Args:
         model: the base, with adapters on it or without.
-        name: what it is called from now on.
+        name: the adapter's name.
         folder: holds adapter_config.json and adapter_model.safetensors.
-        trainable: whether its weights get gradients.
+        trainable: whether its weights require gradients.
         key: the configuration key that named the folder, for messages.
 
     Raises:
-        InputError: the folder is not an adapter that `check_adapter` accepts, or it was trained on another base.
+        InputError: `check_adapter` rejects the folder, or the adapter does not fit this base.
     """
     check_adapter(folder, key)
     active = model.active_adapter if isinstance(model, PeftModel) else name
     trained = isinstance(model, PeftModel) and any(weight.requires_grad for weight in model.parameters())
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # which are looked for below
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # `_check_weights` looks for them
             if isinstance(model, PeftModel):
                 peft = model
                 peft.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
@@ -127,13 +127,13 @@ def read_adapter(
             f"{key}: {folder} adapts {unfit}, and only linear layers are supported: merge it into its base with PEFT's "
             "merge_and_unload, and use model=path model.path=DIR"
         )
-    # Also where nothing changes: layers that only the new adapter has must learn that another one is active.
+    # Always set it: layers that only the new adapter has must know which adapter is active.
     peft.set_adapter(name if trainable else active, inference_mode=not (trainable or trained))
     return peft
 
 
 def _check_weights(peft: PeftModel, name: str, folder: Path) -> None:
-    """Whether the adapter is what its file says, no weight more or less. Raises ValueError."""
+    """Check that exactly the stored weights were loaded. Raises ValueError."""
     stored = load_file(folder / WEIGHTS_FILE)
     digests = sorted(_digest(weight) for weight in stored.values())
     loaded = [
@@ -153,7 +153,7 @@ def _digest(weight: Tensor) -> str:
 
 
 def quantization(config: AdapterConfig, device: torch.device, dtype: torch.dtype) -> Any:
-    """How the base is quantised while it loads: 4-bit NormalFloat for QLoRA, None otherwise.
+    """The quantisation of the base at load time: 4-bit NormalFloat for QLoRA, None otherwise.
 
     Raises:
         InputError: QLoRA without CUDA or without bitsandbytes.
@@ -174,7 +174,7 @@ def quantization(config: AdapterConfig, device: torch.device, dtype: torch.dtype
 
 
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
-    """Every layer of the model that carries adapters."""
+    """All layers of the model that carry adapters."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
@@ -190,17 +190,17 @@ def fingerprint(layers: Sequence[LoraLayer], name: str) -> str:
 
 
 def apply_active(layers: Sequence[LoraLayer]) -> None:
-    """Have all rows go through the active adapter, computed as in `one_adapter` and not by PEFT.
+    """Route all rows through the active adapter, computed as in `one_adapter` instead of by PEFT.
 
-    PEFT holds a float32 copy of every layer's input until the backward pass; and so the policy is the same function
-    to the last bit where it is scored and where it is trained.
+    This avoids PEFT's float32 copy of every layer's input until the backward pass, and makes scoring and training
+    bitwise the same function.
     """
     for layer in layers:
-        layer.forward = partial(_forward_active, weakref.ref(layer))  # weakly, or no base would go with its last user
+        layer.forward = partial(_forward_active, weakref.ref(layer))  # a strong reference would keep the base alive
 
 
 def one_adapter(layers: Sequence[LoraLayer], adapter: str | None) -> AbstractContextManager[None]:
-    """Within the context, all rows go through one adapter with its gradient, or through the bare base.
+    """Within the context, route all rows through one adapter with its gradient, or through the bare base.
 
     Args:
         layers: from `lora_layers`, after `apply_active`.
@@ -210,28 +210,27 @@ def one_adapter(layers: Sequence[LoraLayer], adapter: str | None) -> AbstractCon
 
 
 def forwards_on_rows(layers: Sequence[LoraLayer], spans: Sequence[Span], rows: int) -> list[Forward]:
-    """For `forwards_as`: each span of rows goes through its adapter and all other rows through the bare base, without
-    gradients.
+    """Forward functions for `forwards_as` that route each span of rows through its adapter, without gradients.
 
-    The base product is taken once for all rows; only the low-rank products differ. PEFT offers the same by row
-    names (`adapter_names`), by installing hooks on every layer at every forward pass and gathering rows by index;
-    contiguous spans need neither.
+    All other rows go through the bare base. The base product is computed once for all rows; only the low-rank products
+    differ. PEFT's equivalent (`adapter_names`) installs hooks on every layer in every forward pass and gathers rows by
+    index; contiguous spans need neither.
 
     Args:
         layers: from `lora_layers`, after `apply_active`.
-        spans: disjoint spans; an empty sequence is the bare base.
-        rows: the size of the batch, to catch architectures that reorder rows inside a layer.
+        spans: disjoint spans; an empty sequence means the bare base.
+        rows: the batch size, to detect architectures that reorder rows inside a layer.
     """
     return [_forward_by_span(layer, spans, rows) for layer in layers]
 
 
 @contextmanager
 def forwards_as(layers: Sequence[LoraLayer], forwards: Sequence[Forward]) -> Iterator[None]:
-    """Within the context, the layers compute as given."""
+    """Within the context, the layers use the given forward functions."""
     usual = [layer.forward for layer in layers]
     try:
         for layer, forward in zip(layers, forwards, strict=True):
-            vars(layer)["forward"] = forward  # past Module's own way, which looks for weights, at every decoded token
+            vars(layer)["forward"] = forward  # bypass Module.__setattr__, which is slow per decoded token
         yield
     finally:
         for layer, forward in zip(layers, usual, strict=True):
@@ -253,12 +252,14 @@ def _forward(layer: LoraLayer, adapter: str | None, x: Tensor) -> Tensor:
     product: Tensor = _LowRankProduct.apply(x, a, b, layer.scaling[adapter])  # type: ignore[no-untyped-call]
     if type(layer.base_layer) is nn.Linear:
         return result.add_(product)
-    return result + product  # a quantised layer may give a view that must not be written to
+    return result + product  # a quantised layer may return a view that must not be modified
 
 
 def _forward_by_span(layer: LoraLayer, spans: Sequence[Span], rows: int) -> Forward:
-    """The layer's forward pass where the rows are mixed: up to the last bits the same as `_forward`. In decoding rows
-    are few and every operation counts, so all is looked up ahead."""
+    """The layer's forward function for mixed rows, equal to `_forward` up to rounding.
+
+    Decoding has few rows per step, so everything is looked up in advance.
+    """
     base = layer.base_layer
     factors = [
         (span, layer.lora_A[adapter].weight.T, layer.lora_B[adapter].weight.T, layer.scaling[adapter])
@@ -286,12 +287,14 @@ def _forward_by_span(layer: LoraLayer, spans: Sequence[Span], rows: int) -> Forw
 
 
 class _LowRankProduct(torch.autograd.Function):
-    """s·x Aᵀ Bᵀ in the precision of A and B, rounded to that of x; x [..., N] is held for the backward pass as it is,
-    and so once for all layers that share an input, A [r, N], B [M, r]."""
+    """s·x Aᵀ Bᵀ in the precision of A and B, rounded to that of x. Shapes: x [..., N], A [r, N], B [M, r].
+
+    It saves x itself for the backward pass, so layers with a common input share one copy.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        narrow = F.linear(x.to(a.dtype), a) * scaling  # the rank is narrower than the output
+        narrow = F.linear(x.to(a.dtype), a) * scaling  # scale here: the rank is smaller than the output
         ctx.save_for_backward(x, a, b, narrow)
         ctx.scaling = scaling
         return F.linear(narrow, b).to(x.dtype)

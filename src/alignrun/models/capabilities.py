@@ -1,4 +1,4 @@
-"""Whether a model gives the same values in every pass that training and sampling make: measured, not looked up.
+"""Checks that a model computes the same values in every kind of pass used in training and sampling, by measurement.
 
 Shape legend: P texts, S tokens, D hidden size, V vocabulary.
 """
@@ -17,25 +17,24 @@ from alignrun.models.hidden import hidden_states
 from alignrun.models.targets import expert_blocks
 from alignrun.types import PromptBatch
 
-# Two prompts, of which the second is padded by two tokens on the left, with two continuations of each.
+# Two prompts with two continuations each; the second prompt is padded by two tokens on the left.
 _PROMPTS = ((1, 0, 2, 1), (0, 0, 2, 0))
 _MASK = ((1, 1, 1, 1), (0, 0, 1, 1))
 _CONTINUATIONS = ((0, 2, 1), (2, 2, 0), (1, 2, 0), (0, 0, 1))
 _COPIES = 2
 _PADDED = slice(2, 4)
-"""The rows of the continuations whose prompt is padded: those that are compared."""
+"""The compared rows: the continuations of the padded prompt."""
 
 _checked: set[tuple[object, ...]] = set()
 
 
 def check_passes(model: PreTrainedModel) -> None:
-    """Compare padded, shared and cached passes over a few tokens with a plain one, which reads whole texts at once.
+    """Compare padded, shared-prompt and cached passes over a few tokens with a plain pass over whole texts.
 
-    What differs depends on the architecture and not on the weights, so one check serves all models of a
-    configuration in this process.
+    Differences depend on the architecture and not on the weights, so each configuration is checked once per process.
 
     Raises:
-        InputError: they differ, as in models whose recurrent state takes padding for text.
+        InputError: they differ, as in models whose recurrent state treats padding as text.
     """
     key = (type(model), model.config.to_json_string(use_diff=False), model.dtype, model.device.type)
     if key in _checked:
@@ -48,10 +47,10 @@ def check_passes(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def check_rows(model: PreTrainedModel, adapter: str) -> None:
-    """See that rows with different adapters stay apart in every adapted layer, where a model has experts.
+    """Check that every adapted layer keeps rows separate, in models with experts.
 
     Raises:
-        InputError: an adapted layer gets the tokens of all rows in one list.
+        InputError: an adapted layer receives the tokens of all rows in one list.
     """
     if expert_blocks(model):
         layers, ids = lora_layers(model), torch.tensor(_PROMPTS, device=model.device)
@@ -60,11 +59,11 @@ def check_rows(model: PreTrainedModel, adapter: str) -> None:
 
 
 def tolerance(model: PreTrainedModel) -> float:
-    """The largest relative error that rounding explains.
+    """The largest relative error attributable to rounding.
 
-    Sums in another order differ by 1e-7 to 1e-4 in float32 (4e-5 with the 30 layers of SmolLM2), 1e-3 with TF32
-    products, and by 0.003 to 0.06 in half precision, where an error grows from layer to layer; a text that sees
-    padding, or not its own past, is off by about as much as texts differ from each other, 0.2 to 2.
+    Reordered sums differ by 1e-7 to 1e-4 in float32 (4e-5 with the 30 layers of SmolLM2), by 1e-3 with TF32 products,
+    and by 0.003 to 0.06 in half precision, where errors grow from layer to layer. A text that sees padding, or misses
+    its own past, is off by about as much as different texts are, 0.2 to 2.
     """
     return 1e-2 if _exact(model) else 0.15
 
@@ -75,7 +74,7 @@ def _exact(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def differences(model: PreTrainedModel) -> Iterator[tuple[float, str]]:
-    """The relative error of each kind of pass, and what it means where it is too large; infinite if a pass fails.
+    """The relative error of each kind of pass, infinite if it fails, with the meaning of a large error.
 
     Args:
         model: without adapters.
@@ -108,16 +107,16 @@ def differences(model: PreTrainedModel) -> Iterator[tuple[float, str]]:
             yield relative_error(found()[_PADDED], expected, worst=worst), what
         except (torch.OutOfMemoryError, AlignrunError):
             raise
-        except Exception as error:  # a library's code for an architecture fails in its own way
+        except Exception as error:  # model code may raise anything
             yield float("inf"), f"{what} ({one_line(error, 120)})"
 
 
 def relative_error(found: Tensor, expected: Tensor, *, worst: bool = True) -> float:
-    """How far [P, S, D] values are from those expected, relative to how much those of different tokens differ.
+    """The distance of [P, S, D] values from the expected ones, relative to the spread between tokens.
 
-    The mean is left out since some models add the same large vector to every token. The worst token counts, except
-    where products are rounded to half precision and choose experts: there a token may get another one, and the median
-    of each text's tokens counts.
+    The mean is removed, since some models add the same large vector to every token. The result is the worst token's,
+    or with `worst=False` the worst text's median token: in half precision, rounding may route a token to another
+    expert.
     """
     found, expected = found.double(), expected.double()
     spread = (expected - expected.mean((0, 1))).norm(dim=-1).square().mean().sqrt()

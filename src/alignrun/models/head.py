@@ -1,4 +1,4 @@
-"""From hidden states to logits, as the model itself does it."""
+"""The map from hidden states to logits, as in the model itself."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from alignrun.errors import InputError
 
 
 def vocabulary_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The map [N, D] -> [N, V] of this model: its output embedding, and the scaling that some families add."""
+    """The map [N, D] -> [N, V] of this model: its output embedding, and the scaling of some families."""
     embedding = model.get_output_embeddings()
     text = model.config.get_text_config()
     softcap = getattr(text, "final_logit_softcapping", None)
@@ -19,7 +19,7 @@ def vocabulary_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
     def head(hidden: Tensor) -> Tensor:
         if embedding.weight.is_floating_point():  # and not quantised
-            hidden = hidden.to(embedding.weight.dtype)  # some families leave it in float32, as Mamba does
+            hidden = hidden.to(embedding.weight.dtype)  # some families keep it in float32, such as Mamba
         logits: Tensor = embedding(hidden)
         if multiplier is not None:
             logits = logits * multiplier
@@ -33,7 +33,7 @@ def vocabulary_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 
 def check_head(model: PreTrainedModel, head: Callable[[Tensor], Tensor]) -> None:
-    """Compare `head` with the model's own logits on two tokens, so that an unknown family is never trained wrongly.
+    """Compare `head` with the model's own logits on two tokens, to detect unsupported model families.
 
     Raises:
         InputError: they differ.

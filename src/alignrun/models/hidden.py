@@ -1,4 +1,4 @@
-"""Hidden states of continuations, with each prompt read once for all that follow it.
+"""Hidden states of continuations, with each prompt encoded once for all its continuations.
 
 Shape legend: B prompts, P prompt tokens, N = K·B continuations (those of prompt b are rows b·K to b·K + K − 1) of S
 tokens, D hidden size, R packed rows.
@@ -14,19 +14,19 @@ from alignrun.types import PackedBatch, PromptBatch
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """[R, P] each token's place among the real tokens of its row, for masks with padding on the left."""
+    """[R, P] each token's position among the real tokens of its row, for masks with padding on the left."""
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def masked(module: PreTrainedModel, mask: Tensor, padded: bool) -> tuple[Tensor | None, Tensor | None]:
-    """The mask and the positions with which texts are read from their first token.
+    """The attention mask and positions of texts read from their first token.
 
-    They depend on no value that is on the device: transformers waits for it, to see whether a mask is needed.
+    They are chosen without reading values from the device, since transformers' own check would synchronise with it.
 
     Args:
         module: the causal language model.
         mask: [R, T], 0 on padding.
-        padded: whether there may be padding on the left; on the right it follows all that is read, and needs no mask.
+        padded: whether there may be padding on the left; padding on the right needs no mask.
     """
     if not padded:
         return None, None
@@ -35,17 +35,16 @@ def masked(module: PreTrainedModel, mask: Tensor, padded: bool) -> tuple[Tensor 
         return mask, positions
     length = mask.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=mask.device)  # padding attends to something, too
+    itself = torch.eye(length, dtype=torch.bool, device=mask.device)  # padding must attend to something
     return (before & mask.bool()[:, None, None, :]) | itself, positions
 
 
 def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor, mask: Tensor) -> Tensor:
     """[N, S + 1, D] the hidden state at the end of the prompt and at every token of its continuations.
 
-    Where a prompt has several continuations, its keys and values are computed once and repeated: the same values as
-    row by row, and the same gradients, since those of the prompt are the sum over its continuations. Layers whose
-    activations are recomputed in the backward pass keep no cache, and a recurrent state passes no gradient on, so
-    there every continuation comes with its prompt.
+    If a prompt has several continuations, its keys and values are computed once and repeated. Values and gradients
+    equal those of separate rows, since the prompt's gradient is the sum over its continuations. With gradient
+    checkpointing (no cache) or a recurrent state (no gradient), every continuation is read with its prompt instead.
 
     Args:
         module: the causal language model, its active adapter included.
@@ -61,8 +60,8 @@ def hidden_states(module: PreTrainedModel, prompts: PromptBatch, tokens: Tensor,
 def packed_hidden_states(module: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """[R, S, D] the hidden state at every token; attention stays inside each demonstration.
 
-    transformers finds the boundaries where `position_ids` start again, if no mask is given: a block-diagonal mask for
-    sdpa and eager attention, cumulative lengths for flash attention, and there in a single row only.
+    Without a mask, transformers finds the boundaries where `position_ids` restart: it builds a block-diagonal mask for
+    sdpa and eager attention, and cumulative lengths for flash attention, which needs a single row.
     """
     ids, positions = batch.input_ids, batch.position_ids
     if "flash" in str(module.config._attn_implementation):
@@ -74,7 +73,7 @@ def packed_hidden_states(module: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 @torch.no_grad()
 def check_packing(module: PreTrainedModel) -> None:
-    """Compare packed texts with each by itself, so that no model lets one demonstration see another.
+    """Compare packed texts with separate ones, to detect models in which a demonstration sees another.
 
     Raises:
         InputError: they differ, as in models with recurrent layers.
@@ -83,10 +82,10 @@ def check_packing(module: PreTrainedModel) -> None:
     positions = torch.tensor([[0, 1, 2, 0, 1]] * 2, device=module.device)
     packed = packed_hidden_states(module, PackedBatch(ids, positions, torch.ones_like(ids, dtype=torch.bool)))
     alone = module.base_model(input_ids=ids[:, 3:], use_cache=False).last_hidden_state
-    # Half precision sums in another order; a text that sees another one is off by as much as it is large.
+    # Half precision reorders sums; a text that sees another would differ by its own magnitude.
     if (packed[:, 3:] - alone).abs().max() > 0.1 * alone.abs().max():
         raise InputError(
-            f"algo=sft packs texts, and {module.config.model_type} does not keep them apart with "
+            f"algo=sft packs texts, and {module.config.model_type} does not separate them with "
             f"model.attention={module.config._attn_implementation}: choose another attention or model"
         )
 

@@ -1,4 +1,4 @@
-"""One frozen base, its roles: the policy that is trained, the reference, and an opponent where there is one.
+"""One frozen base and its roles: the trained policy, the reference, and optionally an opponent.
 
 Shape legend: B prompts, P prompt tokens, T completion tokens.
 """
@@ -46,27 +46,27 @@ _ADAPTERS = {
 class Policy:
     """The policy π and the reference μ.
 
-    With an adapter, both are one base: π with the trained adapter, μ with none (or a frozen one). Without an
-    adapter all weights are trained, and μ is a frozen copy of what they were.
+    With adapters, both share one base: π uses the trained adapter, μ none or a frozen one. Without adapters, all
+    weights are trained and μ is a frozen copy of the initial ones.
     """
 
     def __init__(self, backbone: Backbone, ends: Sequence[int] = (), training: Training = UNTRAINED) -> None:
         self.backbone = backbone
         self._ends = ends
         self.training = training
-        """How it is trained, which is written next to its weights."""
+        """Training metadata, written next to the weights."""
         self.model = backbone.model
         self.tokenizer = backbone.tokenizer
         self.head = vocabulary_head(self.model)
         check_head(self.model, self.head)
         self._whole: dict[Role, PreTrainedModel] = {}
-        """Without adapters, a model of its own for each role but the policy."""
+        """Without adapters, a separate model for each role except the policy."""
         if backbone.peft is None:
             self.snapshot(Role.reference)
         present = () if backbone.peft is None else backbone.peft.peft_config
         self._reference_adapter = adapters.REFERENCE if adapters.REFERENCE in present else None
         self.has_opponent = adapters.OPPONENT in present
-        """Whether there is a frozen policy to be beaten."""
+        """Whether there is a frozen opponent."""
 
     @classmethod
     def load(
@@ -80,14 +80,14 @@ class Policy:
         opponent: str | None = None,
         training: Training = UNTRAINED,
     ) -> "Policy":
-        """Load the base, put the adapters on it and move it to its device.
+        """Load the base and its adapters, and move them to the device.
 
-        `ends` are tokens that end a completion beside the tokenizer's and the model's own. `opponent` is a run or an
-        adapter folder: it gets a role of its own, and the policy starts as its copy. `training` is what the files of
-        the policy say of it.
+        `ends` are end tokens in addition to those of the tokenizer and the model. `opponent` is a run or an adapter
+        folder; it gets its own role, and the policy starts as its copy. `training` is the metadata written to the
+        policy's files.
 
         Raises:
-            InputError: the model, the adapter or the device is not to be had.
+            InputError: the model, the adapter or the device is not available.
         """
         backbone = Backbone.load(config, adapter, tokenizer, seed)
         start: tuple[Path, str] | None = None
@@ -110,23 +110,23 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.backbone.device
 
     @property
     def stop_ids(self) -> list[int]:
-        """The tokens that end a completion: the tokenizer's and the model's own, and what the chat template writes."""
+        """The end tokens of completions: those of the tokenizer, the model and the chat template."""
         own = self.model.generation_config.eos_token_id
         listed = own if isinstance(own, list) else [own]
         return sorted({token for token in [*listed, self.tokenizer.eos_token_id, *self._ends] if token is not None})
 
     def ends(self, completions: Completions) -> Tensor:
-        """[B] bool: whether the completion reached a stop token rather than the length limit."""
+        """[B] bool: whether the completion has an end token, rather than reaching the length limit."""
         stop = torch.tensor(self.stop_ids, device=completions.tokens.device)
         return (torch.isin(completions.tokens, stop) & completions.mask).any(1)
 
     def fingerprint(self, role: Role) -> str:
-        """A digest of the weights of a role, its adapter's and the base's; empty where the base's have none."""
+        """A digest of a role's adapter and base weights; empty if the base has none."""
         if self.backbone.peft is None:
             return weights_digest(self._module(role), rounded=False)
         adapter = self._adapter(role)
@@ -139,7 +139,7 @@ class Policy:
         return self.backbone.trainable(adapters.POLICY)
 
     def snapshot(self, role: Role) -> None:
-        """Hold a frozen copy of the policy, as it is now, under a role of its own."""
+        """Keep a frozen copy of the current policy under the given role."""
         if self.backbone.peft is None:
             self._whole[role] = copy.deepcopy(self.model).requires_grad_(False)
         else:
@@ -147,20 +147,20 @@ class Policy:
 
     @torch.no_grad()
     def lerp_towards(self, role: Role, rate: float) -> None:
-        """Move a kept copy towards the policy, θ̄ ← θ̄ + rate·(θ − θ̄): 1 makes it the policy as it is now.
+        """Move a snapshot towards the policy, θ̄ ← θ̄ + rate·(θ − θ̄); rate 1 makes it the current policy.
 
-        With LoRA, θ are its factors, and so the average of a product is not exactly the product of averages.
+        With LoRA, θ are the factors, so the product of averages is not exactly the average of the products.
         """
         torch._foreach_lerp_(list(self.snapshot_weights(role).values()), list(self.trainable().values()), rate)
 
     def snapshot_weights(self, role: Role) -> dict[str, Tensor]:
-        """The weights of a kept copy, in the order of `trainable`."""
+        """The weights of a snapshot, in the order of `trainable`."""
         if self.backbone.peft is None:
             return dict(self._whole[role].named_parameters())
         return {name: weight.detach() for name, weight in self.backbone.trainable(_ADAPTERS[role]).items()}
 
     def decoder(self, prompts: PromptBatch, roles: Sequence[Role], new_tokens: int) -> CachedDecoder | JoinedDecoder:
-        """Rows for decoding at most so many tokens: a block for each role, in which every prompt is once."""
+        """A decoder for at most `new_tokens` tokens, with one block of rows per role and one row per prompt."""
         names = [self._adapter(role) for role in roles]
         replay = new_tokens if self._replays else None
         if self.backbone.peft is not None:
@@ -170,33 +170,33 @@ class Policy:
 
     @cached_property
     def _replays(self) -> bool:
-        """Whether decoding steps are recorded and replayed."""
+        """Whether to record and replay decoding steps."""
         wanted = self.backbone.config.cuda_graphs
-        if not wanted or self.device.type != "cuda" or distributed.sharded():  # a base that is split cannot be recorded
+        if not wanted or self.device.type != "cuda" or distributed.sharded():  # sharded: not recordable
             return False
         try:
             check_replay(self.model)
         except (InputError, RunError):
             if wanted is True:
                 raise
-            return False  # `auto` decodes such a model step by step
+            return False  # `auto` decodes such a model eagerly
         return True
 
     def log_probs(self, role: Role, prompts: PromptBatch, completions: Completions, temperature: float = 1.0) -> Tensor:
         """[N, T] log π(y_n | x, y_<n) of every completion token, zero on padding.
 
-        The policy's carry a gradient where gradients are enabled; the reference's never do. Only the completions'
-        positions reach the vocabulary head, and a prompt with several completions is read once for all of them.
+        The policy's carry a gradient if gradients are enabled; those of other roles never do. Only completion positions
+        reach the vocabulary head, and a prompt is encoded once for all its completions.
 
         Args:
-            role: whose log-probabilities.
+            role: the role to score with.
             prompts: B prompts.
             completions: N = K·B completions; those of prompt b are rows b·K to b·K + K − 1.
             temperature: divides the logits.
         """
         module = self._module(role)
         with self._as(role):
-            # The last token is predicted, and predicts nothing.
+            # The last token is only a target.
             hidden = hidden_states(module, prompts, completions.tokens[:, :-1], completions.mask[:, :-1])
             log_probs = token_log_probs(hidden, self._head(module), completions.tokens, temperature=temperature)
         return log_probs * completions.mask
@@ -208,7 +208,7 @@ class Policy:
         return token_log_probs(hidden[targets], self.head, batch.input_ids[:, 1:][targets])
 
     def save_adapter(self, folder: Path, role: Role = Role.policy) -> None:
-        """Write a role's PEFT adapter, or the whole model where there is no adapter (safetensors), and what it is.
+        """Write a role's PEFT adapter, or the whole model without adapters, as safetensors with its description.
 
         Raises:
             RunError: weights that are not finite.
@@ -221,10 +221,10 @@ class Policy:
         self.describe(folder, role)
 
     def save_merged(self, folder: Path) -> None:
-        """Write base and adapter as one model (safetensors); the policy cannot be used afterwards.
+        """Merge the adapter into the base and write one model (safetensors); the policy cannot be used afterwards.
 
         Raises:
-            InputError: no model of this family can hold them as one.
+            InputError: this model family cannot represent the merged weights.
             RunError: weights that are not finite.
         """
         peft = self.backbone.peft
@@ -235,9 +235,9 @@ class Policy:
         self.describe(folder)
 
     def describe(self, folder: Path, role: Role = Role.policy) -> None:
-        """Write all that `save_adapter` writes but the weights: the prompt, the distribution, and a README for people.
+        """Write the files of `save_adapter` other than the weights: tokenizer, sampling settings and README.
 
-        Before training it shows whether the libraries will write them.
+        Before training, this checks that the libraries can write them.
         """
         whole = self.backbone.peft is None
         if whole:
@@ -250,7 +250,7 @@ class Policy:
 
     @property
     def sampling(self) -> GenerationConfig:
-        """How the policy that was trained is sampled, for transformers and vLLM."""
+        """The sampling settings of the trained policy, for transformers and vLLM."""
         return sampling_config(self.model, self.tokenizer, self.stop_ids, self.training.temperature)
 
     def _adapter(self, role: Role) -> str | None:

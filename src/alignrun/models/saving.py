@@ -1,4 +1,4 @@
-"""Writing a model so that other tools read the policy that was trained: its weights, its prompt, its distribution."""
+"""Saving a model so that other tools load the trained policy: weights, prompt format and sampling settings."""
 
 import copy
 import json
@@ -21,9 +21,9 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def prompting_tokenizer(tokenizer: PreTrainedTokenizerBase, system_prompt: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer, whose chat template puts the system prompt first where a conversation brings no system turn.
+    """The tokenizer with a chat template that adds the system prompt to conversations without a system turn.
 
-    So `apply_chat_template` alone gives the prompts of training, token for token.
+    `apply_chat_template` then gives exactly the prompts of training.
     """
     if system_prompt is None or not tokenizer.chat_template:
         return tokenizer
@@ -37,9 +37,8 @@ def prompting_tokenizer(tokenizer: PreTrainedTokenizerBase, system_prompt: str |
 
 
 def _with_system_turn(template: str, text: str) -> str:
-    # JSON's escapes mean the same inside a Jinja string, but for those of characters beyond ASCII, which stay as they
-    # are. The newline at the end belongs to the block, which takes one newline with it: the template stands at the
-    # start of a line, as it did.
+    # JSON escapes are valid in a Jinja string, except those of non-ASCII characters, which are kept unescaped. The
+    # block tag strips the newline after it, so the template still starts a line.
     quoted = json.dumps(text, ensure_ascii=False)
     return (
         "{% if not messages | selectattr('role', 'equalto', 'system') | list %}"
@@ -51,9 +50,9 @@ def _with_system_turn(template: str, text: str) -> str:
 def sampling_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], temperature: float
 ) -> GenerationConfig:
-    """How to sample π(y | x) ∝ exp(logits/T): at the temperature T, and with nothing cut off or penalised.
+    """Settings to sample π(y | x) ∝ exp(logits/T) at temperature T, without truncation or penalties.
 
-    The base's own settings (nucleus, repetition penalty) describe another distribution; of them its ids alone are kept.
+    The base's own settings (nucleus, repetition penalty) describe another distribution; only its token ids are kept.
     """
     return GenerationConfig(
         do_sample=True,
@@ -67,8 +66,8 @@ def sampling_config(
 
 
 def save_adapter_weights(peft: PeftModel, name: str, folder: Path) -> None:
-    """Write the weights of one adapter, and nothing of its base. Raises RunError where they are not finite."""
-    # Left to itself, PEFT adds the base's embeddings to an adapter of the vocabulary head, and asks the hub about them.
+    """Write the weights of one adapter without its base. Raises RunError if they are not finite."""
+    # By default, PEFT adds the base's embeddings to an adapter of the vocabulary head, and queries the hub.
     weights = get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False)
     check_finite(weights.items())
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,37 +75,37 @@ def save_adapter_weights(peft: PeftModel, name: str, folder: Path) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors as safetensors, in a file that others may read as the user's other files."""
-    # Written by safetensors itself, it would be its owner's alone, and an inference server is often another user.
+    """Write tensors as safetensors, with the user's default file permissions."""
+    # safetensors would write a file readable only by its owner, but an inference server often runs as another user.
     file.write_bytes(save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, {"format": "pt"}))
 
 
 def save_adapter_config(peft: PeftModel, name: str, folder: Path, base: str | None, revision: str | None) -> None:
-    """Write what the adapter is, and which base it is for, so that PEFT finds that from any folder."""
+    """Write the adapter's configuration with its base, so that PEFT finds the base from any folder."""
     config = copy.copy(peft.peft_config[name])
     config.inference_mode, config.base_model_name_or_path, config.revision = True, base, revision
     if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # or no two files would be the same
+        config.target_modules = sorted(config.target_modules)  # for reproducible files
     config.save_pretrained(folder)
 
 
 def save_model(model: PreTrainedModel, sampling: GenerationConfig, folder: Path) -> None:
-    """Write a whole model (safetensors). Raises RunError where its weights are not finite."""
+    """Write a whole model (safetensors). Raises RunError if its weights are not finite."""
     check_finite(model.named_parameters())
-    model.generation_config = sampling  # the base's own may be one that transformers reads and does not write
-    for weight in model.parameters():  # transformers takes no linear layers that are stored by columns
+    model.generation_config = sampling  # transformers may refuse to write the base's own
+    for weight in model.parameters():  # transformers cannot save column-major weights
         weight.data = weight.data.contiguous()
     with quiet_transformers():
         model.save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):  # which are their owner's alone
+    for file in folder.glob("*.safetensors"):  # readable only by their owner
         file.chmod((folder / "config.json").stat().st_mode)
 
 
 def merge(peft: PeftModel, name: str) -> PreTrainedModel:
-    """W + s·BA for every layer of an adapter: base and adapter as one model. The base is changed in place.
+    """Merge an adapter into the base, W + s·BA for every adapted layer. The base is changed in place.
 
     Raises:
-        InputError: the adapter changes a weight that other layers share, and no model of this family can hold both.
+        InputError: the adapter changes a weight shared with other layers, which this model family cannot represent.
     """
     _untie(peft, name)
     merged: PreTrainedModel = peft.merge_and_unload(adapter_names=[name])
@@ -114,7 +113,7 @@ def merge(peft: PeftModel, name: str) -> PreTrainedModel:
 
 
 def _untie(peft: PeftModel, name: str) -> None:
-    """Give the vocabulary head a weight of its own, where the adapter changes it and it is the input embedding's."""
+    """Untie the vocabulary head from the input embedding if the adapter changes it."""
     model: PreTrainedModel = peft.get_base_model()
     users = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     head = model.get_output_embeddings()
@@ -135,7 +134,7 @@ def _untie(peft: PeftModel, name: str) -> None:
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse weights of which nobody could sample. Raises RunError."""
+    """Refuse non-finite weights. Raises RunError."""
     for name, weight in weights:
         if weight.is_floating_point() and not is_finite(weight):
             raise RunError(
@@ -145,7 +144,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def check_saving(describe: Callable[[Path], None]) -> None:
-    """Write what will be written next to the weights into a folder that is then deleted, before any time is spent.
+    """Before training, test that the files next to the weights can be written, in a temporary folder.
 
     Raises:
         InputError: a library refuses to write it.
@@ -155,9 +154,9 @@ def check_saving(describe: Callable[[Path], None]) -> None:
             describe(Path(folder))
     except AlignrunError:
         raise
-    except Exception as error:  # tokenizers and configurations come from anywhere
+    except Exception as error:  # tokenizers and configurations may raise anything
         if isinstance(error, OSError) and error.errno is not None:
-            return  # no space in the folder for temporary files, which says nothing about the run's
+            return  # a full temporary folder is unrelated to the run's folder
         raise InputError(
             f"what this run learns could not be saved ({one_line(error, 160)}): check the tokenizer and the "
             "config.json of the model"

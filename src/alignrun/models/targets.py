@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter is put on."""
+"""The target layers of an adapter."""
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer, ParamWrapper
@@ -9,18 +9,18 @@ from transformers.pytorch_utils import Conv1D
 ALL_LINEAR = "all-linear"
 
 _EXPERT_NAMES = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
-"""Layers by which PEFT means the experts and their router where a model has some, even for its dense layers."""
+"""Layer names that PEFT interprets as experts and routers in models with experts, even for dense layers."""
 
 
 _USED_BY_WEIGHT = ("out_proj", "dt_proj")
-"""Layers whose weight a state-space mixer, or its kernel, reads past the layer's own forward pass."""
+"""Layers whose weight a state-space mixer or its kernel reads directly, bypassing the layer's forward pass."""
 
 
 def default_targets(model: PreTrainedModel | PeftModel) -> str | list[str]:
-    """Every linear layer but the vocabulary head; in models with experts or state-space mixers, those that can be.
+    """Every linear layer except the vocabulary head and the unsupported layers of experts and state-space mixers.
 
-    Experts are single tensors for all of them and routers return several, so neither is a layer with one product; and
-    inside a block the tokens of all rows come in one list, where rows with different adapters cannot be kept apart.
+    Experts are stacked tensors and routers return several values, so neither is a linear layer. Inside an expert block
+    the tokens of all rows form one list, so rows with different adapters cannot be separated.
     """
     base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     blocks = tuple(f"{block}." for block in expert_blocks(base))
@@ -42,7 +42,7 @@ def default_targets(model: PreTrainedModel | PeftModel) -> str | list[str]:
 
 
 def left_out(model: nn.Module) -> str | None:
-    """What `default_targets` leaves as it is besides the vocabulary head, in words; None where that is nothing."""
+    """A message about the layers that `default_targets` skips besides the vocabulary head; None if there are none."""
     blocks, mixers = len(expert_blocks(model)), len(_mixers(model))
     parts = [f"{blocks} blocks of experts with their routers"] * (blocks > 0)
     parts += [f"{' and '.join(_USED_BY_WEIGHT)} of {mixers} state-space mixers"] * (mixers > 0)
@@ -54,7 +54,7 @@ def _mixers(model: nn.Module) -> list[str]:
 
 
 def expert_blocks(model: nn.Module) -> list[str]:
-    """The names of the model's mixtures of experts, each with its router and the experts that all tokens share."""
+    """The names of the mixture-of-experts blocks, each with its router and shared experts."""
     return [
         name
         for name, module in model.named_modules()
@@ -63,7 +63,7 @@ def expert_blocks(model: nn.Module) -> list[str]:
 
 
 def not_linear(model: nn.Module, adapter: str) -> str | None:
-    """The name and kind of a layer that carries the adapter and is not a single matrix product; None if all are."""
+    """The name and type of an adapted layer that is not a single matrix product; None if there is none."""
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or adapter not in {*layer.lora_A, *layer.lora_embedding_A}:
             continue

@@ -1,4 +1,4 @@
-"""A random Llama with a byte tokenizer: every code path of a real model, in milliseconds."""
+"""A random Llama with a byte tokenizer: runs every code path of a real model in milliseconds."""
 
 import copy
 from functools import cache
@@ -17,7 +17,7 @@ CHATML = (
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, plus the ChatML marks; `<|im_end|>` ends a completion."""
-    # All have one backend: tokenizers (0.23) never frees what a backend has cached, and many runs may share a process.
+    # Share one backend: tokenizers (0.23) never frees a backend's cache, and many runs may share a process.
     return copy.copy(_byte_tokenizer())
 
 
@@ -38,7 +38,7 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def random_llama(architecture: dict[str, object], tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of the given sizes with random weights, fitted to the tokenizer."""
+    """A Llama of the given architecture with random weights and the tokenizer's vocabulary."""
     config = LlamaConfig(
         **{
             **architecture,

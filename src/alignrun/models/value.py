@@ -1,4 +1,4 @@
-"""The value function on the base: a LoRA adapter of its own and a linear head, trained beside the policy.
+"""The value function on the base: its own LoRA adapter and a linear head, trained next to the policy.
 
 Shape legend: B prompts, N = K·B completions, T tokens, D hidden size.
 """
@@ -18,7 +18,7 @@ HEAD = "value.head"
 
 
 class Value:
-    """V(x, y_<n) = wᵀh_n, h_n the base's hidden state before token n, seen through the value adapter; zero at first."""
+    """V(x, y_<n) = wᵀh_n, with h_n the hidden state before token n under the value adapter; initially zero."""
 
     def __init__(self, backbone: Backbone, config: AdapterConfig) -> None:
         assert backbone.peft is not None
@@ -36,7 +36,7 @@ class Value:
         return self._backbone.trainable(adapters.VALUE) | {HEAD: self.weight}
 
     def active(self) -> AbstractContextManager[None]:
-        """Within the context `values` may be called, and differentiated."""
+        """The context in which to call `values` and run its backward pass."""
         return self._backbone.using(adapters.VALUE)
 
     def values(self, prompts: PromptBatch, completions: Completions) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights that others have stored: real numbers, all of them finite; anything else is refused by its name."""
+"""Checks of stored weights: all must be finite real numbers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,14 +8,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 _WHOLE = ("I", "U", "BOOL")
-"""How safetensors names types that are no real numbers begin."""
+"""Prefixes of the safetensors dtypes that are not real numbers."""
 
 OTHER_WEIGHTS = "name another run or adapter, or export an earlier step of that run with --step"
-"""What to do where an adapter or a head cannot be used."""
+"""Advice for an unusable adapter or head."""
 
 
 def unfit_weight(weights: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Why a model cannot compute with one of these weights, the first of them; None where all are fit."""
+    """Why the first unusable weight cannot be used; None if all can."""
     for name, weight in weights:
         if not weight.is_floating_point():
             return f"{name} holds {weight.dtype} and not real numbers"
@@ -25,13 +25,15 @@ def unfit_weight(weights: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def is_finite(weight: Tensor) -> bool:
-    """Whether all numbers of a tensor are finite."""
+    """Whether all elements of a tensor are finite."""
     return bool(torch.isfinite(weight if weight.element_size() > 1 else weight.float()).all())
 
 
 def whole_weight(model: nn.Module, folder: Path) -> str | None:
-    """A weight of the model that its folder stores as whole numbers or truth values, which transformers would convert
-    without a word; None where there is none, or where files have other names for weights."""
+    """A weight stored as integers or booleans, which transformers would silently convert.
+
+    None if there is none, or if the files use other names for the weights.
+    """
     names = {name for name, _ in model.named_parameters()}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens without ever holding the logits of all positions.
+"""Log-probabilities of tokens without materialising the logits of all positions.
 
 Legend: N positions (or B sequences of T), D hidden size, V vocabulary.
 """
@@ -17,7 +17,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 CHUNK_SIZE = 512
-"""Positions that pass the vocabulary head at once."""
+"""Positions per pass through the vocabulary head."""
 
 
 def token_log_probs(
@@ -30,13 +30,12 @@ def token_log_probs(
 ) -> Tensor:
     """The log-probability of each target: log softmax(head(h)/temperature)[target].
 
-    The head runs on `chunk_size` positions at a time, so that the largest tensor is [chunk_size, V]. Pass only the
-    positions that count. Where the head is frozen, the gradient in the hidden states is taken on the way forward, while
-    the logits are there (`_FrozenHead`); where it is trained, they are computed again in the backward pass
-    (arXiv 1604.06174).
+    The head runs on `chunk_size` positions at a time, so the largest tensor is [chunk_size, V]. Pass only the positions
+    that are needed. With a frozen head, the gradient for the hidden states is computed in the forward pass, from the
+    same logits (`_FrozenHead`). With a trained head, the logits are recomputed in the backward pass (arXiv 1604.06174).
 
-    Shapes: hidden [N, D] or [B, T, D]; head maps [n, D] to logits [n, V]; targets [N] or [B, T] int64; the result is
-    shaped as targets, in float32 (float64 for float64 logits). Raises ValueError if hidden and targets do not match.
+    Shapes: hidden [N, D] or [B, T, D]; head maps [n, D] to logits [n, V]; targets [N] or [B, T] int64. The result has
+    the shape of targets, in float32 (float64 for float64 logits). Raises ValueError if hidden and targets do not match.
     """
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(f"hidden {list(hidden.shape)} and targets {list(targets.shape)} are not of the same positions")
@@ -56,7 +55,7 @@ def _values(hidden: Tensor, head: Head, targets: Tensor, temperature: float) -> 
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    # In half precision the sum over a large vocabulary would lose most of its digits.
+    # In half precision, the sum over a large vocabulary would lose most of its digits.
     wide = torch.promote_types(logits.dtype, torch.float32)
     return torch.log_softmax(logits if temperature == 1 else logits.to(wide) / temperature, dim=-1, dtype=wide)
 
@@ -68,8 +67,8 @@ def _picked(log_probs: Tensor, targets: Tensor) -> Tensor:
 class _FrozenHead(torch.autograd.Function):
     """log softmax(z/T)[y] of the logits z = head(h), and ∂/∂h = Jᵀ(e_y − softmax(z/T))/T with J = ∂z/∂h.
 
-    The gradient of one token's log-probability is that of its own hidden state alone, so [n, D] numbers taken forward
-    are all that the backward pass needs, and the head is not run twice.
+    A token's log-probability depends only on its own hidden state, so the backward pass needs just the [n, D] gradient
+    saved in the forward pass, and the head runs once.
     """
 
     @staticmethod

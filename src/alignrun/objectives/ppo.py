@@ -1,7 +1,7 @@
-"""Proximal policy optimisation: advantages, clipped surrogates, whitening (Schulman et al., arXiv 1707.06347).
+"""Proximal policy optimisation: advantages, clipped losses and whitening (Schulman et al., arXiv 1707.06347).
 
-Legend: B sequences, T completion tokens. Masks are bool, true on the tokens of the completion, its end-of-sequence
-token included, and padding is on the right.
+Legend: B sequences, T completion tokens. Masks are bool and true on completion tokens, including the end-of-sequence
+token; padding is on the right.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, trace: float) -> Tensor:
     """A_n = Σ_{m≥n} (γλ)^(m−n) δ_m with δ_m = r_m + γV_{m+1} − V_m, V = 0 after the end. arXiv 1506.02438 eq. 16.
 
-    V_n is the value before token n. At γ = λ = 1 it is the sum of the rewards to come less V_n.
+    V_n is the value before token n. At γ = λ = 1, A_n is the sum of future rewards minus V_n.
 
     Shapes: all [B, T]; zero off the mask.
     """
@@ -27,7 +27,7 @@ def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, discou
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over the tokens of the mask; zero off it. [B, T]."""
+    """Normalise to mean 0 and standard deviation 1 over the mask; zero off the mask. [B, T]."""
     total = mask.sum().clamp(min=1)
     mean = torch.where(mask, values, 0.0).sum() / total
     variance = torch.where(mask, (values - mean).square(), 0.0).sum() / total

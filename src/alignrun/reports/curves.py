@@ -37,7 +37,7 @@ class Curve:
     """Probabilities of a game's actions, as the curve of the policy."""
 
     def in_words(self) -> str:
-        """The plot for those who do not see it."""
+        """A text alternative of the plot."""
         values = [*self.training.points] if self.training else []
         values += [(step, estimate.value) for step, estimate in self.evaluations]
         values += [point for line in self.actions for point in line.points]

@@ -91,7 +91,7 @@ def ratings_in_words(result: TournamentResult) -> str:
     if not result.cycles:
         return f"{misfit} No three policies form a cycle {certainty(result)}."
     circles = [" ≻ ".join(clip(name, NAME) for name in (*cycle, cycle[0])) for cycle in result.cycles]
-    return f"{misfit} In a circle {certainty(result)}, which no rating can express: {_few(circles)}."
+    return f"{misfit} Cyclic {certainty(result)}, which no rating can express: {_few(circles)}."
 
 
 def _name(player: PlayerResult) -> str:

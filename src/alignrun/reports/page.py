@@ -10,7 +10,7 @@ from alignrun.reports.text import ABSENT, clip, number, rate
 from alignrun.security.text import counted, visible
 
 PROMPT_LIMIT, COMPLETION_LIMIT = 1000, 3000
-"""Characters of a sample that are shown: a page with a hundred kilobytes of one letter is no use."""
+"""Characters of a sample to show."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -39,7 +39,7 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """Every string that a template writes is made visible, so that no template can forget it."""
+    """Make every string that a template writes visible, so that no template can forget it."""
     if value is None:
         return ABSENT
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,4 +1,4 @@
-"""What stands in the folder of a run, read without failing: a run may be young, killed or half copied."""
+"""Read a run's folder without failing: a run may be new, killed or partially copied."""
 
 import math
 import os
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as its folder tells it."""
+    """The contents of a run's folder."""
 
     path: Path
     config: Mapping[str, Any]

@@ -29,7 +29,7 @@ class Plot(NamedTuple):
 
 
 def run_page(run: RunDirectory) -> str:
-    """The HTML of a run's report, from whatever its folder holds by now."""
+    """The HTML of a run's report, from the current contents of its folder."""
     record = read(run)
     evaluated = curves.evaluations(record.rows)
     summary = with_intervals(record.summary) if record.summary else None
@@ -172,7 +172,7 @@ def _rerun(record: RunRecord) -> str:
 
 
 def _resume(record: RunRecord) -> str:
-    """The command line that goes on with the run; a finished one has to be given more steps."""
+    """The command line that continues the run; a finished run needs more steps."""
     more = [f"train.steps={2 * record.total_steps}"] if record.summary and record.total_steps else []
     return shlex.join(["alignrun", "resume", str(record.path), *more])
 

@@ -20,7 +20,7 @@ SERIES = tuple(f"#01011{index}" for index in range(6))
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }
-"""Colours that nobody would draw with, and the variables of style.css that take their place, in light and in dark."""
+"""Placeholder colours, and the variables of style.css that replace them in light and dark mode."""
 STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",

@@ -56,7 +56,7 @@ def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -
     Args:
         config: the tournament.
         arguments: the overrides that describe it, for the report.
-        console: who is kept informed.
+        console: receives progress messages.
 
     Raises:
         AlignrunError: bad input, or a preference that fails.
@@ -99,7 +99,7 @@ def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -
 
 @dataclass(frozen=True, slots=True)
 class _Played:
-    """What is told of a tournament beside its standing."""
+    """The report of a tournament in addition to its standing."""
 
     prompts: int
     reference: str | None
@@ -109,7 +109,7 @@ class _Played:
     completions: tuple[dict[str, Any], ...] = ()
     """Rows of completions.jsonl."""
     journals: tuple[Journal, ...] = ()
-    """What was kept of the comparisons, which nobody needs once the results are kept."""
+    """Journals of the comparisons, obsolete once the results are saved."""
 
 
 def _play(config: TournamentConfig, lineup: Lineup, rules: Rules, console: Console) -> tuple[Standing, _Played]:
@@ -276,7 +276,7 @@ def _trained_otherwise(config: TournamentConfig, field: Field, rules: Rules) -> 
 def _keep(
     config: TournamentConfig, run: RunDirectory, result: TournamentResult, played: _Played, console: Console
 ) -> None:
-    """Write the results, the page and the completions, and tell wandb; first of all what cannot be had again."""
+    """Save the results, the page and the completions, and log to wandb; irreplaceable files come first."""
     write_text_atomic(run.path / "results.json", json.dumps(asdict(result), indent=2, ensure_ascii=False))
     write_text_atomic(run.config_file, result.config)
     rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in played.completions]

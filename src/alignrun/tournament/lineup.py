@@ -11,13 +11,13 @@ from alignrun.types import Role
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Everyone, once it is known who is whom."""
+    """All players, after duplicates have been merged."""
 
     players: tuple[Player, ...]
     places: tuple[int, ...]
     """Where they stood in the line-up."""
     references: tuple[int | None, ...]
-    """The place of each one's reference, its own where it is one; None where nobody knows what it was trained from."""
+    """The place of each player's reference, its own if it is one; None if its reference is unknown."""
     common: int | None
     """The place of the reference of all, where they have one."""
 
@@ -29,7 +29,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Lineup:
-    """Everyone before anything is loaded: some may turn out to be the same policy."""
+    """All players before anything is loaded: some may turn out to be the same policy."""
 
     players: tuple[Player, ...]
     listed: int

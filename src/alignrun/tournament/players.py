@@ -1,4 +1,4 @@
-"""Whom a name stands for in a tournament: a run, one of its checkpoints, or a model that was not trained here."""
+"""Resolve the name of a player: a run, one of its checkpoints, or a model that was not trained here."""
 
 import re
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Player:
 
 
 def find_player(source: str, name: str | None = None, sections: Sequence[str] = ("model",)) -> Player:
-    """The player that a path, a name of `alignrun ls model` or a hub id stands for.
+    """The player for a path, a name of `alignrun ls model`, or a hub id.
 
     Args:
         source: the path or the name.
@@ -152,10 +152,10 @@ class Loader:
         """The policy with the player's weights in its role; the one loaded before must no longer be used.
 
         Raises:
-            InputError: the model or the checkpoint is not to be had.
+            InputError: the model or the checkpoint is not available.
         """
         checkpoint: Checkpoint | None = None
-        if player.checkpoint is not None:  # before a model is loaded, so that a damaged one is told at once
+        if player.checkpoint is not None:  # before a model is loaded, to report damage early
             checkpoint = load_checkpoint(player.checkpoint)
         config = self._adjusted(player.config)
         if self._loaded is None or not _share(self._loaded[0], config):
@@ -171,7 +171,7 @@ class Loader:
 
     @property
     def backbone(self) -> Backbone | None:
-        """The base of the player loaded last, for judges that can stand on it."""
+        """The base of the player loaded last, for judges that can share it."""
         return None if self._loaded is None else self._loaded[1].backbone
 
     def _adjusted(self, config: Config) -> Config:

@@ -1,4 +1,4 @@
-"""What a tournament is played by: its own configuration, and where that is silent, what the runs agree on."""
+"""The rules of a tournament: from its configuration, or else from the runs if they agree."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -101,6 +101,6 @@ def played_on(config: Config, rules: Rules) -> Config:
 
 
 def preference_in_words(section: Any) -> str:
-    """A preference in a few words: its name and what it was told that tells it from others."""
+    """A short description of a preference: its name and its distinguishing settings."""
     telling = [str(value) for key in ("model", "path", "function", "game") if (value := getattr(section, key, None))]
     return f"{section.name} ({', '.join(telling)})" if telling else str(section.name)

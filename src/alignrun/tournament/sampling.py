@@ -36,10 +36,10 @@ class Questions:
 
 
 def ask(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Questions:
-    """Encode the held-out prompts for every player; what one cannot read, nobody is asked.
+    """Encode the held-out prompts for every player; prompts too long for one player are dropped for all.
 
     Raises:
-        InputError: the data or a tokenizer is not to be had, or no prompt is left.
+        InputError: the data or a tokenizer is not available, or no prompt is left.
     """
     examples = distinct_prompts(load_examples(rules.data, _wanted(config, rules, players)).heldout)[: config.prompts]
     encodings = [skipping(make_encoding(played_on(player.config, rules))) for player in players]
@@ -99,7 +99,7 @@ def sample_all(
     cache: CompletionCache,
     report: Callable[[str], None],
 ) -> tuple[Field, list[Sampled]]:
-    """Draw the completions of everyone, and have the reference of each score those of its own vocabulary.
+    """Draw the completions of all players, and score those in its own vocabulary with each player's reference.
 
     Where sampling is truncated there is nothing to score: see `truncation`.
 
@@ -109,10 +109,10 @@ def sample_all(
         rules: how completions are drawn.
         loader: loads one player after another; a reference is what it holds in the end.
         cache: keeps completions by content.
-        report: told in a few words what is happening.
+        report: receives short progress messages.
 
     Raises:
-        InputError: a model is not to be had, or two players are the same policy.
+        InputError: a model is not available, or two players are the same policy.
     """
     drawn: dict[int, Drawn] = {}
     keys: dict[int, str | None] = {}

@@ -1,1 +1,1 @@
-"""What algorithms share."""
+"""Building blocks shared by several algorithms."""

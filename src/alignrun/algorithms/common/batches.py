@@ -1,6 +1,6 @@
-"""Batches are frozen dataclasses of rows: tensors, tuples and further such dataclasses, along their first dimension.
+"""Operations on batches: frozen dataclasses of tensors, tuples and nested batches, whose first dimension is rows.
 
-What is neither, a flag, is said of all rows.
+A field of any other type, such as a flag, applies to all rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,19 +17,19 @@ Batch = TypeVar("Batch")
 
 
 def count(batch: Any) -> int:
-    """The number of rows of such a batch."""
+    """The number of rows of a batch."""
     while is_dataclass(batch):
         batch = getattr(batch, fields(batch)[0].name)
     return len(batch)
 
 
 def rows(batch: Batch, span: slice) -> Batch:
-    """The rows of a span."""
+    """The rows of a slice."""
     return _map_rows(batch, lambda part: part[span])
 
 
 def select(batch: Batch, index: Tensor) -> Batch:
-    """The rows that an index tensor names, in its order."""
+    """The rows at the given indices, in that order."""
     places = index.tolist()
     return _map_rows(
         batch, lambda part: part[index] if isinstance(part, Tensor) else tuple(part[place] for place in places)
@@ -37,16 +37,16 @@ def select(batch: Batch, index: Tensor) -> Batch:
 
 
 def pieces(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """The rows in order, at most `size` at a time; None is all of them."""
+    """Split the rows in order into pieces of at most `size`; None means one piece."""
     each = size or count(batch)
     for start in range(0, count(batch), each):
         yield rows(batch, slice(start, start + each))
 
 
 def shared(batch: Any, compute: Callable[[Any], Tensor], size: int | None = None) -> Tensor:
-    """[B, …] what `compute` gives for each row of a batch, every process computing it for its share of the rows.
+    """[B, …] the result of `compute` for each row of a batch, with the rows sharded over processes.
 
-    At most `size` rows at a time are given to it, by default all; what it gives has one shape, but for the rows.
+    `compute` gets at most `size` rows per call, by default all; its results must agree in all other dimensions.
     """
 
     def in_pieces(batch: Any) -> Tensor:
@@ -58,7 +58,7 @@ def shared(batch: Any, compute: Callable[[Any], Tensor], size: int | None = None
 
 
 def as_json(batch: Any) -> Any:
-    """A batch as JSON can hold it."""
+    """Convert a batch to JSON-compatible values."""
     if isinstance(batch, Tensor):
         return batch.tolist()
     if is_dataclass(batch):

@@ -1,4 +1,4 @@
-"""The policy gradient of a regularised preference game, whoever the opponent is (Munos et al., arXiv 2312.00886)."""
+"""Policy gradient of a regularised preference game against any opponent (Munos et al., arXiv 2312.00886)."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ class GameGradientConfig:
     kl_tau: float = 0.02
     """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
     samples_per_prompt: int = 8
-    """Completions drawn from each side for every prompt; each is judged against all of the opponent's."""
+    """Completions per prompt and side; each of the policy's is judged against all of the opponent's."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
@@ -31,7 +31,7 @@ class GameGradientConfig:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """K completions of the policy for each of B prompts, and how often each is preferred to its opponent's."""
+    """K completions of the policy for each of B prompts, and the win rate of each against the opponent's."""
 
     prompts: PromptBatch
     completions: Completions
@@ -46,9 +46,9 @@ class GameGradient(Algorithm):
     y ~ π,  y' ~ π'
     ∇ = E[Σ_n ∇log π(y_n) · (P(y ≻ y' | x) − ½ − τ Σ_{m≥n} log π(y_m)/μ(y_m))]
 
-    The gradient goes through y alone. The loss is averaged over sequences, not over tokens. With several samples of
-    each side, P(y ≻ y') is averaged over all y' of the prompt: the same expectation with less variance, and the
-    prompt is read once for all of them.
+    The gradient flows through y alone. The loss is averaged over sequences, not tokens. With several samples per side,
+    P(y ≻ y') is averaged over all y' of the prompt: the same expectation with less variance. The prompt is encoded
+    once for all of them.
     """
 
     config: GameGradientConfig
@@ -61,16 +61,16 @@ class GameGradient(Algorithm):
     @classmethod
     @abstractmethod
     def opponent_at(cls, config: Config, step: int) -> Source:
-        """π' at a step: whose completions those of the policy are judged against."""
+        """The opponent π' at a step."""
 
     @classmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """y ~ π, which is learned from, and as many y' ~ π'."""
+        """y ~ π to learn from, and as many y' ~ π'."""
         samples = config.algo.samples_per_prompt
         return Stream(Role.policy, samples, learned=samples), Stream(cls.opponent_at(config, step), samples)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
-        """One batch: both sides drawn together, and judged."""
+        """Sample both sides in one decoding loop, judge them, and yield one batch."""
         ours, theirs = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
         yield Judged(prompts, ours, self.rollouts.preference(prompts, ours, theirs))
 
@@ -92,5 +92,5 @@ class GameGradient(Algorithm):
         )
 
     def penalty(self, prompts: PromptBatch, completions: Completions, log_probs: Tensor, log_ratio: Tensor) -> Tensor:
-        """[N, T] what each token costs: τ log π/μ, from log π and log π/μ [N, T]."""
+        """[N, T] the penalty of each token: τ log π/μ, from log π and log π/μ [N, T]."""
         return self.config.kl_tau * log_ratio

@@ -1,4 +1,4 @@
-"""A rollout that several optimiser steps learn from, as PPO and GRPO do."""
+"""Minibatches of a frozen rollout, for several optimiser steps on it as in PPO and GRPO."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +10,10 @@ from alignrun.algorithms.common.rollout import step_seed
 
 
 def minibatches(rollout: Any, epochs: int, parts: int, seed: int, step: int) -> Iterator[Any]:
-    """Every prompt of the rollout once in each epoch, in a new order, in `parts` minibatches as alike in size as can
-    be: one step for each."""
+    """Shuffle the prompts of the rollout in each epoch and split them into `parts` minibatches of nearly equal size.
+
+    Each minibatch is one optimiser step.
+    """
     generator = torch.Generator().manual_seed(step_seed(seed, step, 97))
     for _ in range(epochs):
         for index in torch.randperm(count(rollout), generator=generator).tensor_split(parts):

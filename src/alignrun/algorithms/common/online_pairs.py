@@ -1,4 +1,4 @@
-"""What algorithms that learn from pairs of their own samples share; they differ in who is sampled and in the loss."""
+"""Base of the algorithms that learn from pairs of their own samples; they differ in the sampler and the loss."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -19,25 +19,25 @@ from alignrun.types import Completions, PromptBatch, Role
 
 
 class Pairing(str, Enum):
-    """Which pairs of a prompt's completions are learned from."""
+    """Which pairs of a prompt's completions to learn from."""
 
     all = "all"
-    """Every two of them: the expectation that the theory speaks of, with the least variance."""
+    """All pairs: the expectation in the theory, with the least variance."""
     best_worst = "best_worst"
-    """The one that the others lose to most and the one that loses most: larger margins, a biased sample of pairs."""
+    """The completions with the highest and the lowest win rate: larger margins, but a biased sample of pairs."""
 
 
 @schema
 class OnlinePairsConfig:
-    """How strongly μ pulls, and which pairs are formed."""
+    """Regularisation towards μ, and the pairs to form."""
 
     kl_tau: float = 0.1
     """τ, the weight of KL(π‖μ)."""
     samples_per_prompt: int = 4
-    """Completions drawn for every prompt."""
+    """Completions drawn per prompt."""
     pairing: Pairing = Pairing.all
     least_samples: ClassVar[int] = 2
-    """Of a prompt, to form pairs."""
+    """The fewest completions of a prompt that form pairs."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau > 0, "algo.kl_tau", f"must be positive, not {self.kl_tau}")
@@ -53,19 +53,19 @@ class JudgedPairs:
     completions: Completions
     """[B, K, T]"""
     first: Tensor
-    """[B, M] the place of y among the K."""
+    """[B, M] the index of y among the K."""
     second: Tensor
-    """[B, M] the place of y'."""
+    """[B, M] the index of y'."""
     labels: Tensor
     """[B, M] P(y ≻ y' | x)."""
 
 
 class OnlinePairs(Algorithm):
-    """E[f(h, p)] over pairs y, y' of samples, h = log π(y)/μ(y) − log π(y')/μ(y') and p = P(y ≻ y' | x).
+    """E[f(h, p)] over pairs y, y' of samples, with h = log π(y)/μ(y) − log π(y')/μ(y') and p = P(y ≻ y' | x).
 
     The label is the probability itself rather than a draw from it: the same expectation with less variance. Samples
-    are held fixed, so that no gradient passes through the sampling; log ratios are sums over tokens, as the theory
-    requires; the loss is averaged over pairs.
+    are held fixed, so no gradient flows through the sampling. Log ratios are summed over tokens, as the theory
+    requires. The loss is averaged over pairs.
     """
 
     config: OnlinePairsConfig
@@ -78,18 +78,18 @@ class OnlinePairs(Algorithm):
 
     @classmethod
     def source_at(cls, config: Config, step: int) -> Source:
-        """Where the completions of a step come from: the policy, unless an algorithm samples elsewhere."""
+        """The sampler at a step: by default, the policy."""
         return Role.policy
 
     @classmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """K completions, all learned from."""
+        """K completions, all of which are learned from."""
         samples = config.algo.samples_per_prompt
         return (Stream(cls.source_at(config, step), samples, learned=samples),)
 
     @abstractmethod
     def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
-        """[N] the loss of each pair from its margin h [N] and label [N]."""
+        """[N] the loss of each pair, from its margin h [N] and label [N]."""
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
         """One batch of pairs."""
@@ -97,11 +97,11 @@ class OnlinePairs(Algorithm):
         yield judged_pairs(prompts, completions, self.rollouts.table(prompts, completions), self.config.pairing)
 
     def log_ratios(self, batch: JudgedPairs, log_probs: Tensor, reference: Tensor) -> Tensor:
-        """[N, T] what the margin is made of: log π/μ, from the log-probabilities [N, T] of all N = B·K completions."""
+        """[N, T] the log ratios of the margin, log π/μ, from log-probabilities [N, T] of all N = B·K completions."""
         return log_probs - reference
 
     def bonus(self, batch: JudgedPairs, log_probs: Tensor) -> Tensor | float:
-        """What the sum of the losses has besides the objective, from log π(y) [B, K]."""
+        """A term added to the sum of the losses, from log π(y) [B, K]."""
         return 0.0
 
     def loss(self, batch: JudgedPairs) -> Loss:
@@ -111,11 +111,11 @@ class OnlinePairs(Algorithm):
         log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self.temperature)
         ratios = self.log_ratios(batch, log_probs, reference).sum(1).reshape(shape[:2])
         margins = ratios.gather(1, batch.first) - ratios.gather(1, batch.second)
-        # Of several samplers, the policy's own completions come first.
+        # With several samplers, the policy's own completions come first.
         own = slice(None), slice(self.config.samples_per_prompt)
         watched = Completions(batch.completions.tokens[own], batch.completions.mask[own]).flat()
         ours, theirs = (values.reshape(shape)[own].flatten(0, 1) for values in (log_probs, log_probs - reference))
-        # Metrics are divided by the number of pairs, and these are means over completions.
+        # Metrics are divided by the number of pairs, but these are means over completions.
         weight = batch.labels.numel() / len(watched.tokens)
         return Loss(
             total=self.objective(margins.flatten(), batch.labels.flatten()).sum()
@@ -133,10 +133,10 @@ class OnlinePairs(Algorithm):
 def judged_pairs(
     prompts: PromptBatch, completions: Completions, table: Tensor, pairing: Pairing = Pairing.all
 ) -> JudgedPairs:
-    """The pairs of K completions [B, K, T] whose preferences [B, K, K] are known."""
+    """Form pairs of K completions [B, K, T] from their preferences [B, K, K]."""
     count = table.shape[1]
     if pairing is Pairing.best_worst:
-        # The ½ of each against itself changes no order; where all are equal, first and last still differ.
+        # The ½ on the diagonal does not change the order; even if all are equal, first and last differ.
         order = table.sum(2).argsort(dim=1, stable=True)
         first, second = order[:, -1:], order[:, :1]
     else:

@@ -1,4 +1,4 @@
-"""What the offline algorithms on preference pairs share: DPO, IPO and GPO differ in one function of one margin."""
+"""Base of the offline algorithms on preference pairs: DPO, IPO and GPO differ in one function of the margin."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,24 +17,24 @@ from alignrun.types import Example, PairBatch, Role
 
 @schema
 class PairsConfig:
-    """What every algorithm on pairs has."""
+    """Settings shared by all algorithms on preference pairs."""
 
     label_smoothing: float = 0.0
-    """ε: a label p is taken as p(1−ε) + (1−p)ε, as if that share of labels had been flipped."""
+    """ε: replace a label p by p(1−ε) + (1−p)ε, as if a share ε of the labels were flipped."""
     length_norm: bool = False
-    """Average the log ratios over tokens instead of summing them: an ablation, for which the theory does not hold."""
+    """Average log ratios over tokens instead of summing them: an ablation, not covered by the theory."""
     precompute_reference: bool = False
-    """Score all pairs under the reference once, before the first step, and keep the result for other runs."""
+    """Score all pairs under the reference once, before the first step, and cache the result for other runs."""
 
     def __post_init__(self) -> None:
         require(0 <= self.label_smoothing < 0.5, "algo.label_smoothing", "must lie in [0, 0.5)")
 
 
 class PairsAlgorithm(OfflineAlgorithm):
-    """Minimises E[f(h)] over preference pairs, h = log π(y_w)/μ(y_w) − log π(y_l)/μ(y_l).
+    """Minimise E[f(h)] over preference pairs, h = log π(y_w)/μ(y_w) − log π(y_l)/μ(y_l).
 
-    Nothing is sampled, and so log-probabilities are those of temperature 1, whatever `generation.temperature` is. Both
-    completions of a pair continue one reading of their prompt, and losses are averaged over pairs.
+    Nothing is sampled, so log-probabilities are at temperature 1, regardless of `generation.temperature`. Both
+    completions of a pair share one encoding of the prompt. Losses are averaged over pairs.
     """
 
     config: Any
@@ -46,21 +46,21 @@ class PairsAlgorithm(OfflineAlgorithm):
         return bool(config.algo.precompute_reference)
 
     def evaluators(self) -> Sequence[Measure]:
-        """The loss on held-out pairs, then the policy."""
+        """The loss on held-out pairs, then the policy against the reference."""
         return [Measure.pairs, Measure.policy]
 
     @abstractmethod
     def objective(self, margin: Tensor, labels: Tensor) -> Tensor:
-        """[B] the loss of each pair from its margin h [B] and label P(chosen ≻ rejected) [B]."""
+        """[B] the loss of each pair, from its margin h [B] and label P(chosen ≻ rejected) [B]."""
 
     @property
     @abstractmethod
     def reward_scale(self) -> float:
-        """The implicit reward is this times log π/μ."""
+        """The factor from log π/μ to the implicit reward."""
 
     @classmethod
     def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> PairSet:
-        """The pairs, with the prompt as the policy reads it."""
+        """The pairs, encoded for the policy."""
         return PairSet.build(examples, encoding, encode_policy_pair(encoding))
 
     def __init__(self, config: Any, tools: Tools) -> None:
@@ -68,7 +68,7 @@ class PairsAlgorithm(OfflineAlgorithm):
         self._policy = tools.policy
 
     def prepare(self, data: Any) -> PairSet:
-        """With `precompute_reference`, log μ of every pair."""
+        """Add log μ of every pair if `precompute_reference` is set."""
         pairs: PairSet = data
         if not self.config.precompute_reference:
             return pairs
@@ -76,7 +76,7 @@ class PairsAlgorithm(OfflineAlgorithm):
         return pairs.with_reference(reference_log_probs(self._policy, pairs, size))
 
     def loss(self, batch: PairBatch) -> Loss:
-        """The objective summed over pairs, with the metrics by which such runs are commonly followed."""
+        """The objective summed over pairs, with the usual metrics of preference optimisation."""
         policy, reference = self._log_probs(batch)
         margin = margins(policy, reference)
         rewards = self.reward_scale * (policy - reference).detach()
@@ -93,12 +93,12 @@ class PairsAlgorithm(OfflineAlgorithm):
                 "logps/rejected": policy[:, 1].detach().sum(),
             },
             tokens=batch.completions.mask.sum(),
-            # What the policy, read as a Bradley-Terry model of its implicit reward, holds to be preferred.
+            # The preference of the Bradley-Terry model with the policy's implicit reward.
             probabilities=torch.sigmoid(chosen - rejected),
         )
 
     def _log_probs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """[B, 2] log π and log μ of both completions."""
+        """log π and log μ of both completions, each [B, 2]."""
         completions = batch.completions.flat()
         mask, normed = completions.mask, self.config.length_norm
 
@@ -115,5 +115,5 @@ class PairsAlgorithm(OfflineAlgorithm):
 
 
 def correct(margin: Tensor, labels: Tensor) -> Tensor:
-    """[B] 1 where the margin [B] sides with the label, ½ where either is undecided, else 0."""
+    """[B] 1 where the margin [B] agrees with the label, ½ where either is undecided, else 0."""
     return 0.5 + 0.5 * margin.sign() * (labels - 0.5).sign()

@@ -1,4 +1,4 @@
-"""log μ of a fixed set of pairs, computed once and kept by content."""
+"""A content-addressed cache for log μ of a fixed set of pairs."""
 
 import hashlib
 import os
@@ -22,11 +22,10 @@ NAME = "log_probs"
 
 
 def reference_log_probs(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
-    """[N, 2] float32, log μ of both completions of every pair as sums over tokens, on the CPU.
+    """[N, 2] float32 on the CPU: log μ of both completions of every pair, summed over tokens.
 
-    Read from the user's cache where the same tokens have been scored under the same weights before; the name of the
-    file is a digest of both, so that no other run's values can be taken for these. Weights without a fingerprint
-    (quantised ones) are scored anew by every run.
+    The user's cache is keyed by a digest of the tokens and the weights, so a hit is valid for this run. Weights without
+    a fingerprint (quantised ones) are scored anew by every run.
 
     Raises:
         RunError: the cache cannot be written.
@@ -45,7 +44,7 @@ def reference_log_probs(policy: Policy, pairs: PairSet, batch_size: int) -> Tens
 
 
 def _read(path: Path, pairs: int) -> Tensor | None:
-    """What the cache has; None where that is absent or damaged, and so to be computed."""
+    """The cached values; None if they are missing or damaged."""
     try:
         cached = load_file(path)[NAME]
     except (OSError, KeyError, SafetensorError):

@@ -1,4 +1,4 @@
-"""The scalar reward of a completion, for algorithms that know no opponents."""
+"""The scalar reward of a completion, for algorithms without an opponent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,29 +19,29 @@ from alignrun.types import Completions, PromptBatch, Role
 
 
 class RewardKind(str, Enum):
-    """Where the scalar comes from."""
+    """The source of the scalar reward."""
 
     auto = "auto"
-    """The preference's own reward where it has one, otherwise the win rate."""
+    """The preference's own reward if it has one, otherwise the win rate."""
     scalar = "scalar"
     """The reward of a Bradley-Terry preference, in log-odds: P(y ≻ y') = σ(r − r')."""
     win_rate = "win_rate"
-    """P(y ≻ μ | x), the mean over completions of the reference: what a scalar can say of any preference."""
+    """P(y ≻ μ | x), the mean over completions of the reference; available for every preference."""
 
 
 @schema
 class RewardConfig:
-    """What every algorithm that maximises a reward has."""
+    """Settings shared by all algorithms that maximise a reward."""
 
     kl_tau: float = 0.05
     """τ, the weight of KL(π‖μ) against the reward."""
     samples_per_prompt: int = 4
-    """Completions drawn for every prompt."""
+    """Completions drawn per prompt."""
     reward: RewardKind = RewardKind.auto
     reference_samples: int = 4
-    """Completions of the reference that a win rate is measured against, for every prompt."""
+    """Completions of the reference per prompt, to estimate the win rate."""
     missing_eos_penalty: float = 0.0
-    """Subtracted from the reward of a completion that does not end (from the normalised reward in PPO)."""
+    """Penalty on the reward of a completion without an end token (on the normalised reward in PPO)."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
@@ -58,13 +58,13 @@ class Rewarded:
     completions: Completions
     """[B, K, T]"""
     rewards: Tensor
-    """[B, K] as the preference gives them."""
+    """[B, K] before penalties."""
     penalties: Tensor
-    """[B, K] what is taken from them where a completion does not end."""
+    """[B, K] the amount to subtract from the reward of a completion without an end token."""
 
 
 class RewardAlgorithm(Algorithm):
-    """An algorithm that maximises a scalar reward. Raises InputError where a preference has none and must."""
+    """An algorithm that maximises a scalar reward. Raises InputError if the preference lacks a required reward."""
 
     config: Any
     tools: Tools
@@ -84,16 +84,16 @@ class RewardAlgorithm(Algorithm):
 
     @classmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """K completions of the policy, and those of the reference that a win rate is measured against.
+        """K completions of the policy, and completions of the reference if the reward is a win rate.
 
-        `auto` may be either until the preference is there, and counts as the win rate, which asks more of the model.
+        Before the preference is loaded, `auto` is planned as the win rate, which needs more memory.
         """
         algo = config.algo
         own = Stream(Role.policy, algo.samples_per_prompt, learned=algo.samples_per_prompt)
         return (own,) if algo.reward is RewardKind.scalar else (own, Stream(Role.reference, algo.reference_samples))
 
     def draw(self, prompts: PromptBatch, step: int, *, purpose: int = 0, role: Role = Role.policy) -> Rewarded:
-        """K completions of every prompt with their rewards: of the policy, or of another role."""
+        """Sample K completions per prompt from a role, by default the policy, and reward them."""
         own, *others = self.streams(self.tools.config, step)
         streams = [replace(own, source=role), *others]
         completions, *opponents = self.rollouts.sample(prompts, streams, step, purpose=purpose)
@@ -105,7 +105,7 @@ class RewardAlgorithm(Algorithm):
         return Rewarded(prompts, completions, rewards, self.config.missing_eos_penalty * ~ended)
 
     def _scalar(self, prompts: PromptBatch, completions: Completions) -> Tensor:
-        """[B, K] r(x, y)/temperature, whose differences are the log-odds of the preference."""
+        """[B, K] r(x, y)/temperature; differences are the log-odds of the preference."""
         preference = self.tools.preference
         assert isinstance(preference, Reward)
         texts = self.rollouts.texts(completions)
@@ -113,11 +113,11 @@ class RewardAlgorithm(Algorithm):
         return rewards.reshape(len(texts), len(prompts)).T.to(self.tools.policy.device, torch.float32)
 
     def token_scores(self, drawn: Rewarded) -> Tensor:
-        """[B, S, K, T] `_token_scores` of what was drawn, by micro-batches as in training."""
+        """[B, S, K, T] `_token_scores` of the completions, computed in the micro-batches of training."""
         return shared(drawn, self._token_scores, self.tools.config.train.micro_batch_size)
 
     def _token_scores(self, drawn: Rewarded) -> Tensor:
-        """[B, 2, K, T] log π and log μ at every token of completions that were drawn."""
+        """[B, 2, K, T] log π and log μ of every completion token."""
         completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
         log_probs = [
             self.tools.policy.log_probs(role, drawn.prompts, completions, self.temperature).reshape(shape)
@@ -126,7 +126,7 @@ class RewardAlgorithm(Algorithm):
         return torch.stack(log_probs, 1)
 
     def notes(self) -> Sequence[str]:
-        """Where the reward comes from."""
+        """The source of the reward."""
         source = "the preference's own, in log-odds"
         if self.config.reward is RewardKind.win_rate:
             source = f"the win rate against {self.config.reference_samples} completions of the reference"

@@ -1,4 +1,4 @@
-"""Sampling and judging, as the online algorithms share it."""
+"""Sampling and judging for the online algorithms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from alignrun.types import Completions, PromptBatch, Role
 
 
 def step_seed(seed: int, step: int, purpose: int = 0) -> int:
-    """A number for every step and purpose of a run."""
+    """A seed for a step and purpose of a run."""
     return ((seed * 1_000_003 + step) * 101 + purpose) % (1 << 63)
 
 
 def step_generator(device: torch.device, seed: int, step: int, purpose: int = 0) -> torch.Generator:
-    """Random numbers that depend on the seed and the step alone, so that resuming needs no saved state."""
+    """A generator that depends only on seed, step and purpose, so that resuming needs no saved state."""
     return torch.Generator(device=device).manual_seed(step_seed(seed, step, purpose))
 
 
 def sampling_of(
     policy: Policy, max_new_tokens: int, temperature: float, top_k: int = 0, top_p: float = 1.0
 ) -> Sampling:
-    """How completions of a policy are drawn, up to its own end tokens."""
+    """The sampling settings of a policy, with its own end tokens."""
     return Sampling(max_new_tokens, policy.stop_ids, policy.tokenizer.pad_token_id, temperature, top_k, top_p)
 
 
@@ -47,7 +47,8 @@ def sample_streams(
 ) -> list[Completions]:
     """Draw one completion of every prompt from each source, all in one decoding loop.
 
-    The random numbers are those of all prompts; each process decodes its share of them, and all get the completions.
+    The random numbers are drawn for all prompts. Each process decodes its share of the prompts, and all processes
+    gather all completions.
     """
     roles = decoding_roles(sources)
     shape, device = (sampling.max_new_tokens, len(sources), len(prompts)), policy.device
@@ -68,9 +69,9 @@ def sample_streams(
 
 @torch.no_grad()
 def log_ratio(policy: Policy, role: Role, prompts: PromptBatch, completions: Completions, temperature: float) -> Tensor:
-    """[B, T] log π/μ of a role at every token, of the distributions that are sampled, each process taking its share.
+    """[B, T] log π/μ of a role at every token at the sampling temperature, with the prompts sharded over processes.
 
-    Of the whole distributions: with completions of truncated ones it is the log ratio of neither, and its mean no KL.
+    It is of the untruncated distributions: for completions sampled with top-k or top-p its mean is not a KL.
     """
 
     def of(part: _Drawn) -> Tensor:
@@ -91,7 +92,7 @@ class _Drawn:
 
 
 def decode_texts(policy: Policy, completions: Completions) -> list[str]:
-    """Completions as text, without special tokens, and with what the chat template has begun of every answer."""
+    """Decode completions to text, without special tokens and with the chat template's prefix of every answer."""
     lengths = completions.mask.sum(1).tolist()
     ids = [row[:length] for row, length in zip(completions.tokens.tolist(), lengths, strict=True)]
     begun = opened(policy.tokenizer)
@@ -99,7 +100,7 @@ def decode_texts(policy: Policy, completions: Completions) -> list[str]:
 
 
 class Rollouts:
-    """Draws and judges completions for one run."""
+    """Sampling and judging of completions for one run."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
@@ -111,18 +112,18 @@ class Rollouts:
     def sample(
         self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0
     ) -> list[Completions]:
-        """Draw what an algorithm declares, in one decoding loop, `generation.batch_size` prompts at a time.
+        """Sample the declared streams in one decoding loop, `generation.batch_size` prompts at a time.
 
-        A rollout server, if there is one, draws what comes from the policy alone: it knows no other role.
+        If a rollout server is configured and all streams are of the policy alone, the server samples them.
 
         Args:
             prompts: B prompts.
-            streams: what is drawn.
-            step: with the seed and the purpose, what the random numbers depend on.
-            purpose: tells several draws of one step apart.
+            streams: the samples to draw.
+            step: determines the random numbers, together with the seed and the purpose.
+            purpose: distinguishes several draws within a step.
 
         Returns:
-            For each stream its K samples, [B, K, T]; all are padded to one length.
+            The K samples of each stream, [B, K, T], all padded to one length.
         """
         if self._served is not None and policy_alone(streams):
             drawn = self._from_server(self._served, prompts, streams, step, purpose)
@@ -133,17 +134,17 @@ class Rollouts:
         return [stack(list(islice(padded, stream.samples))) for stream in streams]
 
     def preference(self, prompts: PromptBatch, ours: Completions, theirs: Completions) -> Tensor:
-        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over all of theirs for the same prompt."""
+        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over all of theirs for the prompt."""
         return self.pairwise(prompts, ours, theirs).mean(2)
 
     def pairwise(self, prompts: PromptBatch, ours: Completions, theirs: Completions) -> Tensor:
-        """[B, K, L] P(y ≻ y' | x) of each of our K completions against each of their L for the same prompt."""
+        """[B, K, L] P(y ≻ y' | x) of each of our K completions against each of their L for the prompt."""
         first, second = self.texts(ours), self.texts(theirs)
         pairs = [(mine, other) for mine in first for other in second]
         return self._judge(prompts, pairs).reshape(len(prompts), len(first), len(second))
 
     def table(self, prompts: PromptBatch, completions: Completions) -> Tensor:
-        """[B, K, K] P(y_i ≻ y_j | x) among K completions; every pair is asked about once, since P + Pᵀ = 1."""
+        """[B, K, K] P(y_i ≻ y_j | x) among K completions; every pair is judged once, since P + Pᵀ = 1."""
         texts = self.texts(completions)
         first, second = torch.triu_indices(len(texts), len(texts), 1)
         judged = self._judge(prompts, [(texts[i], texts[j]) for i, j in zip(first, second, strict=True)])
@@ -166,7 +167,7 @@ class Rollouts:
         return judged.reshape(len(pairs), len(prompts)).T.to(self._device)
 
     def _natively(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:
-        """All samples of all streams, in order, each [B, T]."""
+        """All samples of all streams in order, each [B, T], from the native engine."""
         sources = [stream.source for stream in streams for _ in range(stream.samples)]
         temperatures = self._temperatures(streams) if any(stream.temperature for stream in streams) else None
         generator = step_generator(self._device, self._tools.config.seed, step, purpose)
@@ -181,34 +182,34 @@ class Rollouts:
     def _from_server(
         self, server: ServedPolicy, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int
     ) -> list[Completions]:
-        """The same samples from a server, which the main process asks."""
+        """All samples of all streams in order; the main process requests them and broadcasts them."""
         served = None
         with distributed.raise_together():
             if distributed.is_main():
                 seed = step_seed(self._tools.config.seed, step, purpose)
                 drawn = server.sample(prompts, self._temperatures(streams), self._sampling, seed)
-                # On the CPU, or the other processes would open them on the main one's GPU.
+                # On the CPU: otherwise the other processes would open the tensors on the main process's GPU.
                 served = [batch_to(one, torch.device("cpu")) for one in drawn]
         return [batch_to(one, self._device) for one in distributed.broadcast(served)]
 
     def _temperatures(self, streams: Sequence[Stream]) -> list[float]:
-        """One for each sample."""
+        """The temperature of each sample."""
         usual = self._sampling.temperature
         return [stream.temperature or usual for stream in streams for _ in range(stream.samples)]
 
 
 def stack(samples: Sequence[Completions]) -> Completions:
-    """K samples [B, T] of one length as [B, K, T]."""
+    """Stack K samples [B, T] of one length into [B, K, T]."""
     return Completions(torch.stack([one.tokens for one in samples], 1), torch.stack([one.mask for one in samples], 1))
 
 
 def concatenate(parts: Sequence[Completions], dim: int = 0) -> Completions:
-    """Completions of one length, joined along a dimension."""
+    """Concatenate completions of one length along a dimension."""
     return Completions(torch.cat([one.tokens for one in parts], dim), torch.cat([one.mask for one in parts], dim))
 
 
 def pad(completions: Completions, length: int, pad_id: int) -> Completions:
-    """The same completions with padding up to `length` tokens."""
+    """Pad completions to `length` tokens."""
     extra = (0, length - completions.tokens.shape[1])
     return Completions(
         torch.nn.functional.pad(completions.tokens, extra, value=pad_id),

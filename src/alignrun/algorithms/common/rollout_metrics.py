@@ -1,7 +1,6 @@
-"""What is worth watching in the completions that a policy is trained on: drift, and the usual signs of hacking.
+"""Metrics of training rollouts: drift from the reference and the usual signs of reward hacking.
 
-A policy that exploits its preference rather than pleasing it tends to give itself away in the length, in completions
-that no longer end, and in repetition.
+A policy that exploits its preference tends to show it in length, in missing end tokens, and in repetition.
 
 Legend: N completions, T tokens.
 """
@@ -17,11 +16,11 @@ from alignrun.types import Completions
 def rollout_metrics(
     policy: Policy, completions: Completions, log_probs: Tensor, log_ratio: Tensor
 ) -> dict[str, Tensor]:
-    """Sums over the N completions, for `Loss.metrics`; log π [N, T] and log π/μ [N, T] are taken without a gradient.
+    """Sums over the N completions, for `Loss.metrics`, from log π [N, T] and log π/μ [N, T], both detached.
 
-    kl and kl_k3 estimate KL(π‖μ) in nats, entropy that of π in nats a token, if the completions were drawn from π;
-    drawn from another policy, they are the same means under that one. `repetition` is the share of a completion's
-    pairs of neighbouring tokens that stood in it before.
+    If the completions were drawn from π, kl and kl_k3 estimate KL(π‖μ) in nats, and entropy that of π in nats per
+    token. Otherwise they are the same means under the sampling policy. `repetition` is the share of a completion's
+    bigrams that repeat an earlier one.
     """
     log_probs, log_ratio, mask = log_probs.detach(), log_ratio.detach(), completions.mask
     lengths = mask.sum(1)
@@ -36,7 +35,7 @@ def rollout_metrics(
 
 
 def repetition(completions: Completions) -> Tensor:
-    """[N] the share of a completion's bigrams that repeat an earlier one; 0 where it has none."""
+    """[N] the share of a completion's bigrams that repeat an earlier one; 0 if it has no bigrams."""
     tokens, mask = completions.tokens, completions.mask
     if tokens.shape[1] < 2:
         return torch.zeros(len(tokens), device=tokens.device)

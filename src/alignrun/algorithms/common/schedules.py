@@ -1,14 +1,14 @@
-"""What changes along a run besides the learning rate."""
+"""Schedules other than the learning rate, and checks of the iteration settings."""
 
 from alignrun.config import Config, require
 from alignrun.errors import InputError
 
 
 def mix_beta_at(step: int, steps: int, start: float, end: float | None) -> float:
-    """The mixture's β at step 0 ≤ `step` < `steps`: constant, or linear from `start` to exactly `end` at the last step.
+    """The mixture's β at step 0 ≤ `step` < `steps`: constant, or linear from `start` to `end` at the last step.
 
-    A function of the step and their number, so that a run continues the same schedule unless it is resumed for more
-    steps; a single step takes `start`.
+    It depends only on the step and the number of steps, so a resumed run continues the same schedule unless it is given
+    more steps. With a single step, it is `start`.
     """
     if end is None:
         return start
@@ -23,18 +23,18 @@ def check_mixture(start: float, end: float | None) -> None:
 
 
 def check_refresh(refresh_every: int) -> None:
-    """Refuse an iteration without steps. Raises InputError."""
+    """Require at least one step per iteration. Raises InputError."""
     require(refresh_every >= 1, "algo.refresh_every", f"must be at least 1, not {refresh_every}")
 
 
 def check_minibatches(epochs: int, parts: int) -> None:
-    """Refuse a rollout that is not learned from. Raises InputError."""
+    """Require at least one epoch and one minibatch. Raises InputError."""
     require(epochs >= 1, "algo.epochs", f"must be at least 1, not {epochs}")
     require(parts >= 1, "algo.minibatches", f"must be at least 1, not {parts}")
 
 
 def check_batch(config: Config) -> None:
-    """Refuse more minibatches than there are prompts in a step. Raises InputError."""
+    """Refuse more minibatches than prompts per step. Raises InputError."""
     if config.algo.minibatches > config.train.batch_size:
         raise InputError(
             f"config: algo.minibatches={config.algo.minibatches} is more than train.batch_size="

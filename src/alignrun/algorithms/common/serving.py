@@ -1,4 +1,4 @@
-"""The policy on a rollout server: its adapter is written, loaded there, and forgotten when it has changed."""
+"""The policy on a rollout server: write its adapter, load it there, and unload it once it is outdated."""
 
 import shutil
 import tempfile
@@ -17,18 +17,17 @@ from alignrun.types import Completions, PromptBatch
 
 
 class ServedPolicy:
-    """Draws the policy's completions from a server that holds the same base. Raises as `RolloutServer.connect`."""
+    """Sample the policy from a server with the same base. Raises like `RolloutServer.connect`."""
 
     def __init__(self, policy: Policy, config: GenerationConfig) -> None:
         self._policy = policy
         self._server = RolloutServer.connect(config)
         self._version = 0
         try:
-            # What was written, and what the server holds of it, go when this object does, also where a run ends in an
-            # error.
+            # Delete the files and unload the adapter together with this object, even if the run ends in an error.
             weakref.finalize(self, self._server.close)
             self._written = tempfile.TemporaryDirectory(prefix="alignrun-adapters-", dir=config.server_adapter_folder)
-            Path(self._written.name).chmod(0o755)  # the server may run as somebody else
+            Path(self._written.name).chmod(0o755)  # the server may run as another user
         except OSError as error:
             raise RunError(
                 f"generation.server_adapter_folder={config.server_adapter_folder} cannot be written "
@@ -38,10 +37,10 @@ class ServedPolicy:
     def sample(
         self, prompts: PromptBatch, temperatures: Sequence[float], sampling: Sampling, seed: int
     ) -> list[Completions]:
-        """One stream of completions [B, T] for each temperature, from the policy as it is now.
+        """One stream of completions [B, T] per temperature, from the current policy.
 
         Raises:
-            RunError: the server fails, or draws tokens that the policy does not have.
+            RunError: the server fails, or returns tokens outside the policy's vocabulary.
         """
         self._load()
         streams = []
@@ -58,7 +57,7 @@ class ServedPolicy:
         return streams
 
     def _load(self) -> None:
-        """The adapter as it is now; a new name for each, since weights may also have gone back to what they were."""
+        """Load the current adapter under a new name, since weights may also revert to earlier values."""
         before, self._version = self._path, self._version + 1
         self._policy.save_adapter(self._path)
         self._server.load_adapter(self._path, self._version)

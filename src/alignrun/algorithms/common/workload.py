@@ -1,4 +1,4 @@
-"""What a step asks of the model, as far as memory depends on it: derived from what an algorithm declares."""
+"""The workload of a training step for the memory plan, derived from the algorithm's declarations."""
 
 from dataclasses import dataclass
 
@@ -10,22 +10,22 @@ from alignrun.types import Role
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Counts for one prompt."""
+    """The workload per prompt."""
 
     learned: int
-    """Completions that pass the model together, with a gradient."""
+    """Completions in one forward pass with a gradient."""
     drawn: tuple[Source, ...]
-    """The source of every completion of the largest decoding loop; empty where nothing is sampled."""
+    """The source of every completion in the largest decoding loop; empty if nothing is sampled."""
     copies: int
-    """Frozen policies that are held next to the trained one and the base."""
+    """Frozen policies in memory in addition to the trained policy and the base."""
     half_steps: bool
-    """Whether weights and optimiser state are held as they were before a half-step."""
+    """Whether a copy of weights and optimiser state is kept during a half-step."""
     value: bool
-    """Whether a value function is trained too, on an adapter of its own."""
+    """Whether a value function is trained as well, on its own adapter."""
 
 
 def workload(config: Config) -> Workload:
-    """What a step of the configured algorithm asks of the model."""
+    """The workload of one step of the configured algorithm."""
     kind = discover()[config.algo.name]
     declared = kind.declared(config)
     loops = [tuple(stream.source for stream in streams for _ in range(stream.samples)) for streams in declared]

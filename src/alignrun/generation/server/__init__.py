@@ -1,1 +1,1 @@
-"""Sampling by a rollout server."""
+"""Sampling with a rollout server."""

@@ -1,4 +1,4 @@
-"""Asking the rollout server: requests, retries, what it says is wrong, and the key, which is shown nowhere."""
+"""The HTTP client of the rollout server: requests, retries, error messages, and an API key that is never shown."""
 
 import json
 from typing import Any
@@ -9,24 +9,24 @@ from alignrun import http
 from alignrun.errors import RunError, one_line
 
 KEY_VARIABLE = "ALIGNRUN_ROLLOUT_API_KEY"
-"""The environment variable with the server's API key; unset, none is sent."""
+"""The environment variable with the server's API key; if unset, no key is sent."""
 ANSWER_BYTES = http.MEGABYTE
-"""An answer may have so many, and more for the tokens that were asked for: nothing else in it is long."""
+"""The largest response, not counting the requested tokens."""
 TOKEN_BYTES = 1000
-"""For each token: its number, and its text, of which the longest are hundreds of characters."""
+"""The allowance per requested token, for its id and its text of up to hundreds of characters."""
 
 
 class ServerClient:
-    """Sends requests to a server, again where that may help."""
+    """Send requests to the server and retry those that may succeed later."""
 
     def __init__(self, url: str, timeout: float, retries: int, api_key: str | None, parallel: int, backoff: float):
-        """Nothing is sent yet; see `RolloutServer`."""
+        """Store the settings without sending anything; see `RolloutServer`."""
         self.root = url.rstrip("/").removesuffix("/v1")
         self._timeout, self._retries, self._parallel, self._backoff = timeout, retries, parallel, backoff
         self._key = api_key
 
     def connect(self) -> httpx2.AsyncClient:
-        """For some requests. Raises RunError where the environment's proxy or certificates are of no use."""
+        """Open an HTTP client. Raises RunError if the environment's proxy or certificates are invalid."""
         headers = {"Content-Type": "application/json"}
         return http.connect(self._key, self._parallel, headers, "generation.engine=server", "")
 
@@ -40,21 +40,21 @@ class ServerClient:
         retries: int | None = None,
         tokens: int = 0,
     ) -> httpx2.Response:
-        """POST a body, or GET where there is none, and try again while the server is down, slow or busy.
+        """POST the body, or GET without one, and retry while the server is down, slow or busy.
 
         Args:
-            connection: from `connect`.
-            path: below the root, as `/v1/models`.
-            body: sent as JSON.
-            final: statuses that are an answer here, although they often mean that the server is busy.
-            retries: attempts after the first one, where they are not those of this client.
-            tokens: that the answer may hold.
+            connection: a client from `connect`.
+            path: the path below the root, such as `/v1/models`.
+            body: the JSON body.
+            final: statuses not to retry, although they often mean that the server is busy.
+            retries: attempts after the first one; by default those of this client.
+            tokens: the largest number of tokens in the response.
 
         Returns:
-            What it answered: a success, or a refusal, of which `complaint` tells the reason.
+            The response: a success, or a refusal whose reason `complaint` returns.
 
         Raises:
-            RunError: it did not answer, or with far more than it was asked for.
+            RunError: the server did not respond, or sent far more than was requested.
         """
         url, retries = f"{self.root}{path}", self._retries if retries is None else retries
         method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
@@ -73,7 +73,7 @@ class ServerClient:
             )
         except http.TooLong as error:
             raise RunError(
-                f"generation.engine=server: {url} answered {error}, which nothing that was asked for takes: check "
+                f"generation.engine=server: {url} answered {error}, far more than was requested: check "
                 "that generation.server_url is a vLLM server, then `alignrun resume RUN`"
             ) from None
         except http.NoAnswer as problem:
@@ -83,8 +83,8 @@ class ServerClient:
             ) from None
 
     def refusal(self, response: httpx2.Response, advice: str) -> RunError:
-        """What the server refused and why, as an error with our advice."""
-        variable = f"set {KEY_VARIABLE} to a key that it takes"
+        """An error that names the refused request, the server's reason, and what to do."""
+        variable = f"set {KEY_VARIABLE} to a valid key"
         if response.has_redirect_location:
             target = http.without_key(response.headers["location"], self._key)
             advice = f"set generation.server_url to where it leads, {one_line(Exception(target), 200)}"
@@ -93,7 +93,7 @@ class ServerClient:
         return RunError(f"generation.engine=server: {response.url} answered {response.status_code}: {said}: {advice}")
 
     def complaint(self, response: httpx2.Response) -> str:
-        """What the server says is wrong, whole but without the key."""
+        """The server's full error message, with the key removed."""
         body = http.decode(response)
         error = body.get("error", body) if isinstance(body, dict) else None
         said = error.get("message", error.get("detail")) if isinstance(error, dict) else error

@@ -1,6 +1,6 @@
-"""Completions of the policy from a server that holds the same base and is given the adapter: vLLM's protocol.
+"""Sampling the policy from a server that serves the same base and loads the adapter, with vLLM's protocol.
 
-Only the policy alone can be drawn there: a server knows no mixture of two models.
+A server can only sample the policy itself, not a mixture of two models.
 
 Shape legend: B prompts, T completion tokens.
 """
@@ -24,10 +24,10 @@ from alignrun.types import Completions, PromptBatch
 
 
 class RolloutServer:
-    """Draws completions from an OpenAI-compatible server that loads LoRA adapters while it runs.
+    """Sample completions from an OpenAI-compatible server that loads LoRA adapters at run time.
 
-    vLLM 0.10.2 or newer, started as `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora
-    --max-lora-rank RANK`, where it can read the folders that it is told to load.
+    It needs vLLM 0.10.2 or newer, started with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora
+    --max-lora-rank RANK` on a machine that can read the adapter folders.
     """
 
     def __init__(
@@ -41,31 +41,31 @@ class RolloutServer:
         parallel: int = 64,
         backoff: float = 1.0,
     ) -> None:
-        """Find the server's base.
+        """Connect and find the server's base.
 
         Args:
-            url: of the server, with or without `/v1`.
-            timeout: seconds that one request may take.
+            url: the server's URL, with or without `/v1`.
+            timeout: timeout of a request in seconds.
             retries: attempts after the first one, while the server is down, slow or busy.
             api_key: sent as a bearer token.
-            model: the base, by the server's name for it; None takes the one that is there.
+            model: the server's name of the base; None takes the only one.
             parallel: requests in flight at once.
-            backoff: seconds before the first retry, doubled before each one that follows.
+            backoff: seconds before the first retry, doubled before each further one.
 
         Raises:
-            InputError: the server has another base.
-            RunError: it does not answer, or not as such a server would.
+            InputError: the server does not serve this base.
+            RunError: the server does not respond, or does not implement the protocol.
         """
         self._client, self._parallel = ServerClient(url, timeout, retries, api_key, parallel, backoff), parallel
-        # No two processes share a name, even of one run: vLLM caches what it has read by the adapter's name, and
-        # would go on from another adapter's keys and values (its issue 42125).
+        # Adapter names are unique to the process: vLLM caches prefixes by adapter name and would continue from
+        # another adapter's keys and values (vLLM issue 42125).
         self._run = secrets.token_hex(4)
         self._adapter: str | None = None
         self.base = self._find_base(model)
 
     @classmethod
     def connect(cls, config: GenerationConfig) -> "RolloutServer":
-        """As the configuration and the environment's key say. Raises as the constructor."""
+        """Connect with the configuration's settings and the environment's key. Raises like the constructor."""
         if config.server_url is None:
             raise ValueError("generation.server_url is not set")
         return cls(
@@ -78,50 +78,50 @@ class RolloutServer:
         )
 
     def load_adapter(self, folder: Path, version: int) -> None:
-        """Draw from this adapter from now on, and let the server forget the one before.
+        """Load an adapter for all further sampling, and unload the previous one.
 
         Args:
-            folder: a PEFT adapter that the server can read; it must stay while it is in use.
-            version: tells the adapters of a run apart; the one that is in use is not loaded again.
+            folder: a PEFT adapter that the server can read; keep it while it is in use.
+            version: identifies the adapter within a run; the one in use is not loaded again.
 
         Raises:
-            RunError: the server does not load it.
+            RunError: the server cannot load it.
         """
         name, path = f"alignrun-{self._run}-{version}", str(folder.resolve())
         if name == self._adapter:
             return
-        # vLLM answers 500 where an adapter does not fit, which no second attempt would change.
+        # vLLM answers 500 if an adapter does not fit; a retry would not help.
         response = self._send("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, final=(500,))
         if not response.is_success:
             said = self._client.complaint(response)
             if path in said and "No adapter found" in said:
-                advice = "set generation.server_adapter_folder to a folder that the server's machine sees too"
+                advice = "set generation.server_adapter_folder to a folder that the server can read too"
             elif response.status_code == 404:
                 advice = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
             else:
                 advice = "start vLLM with the base that is trained, --enable-lora and a --max-lora-rank of adapter.rank"
-            # The name is ours alone: an attempt whose answer was lost has loaded it.
+            # Only this process uses the name, so an earlier attempt whose response was lost loaded the adapter.
             if "already been loaded" not in said:
                 raise self._client.refusal(response, advice)
         self._forget()
         self._adapter = name
 
     def sample(self, prompts: PromptBatch, samples: int, sampling: Sampling, seed: int) -> list[Completions]:
-        """Draw some completions of every prompt from the adapter that was loaded last.
+        """Draw completions of every prompt from the adapter loaded last.
 
-        The seed fixes the draws as far as the server's own arithmetic is the same whatever else it computes.
+        The seed determines the draws, up to numerical differences from the server's batching.
 
         Args:
             prompts: B prompts.
-            samples: completions of each, in as many streams.
+            samples: completions per prompt, one stream each.
             sampling: lengths, stop tokens, temperature and truncation.
-            seed: of this batch; another one for every batch.
+            seed: the seed of this batch, unique to it.
 
         Returns:
-            `samples` streams of completions [B, T], as `sample_completions` returns them.
+            `samples` streams of completions [B, T], in the format of `sample_completions`.
 
         Raises:
-            RunError: the server fails, or gives something else than was asked for.
+            RunError: the server fails, or its response does not match the request.
         """
         if self._adapter is None:
             raise ValueError("no adapter was loaded before sampling")
@@ -137,13 +137,13 @@ class RolloutServer:
         return streams
 
     def close(self) -> None:
-        """Let the server forget the adapter; nothing happens where it is gone itself."""
+        """Unload the adapter; errors of an unreachable server are ignored."""
         self._forget()
 
     def _forget(self) -> None:
         if self._adapter is not None:
             name, self._adapter = self._adapter, None
-            with suppress(RunError):  # it costs the server memory, and nothing is drawn from it any more
+            with suppress(RunError):  # a stale adapter costs only memory
                 self._send("/v1/unload_lora_adapter", {"lora_name": name}, retries=0)
 
     def _find_base(self, model: str | None) -> str:
@@ -152,7 +152,7 @@ class RolloutServer:
             raise self._client.refusal(response, "check generation.server_url")
         listed = field(decode(response), "data")
         cards = listed if isinstance(listed, list) else []
-        # Adapters are listed too; they name their base as the parent.
+        # Adapters are listed too, with their base as the parent.
         bases = [field(card, "id") for card in cards if field(card, "parent") is None]
         names = [name for name in bases if isinstance(name, str)]
         if not names:
@@ -162,15 +162,15 @@ class RolloutServer:
             )
         if model is not None and model not in names:
             raise InputError(
-                f"generation.server_model={model} is not what {self._client.root} serves: name one of "
+                f"generation.server_model={model} is not served by {self._client.root}: name one of "
                 f"{', '.join(names)}, or serve that base"
             )
         return model or names[0]
 
     async def _draw(self, prompts: PromptBatch, samples: int, sampling: Sampling, seed: int) -> list[list[list[int]]]:
-        """The completions of each prompt, in order."""
+        """The completions of all prompts, in order."""
         rows = zip(prompts.input_ids.tolist(), prompts.attention_mask.tolist(), strict=True)
-        places = asyncio.Semaphore(self._parallel)  # waiting for one is no delay of the server's
+        places = asyncio.Semaphore(self._parallel)  # waiting here does not count towards the server's timeout
         async with self._client.connect() as connection:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -207,7 +207,7 @@ class RolloutServer:
             response = await self._client.send(connection, "/v1/completions", body, tokens=tokens)
         if response.status_code == 404:
             raise self._client.refusal(
-                response, "if the server was started again, `alignrun resume RUN` gives it the adapter"
+                response, "if the server was restarted, `alignrun resume RUN` loads the adapter again"
             )
         if not response.is_success:
             raise self._client.refusal(
@@ -216,7 +216,7 @@ class RolloutServer:
         return read_completions(decode(response), prompt, samples, sampling, str(response.url))
 
     def _send(self, path: str, body: dict[str, Any] | None = None, **options: Any) -> httpx2.Response:
-        """One request on its own."""
+        """Send a single request."""
 
         async def alone() -> httpx2.Response:
             async with self._client.connect() as connection:

@@ -1,1 +1,1 @@
-"""Decoding token by token, with caches."""
+"""Token-by-token decoding with caches."""

@@ -1,4 +1,4 @@
-"""Step-by-step decoding with a key-value cache, for the policy and the reference in one batch.
+"""Step-by-step decoding with a key-value cache, with the policy and the reference in one batch.
 
 Row legend: the decoder's R rows are the policy's rows, then the reference's. V is the vocabulary.
 """
@@ -19,14 +19,14 @@ from alignrun.types import PromptBatch
 
 
 class CachedDecoder:
-    """Decodes every prompt once for each of the given adapters, on one base whose weights are read once per step.
+    """Decode every prompt with each of the given adapters, on one base whose weights are read once per step.
 
     Args:
-        model: the causal language model, with LoRA layers inside or without.
+        model: the causal language model, with or without LoRA layers.
         prompts: B prompts on the model's device.
         adapters: the adapter of each block of B rows; None is the bare base, and comes last.
-        replay: the most steps that there will be, to have them recorded and replayed where the model allows it; by
-            default they run as they are.
+        replay: the largest number of steps, to record and replay them as a CUDA graph if the model allows it; by
+            default they run eagerly.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class CachedDecoder:
         self._forwards = self._by_role()
         self._ids = prompts.input_ids.repeat(len(adapters), 1)
         self._mask = prompts.attention_mask.repeat(len(adapters), 1)
-        # Without padding no mask is needed, and attention takes its fast path.
+        # Without padding, no mask is needed and attention uses its fast path.
         self._padded = bool(prompts.padded)
         self._cache = decoding_cache(model.config)
         self._capacity = self._ids.shape[1] + replay if replay and can_replay(model, self._cache) else None
@@ -88,11 +88,11 @@ class CachedDecoder:
                 cache=cache,
                 use_cache=True,
             )
-            # In two dimensions: of three, some devices would copy the head's weights once for every row.
+            # Use two dimensions: with three, some devices copy the head's weights for every row.
             return self._head(output.last_hidden_state[:, -1])
 
     def _by_role(self) -> list[Forward]:
-        """How the layers compute as long as the blocks of the adapters stay as they are."""
+        """The forward functions of the layers for the current row blocks."""
         spans: list[Span] = []
         start = 0
         for adapter, count in zip(self._adapters, self._counts, strict=True):
@@ -104,7 +104,7 @@ class CachedDecoder:
 
 @torch.no_grad()
 def check_replay(model: PreTrainedModel) -> None:
-    """Compare steps that are replayed with the same ones as they are, so that no policy is sampled wrongly.
+    """Compare replayed decoding steps with eager ones.
 
     Raises:
         InputError: they differ.
@@ -113,9 +113,9 @@ def check_replay(model: PreTrainedModel) -> None:
     prompts = PromptBatch(("", ""), ids, torch.ones_like(ids), padded=False)
     plain, replayed = (CachedDecoder(model, prompts, [None], replay) for replay in (None, 3))
     expected, found = plain.prefill(), replayed.prefill()
-    for tokens in ids.T:  # the first runs as it is, the second is recorded
+    for tokens in ids.T:  # the first runs eagerly, the second is recorded
         expected, found = plain.step(tokens), replayed.step(tokens)
-    # Half precision sums in another order; another token's logits are off by as much as they are large.
+    # Half precision reorders sums; the logits of a wrong token would differ by their own magnitude.
     if not (found - expected).abs().max() <= 0.1 * expected.abs().max():
         raise InputError(
             f"{model.config.model_type} models decode differently where their steps are replayed as a CUDA graph: "
@@ -124,7 +124,7 @@ def check_replay(model: PreTrainedModel) -> None:
 
 
 class JoinedDecoder:
-    """Several decoders behind one interface, for roles that share no weights; each holds one block of rows."""
+    """Several decoders as one, for roles that share no weights; each holds one block of rows."""
 
     def __init__(self, parts: Sequence[CachedDecoder], prompts: int) -> None:
         self._parts = parts

@@ -1,6 +1,6 @@
-"""Decoding steps of fixed shapes, recorded once as a CUDA graph and replayed: one launch for a token, not thousands.
+"""Decoding steps of fixed shape, recorded once as a CUDA graph and replayed with one launch per token.
 
-Shape legend: R rows, C tokens that there is room for, H heads, D head size, V vocabulary.
+Shape legend: R rows, C capacity in tokens, H heads, D head size, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,10 @@ Forward = Callable[[Tensor, Tensor | None, Tensor | None, Cache], Tensor]
 
 
 def can_replay(model: PreTrainedModel, cache: Cache) -> bool:
-    """Whether a step of this model is the same work for every token: attention to all tokens before, by a kernel that
-    takes a mask, with rotary frequencies that do not depend on the length."""
+    """Whether a step of this model does the same work for every token.
+
+    This needs full attention, a kernel with a mask, and rotary frequencies that do not depend on the length.
+    """
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     return (
         model.config._attn_implementation == "sdpa"
@@ -31,20 +33,20 @@ def can_replay(model: PreTrainedModel, cache: Cache) -> bool:
 
 
 class ReplayedSteps:
-    """Steps of rows that stay the same, with keys and values in buffers [R, H, C, D] that never move.
+    """Decoding steps for fixed rows, with keys and values in static buffers [R, H, C, D].
 
-    The first step runs as it is, which is also the warm-up that recording needs; the second is recorded, and from
-    then on replayed. On a CPU, where nothing can be recorded, all run as they are. The rows' adapters are those of
-    the first two calls, and what is written into the weights in place counts from the next call on.
+    The first step runs eagerly, which is also the warm-up for recording. The second is recorded and then replayed. On a
+    CPU all steps run eagerly. Adapters are fixed by the first two calls. In-place changes of weights take effect from
+    the next call.
     """
 
     def __init__(self, cache: Cache, mask: Tensor, capacity: int) -> None:
-        """Take over the keys and values of a cache; it is emptied.
+        """Take over the keys and values of a cache, and empty it.
 
         Args:
-            cache: of the tokens so far, in layers for which `can_replay` holds.
-            mask: [R, T] bool, which of the tokens so far are real.
-            capacity: C, the tokens that a row will have at most.
+            cache: the cache of the tokens so far, for which `can_replay` holds.
+            mask: [R, T] bool, false on padding.
+            capacity: C, the largest number of tokens in a row.
         """
         rows, read = mask.shape
         self._cache = Cache(layers=[_fixed(layer, capacity) for layer in cache.layers])
@@ -58,10 +60,10 @@ class ReplayedSteps:
         self._logits = torch.empty(0)
 
     def __call__(self, tokens: Tensor, forward: Forward) -> Tensor:
-        """Append one token [R] to each row; [R, V] logits of the next, which the next call overwrites.
+        """Append one token [R] to each row; return [R, V] logits of the next, which the next call overwrites.
 
-        `forward` is the model's pass over one token a row. It is not kept: whose method it is would keep these
-        buffers, and they it, until the garbage collector comes by.
+        `forward` is the model's pass over one token per row. It is not stored, to avoid a reference cycle that would
+        keep the buffers until garbage collection.
 
         Raises:
             RunError: this model's step cannot be recorded.
@@ -79,7 +81,7 @@ class ReplayedSteps:
         return self._logits
 
     def select(self, index: Tensor) -> None:
-        """Keep (or repeat) the rows of the given numbers, which may be none; the step is recorded anew."""
+        """Keep (or repeat) the given rows, possibly none; the step is recorded again."""
         for layer in self._cache.layers:
             layer.keys, layer.values = layer.keys[index], layer.values[index]
         self._mask, self._positions = self._mask[index], self._positions[index]
@@ -87,7 +89,7 @@ class ReplayedSteps:
         self._warm, self._graph = False, None
 
     def _step(self, forward: Forward) -> Tensor:
-        """All that depends on which token it is lives on the device and moves on by itself."""
+        """Run one step; all state that changes per token lives on the device and advances there."""
         self._mask.index_fill_(3, self._slot, True)
         logits = forward(self._tokens, self._mask, self._positions, self._cache)
         self._slot += 1
@@ -96,13 +98,13 @@ class ReplayedSteps:
 
     def _record(self, forward: Forward) -> Tensor:
         assert self._graph is not None
-        # Other threads, such as a tracker's, may go on using the device meanwhile.
+        # Other threads, such as a tracker's, may use the device meanwhile.
         self._graph.capture_begin(capture_error_mode="thread_local")
         try:
             logits = self._step(forward)
             self._graph.capture_end()
         except RuntimeError as error:
-            with suppress(RuntimeError):  # it says only that something went wrong before
+            with suppress(RuntimeError):  # it only reports the earlier error
                 self._graph.capture_end()
             raise RunError(
                 f"this model's decoding step cannot be recorded as a CUDA graph ({one_line(error, 160)}): "
@@ -112,7 +114,7 @@ class ReplayedSteps:
 
     @staticmethod
     def _beside(work: Callable[[Forward], Tensor], forward: Forward) -> Tensor:
-        """On a stream of its own, as recording demands."""
+        """Run on a side stream, as recording requires."""
         current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
         beside.wait_stream(current)
         with torch.cuda.stream(beside):
@@ -122,13 +124,13 @@ class ReplayedSteps:
 
 
 def _fixed(layer: GrowingCacheLayer, capacity: int) -> StaticLayer:
-    """The same keys and values in buffers for `capacity` tokens; the layer lets go of its own."""
+    """Move a layer's keys and values into static buffers for `capacity` tokens."""
     fixed, read = StaticLayer(capacity), layer.get_seq_length()
     for name, states in (("keys", layer.keys), ("values", layer.values)):
         buffer = states.new_zeros(*states.shape[:2], capacity, states.shape[3])
         buffer[:, :, :read] = states
         setattr(fixed, name, buffer)
-    # What its own initialisation does too, which would import all of torch's compiler.
+    # Set by hand: the layer's own initialisation would import torch's compiler.
     fixed.device = layer.keys.device
     fixed.cumulative_length = torch.tensor(read, device=fixed.device)
     fixed.is_initialized = True
