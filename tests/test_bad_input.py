@@ -32,7 +32,10 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
             ["algo=gpo", "algo.kl_tau=1"],
             "algo.kl_tau is not valid here: it belongs to algo=best_response, algo=dpo, ",
         ),
-        (["preference.path=x"], "belongs to preference=bradley_terry, preference=learned"),
+        (
+            ["preference.path=x"],
+            "belongs to preference=bradley_terry, preference=general_preference, preference=learned",
+        ),
         (["train.step=3"], "unknown key train.step: did you mean train.steps?"),
         (["modle=tiny"], "unknown key modle: did you mean model?"),
         (["preference.temprature=1"], "did you mean preference.temperature?"),

@@ -155,4 +155,4 @@ def test_a_run_that_has_not_finished_is_told_so(
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.yaml").write_text((smoke / "config.yaml").read_text())
     assert cli.main(["exploit", str(tmp_path / "half")]) == 2
-    assert "has not finished: go on with `alignrun resume" in capsys.readouterr().err
+    assert "has not finished: `alignrun resume" in capsys.readouterr().err

@@ -5,7 +5,7 @@ step, each with its probability. A wrong opponent, anchor, sign or factor leaves
 """
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import pytest
@@ -16,11 +16,12 @@ from torch import Tensor
 from alignrun.algorithms.base import Tools, discover
 from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.games import CYC, best_response, equilibrium, geometric_mixture, mixture_equilibrium
+from alignrun.generation.streams import Mixture, Source, Stream
 from alignrun.launch.build import build_preference
 from alignrun.launch.compose import compose
-from alignrun.models.policy import Policy, Role
+from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
-from alignrun.types import Completions, PromptBatch
+from alignrun.types import Completions, PromptBatch, Role
 
 TAU = 0.1
 MU = CYC.reference
@@ -71,6 +72,14 @@ def log_probs(policy: Policy, prompt: PromptBatch) -> Tensor:
     return policy.log_probs(Role.policy, prompts, played)[:, 0]
 
 
+def distribution(source: Source, target: Tensor) -> Tensor:
+    """[3] what a source plays; all roles but the reference are copies of the policy."""
+    if isinstance(source, Mixture):
+        sides = (distribution(role, target) for role in (source.first, source.second))
+        return geometric_mixture(*sides, source.beta)
+    return MU if source is Role.reference else target
+
+
 def play_as(policy: Policy, target: Tensor, prompt: PromptBatch) -> None:
     """Give the policy a distribution over the actions, by its trained weights."""
     weights = [weight.requires_grad_() for weight in policy.trainable().values()]
@@ -104,12 +113,13 @@ def share_that_is_left(name: str, overrides: Sequence[str], target: Tensor, monk
     drawn: list[int] = []
     chances: list[Tensor] = []
 
-    def sample(self: Rollouts, prompts: Any, mix_betas: Any, step: Any, other: Role = Role.reference, **_: Any) -> Any:
-        theirs = MU if other is Role.reference else target  # the other roles are copies of the policy
-        chances[:] = [geometric_mixture(target, theirs, beta) for beta in mix_betas]
-        places = drawn or [0] * len(mix_betas)
-        one = torch.ones(1, 1, dtype=torch.bool)
-        return [Completions(actions(policy)[place].view(1, 1), one) for place in places]
+    def sample(self: Rollouts, prompts: Any, streams: Sequence[Stream], step: int, **_: Any) -> list[Completions]:
+        chances[:] = [distribution(stream.source, target) for stream in streams for _ in range(stream.samples)]
+        places = iter(drawn or [0] * len(chances))
+        played = [actions(policy)[list(islice(places, stream.samples))] for stream in streams]
+        return [
+            Completions(tokens[None, :, None], torch.ones(1, len(tokens), 1, dtype=torch.bool)) for tokens in played
+        ]
 
     monkeypatch.setattr(Rollouts, "sample", sample)
     list(algorithm.collect(prompt, step=0))
