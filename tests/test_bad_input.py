@@ -34,7 +34,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         ),
         (
             ["preference.path=x"],
-            "belongs to preference=bradley_terry, preference=general_preference, preference=learned",
+            "belongs to preference=bradley_terry, preference=general_preference, ",
         ),
         (["train.step=3"], "unknown key train.step: did you mean train.steps?"),
         (["modle=tiny"], "unknown key modle: did you mean model?"),
