@@ -20,7 +20,7 @@ from alignrun.algorithms.base import discover as algorithms
 from alignrun.config import Config, TournamentConfig
 from alignrun.config.keys import Key, keys, summary
 from alignrun.data.sources import discover as sources
-from alignrun.preferences import discover as preferences
+from alignrun.preferences.base import discover as preferences
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

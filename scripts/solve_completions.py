@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize
 from torch import Tensor
 
-from alignrun.data import PromptSet, load_examples
+from alignrun.data.loading import load_examples
+from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.completions import Drawing, draw
 from alignrun.games import Game, duality_gap, equilibrium, exploitability, kl, win_rate, win_rates
 from alignrun.launch.build import build_preference, distinct_prompts, load_trained, make_encoding

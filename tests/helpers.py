@@ -14,7 +14,7 @@ from scipy.optimize import root
 from alignrun import cli
 from alignrun.algorithms.base import discover
 from alignrun.config import Config, DataConfig
-from alignrun.data import Encoding
+from alignrun.data.encoding import Encoding
 from alignrun.games import Game
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy

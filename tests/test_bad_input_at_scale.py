@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from alignrun import cli
-from alignrun.data import PromptSet, load_examples
 from alignrun.data.completions import end_of_turn
+from alignrun.data.loading import load_examples
+from alignrun.data.prompts import PromptSet
 from alignrun.errors import InputError
 from alignrun.launch.build import make_encoding
 from alignrun.launch.compose import compose, plain

@@ -15,7 +15,7 @@ from helpers import offline_arguments
 from transformers import AutoTokenizer
 
 from alignrun import cli
-from alignrun.data import encode_prompt
+from alignrun.data.rendering import encode_prompt
 from alignrun.errors import InputError
 from alignrun.launch import compose
 from alignrun.launch.build import load_trained

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from alignrun import cli
 from alignrun.config import Config
-from alignrun.data import Examples, Loaded, PromptSet
+from alignrun.data.loading import Loaded
+from alignrun.data.prompts import PromptSet
+from alignrun.data.store import Examples
 from alignrun.errors import InputError
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.launch import pins, train

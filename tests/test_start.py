@@ -12,7 +12,7 @@ import pytest
 
 from alignrun.algorithms.base import discover
 from alignrun.discovery import PACKAGES, SchemasFirstLoader, UnfinishedModule, config_classes, finish
-from alignrun.preferences import PREFERENCES
+from alignrun.preferences import base as preferences
 
 HEAVY = ("torch", "transformers", "peft", "wandb", "matplotlib", "scipy", "accelerate", "datasets", "safetensors.torch")
 
@@ -61,7 +61,7 @@ def test_commands_that_need_no_model_import_nothing_heavy(tmp_path: Path) -> Non
 
 def test_configurations_are_the_classes_that_algorithms_and_preferences_name() -> None:
     assert {name: kind.config_class for name, kind in discover().items()} == config_classes("algo")
-    assert {name: kind.config_class for name, kind in PREFERENCES.items()} == config_classes("preference")
+    assert {name: kind.config_class for name, kind in preferences.discover().items()} == config_classes("preference")
 
 
 @pytest.fixture

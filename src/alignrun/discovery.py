@@ -36,7 +36,7 @@ def install() -> None:
 def config_classes(group: str) -> dict[str, type]:
     """Name of each choice of a group → its dataclass."""
     found = {}
-    for name in _modules(group):
+    for name in _modules(PACKAGES[group]):
         spec = importlib.util.find_spec(name)
         if spec is None or not isinstance(spec.loader, SchemasFirstLoader):
             continue  # it has no schemas
@@ -53,15 +53,16 @@ def _is_choice(own: type) -> bool:
 
 
 @cache
-def import_all(group: str) -> None:
-    """Import every module of a group's package completely, so that its registrations take effect."""
-    for name in _modules(group):
+@cache
+def import_all(package: str) -> None:
+    """Import every module of a package and its subpackages completely, so that what they register is registered."""
+    for name in _modules(package):
         finish(importlib.import_module(name))
 
 
-def _modules(group: str) -> Iterator[str]:
-    package = importlib.import_module(PACKAGES[group])
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+def _modules(package: str) -> Iterator[str]:
+    path = importlib.import_module(package).__path__
+    for module in pkgutil.walk_packages(path, f"{package}."):
         yield module.name
 
 

@@ -16,7 +16,7 @@ from alignrun.launch.build import assemble, build_preference
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
-from alignrun.preferences import Preference
+from alignrun.preferences.base import Preference
 from alignrun.types import Role
 
 COLOURS = ("red", "blue", "green", "black", "white", "grey")

@@ -16,12 +16,12 @@ from alignrun.generation.streams import Stream
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
-from alignrun.preferences import PREFERENCES
+from alignrun.preferences import base as preferences
 from alignrun.types import Completions, PromptBatch, Role
 
 
 def build(policy, config) -> NashMD:
-    builder = PREFERENCES[config.preference.name].build
+    builder = preferences.discover()[config.preference.name].build
     return NashMD(config.algo, Tools(policy, builder(config.preference), config))
 
 

@@ -20,7 +20,8 @@ from alignrun.games.files import load_game
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
-from alignrun.preferences import PREFERENCES, Reward
+from alignrun.preferences import base as preferences
+from alignrun.preferences.base import Reward
 from alignrun.types import Completions, PromptBatch, Role
 
 
@@ -48,7 +49,7 @@ def game_policy(name: str, *overrides: str) -> tuple[Algorithm, Completions, Pro
     with torch.no_grad():
         for weight in policy.trainable().values():
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
-    preference = PREFERENCES[config.preference.name].build(config.preference)
+    preference = preferences.discover()[config.preference.name].build(config.preference)
     algorithm = discover()[name](config.algo, Tools(policy, preference, config))
     actions = torch.tensor(policy.tokenizer.convert_tokens_to_ids(list("abc")))
     ids = torch.tensor([policy.tokenizer.encode("play")])

@@ -10,7 +10,8 @@ import pytest
 
 from alignrun.config import BadRows, DataConfig, TooLong
 from alignrun.data import files as data_files
-from alignrun.data import load_examples, read_rows
+from alignrun.data.files import read_rows
+from alignrun.data.loading import load_examples
 from alignrun.data.templates import write
 from alignrun.data.values import LargeRowError
 from alignrun.errors import InputError

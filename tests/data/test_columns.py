@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from alignrun.config import BadRows, ColumnsConfig, DataConfig
-from alignrun.data import load_examples, parse_row
+from alignrun.data.loading import load_examples
+from alignrun.data.records import parse_row
 from alignrun.errors import InputError
 from alignrun.types import Example
 

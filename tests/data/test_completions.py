@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from alignrun.data import Renderer, end_of_turn
+from alignrun.data.completions import end_of_turn
+from alignrun.data.rendering import Renderer
 from alignrun.errors import InputError
 from alignrun.models import tiny
 from alignrun.types import Example, Message

@@ -9,9 +9,9 @@ import torch
 from helpers import encoding_of
 
 from alignrun.config import TooLong
-from alignrun.data import DemonstrationSet, Renderer
-from alignrun.data.demonstrations import first_fit_decreasing
+from alignrun.data.demonstrations import DemonstrationSet, first_fit_decreasing
 from alignrun.data.order import rows_at
+from alignrun.data.rendering import Renderer
 from alignrun.errors import InputError
 from alignrun.types import Example, Message, PackedBatch
 

@@ -14,7 +14,11 @@ from helpers import encoding_of
 
 from alignrun import cli
 from alignrun.config import BadRows, TooLong
-from alignrun.data import DemonstrationSet, EncodedPair, Examples, PairSet, PromptSet, check_labels, drawn
+from alignrun.data import drawn
+from alignrun.data.demonstrations import DemonstrationSet
+from alignrun.data.pairs import EncodedPair, PairSet, check_labels
+from alignrun.data.prompts import PromptSet
+from alignrun.data.store import Examples
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError, RunError
 from alignrun.training.checkpoint import list_checkpoints

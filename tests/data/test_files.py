@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from alignrun.data import read_rows
+from alignrun.data.files import read_rows
 from alignrun.errors import InputError
 
 

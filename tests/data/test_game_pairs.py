@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from alignrun.config import DataConfig
-from alignrun.data import load_examples
+from alignrun.data.loading import load_examples
 from alignrun.errors import InputError
 from alignrun.games import CYC
 from alignrun.games.files import PROMPT

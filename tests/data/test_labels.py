@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from alignrun.config import ColumnsConfig
-from alignrun.data import parse_row
+from alignrun.data.records import parse_row
 from alignrun.errors import InputError
 from alignrun.types import Example
 

@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignrun.data import collate, padding_id
-from alignrun.data.padding import pad
+from alignrun.data.padding import collate, pad, padding_id
 
 
 def test_left_and_right() -> None:

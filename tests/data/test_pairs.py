@@ -7,8 +7,9 @@ import torch
 from helpers import encoding_of
 
 from alignrun.config import TooLong
-from alignrun.data import EncodedPair, PairSet, check_labels, encode_policy_pair, encode_prompt
 from alignrun.data.order import rows_at
+from alignrun.data.pairs import EncodedPair, PairSet, check_labels, encode_policy_pair
+from alignrun.data.rendering import encode_prompt
 from alignrun.errors import InputError
 from alignrun.types import Example
 

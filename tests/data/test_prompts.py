@@ -7,7 +7,8 @@ import torch
 from helpers import encoding_of
 
 from alignrun.config import TooLong
-from alignrun.data import PromptSet, encode_prompt
+from alignrun.data.prompts import PromptSet
+from alignrun.data.rendering import encode_prompt
 from alignrun.errors import InputError
 from alignrun.types import Example
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from alignrun.config import ColumnsConfig
-from alignrun.data import parse_row, read_rows
+from alignrun.data.files import read_rows
+from alignrun.data.records import parse_row
 from alignrun.errors import InputError
 
 COLUMNS = ColumnsConfig()

@@ -10,18 +10,12 @@ from helpers import encoding_of
 from alignrun import games
 from alignrun.algorithms.common.rollout import decode_texts
 from alignrun.config import BadRows, TooLong
-from alignrun.data import (
-    DemonstrationSet,
-    PairSet,
-    PreferenceEncoder,
-    PromptSet,
-    Renderer,
-    RewardEncoder,
-    encode_policy_pair,
-    encode_prompt,
-    end_of_turn,
-    opened,
-)
+from alignrun.data.completions import end_of_turn, opened
+from alignrun.data.demonstrations import DemonstrationSet
+from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
+from alignrun.data.pairs import PairSet, encode_policy_pair
+from alignrun.data.prompts import PromptSet
+from alignrun.data.rendering import Renderer, encode_prompt
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
 from alignrun.games.lm import game_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alignrun.config import BadRows, ColumnsConfig, DataConfig
-from alignrun.data import Loaded, load_examples
+from alignrun.data.loading import Loaded, load_examples
 from alignrun.errors import InputError
 from alignrun.types import Example
 

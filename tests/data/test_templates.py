@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from alignrun.data import encode_prompt
+from alignrun.data.rendering import encode_prompt
 from alignrun.errors import InputError
 from alignrun.types import Example, Message
 

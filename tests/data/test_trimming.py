@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from alignrun.data import collate
+from alignrun.data.padding import collate
 from alignrun.data.trimming import trim
 from alignrun.types import PairBatch
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import load_policy
 
-from alignrun.data import PromptSet
+from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.completions import CompletionCache, Drawing, content_key, draw, score
 from alignrun.launch.build import make_encoding
 from alignrun.models.policy import Policy

@@ -11,7 +11,7 @@ from reports.checks import check
 from reports.examples import write_run
 
 from alignrun.config import EvaluationConfig
-from alignrun.data import PromptSet
+from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.ranking import rank
 from alignrun.evaluation.results import RunResult

@@ -10,7 +10,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from alignrun.data import encode_prompt
+from alignrun.data.rendering import encode_prompt
 from alignrun.errors import InputError, RunError
 from alignrun.launch.build import assemble, load_trained
 from alignrun.launch.compose import compose

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from alignrun.config import Config, Engine
-from alignrun.data import Dataset, Encoding, PromptSet
+from alignrun.data.dataset import Dataset
+from alignrun.data.encoding import Encoding
+from alignrun.data.prompts import PromptSet
 from alignrun.discovery import import_all
 from alignrun.errors import InputError
 from alignrun.generation.streams import Stream, policy_alone
@@ -258,7 +260,7 @@ def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type
 
 def discover() -> dict[str, type[Algorithm]]:
     """Import every module of this package, so that adding a file is enough to add an algorithm."""
-    import_all("algo")
+    import_all("alignrun.algorithms")
     return _registered
 
 

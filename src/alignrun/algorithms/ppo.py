@@ -14,7 +14,7 @@ from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Re
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_batch, check_minibatches
 from alignrun.config import AdapterKind, Config, require, schema
-from alignrun.data import Dataset
+from alignrun.data.dataset import Dataset
 from alignrun.errors import InputError
 from alignrun.models.device import batch_to
 from alignrun.models.value import Value

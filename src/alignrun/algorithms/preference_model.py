@@ -12,7 +12,9 @@ from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.algorithms.common.rollout import step_generator
 from alignrun.config import Config, require, schema
 from alignrun.config.templates import split_template
-from alignrun.data import Encoding, PairSet, PreferenceEncoder, RewardEncoder
+from alignrun.data.encoding import Encoding
+from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
+from alignrun.data.pairs import PairSet
 from alignrun.models.cards import AdapterCard
 from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss, skew_logits
 from alignrun.types import Completions, Example, PairBatch

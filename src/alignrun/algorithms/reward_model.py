@@ -8,7 +8,9 @@ from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import schema
 from alignrun.config.templates import split_template
-from alignrun.data import Encoding, PairSet, RewardEncoder
+from alignrun.data.encoding import Encoding
+from alignrun.data.feedback import RewardEncoder
+from alignrun.data.pairs import PairSet
 from alignrun.objectives.preference import bradley_terry_loss
 from alignrun.types import Example
 

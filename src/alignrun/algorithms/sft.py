@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from alignrun.algorithms.base import Loss, OfflineAlgorithm, Tools, algorithm
 from alignrun.config import Config, ModelSource, require, schema
-from alignrun.data import DemonstrationSet, Encoding
+from alignrun.data.demonstrations import DemonstrationSet
+from alignrun.data.encoding import Encoding
 from alignrun.errors import InputError
 from alignrun.models.hidden import check_packing
 from alignrun.types import Example, PackedBatch

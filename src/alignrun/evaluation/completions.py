@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from alignrun.algorithms.common.rollout import decode_texts, sample_streams, sampling_of
-from alignrun.data import PromptSet, opened
+from alignrun.data.completions import opened
+from alignrun.data.prompts import PromptSet
 from alignrun.errors import RunError
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy

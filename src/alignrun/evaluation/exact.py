@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from alignrun import games
-from alignrun.data import PromptSet
+from alignrun.data.prompts import PromptSet
 from alignrun.errors import RunError
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy

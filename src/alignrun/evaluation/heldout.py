@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from alignrun import distributed
 from alignrun.algorithms.base import Algorithm
-from alignrun.data import Dataset, PairSet
+from alignrun.data.dataset import Dataset
+from alignrun.data.pairs import PairSet
 from alignrun.evaluation.calibration import accuracy
 from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
 from alignrun.evaluation.settled import caution

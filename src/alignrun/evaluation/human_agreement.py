@@ -8,7 +8,8 @@ import torch
 
 from alignrun.algorithms.base import Algorithm
 from alignrun.config import Config
-from alignrun.data import Dataset, PairSet
+from alignrun.data.dataset import Dataset
+from alignrun.data.pairs import PairSet
 from alignrun.errors import InputError
 from alignrun.evaluation.calibration import accuracy, brier, label_entropy, log_loss, reliability
 from alignrun.evaluation.disagreement import (

@@ -7,7 +7,7 @@ import torch
 
 from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, sampling_of, step_generator
 from alignrun.config import EvaluationConfig
-from alignrun.data import PromptSet
+from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.bootstrap import mean_estimate
 from alignrun.evaluation.intervals import SHARE
 from alignrun.evaluation.settled import in_words, metrics_of

@@ -22,7 +22,12 @@ from alignrun.algorithms.base import (
 )
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import Config, ModelSource, TooLong
-from alignrun.data import Dataset, Encoding, PairSet, PromptSet, check_labels, end_of_turn, load_examples
+from alignrun.data.completions import end_of_turn
+from alignrun.data.dataset import Dataset
+from alignrun.data.encoding import Encoding
+from alignrun.data.loading import load_examples
+from alignrun.data.pairs import PairSet, check_labels
+from alignrun.data.prompts import PromptSet
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.heldout import LikelihoodEvaluator, PairsEvaluator
@@ -39,7 +44,8 @@ from alignrun.models.policy import Policy
 from alignrun.models.saving import check_saving
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_architecture, load_tokenizer, vocabulary_size
-from alignrun.preferences import PREFERENCES, Preference
+from alignrun.preferences import base as preferences
+from alignrun.preferences.base import Preference
 from alignrun.preferences.matrix import MatrixPreference
 from alignrun.security.text import counted
 from alignrun.types import Evaluation, Evaluator, Example
@@ -85,7 +91,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     # Check before `prepare`, where processes wait for each other.
     with distributed.raise_together(), memory_errors(config):
         check(config)
-        kind, judging = discover()[config.algo.name], PREFERENCES[config.preference.name]
+        kind, judging = discover()[config.algo.name], preferences.discover()[config.preference.name]
         trains_policy = not issubclass(kind, FeedbackAlgorithm)
         preference = build_preference(config.preference) if trains_policy and not judging.on_base else None
         report(f"data: {config.data.name}")
@@ -204,7 +210,7 @@ def skipping(encoding: Encoding) -> Encoding:
 
 def build_preference(section: Any, backbone: Backbone | None = None) -> Preference:
     """Build the preference of a section; a learned one shares the backbone if it can."""
-    kind = PREFERENCES[section.name]
+    kind = preferences.discover()[section.name]
     made: Preference = kind.build(section, backbone) if kind.on_base else kind.build(section)
     return made
 

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from alignrun import distributed, preferences
+from alignrun import distributed
 from alignrun.algorithms.base import Algorithm, discover
 from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSource, ReferenceKind
 from alignrun.errors import InputError
 from alignrun.models.adapters import quantization
 from alignrun.models.backbone import check_split
 from alignrun.models.device import resolve
+from alignrun.preferences import base as preferences
 
 Registered = TypeVar("Registered", type[Algorithm], preferences.Kind)
 

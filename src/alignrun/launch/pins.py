@@ -10,13 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from alignrun.algorithms.base import opponent_of
 from alignrun.config import Config, ModelSource, ReferenceKind
-from alignrun.data import Loaded
+from alignrun.data.loading import Loaded
 from alignrun.errors import InputError, one_line
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import adapter_folder
 from alignrun.models.sources import locate
-from alignrun.preferences import discover
-from alignrun.preferences.base import Preference
+from alignrun.preferences.base import Preference, discover
 from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixPreference
 from alignrun.run.directory import RunDirectory

@@ -103,7 +103,8 @@ class Kind:
     """The columns of a row, besides its texts, that it reads; None for all of them."""
 
 
-PREFERENCES: dict[str, Kind] = {}
+_registered: dict[str, Kind] = {}
+"""Read through `discover`: a preference is entered when the rest of its module runs."""
 
 
 def preference_using(feedback: str) -> str:
@@ -127,7 +128,7 @@ def preference(
     """Register how a preference is made, under the name that its YAML gives."""
 
     def register(build: Build) -> Build:
-        PREFERENCES[name] = Kind(config_class, build, feedback, check, on_base, columns)
+        _registered[name] = Kind(config_class, build, feedback, check, on_base, columns)
         return build
 
     return register
@@ -135,5 +136,5 @@ def preference(
 
 def discover() -> dict[str, Kind]:
     """Import every module of this package, so that a new file is a preference without further wiring."""
-    import_all("preference")
-    return PREFERENCES
+    import_all("alignrun.preferences")
+    return _registered

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
-from alignrun.data import PreferenceEncoder, RewardEncoder, collate, padding_id
+from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
+from alignrun.data.padding import collate, padding_id
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import AdapterCard, adapter_folder, read_card

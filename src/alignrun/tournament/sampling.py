@@ -9,15 +9,17 @@ from functools import partial
 import numpy as np
 
 from alignrun.config import TournamentConfig
-from alignrun.data import Encoding, PromptSet, load_examples
 from alignrun.data.columns import Wanted
+from alignrun.data.encoding import Encoding
+from alignrun.data.loading import load_examples
+from alignrun.data.prompts import PromptSet
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import CompletionCache, Drawn, content_key, draw, score
 from alignrun.evaluation.tournament_results import Array, Sampled
 from alignrun.evaluation.truncation import truncation
 from alignrun.launch.build import distinct_prompts, make_encoding, skipping
 from alignrun.models.policy import Policy
-from alignrun.preferences import discover
+from alignrun.preferences.base import discover
 from alignrun.tournament.lineup import Field, Lineup
 from alignrun.tournament.players import Loader, Player
 from alignrun.tournament.rules import Rules, played_on, training_preference

@@ -17,7 +17,7 @@ from alignrun import distributed
 from alignrun.algorithms.base import Algorithm, Trained
 from alignrun.algorithms.common.batches import as_json
 from alignrun.config import Config
-from alignrun.data import Dataset
+from alignrun.data.dataset import Dataset
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import batch_to
 from alignrun.run.directory import RunDirectory, discard_output, write_text_atomic, writing

@@ -10,7 +10,8 @@ from torch import Tensor
 from alignrun.algorithms.base import Loss, Measure, OfflineAlgorithm, Tools
 from alignrun.algorithms.common.reference_cache import reference_log_probs
 from alignrun.config import Config, require, schema
-from alignrun.data import Encoding, PairSet, encode_policy_pair
+from alignrun.data.encoding import Encoding
+from alignrun.data.pairs import PairSet, encode_policy_pair
 from alignrun.objectives.preference import margins, sequence_log_probs, smooth
 from alignrun.types import Example, PairBatch, Role
 

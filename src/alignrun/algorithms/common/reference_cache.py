@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignrun import distributed
-from alignrun.data import PairSet
+from alignrun.data.pairs import PairSet
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy
 from alignrun.models.sources import cache_folder

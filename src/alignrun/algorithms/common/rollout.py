@@ -12,7 +12,7 @@ from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.batches import pieces, select, shared
 from alignrun.algorithms.common.serving import ServedPolicy
 from alignrun.config import Engine
-from alignrun.data import opened
+from alignrun.data.completions import opened
 from alignrun.generation.decode import Sampling, sample_completions
 from alignrun.generation.streams import Source, Stream, decoding_roles, policy_alone
 from alignrun.models.device import batch_to

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from alignrun.config import DataConfig, require
-from alignrun.config.registry import import_modules
 from alignrun.data.values import BadRowError, Row
+from alignrun.discovery import import_all
 from alignrun.errors import InputError
 from alignrun.types import Example
 
@@ -71,7 +71,7 @@ def source(
 
 def discover() -> dict[str, Source]:
     """Import every module of this package, so that a new file is a source without further wiring."""
-    import_modules("alignrun.data.sources")
+    import_all("alignrun.data.sources")
     return SOURCES
 
 
