@@ -53,7 +53,10 @@ class PublishedConfig:
     """Tokens read at once, padding included."""
     too_long: LongText = LongText.error
     """What to do with a text that is longer than the model reads; it is never cut."""
+    temperature: float = 1.0
+    """Divides the log-odds: P = σ(log-odds / temperature)."""
 
     def __post_init__(self) -> None:
         require(bool(self.path), "preference.path", "is missing: name a hub id or a local folder")
         require(self.batch_tokens >= 1, "preference.batch_tokens", "must be at least 1")
+        require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from alignrun.config import AdapterConfig, AdapterKind
 from alignrun.errors import InputError, one_line
 from alignrun.models.adapter_fields import WEIGHTS_FILE, check_adapter
+from alignrun.models.quantization import bits_and_bytes
 from alignrun.models.targets import ALL_LINEAR, default_targets, not_linear
 
 POLICY = "policy"
@@ -162,15 +163,7 @@ def quantization(config: AdapterConfig, device: torch.device, dtype: torch.dtype
         return None
     if device.type != "cuda":
         raise InputError(f"adapter=qlora needs a CUDA GPU and this run is on {device.type}: use adapter=lora")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise InputError("adapter=qlora needs bitsandbytes: pip install 'alignrun[qlora]'") from None
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+    return bits_and_bytes(4, dtype, "adapter=qlora")
 
 
 def lora_layers(model: nn.Module) -> list[LoraLayer]:

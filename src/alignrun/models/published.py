@@ -1,6 +1,5 @@
 """A model that others have trained, as they have saved it, and texts put before it in batches."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun import distributed
 from alignrun.config import LongText, ModelConfig, PublishedConfig, Quantize
-from alignrun.errors import AlignrunError, InputError, RunError, one_line
+from alignrun.errors import InputError, RunError
+from alignrun.models.backbone import Backbone
 from alignrun.models.device import find_device, find_dtype
-from alignrun.models.loading_errors import remedy
-from alignrun.models.sources import context_length, hub_options, quiet_transformers
+from alignrun.models.quantization import bits_and_bytes
+from alignrun.models.sources import context_length, hub_options, loading
 from alignrun.models.weights import whole_weight
 
 KEY = "preference"
@@ -39,34 +39,37 @@ class Published:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PublishedConfig) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
+        self._asked, self._skipped = 0, 0
         said = context_length(model.config)
         relative = getattr(model.config, "position_biased_input", True) is False  # DeBERTa, which any distance suits
         self.context = int(min(tokenizer.model_max_length, 1 << 20 if relative else said))
 
     @classmethod
-    def load(cls, config: PublishedConfig, kind: Any, device: torch.device | None = None) -> "Published":
-        """Load the model as `kind`, an Auto class or a model class, frozen, on its device or else on `device`.
+    def load(cls, config: PublishedConfig, kind: Any, backbone: Backbone | None = None) -> "Published":
+        """Load the model as `kind`, an Auto class or a model class, frozen, on its device or else on the backbone's.
 
         Raises:
             InputError: it cannot be found or read, has no head of this kind, or cannot be held as asked.
         """
         check_path(config)
         place = str(Path(str(config.path)).expanduser()) if _is_local(config) else str(config.path)
-        if config.device != "auto" or device is None:
+        if config.device == "auto" and backbone is not None:
+            device = backbone.device
+        else:
             device = find_device(config.device, f"{KEY}.device")
         dtype = find_dtype(config.dtype, device)
         source = ModelConfig(
-            name=KEY, path=config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+            name=config.name, path=config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
         options: dict[str, Any] = {"dtype": dtype}
         if config.attention is not None:
             options["attn_implementation"] = config.attention.value
         if config.quantize is not Quantize.none:
             options |= {"quantization_config": _quantization(config, device, dtype), "device_map": {"": device}}
-        with _one_line(source, config, "tokenizer"):
+        with loading(source, "tokenizer", KEY):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **hub_options(source))
             tokenizer("text")
-        with _one_line(source, config, "weights"), quiet_transformers():
+        with loading(source, "weights", KEY):
             model, found = kind.from_pretrained(
                 place, use_safetensors=True, output_loading_info=True, **options, **hub_options(source)
             )
@@ -120,6 +123,15 @@ class Published:
             )
         return None
 
+    def tally(self, questions: Sequence[Row | None]) -> None:
+        """Count questions for `counts`; None is one that is too long."""
+        self._asked += len(questions)
+        self._skipped += questions.count(None)
+
+    def counts(self) -> dict[str, float]:
+        """Questions so far, and how many of them were too long."""
+        return {f"{self.config.name}/asked": self._asked, f"{self.config.name}/too_long": self._skipped}
+
     def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         batch: list[Row] = []
         for row in rows:
@@ -163,28 +175,8 @@ def _is_local(config: PublishedConfig) -> bool:
     return Path(str(config.path)).expanduser().is_dir()
 
 
-def _quantization(config: PublishedConfig, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+def _quantization(config: PublishedConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    setting = f"{KEY}.quantize={config.quantize.value}"
     if device.type != "cuda":
-        raise InputError(f"{KEY}.quantize={config.quantize.value} needs a CUDA GPU, not {device.type}: set it to none")
-    with contextlib.suppress(ImportError):
-        import bitsandbytes  # noqa: F401
-
-        if config.quantize is Quantize.int8:
-            return BitsAndBytesConfig(load_in_8bit=True)
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
-    raise InputError(f"{KEY}.quantize={config.quantize.value} needs bitsandbytes: pip install 'alignrun[qlora]'")
-
-
-@contextlib.contextmanager
-def _one_line(source: ModelConfig, config: PublishedConfig, part: str) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, AlignrunError):
-        raise
-    except Exception as error:  # files that are damaged, or from elsewhere, make their readers fail in any way
-        raise InputError(
-            f"{KEY}={config.name}: the {part} of {config.path} cannot be loaded ({one_line(error, 160)}): "
-            f"{remedy(error, source, KEY)}"
-        ) from error
+        raise InputError(f"{setting} needs a CUDA GPU, not {device.type}: set it to none")
+    return bits_and_bytes(8 if config.quantize is Quantize.int8 else 4, dtype, setting)

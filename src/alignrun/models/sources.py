@@ -49,7 +49,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     elif config.source is ModelSource.game:
         tokenizer = game_tokenizer(load_game(str(config.architecture["game"])))
     else:
-        with _loading(config, "tokenizer"):
+        with loading(config, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(locate(config), **hub_options(config))
             tokenizer("text")  # what its files say of limits is first read here
     if config.chat_template is not None:
@@ -84,13 +84,13 @@ def load_model(
             if config.source is ModelSource.random
             else game_llama(load_game(str(config.architecture["game"])), tokenizer)
         )
-        with _loading(config, "attention"):
+        with loading(config, "attention"):
             built.set_attn_implementation(config.attention.value)
         return built.to(dtype).eval()
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention.value, "use_safetensors": True}
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
-    with _loading(config, "weights"):
+    with loading(config, "weights"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(locate(config), **options, **hub_options(config))
         folder = Path(locate(config))
         if folder.is_dir() and not getattr(model, "is_quantized", False) and (unfit := whole_weight(model, folder)):
@@ -132,7 +132,7 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
     Raises:
         InputError: it cannot be found, or the YAML's does not make sense.
     """
-    with _loading(config, "architecture"):
+    with loading(config, "architecture"):
         if config.source is ModelSource.random:
             _refuse_unknown_fields(config, LlamaConfig())
             return random_llama(dict(config.architecture), byte_tokenizer()).config
@@ -161,7 +161,7 @@ def planned_architecture(config: ModelConfig) -> PreTrainedConfig:
     """
     if not config.architecture or config.source in (ModelSource.random, ModelSource.game):
         return load_architecture(config)
-    with _loading(config, "architecture"):
+    with loading(config, "architecture"):
         architecture = AutoConfig.for_model(**config.architecture)
     _refuse_unknown_fields(config, architecture)
     return architecture
@@ -229,7 +229,7 @@ def _from_package(config: ModelConfig) -> Path | None:
     try:
         # The conversion draws a progress bar of its own that no setting turns off.
         quiet = contextlib.redirect_stderr(io.StringIO())
-        with _loading(config, "weights"), quiet:
+        with loading(config, "weights"), quiet:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
             # The weights are plain floats now; without this, transformers would save them as still quantised.
@@ -251,7 +251,7 @@ def _from_package(config: ModelConfig) -> Path | None:
 
 
 def hub_options(config: ModelConfig) -> dict[str, Any]:
-    """What `from_pretrained` is told of the hub."""
+    """Hub arguments of `from_pretrained`: the revision, whether to run remote code, and whether to stay offline."""
     return {
         "revision": config.revision or "main",
         "trust_remote_code": config.trust_remote_code,
@@ -272,8 +272,8 @@ def _hub_is_out_of_reach() -> bool:
 
 
 @contextlib.contextmanager
-def _loading(config: ModelConfig, part: str) -> Iterator[None]:
-    """Turn whatever a library raises while it loads a part of a model into one line. Raises InputError."""
+def loading(config: ModelConfig, part: str, group: str = "model") -> Iterator[None]:
+    """Turn whatever a library raises while it loads a part of the group's model into one line. Raises InputError."""
     try:
         with quiet_transformers():
             yield
@@ -281,8 +281,8 @@ def _loading(config: ModelConfig, part: str) -> Iterator[None]:
         raise
     except Exception as error:  # files that are damaged, or from elsewhere, make their readers fail in any way
         raise InputError(
-            f"model={config.name}: the {part} of {config.path or config.fallback or config.name} cannot be loaded "
-            f"({one_line(error, 160)}): {remedy(error, config)}"
+            f"{group}={config.name}: the {part} of {config.path or config.fallback or config.name} cannot be loaded "
+            f"({one_line(error, 160)}): {remedy(error, config, group)}"
         ) from error
 
 

@@ -16,7 +16,6 @@ class BothOrders(Preference):
 
     def __init__(self, published: Published, temperature: float) -> None:
         self._published, self._temperature = published, temperature
-        self._asked, self._skipped = 0, 0
 
     @abstractmethod
     def encode(self, prompt: str, first: str, second: str) -> Row:
@@ -36,8 +35,7 @@ class BothOrders(Preference):
         for prompt, one, other in zip(prompts, first, second, strict=True):
             pair = [self._published.fitting(self.encode(prompt, *texts)) for texts in ((one, other), (other, one))]
             rows += pair if None not in pair else [None, None]
-        self._asked += len(prompts)
-        self._skipped += rows.count(None) // 2
+        self._published.tally(rows[::2])
         scores = self._published.read(rows, self.forward, self.padding, 1).reshape(-1, 2)
         return self.symmetric(scores / self._temperature).nan_to_num(0.5)
 
@@ -46,6 +44,5 @@ class BothOrders(Preference):
         return torch.sigmoid(antisymmetric_logits(logits))
 
     def counts(self) -> dict[str, float]:
-        """The pairs that were asked about, and those that were too long."""
-        name = self._published.config.name
-        return {f"{name}/asked": self._asked, f"{name}/too_long": self._skipped}
+        """Pairs that were asked about, and those that were too long."""
+        return self._published.counts()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignrun.config import PublishedConfig, require, schema
+from alignrun.config import PublishedConfig, schema
 from alignrun.models.backbone import Backbone
 from alignrun.models.general_preference import GeneralPreferenceModel
 from alignrun.models.published import Published, Row, check_path
@@ -30,10 +30,6 @@ class GeneralPreferenceConfig(PublishedConfig):
     temperature: float = 0.1
     """0.1 is what the published models were trained with."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
-
 
 class GeneralPreference(Preference):
     """Embeds each completion, and compares the embeddings."""
@@ -41,7 +37,6 @@ class GeneralPreference(Preference):
     def __init__(self, published: Published, config: GeneralPreferenceConfig) -> None:
         self._published, self._temperature = published, config.temperature
         self._encoder = ConversationEncoder(published.tokenizer, config.name, opens=True)
-        self._asked, self._skipped = 0, 0
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] P(first ≻ second); ½ where one is too long and skipped."""
@@ -49,8 +44,7 @@ class GeneralPreference(Preference):
             self._published.fitting(self._row(*pair))
             for pair in zip([*prompts, *prompts], [*first, *second], strict=True)
         ]
-        self._asked += len(rows)
-        self._skipped += rows.count(None)
+        self._published.tally(rows)
         size = len(self._published.model.value_head)
         read = self._published.read(rows, self._forward, self._padding, size + size // 2)
         one, other = read[:, :size].unflatten(0, (2, -1))
@@ -59,8 +53,8 @@ class GeneralPreference(Preference):
         return torch.sigmoid(skew_logits(one, other, scales) / self._temperature).nan_to_num(0.5)
 
     def counts(self) -> dict[str, float]:
-        """The texts that were asked about, and those that were too long."""
-        return {"general_preference/asked": self._asked, "general_preference/too_long": self._skipped}
+        """Texts that were asked about, and those that were too long."""
+        return self._published.counts()
 
     def _row(self, prompt: str, completion: str) -> Row:
         """The conversation with EOS in place of its last token; the types mark the prompt."""
@@ -82,5 +76,4 @@ class GeneralPreference(Preference):
 @preference("general_preference", GeneralPreferenceConfig, check=check_path, on_base=True)
 def build(config: GeneralPreferenceConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
-    device = None if backbone is None else backbone.device
-    return GeneralPreference(Published.load(config, GeneralPreferenceModel, device), config)
+    return GeneralPreference(Published.load(config, GeneralPreferenceModel, backbone), config)

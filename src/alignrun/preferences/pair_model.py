@@ -54,13 +54,10 @@ class PairModelConfig(PublishedConfig):
     """Whether the model answers as the assistant, or right where the user's turn ends."""
     bos: bool = True
     """Whether the text opens with BOS, where the tokenizer has one."""
-    temperature: float = 1.0
-    """What the log-odds of the two tokens are divided by."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         split_template(self.template, FIELDS, "preference.template")
-        require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
         require(self.answers.first != self.answers.second, "preference.answers", "must be different tokens")
 
 
@@ -121,5 +118,4 @@ def answer_token(tokenizer: Any, name: str, word: str) -> int:
 @preference("pair_model", PairModelConfig, check=check_path, on_base=True)
 def build(config: PairModelConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
-    device = None if backbone is None else backbone.device
-    return PairModel(Published.load(config, AutoModelForCausalLM, device), config)
+    return PairModel(Published.load(config, AutoModelForCausalLM, backbone), config)

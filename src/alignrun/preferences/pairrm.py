@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignrun.config import PublishedConfig, require, schema
+from alignrun.config import PublishedConfig, schema
 from alignrun.data.control import TextEncoder
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
@@ -29,12 +29,6 @@ class PairRMConfig(PublishedConfig):
     name: str = "pairrm"
     path: str | None = "llm-blender/PairRM-hf"
     """A hub id or a local folder with a PairRM in the format of transformers."""
-    temperature: float = 1.0
-    """P = σ(½(z(x, y, y') − z(x, y', y)) / temperature)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
 
 
 class PairRM(BothOrders):
@@ -72,5 +66,4 @@ def build(config: PairRMConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
     from alignrun.models.pair_ranker import PairRanker  # here, since DeBERTa takes a while to import
 
-    device = None if backbone is None else backbone.device
-    return PairRM(Published.load(config, PairRanker, device), config)
+    return PairRM(Published.load(config, PairRanker, backbone), config)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from alignrun.config import PublishedConfig, require, schema
+from alignrun.config import PublishedConfig, schema
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import FILE, adapter_folder
@@ -27,14 +27,8 @@ class RewardModelConfig(PublishedConfig):
     """P = σ((r − r') / temperature) with r the model's score; `path` may also be a run of algo=reward_model."""
 
     name: str = "reward_model"
-    temperature: float = 1.0
-    """1 is what a Bradley-Terry reward is trained with."""
     labels: dict[str, float] = field(default_factory=dict)
     """For a model with several scores: their weights, by the names in its configuration. r is the weighted sum."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
 
 
 class PublishedReward(Reward):
@@ -47,19 +41,17 @@ class PublishedReward(Reward):
         self._encoder = ConversationEncoder(published.tokenizer, config.name, vocabulary_size(model.config))
         self._weights = label_weights(config, {int(k): str(v) for k, v in (model.config.id2label or {}).items()})
         self._pad = getattr(model.config.get_text_config(), "pad_token_id", None)
-        self._asked, self._skipped = 0, 0
 
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """[B] scores; NaN for a text that is too long and skipped."""
         rows = [self._encoder.encode(*pair) for pair in zip(prompts, completions, strict=True)]
         fitting = [self._published.fitting(row) for row in rows]
-        self._asked += len(rows)
-        self._skipped += fitting.count(None)
+        self._published.tally(fitting)
         return self._published.read(fitting, self._scores, self._padding, len(self._weights)) @ self._weights
 
     def counts(self) -> dict[str, float]:
-        """The texts that were asked about, and those that were too long."""
-        return {"reward_model/asked": self._asked, "reward_model/too_long": self._skipped}
+        """Texts that were asked about, and those that were too long."""
+        return self._published.counts()
 
     def _scores(self, batch: dict[str, Tensor]) -> Tensor:
         scores: Tensor = self._published.model(**batch).logits
@@ -112,5 +104,4 @@ def build(config: RewardModelConfig, backbone: Backbone | None = None) -> Prefer
     if is_run(config):
         assert backbone is not None
         return BradleyTerry(load_feedback_model(str(config.path), "reward", TEXTS, backbone), config.temperature)
-    device = None if backbone is None else backbone.device
-    return PublishedReward(Published.load(config, AutoModelForSequenceClassification, device), config)
+    return PublishedReward(Published.load(config, AutoModelForSequenceClassification, backbone), config)
