@@ -51,7 +51,7 @@ def test_whiskers_reach_from_end_to_end(drawn: list[Figure]) -> None:
         ],
     )  # fmt: skip
     styles = [(bar.lines[0].get_marker(), bar.lines[0].get_markerfacecolor()) for bar in axes.containers]
-    assert len(set(styles)) == 2, "told apart without colour"
+    assert len(set(styles)) == 2, "distinguishable without colour"
 
 
 def test_a_curve_has_training_as_a_line_and_evaluations_with_whiskers(drawn: list[Figure]) -> None:
@@ -68,7 +68,7 @@ def test_a_legend_names_every_policy(drawn: list[Figure]) -> None:
     legend = drawn[0].legends[0]
     assert [text.get_text() for text in legend.get_texts()] == names
     styles = [(bar.lines[0].get_marker(), bar.lines[0].get_markerfacecolor()) for bar in drawn[0].axes[0].containers]
-    assert len(set(styles)) == len(names), "told apart without colour"
+    assert len(set(styles)) == len(names), "distinguishable without colour"
 
 
 def test_the_ends_of_a_path_are_named(drawn: list[Figure]) -> None:

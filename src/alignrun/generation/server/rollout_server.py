@@ -58,7 +58,7 @@ class RolloutServer:
         """
         self._client, self._parallel = ServerClient(url, timeout, retries, api_key, parallel, backoff), parallel
         # Adapter names are unique to the process: vLLM caches prefixes by adapter name and would continue from
-        # another adapter's keys and values (vLLM issue 42125).
+        # another adapter's keys and values (github.com/vllm-project/vllm, no. 42125).
         self._run = secrets.token_hex(4)
         self._adapter: str | None = None
         self.base = self._find_base(model)

@@ -21,7 +21,7 @@ class JudgeClient:
         self._key = http.read_key(config.key_variable, "preference.key_variable: ")
 
     def connect(self) -> httpx2.AsyncClient:
-        """For one batch of questions. Raises RunError where the environment's proxy or certificates are of no use."""
+        """For one batch of questions. Raises RunError if the proxy or certificates of the environment are invalid."""
         headers, remedy = {"Content-Type": "application/json"}, ", then repeat the command, or `alignrun resume RUN`"
         return http.connect(self._key, self._config.concurrency, headers, "preference=judge", remedy)
 
