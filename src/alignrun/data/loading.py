@@ -8,7 +8,7 @@ from alignrun.config import BadRows, ColumnsConfig, DataConfig, TooLong
 from alignrun.data.columns import Wanted, unread_columns
 from alignrun.data.overlap import Seen
 from alignrun.data.plain import row_reader
-from alignrun.data.sources import SOURCES, check_source
+from alignrun.data.sources import Source, chosen_source
 from alignrun.data.sources.base import Rows
 from alignrun.data.store import Examples, Record, record_of
 from alignrun.data.values import BadRowError, LargeRowError
@@ -39,8 +39,7 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
     prompts and the pairs of a game serve as both. `eval_size` keeps the first of them. Each row is read once, and
     checked. Raises InputError for whatever cannot be loaded, and for a bad row unless those are skipped.
     """
-    check_source(config)
-    source = SOURCES[config.source]
+    source = chosen_source(config)
     rows = source.read(config)
     reading, seen = _Reading(config, wanted), Seen()
     train, heldout = Examples(), Examples()
@@ -66,7 +65,7 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
     for record in reading.records(rows.heldout or ()):
         hold_out(record)
     if not train or not heldout:
-        raise _one_sided(config, len(train) + held, "hold out" if train else "train on")
+        raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on")
     notes = [*_unread(reading.names, config.columns, wanted), *_left_over(held, len(heldout)), *seen.notes(heldout)]
     return Loaded(train, heldout, reading.skipped, tuple(notes))
 
@@ -126,8 +125,8 @@ def _left_over(held: int, used: int) -> tuple[str, ...]:
     return (f"{used} of {held} held-out rows are evaluated on: {change}",) if used < held else ()
 
 
-def _one_sided(config: DataConfig, rows: int, which: str) -> InputError:
-    named = "data.eval_split" if "eval_split" in SOURCES[config.source].reads else "data.eval_path"
+def _one_sided(config: DataConfig, source: Source, rows: int, which: str) -> InputError:
+    named = "data.eval_split" if "eval_split" in source.reads else "data.eval_path"
     return InputError(
         f"data: {config.path} leaves no row to {which} (rows: {rows}, data.eval_fraction: "
         f"{config.eval_fraction}); add rows, change the fraction, or name held-out rows with {named}=..."

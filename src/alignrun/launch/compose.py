@@ -26,7 +26,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from alignrun.config import Config, TournamentConfig
 from alignrun.config.shipped import config_folder as config_folder
-from alignrun.data.sources import check_source
+from alignrun.data.sources import chosen_source
 from alignrun.errors import InputError, one_line
 from alignrun.launch.overrides import readable, section_classes, unreadable
 from alignrun.launch.suggestions import alias, note
@@ -146,7 +146,7 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
     if config.data is not None:
-        check_source(config.data)
+        chosen_source(config.data)
     return config
 
 

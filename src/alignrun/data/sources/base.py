@@ -41,7 +41,7 @@ class Source:
     """Whether all rows are both trained on and evaluated on."""
 
 
-SOURCES: dict[str, Source] = {}
+_registered: dict[str, Source] = {}
 
 
 def source(
@@ -63,7 +63,7 @@ def source(
     """
 
     def register(read: Read) -> Read:
-        SOURCES[name] = Source(read, config_class, frozenset(reads), needs, shared)
+        _registered[name] = Source(read, config_class, frozenset(reads), needs, shared)
         return read
 
     return register
@@ -72,11 +72,11 @@ def source(
 def discover() -> dict[str, Source]:
     """Import every module of this package, so that a new file is a source without further wiring."""
     import_all("alignrun.data.sources")
-    return SOURCES
+    return _registered
 
 
-def check_source(config: DataConfig) -> None:
-    """Refuse a source that does not exist, and keys that it does not take or that it lacks. Raises InputError."""
+def chosen_source(config: DataConfig) -> Source:
+    """The configured source. Raises InputError for one that does not exist, and for keys that it refuses or lacks."""
     known = discover()
     if config.source not in known:
         raise InputError(f"config: data.source={config.source} is unknown: choose from {', '.join(sorted(known))}")
@@ -91,3 +91,4 @@ def check_source(config: DataConfig) -> None:
     if own.needs:
         given = bool(getattr(config, own.needs))
         require(given, f"data.{own.needs}", f"is missing: data={config.name} needs it, as in data.{own.needs}=...")
+    return own
