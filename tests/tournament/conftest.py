@@ -9,7 +9,7 @@ from alignrun import cli
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of finished runs: four on texts, one of them from another, and two on a game."""
     folder = tmp_path_factory.mktemp("tournament")
-    smoke = ["experiment=smoke", "optim.learning_rate=0.05"]
+    smoke = ["experiment=smoke", "optim.learning_rate=0.05", "model.dtype=float32"]
     for name, overrides in {
         "a": [*smoke],
         "b": [*smoke, "algo.mix_beta=1"],
