@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint format configs smoke audit clean
+.PHONY: help setup run test test-all lint format configs docs smoke audit clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -33,6 +33,11 @@ test-all: test  ## the same with the tests that take many minutes
 configs: setup  ## write every key with its meaning into conf/ and docs/config.md
 	$(BIN)/python scripts/configs.py
 
+docs:  ## build the documentation as a site, into site/; a broken link fails
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install --disable-pip-version-check --quiet mkdocs-material==9.8.2
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --quiet
+
 smoke: setup  ## a whole run on a tiny model, in seconds
 	$(BIN)/alignrun experiment=smoke
 
@@ -51,5 +56,5 @@ audit:  ## look up known vulnerabilities of the tested versions (needs PyPI itse
 	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:  ## remove the environment and all caches
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

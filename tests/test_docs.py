@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from alignrun import __version__
+from alignrun.launch.suggestions import alias
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -60,3 +61,14 @@ def test_public_tensor_functions_have_a_shape_legend() -> None:
                     without.append(f"{file.stem}.{node.name}")
     assert files
     assert not without
+
+
+def test_the_arguments_of_trl_are_mapped_to_keys_that_exist_and_suggested_on_the_command_line() -> None:
+    """The page's tables, the reference of keys and the suggestions name the same keys."""
+    known = set(re.findall(r"^\| `([a-z_.]+)` \|", (ROOT / "docs/config.md").read_text(), re.MULTILINE))
+    rows = re.findall(r"^\| `([a-z_]+)`[^|]*\| `([a-z_.]+)` \|", (ROOT / "docs/trl.md").read_text(), re.MULTILINE)
+    assert len(rows) > 40
+    for theirs, ours in rows:
+        assert ours in known | {"seed", "tracker"}, f"docs/trl.md: {ours} is no key"
+        if theirs not in ("alpha", "seed", "temperature"):  # LoRA has an alpha, too
+            assert (alias(theirs) or "").split()[-1:] == [ours], theirs

@@ -1,0 +1,75 @@
+"""Numbers that papers print, and bounds that they prove, hold for our games and equations."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from reproductions import Number, bounds, distortion, egpo, unregularised
+
+from alignrun.games import Game, extragradient_step, mirror_descent_step, nash_md_step
+
+
+@pytest.mark.parametrize("method", egpo.TABULAR[0.1, 0.1])
+def test_the_duality_gaps_of_egpo_are_those_published(method: str) -> None:
+    for number in egpo.compare(egpo.run_tabular, {method: egpo.TABULAR[0.1, 0.1][method]}, beta=0.1, rate=0.1):
+        assert number.agrees, number
+
+
+@pytest.mark.parametrize("method", ["OMD", "EGPO", "Nash-MD"])
+def test_the_duality_gaps_at_weak_regularisation_are_those_published(method: str) -> None:
+    early = {500: egpo.TABULAR[0.01, 0.02][method][500]}
+    (number,) = egpo.compare(egpo.run_tabular, {method: early}, beta=0.01, rate=0.02)
+    assert number.agrees, number
+
+
+def test_a_gradient_step_on_the_exact_loss_is_a_mirror_descent_step() -> None:
+    """With η = 4·lr/(βN), the steps of the games package are those of SGD on a table of logits."""
+    beta, rate, actions = 0.1, 0.1, 10
+    logits, preferences = egpo.tabular_games()
+    reference = torch.log_softmax(logits, -1)
+    game = Game(preferences[0], reference[0].exp(), tuple(map(str, range(actions))))
+    policy = torch.softmax(torch.linspace(-1, 1, actions, dtype=torch.float64), 0)
+    every = policy.log().expand_as(reference)
+
+    def step(method: str, opponent: torch.Tensor) -> torch.Tensor:
+        slope = egpo.gradient(method, preferences, reference, every, beta, rate, opponent)
+        return torch.softmax(every - rate * slope, -1)
+
+    step_eta = 4 * rate / (beta * actions)
+    half = step("OMD", every)
+    for ours, theirs in (
+        (mirror_descent_step(game, policy, beta, step_eta), half),
+        (extragradient_step(game, policy, beta, step_eta), step("EGPO", half.log())),
+        (nash_md_step(game, policy, beta, step_eta), step("Nash-MD, mixture of the theory", every)),
+    ):
+        torch.testing.assert_close(theirs[0], ours, rtol=0, atol=1e-14)
+
+
+def test_a_renewed_reference_leads_to_the_unregularised_equilibrium() -> None:
+    numbers = unregularised.comal().numbers
+    assert all(number.agrees for number in numbers), numbers
+
+
+def test_optimistic_steps_converge_where_multiplicative_weights_spiral_away() -> None:
+    numbers = unregularised.omwu().numbers
+    assert all(number.agrees for number in numbers), numbers
+
+
+@pytest.mark.parametrize("experiment", bounds.EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_the_bounds_of_the_theorems_hold(experiment: "bounds.Experiment") -> None:
+    assert all(curve.holds for curve in experiment.run().curves)
+
+
+def test_rlhf_loses_exponentially_where_nash_loses_nothing() -> None:
+    """RLHF serves the share q = 4e^{−β/2} of the users where ½ is within reach: its distortion is e^{β/2}/8."""
+    best, rlhf, nash = distortion.policies(16.0)
+    assert nash == best == pytest.approx(0.5)
+    assert best / rlhf == pytest.approx(torch.e**8 / 8, rel=1e-9)
+
+
+def test_a_number_that_differs_is_noticed() -> None:
+    assert not Number("x", 1.0, 1.01, relative=2e-3).agrees
