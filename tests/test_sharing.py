@@ -138,7 +138,7 @@ def test_the_card_holds_the_results_of_its_step_and_the_command(run: Path, tmp_p
     card = (tmp_path / "out" / "README.md").read_text()
     results = yaml.safe_load(card.partition("## Results")[2].partition("```yaml\n")[2].partition("```")[0])
     summary = json.loads((run / "summary.json").read_text())
-    assert results == pytest.approx({name: value for name, value in summary.items()}, rel=1e-5)
+    assert results == pytest.approx(summary, rel=1e-5)
     assert "alignrun experiment=smoke train.steps=1\n" in card
     assert str(run) not in card
     (run / "summary.json").write_text(json.dumps(summary | {"step": 7}))
