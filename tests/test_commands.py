@@ -103,7 +103,13 @@ def test_config_prints_what_can_be_read_back(capsys: pytest.CaptureFixture[str],
 
 @pytest.mark.parametrize(
     ("model", "parameters", "layers"),
-    [("llama-8b", 8_030_261_248, 32 * 7), ("qwen-7b", 7_615_616_512, 28 * 7), ("smollm2-135m", 134_515_008, 30 * 7)],
+    [
+        ("llama-8b", 8_030_261_248, 32 * 7),
+        ("qwen-7b", 7_615_616_512, 28 * 7),
+        ("qwen-1.5b", 1_543_714_304, 28 * 7),
+        ("qwen-0.5b", 494_032_768, 24 * 7),
+        ("smollm2-135m", 134_515_008, 30 * 7),
+    ],
 )
 def test_plans_count_the_published_parameters(model: str, parameters: int, layers: int) -> None:
     """The counts on the models' own cards."""
@@ -122,6 +128,17 @@ def test_plans_count_the_published_parameters(model: str, parameters: int, layer
         (text["intermediate_size"], text["hidden_size"]),
     ]
     assert plan.trainable == 16 * sum(a + b for a, b in pairs) * text["num_hidden_layers"]
+
+
+def test_pythia_has_its_published_parameters() -> None:
+    """From its card; query, key and value are one layer, and the feed-forward has no gate."""
+    plan = count_parameters(compose.compose(["model=pythia-1b"]))
+    assert (plan.parameters, plan.adapted_layers) == (1_011_781_632, 16 * 4)
+
+
+@pytest.mark.parametrize("preset", ["tldr_pythia", "helpsteer_slhf", "ultrafeedback_8b", "egpo_qwen"])
+def test_the_presets_of_published_experiments_fit_a_gpu_of_80_gb(preset: str) -> None:
+    assert make_plan(compose.compose([f"experiment={preset}"])).peak < 80e9
 
 
 def test_plan_reads_no_weights_and_orders_the_adapters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ alignrun exploit RUN [key=value …]    train a best response to a run's policy:
 alignrun resume RUN [--step N] [key=value …]  continue a stopped run, bit for bit unless a value is changed
 alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
 alignrun plan [plan.gpu=24GB] [key=value …]  parameters, predicted memory, and the batches that fit a GPU
-alignrun export RUN [--merge]         a PEFT adapter, or a merged model, for transformers and vLLM
+alignrun export RUN [--merge] [--push ID]  a PEFT adapter, or a merged model, for transformers and vLLM, or on the hub
     eval, exploit, resume and export take --trust, for other people's runs that execute code or contact a server
 alignrun ls [GROUP]                   the available choices: algorithms, models, data, preferences, …
 alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
@@ -36,6 +36,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--step": {"type": int},
     "--merge": {"action": "store_true"},
     "--to": {},
+    "--push": {},
+    "--public": {"action": "store_true"},
     "--once": {"action": "store_true"},
     "--interval": {"type": float, "default": 2.0},
 }
@@ -155,10 +157,12 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
 
         return top(given.run, given.once, given.interval, console)
     if verb == "export":
-        given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to"))
+        given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to", "--push", "--public"))
+        if given.public and given.push is None:
+            raise InputError("alignrun export: --public is for an upload: name it with --push OWNER/NAME")
         from alignrun.launch.export import export
 
-        return export(given.run, given.step, given.merge, given.to, console)
+        return export(given.run, given.step, given.merge, given.to, console, given.push, given.public)
     if not {"-m", "--multirun"}.isdisjoint(arguments):
         if problem := stray([argument for argument in arguments if argument not in ("-m", "--multirun")]):
             raise InputError(problem)

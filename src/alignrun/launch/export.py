@@ -10,6 +10,7 @@ from alignrun.errors import InputError
 from alignrun.launch import compose
 from alignrun.launch.build import load_trained, memory_errors
 from alignrun.launch.pins import check_base
+from alignrun.launch.sharing import add_record, check_push, push
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import load_tokenizer
@@ -21,15 +22,25 @@ from alignrun.training.checkpoint import read_checkpoint, restore_weights
 ELSEWHERE = "choose another folder with --to"
 
 
-def export(path: str, step: int | None, merge: bool, target: str | None, console: Console) -> int:
+def export(
+    path: str,
+    step: int | None,
+    merge: bool,
+    target: str | None,
+    console: Console,
+    repository: str | None = None,
+    public: bool = False,
+) -> int:
     """Export a policy as a PEFT adapter or merged into its base (for transformers and vLLM), or a feedback model as an
-    adapter and a head.
+    adapter and a head, and upload it to the hub's `repository`, if one is named.
 
-    The folder appears only when all of it is written.
+    The folder appears only when all of it is written, and is uploaded only then.
 
     Raises:
-        AlignrunError: the run has no checkpoint, the target exists, or the weights are not finite.
+        AlignrunError: the run has no checkpoint, the target exists, the weights are not finite, or the upload failed.
     """
+    if repository is not None:
+        check_push(repository)
     run = RunDirectory.open(path)
     config = compose.load(run.config_file)
     check_own(compose.plain(config), read_signature(run.signature_file), str(run.path), ("model",))
@@ -42,6 +53,11 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
     with writing_folder(folder, "export again", ELSEWHERE) as partial, memory_errors(config):
         trained = _load(config)
         check_base(run, config, trained.backbone)
+        base = trained.backbone.base
+        if repository is not None and not merge and base and Path(base).is_absolute():
+            raise InputError(
+                f"--push: others cannot load the adapter's base, {base}: push the whole model with --merge"
+            )
         if merge and not isinstance(trained, Policy):
             raise InputError(f"{run.path} is a feedback model, whose head cannot be merged: export it without --merge")
         restore_weights(trained.trainable(), checkpoint)
@@ -51,8 +67,12 @@ def export(path: str, step: int | None, merge: bool, target: str | None, console
             trained.save_merged(partial)
         else:
             trained.save_adapter(partial)
+        add_record(partial, run, checkpoint.step)
     for line in _instructions(trained, folder, checkpoint.step, whole=merge or config.adapter.name is AdapterKind.none):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if repository is not None:
+        address = push(folder, repository, f"{config.algo.name}, step {checkpoint.step}", public=public)
+        console.print(f"uploaded to {address}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

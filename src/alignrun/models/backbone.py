@@ -20,7 +20,7 @@ from alignrun.models import adapters
 from alignrun.models.capabilities import check_passes, check_rows
 from alignrun.models.device import lay_out_weights, resolve
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
-from alignrun.models.sources import base_name, load_model
+from alignrun.models.sources import base_name, base_revision, load_model
 from alignrun.models.targets import ALL_LINEAR, left_out
 from alignrun.models.weights import unfit_weight
 
@@ -34,6 +34,8 @@ class Backbone:
         self.config = config
         self.base = base_name(config)
         """The name or path to load this model from; resolved early, since folders may move during a run."""
+        self.revision = base_revision(config)
+        """The hub's commit that the weights are of; None where they are not from the hub."""
         self.peft: PeftModel | None = None
         self.layers: list[LoraLayer] = []
         self.notes: list[str] = []
@@ -149,7 +151,7 @@ class Backbone:
     def describe_adapter(self, name: str, folder: Path) -> None:
         """Write the PEFT configuration of one adapter, with the name of the base."""
         assert self.peft is not None
-        save_adapter_config(self.peft, name, folder, self.base, self.config.revision)
+        save_adapter_config(self.peft, name, folder, self.base, self.revision)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -177,7 +177,7 @@ model.generation_config = GenerationConfig.from_pretrained(FOLDER)  # PEFT keeps
 
 def _base_facts(backbone: Backbone) -> dict[str, str | None]:
     base = backbone.base or f"{backbone.config.name}, whose weights alignrun makes itself"
-    return {"base": base, "revision": backbone.config.revision}
+    return {"base": base, "revision": backbone.revision}
 
 
 def _write_readme(folder: Path, front: dict[str, Any], base: str | None, body: str) -> None:

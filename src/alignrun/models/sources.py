@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 from urllib.request import getproxies
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from safetensors import SafetensorError
 from transformers import (
@@ -198,6 +199,15 @@ def base_name(config: ModelConfig) -> str | None:
         return None
     path = locate(config)
     return str(Path(path).absolute()) if Path(path).is_dir() else path
+
+
+def base_revision(config: ModelConfig) -> str | None:
+    """The commit of a hub's model that has been loaded, so that others get the same weights; None for other models."""
+    base = base_name(config)
+    if base is None or Path(base).is_absolute():
+        return None
+    cached = try_to_load_from_cache(base, "config.json", revision=config.revision or "main")
+    return Path(cached).parent.name if isinstance(cached, str) else config.revision
 
 
 def cache_folder() -> Path:
