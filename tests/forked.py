@@ -15,12 +15,10 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import memo
+import quick
 import torch
-from markupsafe import Markup
 
 from alignrun.cli import entry
-from alignrun.reports import figures
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["alignrun.launch.build", "alignrun.launch.train", "alignrun.training.trainer"])
@@ -100,19 +98,9 @@ def run(main: Callable[[], None], arguments: Sequence[str], variables: dict[str,
     os.dup2(out, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    quicken()
+    quick.install()
     sys.argv = ["alignrun", *arguments]
     main()
-
-
-def quicken() -> None:
-    """Compose each choice of groups once, and draw nothing in reports, which saves half of a tiny run."""
-    memo.install()
-    figures.inline = blank
-
-
-def blank(draw: object, size: object, key: str, label: str) -> Markup:
-    return Markup('<svg viewBox="0 0 1 1" role="img" aria-label="{}"/>').format(label)
 
 
 def free_port() -> int:
