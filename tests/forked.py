@@ -3,6 +3,7 @@
 A process that imports torch, transformers and PEFT for itself takes many seconds to start.
 """
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,7 +23,16 @@ import torch
 from alignrun.cli import entry
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["alignrun.launch.build", "alignrun.launch.train", "alignrun.training.trainer"])
+
+
+@functools.cache
+def start_server() -> None:
+    """Before Python 3.12.4 a fork server takes its path from PYTHONPATH alone, and skips what it cannot find."""
+    CONTEXT.set_forkserver_preload(["warm"])
+    given = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path, given]))
+    forkserver.ensure_running()
+    os.environ.pop("PYTHONPATH") if given is None else os.environ.update(PYTHONPATH=given)
 
 
 class Job:
@@ -35,6 +46,7 @@ class Job:
         main: Callable[[], None] = entry,
         **environment: str,
     ) -> None:
+        start_server()
         self.log = Path(tempfile.mkstemp(prefix="alignrun-job-")[1])
         self.processes: list[BaseProcess] = []
         port = str(free_port())
