@@ -13,15 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The key that signs runs is one of these tests, and not the user's.
 os.environ["ALIGNRUN_CONFIG"] = tempfile.mkdtemp(prefix="alignrun-tests-")
 
-import memo
 import pytest
+import quick
 import torch
-from forked import blank
 from helpers import load_policy
 
 from alignrun.models.policy import Policy
 
-memo.install()
+quick.install()
 
 
 def pytest_configure() -> None:
@@ -57,17 +56,3 @@ def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 @pytest.fixture(scope="session")
 def policy() -> Policy:
     return load_policy()[0]
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bootstrap intervals are rough; tests/evaluation makes them as users get them."""
-    monkeypatch.setattr("alignrun.evaluation.intervals.RESAMPLES", 200)
-    monkeypatch.setattr("alignrun.evaluation.bootstrap.RESAMPLES", 200)
-    monkeypatch.setattr("alignrun.evaluation.standings.SHARE_DRAWS", 50)
-
-
-@pytest.fixture(autouse=True)
-def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports are written with blank figures, which saves a third of a tiny run; tests/reports draws them."""
-    monkeypatch.setattr("alignrun.reports.figures.inline", blank)

@@ -3,6 +3,7 @@
 A process that imports torch, transformers and PEFT for itself takes many seconds to start.
 """
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -12,18 +13,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import memo
+import quick
 import torch
-from markupsafe import Markup
 
 from alignrun.cli import entry
-from alignrun.reports import figures
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["alignrun.launch.build", "alignrun.launch.train", "alignrun.training.trainer"])
+
+
+@functools.cache
+def start_server() -> None:
+    """Before Python 3.12.4 a fork server takes its path from PYTHONPATH alone, and skips what it cannot find."""
+    CONTEXT.set_forkserver_preload(["warm"])
+    given = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path, given]))
+    forkserver.ensure_running()
+    os.environ.pop("PYTHONPATH") if given is None else os.environ.update(PYTHONPATH=given)
 
 
 class Job:
@@ -37,6 +46,7 @@ class Job:
         main: Callable[[], None] = entry,
         **environment: str,
     ) -> None:
+        start_server()
         self.log = Path(tempfile.mkstemp(prefix="alignrun-job-")[1])
         self.processes: list[BaseProcess] = []
         port = str(free_port())
@@ -100,19 +110,9 @@ def run(main: Callable[[], None], arguments: Sequence[str], variables: dict[str,
     os.dup2(out, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    quicken()
+    quick.install()
     sys.argv = ["alignrun", *arguments]
     main()
-
-
-def quicken() -> None:
-    """Compose each choice of groups once, and draw nothing in reports, which saves half of a tiny run."""
-    memo.install()
-    figures.inline = blank
-
-
-def blank(draw: object, size: object, key: str, label: str) -> Markup:
-    return Markup('<svg viewBox="0 0 1 1" role="img" aria-label="{}"/>').format(label)
 
 
 def free_port() -> int:

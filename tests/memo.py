@@ -9,12 +9,15 @@ from typing import Any
 
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra.core.config_store import ConfigStore
 
 create_defaults_list = config_loader_impl.create_defaults_list
 compose_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
+load_config = ConfigRepository.load_config
 store = ConfigStore.store
+read: dict[str, Any] = {}
 stored: dict[tuple[str | None, str], Any] = {}
 listed: dict[str, DefaultsList] = {}
 composed: dict[str, Any] = {}
@@ -37,11 +40,18 @@ def compose_once(loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> An
     return copy.deepcopy(composed[key])
 
 
+def read_once(repo: ConfigRepository, config_path: str) -> Any:
+    key = repr((places(repo), config_path))
+    if key not in read:
+        read[key] = load_config(repo, config_path)
+    return copy.deepcopy(read[key])
+
+
 def store_once(self: ConfigStore, name: str, node: Any, group: str | None = None, **given: Any) -> None:
     if given or stored.get((group, name)) is not node:
         store(self, name, node, group, **given)
         stored[group, name] = node
-        listed.clear(), composed.clear()
+        read.clear(), listed.clear(), composed.clear()
 
 
 def places(repo: Any) -> list[tuple[str, str]]:
@@ -51,4 +61,6 @@ def places(repo: Any) -> list[tuple[str, str]]:
 def install() -> None:
     config_loader_impl.create_defaults_list = list_once
     ConfigLoaderImpl._compose_config_from_defaults_list = compose_once
+    ConfigRepository.load_config = read_once
     ConfigStore.store = store_once
+    ConfigStore.__deepcopy__ = lambda self, _: self  # it is the only one, and Hydra copies all that refers to it

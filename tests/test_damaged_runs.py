@@ -191,7 +191,7 @@ COMMANDS = {
 
 
 @pytest.mark.usefixtures("stopped")
-@pytest.mark.parametrize("mutations", [24, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mutations", [150, pytest.param(400, marks=pytest.mark.nightly)])
 def test_any_damage_ends_in_one_line(mutations: int, finished: Path, tmp_path: Path) -> None:
     draw, refused, passed = random.Random(mutations), 0, 0
     problems: list[str] = []

@@ -56,7 +56,8 @@ def test_it_is_converted_once_and_knows_the_capital_of_france() -> None:
 def test_a_step_of_the_default_algorithm(tmp_path: Path) -> None:
     assert compose([]).model.dtype is Precision.auto
     run = tmp_path / "run"
-    arguments = ["train.steps=2", "train.batch_size=2", "algo.samples_per_prompt=2", "data.eval_size=4"]
+    arguments = ["train.steps=2", "train.batch_size=2", "algo.samples_per_prompt=2", "data.eval_size=2"]
+    arguments.append("generation.max_new_tokens=16")
     assert cli.main([*arguments, "tracker=none", f"run.dir={run}", "optim.warmup_steps=0"]) == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["kl"] == 0

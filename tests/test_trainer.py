@@ -68,11 +68,11 @@ def test_training_raises_the_win_rate_on_the_tiny_model(tmp_path: Path) -> None:
     assert (
         train(
             f"run.dir={tmp_path / 'run'}",
-            "train.steps=10",
-            "train.batch_size=32",
+            "train.steps=8",
+            "train.batch_size=16",
             "train.micro_batch_size=null",
             "train.checkpoint_every=0",
-            "optim.learning_rate=0.01",
+            "optim.learning_rate=0.03",
             "data.eval_size=64",
         )
         == 0

@@ -42,7 +42,7 @@ def overrides(name: str, path: Path, *more: str) -> list[str]:
 def trained(request: pytest.FixtureRequest, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each kind that has learned its twelve pairs."""
     run = tmp_path_factory.mktemp("run") / request.param
-    learning = ["train.steps=25", "train.batch_size=12", "train.micro_batch_size=4", "optim.learning_rate=5e-3"]
+    learning = ["train.steps=25", "train.batch_size=12", "train.micro_batch_size=null", "optim.learning_rate=5e-3"]
     assert cli.main([*overrides(request.param, pairs_file, *learning), f"run.dir={run}"]) == 0
     return run
 
@@ -184,7 +184,8 @@ def test_where_all_weights_are_trained_it_keeps_a_base_of_its_own(trained: Path)
 
 def test_an_online_algorithm_trains_against_it(trained: Path, tmp_path: Path) -> None:
     given = [f"preference={KINDS[kind_of(trained)]}", f"preference.path={trained}", f"run.dir={tmp_path / 'nash'}"]
-    assert cli.main(["experiment=smoke", *given]) == 0
+    small = ["train.batch_size=2", "data.eval_size=4", "generation.max_new_tokens=4", "algo.samples_per_prompt=2"]
+    assert cli.main(["experiment=smoke", *small, *given]) == 0
     saved = json.loads((tmp_path / "nash" / "summary.json").read_text())
     assert 0 < saved["win_rate"] < 1
     assert cli.main(["resume", str(tmp_path / "nash"), "train.steps=4"]) == 0
@@ -211,7 +212,8 @@ def test_a_killed_run_goes_on_and_an_exported_model_is_the_same(
 
 
 def test_one_random_order_costs_half_and_learns_too(pairs_file: Path, tmp_path: Path) -> None:
-    given = ["algo.orders=random", "train.steps=40", "train.batch_size=12", "optim.learning_rate=5e-3"]
+    given = ["algo.orders=random", "train.steps=40", "train.batch_size=12", "train.micro_batch_size=null"]
+    given.append("optim.learning_rate=5e-3")
     run = tmp_path / "run"
     assert cli.main([*overrides("preference_model", pairs_file, *given), f"run.dir={run}"]) == 0
     assert metrics(run)["accuracy"] > 0.9

@@ -32,7 +32,8 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
     settings = ["train.steps=4", "train.checkpoint_every=3", "train.keep_checkpoints=3", "optim.learning_rate=0.01"]
     if hasattr(discover()[name].config_class, "refresh_every"):
         settings.append("algo.refresh_every=2")
-    arguments = [f"algo={name}"] if name in ONLINE else offline_arguments(name, tmp_path)
+    small = ["generation.max_new_tokens=4", "data.eval_size=2"]
+    arguments = [f"algo={name}", *small] if name in ONLINE else offline_arguments(name, tmp_path)
     assert train(run, *arguments, *settings) == 0
     whole, rows = files(run, 4), measured(run)
     assert cli.main(["resume", str(run), "--step", "3"]) == 0

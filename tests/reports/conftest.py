@@ -1,8 +1,13 @@
 """Here the figures of reports are drawn."""
 
+from collections.abc import Iterator
+
 import pytest
+import quick
 
 
-@pytest.fixture(autouse=True)
-def blank_figures() -> None:
-    """Nothing is left blank."""
+@pytest.fixture(scope="module", autouse=True)
+def drawn_figures() -> Iterator[None]:
+    quick.draw_figures()
+    yield
+    quick.blank_figures()

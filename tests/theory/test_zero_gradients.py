@@ -28,6 +28,7 @@ MU = CYC.reference
 NASH = equilibrium(CYC, TAU)
 RESPONSE = best_response(CYC, MU, TAU)
 PAIR = ("algo.samples_per_prompt=2",)
+ONE = "algo.reference_samples=1"
 PLAIN_PPO = ("algo.normalize_reward=false", "algo.whiten_advantages=false", "algo.epochs=1", "algo.minibatches=1")
 
 
@@ -36,7 +37,9 @@ def fixed_point(kl_tau: float, opponent: Any) -> Tensor:
 
 
 CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
-    "ppo": (("algo.kl_tau=0.1", "algo.trace=1", *PLAIN_PPO), RESPONSE),
+    "rloo": ((*PAIR, "algo.kl_tau=0.1", ONE), RESPONSE),
+    "grpo": ((*PAIR, "algo.kl_tau=0.1", ONE, "algo.scale_by_std=false", "algo.kl_estimator=k2"), RESPONSE),
+    "ppo": (("algo.kl_tau=0.1", "algo.trace=1", ONE, *PLAIN_PPO), RESPONSE),
     "self_play": ((), NASH),
     "nash_ema": ((), NASH),
     "nash_prox": (("algo.anchor_tau=0.1",), NASH),

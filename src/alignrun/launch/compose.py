@@ -237,12 +237,18 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
 
 def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
     """The schema of a run filled with plain values, taken literally; `classes` type the sections of choices."""
-    base = OmegaConf.structured(Config)
-    for group, kind in classes.items():
-        base[group] = kind
-    merged = OmegaConf.merge(base, OmegaConf.create(_literal(values)))
+    merged = OmegaConf.merge(_schema(tuple(classes.items())), OmegaConf.create(_literal(values)))
     assert isinstance(merged, DictConfig)
     return merged
+
+
+@cache
+def _schema(classes: tuple[tuple[str, type], ...]) -> DictConfig:
+    """The schema of a run with these classes of sections, to be merged into copies."""
+    base = OmegaConf.structured(Config)
+    for group, kind in classes:
+        base[group] = kind
+    return base
 
 
 def _literal(value: Any) -> Any:

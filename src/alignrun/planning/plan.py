@@ -113,7 +113,7 @@ def make_plan(config: Config) -> MemoryPlan:
         weights=weights,
         adapters=adapters,
         moments=moments,
-        sampling=max(_drawing_bytes(config, work, dtype), _evaluation_bytes(config, work, dtype)),
+        sampling=peak_sampling(config),
         training=_training_bytes(config, work, dtype, config.train.micro_batch_size or config.train.batch_size),
     )
 
@@ -138,6 +138,12 @@ def planned_dtype(config: Config) -> torch.dtype:
 
 def _prompt_tokens(config: Config) -> int:
     return config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS
+
+
+def peak_sampling(config: Config) -> int:
+    """Bytes of the larger decoding loop, of training or of evaluation. Raises as `make_plan`."""
+    work, dtype = workload(config), planned_dtype(config)
+    return max(_drawing_bytes(config, work, dtype), _evaluation_bytes(config, work, dtype))
 
 
 def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
