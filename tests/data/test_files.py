@@ -89,9 +89,11 @@ def test_directory(tmp_path: Path, name: str) -> None:
     assert "is a directory" in file_refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize(("name", "where"), [("p.jsonl", "p.jsonl:2"), ("p.json", "p.json")])
+@pytest.mark.parametrize(("name", "where"), [("p.jsonl", "p.jsonl:2"), ("p.json", "p.json[1]")])
 def test_not_utf8(tmp_path: Path, name: str, where: str) -> None:
-    message = file_refusal(write(tmp_path / name, b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n'))
+    rows = [b'{"prompt": "a"}', b'{"prompt": "caf\xe9"}']
+    content = b"\n".join(rows) if name == "p.jsonl" else b"[" + b",".join(rows) + b"]"
+    message = file_refusal(write(tmp_path / name, content))
     assert f"{where} is not UTF-8" in message
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from alignrun.config import ColumnsConfig
-from alignrun.data.plain import plain_columns, row_reader
+from alignrun.data.plain import RowReader, plain_columns
 from alignrun.data.records import parse_row
 from alignrun.data.store import record_of
 from alignrun.errors import InputError
@@ -56,7 +56,7 @@ def outcome(read: Any, row: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("columns", CONFIGS)
 def test_the_fast_way_gives_what_the_thorough_one_gives(columns: ColumnsConfig, wanted: Any) -> None:
     drawn = random.Random(0)
-    fast = row_reader(columns, wanted)
+    fast = RowReader(columns, wanted)
     names = [*NAMES, "q", "extra", "context", "id"]
     for _ in range(1500):
         chosen = drawn.sample(names[: 4 if drawn.random() < 0.5 else None], drawn.randint(1, 4))
@@ -68,7 +68,7 @@ def test_the_fast_way_gives_what_the_thorough_one_gives(columns: ColumnsConfig, 
 
 def test_plain_rows_take_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignrun.data.plain.parse_row", None)
-    read = row_reader(ColumnsConfig())
+    read = RowReader(ColumnsConfig())
     assert read({"prompt": "q", "id": 3}, "p:1") == ("q", "p:1")
     assert read({"chosen": "a", "prompt": "q", "rejected": "b"}, "p:2") == ("q", "p:2", "a", "b")
     assert read({"prompt": "q", "completion": "a"}, "p:3") == ("q", "p:3", "a")

@@ -108,9 +108,9 @@ class TextEncoder:
         The difference of two encodings. Where the tokenizer joins letters across the border, which nobody who speaks
         after `before` can do, `after` is encoded as the rest of another text.
         """
-        leads = [(before, list(ids))] + [(anchor, self.encode(anchor, guard)) for anchor in _ANCHORS]
-        for place, (lead, alone) in enumerate(leads):
-            whole = self.encode(lead + after, guard, opens=opens and place == 0)
+        for place, lead in enumerate((before, *_ANCHORS)):
+            alone = self.encode(lead, guard) if place else list(ids)
+            whole = self.encode(lead + after, guard, opens=opens and not place)
             rest = whole[len(alone) :]
             # A token that stands for anything unknown may have swallowed the start of `after`.
             apart = alone and alone[-1] != self.tokenizer.unk_token_id

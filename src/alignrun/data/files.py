@@ -8,15 +8,17 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from alignrun.data.values import BadRowError, DuplicateKeyError, LargeRowError, Row, kind, load_json, unique_keys
+from alignrun.data.lists import ListError, list_elements
+from alignrun.data.values import BadRowError, DuplicateKeyError, LargeRowError, Row, kind, load_json
 from alignrun.errors import InputError, one_line
 
+_JSON = (".jsonl", ".json")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LONGEST_FIELD = 1 << 26
 """Characters; Python's own limit of 131,072 is shorter than a conversation may be."""
@@ -37,7 +39,7 @@ def read_rows(path: Path, max_row_mb: float = 4.0) -> Iterator[tuple[str, Row | 
     if kind_of_file == ".jsonl":
         values = _read_lines(path, max_row_mb)
     elif kind_of_file == ".json":
-        values = _read_list(path)
+        values = _read_list(path, max_row_mb)
     elif kind_of_file in _DELIMITERS:
         values = _read_csv(path, _DELIMITERS[kind_of_file])
     elif path.name.lower().endswith(".parquet"):
@@ -50,7 +52,7 @@ def read_rows(path: Path, max_row_mb: float = 4.0) -> Iterator[tuple[str, Row | 
     empty = True
     for origin, value in values:
         if isinstance(value, dict):
-            value = checked_row(value, origin, max_row_mb) if kind_of_file != ".jsonl" else value
+            value = value if kind_of_file in _JSON else checked_row(value, origin, max_row_mb)
         elif not isinstance(value, BadRowError):
             raise InputError(f'data: {origin} is {kind(value)}; a row is a JSON object such as {{"prompt": "..."}}')
         empty = False
@@ -60,12 +62,10 @@ def read_rows(path: Path, max_row_mb: float = 4.0) -> Iterator[tuple[str, Row | 
 
 
 def checked_row(row: Row, origin: str, max_row_mb: float) -> Row | BadRowError:
-    """The row itself, or the error that says that it is larger than `max_row_mb` or has a key twice."""
+    """The row itself, or the error that says that it is larger than `max_row_mb`."""
     size, parts = 0, [row]  # no recursion: a row may be nested deeply
     while parts:
         part: Any = parts.pop()
-        if isinstance(part, _Doubled):
-            return _has_twice(origin, DuplicateKeyError(part.key))
         if isinstance(part, dict):
             parts += [*part, *part.values()]
         elif isinstance(part, list):
@@ -81,25 +81,6 @@ def _too_large(origin: str, max_row_mb: float) -> LargeRowError:
     return LargeRowError(
         f"data: {origin} is larger than data.max_row_mb={max_row_mb:g}; shorten it, or raise the limit"
     )
-
-
-def _has_twice(origin: str, error: DuplicateKeyError) -> BadRowError:
-    return BadRowError(f"data: {origin}: {error}, and readers differ in which of the values they take; remove one")
-
-
-class _Doubled(dict[str, Any]):
-    """An object that has a key twice."""
-
-    key = ""
-
-
-def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    try:
-        return unique_keys(pairs)
-    except DuplicateKeyError as error:
-        doubled = _Doubled(pairs)
-        doubled.key = error.key
-        return doubled
 
 
 class _Unpacked(io.RawIOBase):
@@ -160,20 +141,19 @@ def _read_lines(path: Path, max_row_mb: float) -> Iterator[tuple[str, Any]]:
                     line = file.readline(longest)
                 yield origin, _too_large(origin, max_row_mb)
             elif not line.isspace():
-                try:
-                    yield origin, _decode(line, origin, hint)
-                except DuplicateKeyError as error:
-                    yield origin, _has_twice(origin, error)
+                yield origin, _decode(line, origin, hint)
 
 
-def _read_list(path: Path) -> Iterator[tuple[str, Any]]:
-    with _file_errors(path), _open(path) as file:
-        content = file.read()
+def _read_list(path: Path, max_row_mb: float) -> Iterator[tuple[str, Any]]:
     hint = "a .json file holds one list of rows; a file of one row a line is named .jsonl"
-    values = _decode(content, str(path), hint, _marked) if content.strip() else []
-    if not isinstance(values, list):
-        raise InputError(f"data: {path} holds {kind(values)}; {hint}")
-    yield from ((f"{path.name}[{index}]", value) for index, value in enumerate(values))
+    with _file_errors(path), _open(path) as file:
+        try:
+            for index, content in enumerate(list_elements(file, int(max_row_mb * _MEGABYTE))):
+                origin = f"{path.name}[{index}]"
+                large = content is None
+                yield origin, _too_large(origin, max_row_mb) if large else _decode(content, origin, hint)
+        except ListError as error:
+            raise InputError(f"data: {path} holds {error}; {hint}") from error
 
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
@@ -220,12 +200,13 @@ def _unpacked_rows(batch: Any) -> Iterator[Row]:
         yield from batch.slice(start, size).to_pylist()
 
 
-def _decode(content: bytes, where: str, hint: str, hook: Callable[..., Any] = unique_keys) -> Any:
+def _decode(content: bytes, origin: str, hint: str) -> Any:
+    """The value of a row, or the error that says that it has a key twice."""
     try:
-        return load_json(content.removeprefix(codecs.BOM_UTF8).decode(), hook)  # several times as fast as utf-8-sig
-    except DuplicateKeyError:
-        raise
+        return load_json(content.removeprefix(codecs.BOM_UTF8).decode())  # several times as fast as utf-8-sig
+    except DuplicateKeyError as error:
+        return BadRowError(f"data: {origin}: {error}, and readers differ in which of the values they take; remove one")
     except UnicodeDecodeError as error:
-        raise InputError(f"data: {where} is not UTF-8 ({one_line(error)}); save the file as UTF-8") from error
+        raise InputError(f"data: {origin} is not UTF-8 ({one_line(error)}); save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"data: {where} is not JSON ({one_line(error)}); {hint}") from error
+        raise InputError(f"data: {origin} is not JSON ({one_line(error)}); {hint}") from error

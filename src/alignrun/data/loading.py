@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from alignrun.config import BadRows, ColumnsConfig, DataConfig, TooLong
 from alignrun.data.columns import Wanted, unread_columns
 from alignrun.data.overlap import Seen
-from alignrun.data.plain import row_reader
+from alignrun.data.plain import RowReader
 from alignrun.data.sources import Source, chosen_source
 from alignrun.data.sources.base import Rows
 from alignrun.data.store import Examples, Record, record_of
@@ -41,7 +41,7 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
     """
     source = chosen_source(config)
     rows = source.read(config)
-    reading, seen = _Reading(config, wanted), Seen()
+    reading, seen = _Reading(config, RowReader(config.columns, wanted)), Seen()
     train, heldout = Examples(), Examples()
     held = 0
     share = config.eval_fraction if rows.heldout is None and not source.shared else 0.0
@@ -66,7 +66,8 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
         hold_out(record)
     if not train or not heldout:
         raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on")
-    notes = [*_unread(reading.names, config.columns, wanted), *_left_over(held, len(heldout)), *seen.notes(heldout)]
+    unread, unused = _unread(reading.read.names, config.columns, wanted), _left_over(held, len(heldout))
+    notes = [*unread, *unused, *seen.notes(heldout)]
     return Loaded(train, heldout, reading.skipped, tuple(notes))
 
 
@@ -75,24 +76,18 @@ class _Reading:
     """Checks rows, and remembers what a user should know about all of them."""
 
     config: DataConfig
-    wanted: Wanted
+    read: RowReader
     skipped: int = 0
-    names: set[str] = field(default_factory=set)
-    """The columns that rows had."""
 
     def records(self, rows: Rows) -> Iterator[Record]:
         """The examples of the rows. Raises InputError for a bad row unless those are skipped, and if none is left."""
-        read = row_reader(self.config.columns, self.wanted)
+        read = self.read
         good, first_bad = False, ""
         for origin, row in rows:
             try:
                 if isinstance(row, BadRowError):
                     raise row
-                if isinstance(row, Example):
-                    record = record_of(row)
-                else:
-                    self.names.update(row)
-                    record = read(row, origin)
+                record = record_of(row) if isinstance(row, Example) else read(row, origin)
             except (InputError, RecursionError) as error:
                 bad = self._leave_out(error, origin)
                 first_bad = first_bad or bad

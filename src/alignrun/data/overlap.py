@@ -10,6 +10,7 @@ from alignrun.types import Example
 
 _NAMED = 3
 _SPACES = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
+_LOWER = bytes(range(256)).lower()
 
 
 class Seen:
@@ -49,7 +50,6 @@ class Seen:
 
 def _plain(text: str) -> int:
     """The hash of a text without its case and its spaces."""
-    folded = text.casefold()
-    if folded.isascii():
-        return hash(folded.encode().translate(None, _SPACES))
-    return hash("".join(folded.split()).encode("utf-8", "surrogatepass"))
+    if text.isascii():
+        return hash(text.encode().translate(_LOWER, _SPACES))  # the same, several times as fast
+    return hash("".join(text.casefold().split()).encode("utf-8", "surrogatepass"))

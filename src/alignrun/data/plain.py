@@ -1,8 +1,5 @@
 """Rows of plain text in columns that need no second look, as most are: read several times as fast as others."""
 
-from collections.abc import Callable
-from functools import lru_cache
-
 from alignrun.config import ColumnsConfig
 from alignrun.data.columns import CONVERSATIONS, Wanted, changes_meaning, kept_columns
 from alignrun.data.records import parse_row
@@ -12,19 +9,36 @@ from alignrun.data.values import Row, has_half_a_pair
 _SHAPES = 256
 
 
-def row_reader(columns: ColumnsConfig, wanted: Wanted = ()) -> Callable[[Row, str], Record]:
-    """Reads a row and its origin exactly as `parse_row` does; raises as that does."""
-    plain = lru_cache(_SHAPES)(lambda names: plain_columns(names, columns, wanted))
+class RowReader:
+    """Reads rows exactly as `parse_row` does, and remembers the columns that they had."""
 
-    def read(row: Row, origin: str) -> Record:
-        read_from = plain(tuple(row))
+    def __init__(self, columns: ColumnsConfig, wanted: Wanted = ()) -> None:
+        self.names: set[str] = set()
+        """The columns of all rows."""
+        self._columns, self._wanted = columns, wanted
+        self._shapes: dict[tuple[str, ...], tuple[str, ...] | None] = {}
+
+    def __call__(self, row: Row, origin: str) -> Record:
+        """The example of a row. Raises as `parse_row` does."""
+        shape = tuple(row)
+        if shape not in self._shapes:
+            self._remember(shape)
+        read_from = self._shapes[shape]
         if read_from is not None:
             texts = [row[name] for name in read_from]
-            if all(map(_is_plain, texts)) and (len(texts) < 3 or texts[1].strip() != texts[2].strip()):
-                return (texts[0], origin, *texts[1:])
-        return record_of(parse_row(row, origin, columns, wanted))
+            for text in texts:
+                if not _is_plain(text):
+                    break
+            else:
+                if len(texts) < 3 or texts[1].strip() != texts[2].strip():
+                    return (texts[0], origin, *texts[1:])
+        return record_of(parse_row(row, origin, self._columns, self._wanted))
 
-    return read
+    def _remember(self, shape: tuple[str, ...]) -> None:
+        self.names.update(shape)
+        if len(self._shapes) >= _SHAPES:  # rows that all differ must not fill the memory
+            self._shapes.clear()
+        self._shapes[shape] = plain_columns(shape, self._columns, self._wanted)
 
 
 def plain_columns(names: tuple[str, ...], columns: ColumnsConfig, wanted: Wanted = ()) -> tuple[str, ...] | None:
@@ -47,4 +61,4 @@ def plain_columns(names: tuple[str, ...], columns: ColumnsConfig, wanted: Wanted
 
 
 def _is_plain(value: object) -> bool:
-    return isinstance(value, str) and bool(value) and not value.isspace() and not has_half_a_pair(value)
+    return isinstance(value, str) and value != "" and not value.isspace() and not has_half_a_pair(value)

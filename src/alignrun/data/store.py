@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from enum import IntEnum
+from itertools import accumulate, chain
 from operator import attrgetter
 from typing import IO, Any, overload
 
@@ -22,8 +23,8 @@ _DEFAULTS: Record = tuple(each.default for each in fields(Example))
 _VALUES = attrgetter(*(each.name for each in fields(Example)))
 _FORM = 2
 """The version of Python's marshal format. Later ones write the same value in several ways."""
-_HELD = 1 << 24
-"""Bytes that stay in memory, as all of a small data set does."""
+_HELD, _OBJECTS = 1 << 24, 128
+"""Bytes that stay in memory, as all of a small data set does, and those of them that Python adds to an example."""
 
 
 class Kind(IntEnum):
@@ -46,7 +47,9 @@ def record_of(example: Example) -> Record:
 
 def kind_of(record: Record) -> Kind:
     """What a record holds."""
-    _, _, chosen, rejected, label, *_ = (*record, *_DEFAULTS[len(record) :])
+    if len(record) == 2:
+        return Kind.prompt
+    chosen, rejected, label = (*record[2:5], *_DEFAULTS[len(record) : 5])
     if chosen is None or rejected is None:
         return Kind.prompt if chosen is None else Kind.demonstration
     return Kind.tie if label == 0.5 else Kind.pair
@@ -71,9 +74,13 @@ class Examples(Sequence[Example]):
         self.kinds = bytearray()
         """The `Kind` of each."""
         self._ends = array("Q", [0])
-        self._held = bytearray()
+        """Where each example ends in the file, of those that are written."""
+        self._contents: list[bytes] = []
+        """Those that are not."""
+        self._origins: list[str] = []
+        self._held = 0
+        """Bytes of them."""
         self._file: IO[bytes] | None = None
-        self._written = 0
         self._digest = hashlib.sha256()
         for example in examples:
             self.add(record_of(example))
@@ -90,18 +97,19 @@ class Examples(Sequence[Example]):
             raise BadRowError(
                 f"data: {origin} holds a value that is no text, number, list or object, or is nested too deeply"
             ) from error
-        self._digest.update(content)
-        self._held += content
-        self._held += origin.encode("utf-8", "surrogatepass")
-        self._ends.append(self._written + len(self._held))
+        self._contents.append(content)
+        self._origins.append(origin)
         self.kinds.append(kind_of(record))
-        if len(self._held) > _HELD:
+        self._held += len(content) + len(origin) + _OBJECTS
+        if self._held > _HELD:
             self._write()
 
     @property
     def digest(self) -> str:
         """A digest of the examples in their order, kept columns included, wherever they were read from."""
-        return self._digest.hexdigest()
+        digest = self._digest.copy()
+        digest.update(b"".join(self._contents))
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -116,25 +124,28 @@ class Examples(Sequence[Example]):
         return self._at(range(len(self))[place])
 
     def _at(self, row: int) -> Example:
+        written = len(self._ends) - 1
+        if self._file is None or row >= written:
+            prompt, *rest = marshal.loads(self._contents[row - written])
+            return Example(prompt, self._origins[row - written], *rest)
         start, end = self._ends[row], self._ends[row + 1]
-        if self._file is None or start >= self._written:
-            content = self._held[start - self._written : end - self._written]
-        else:
-            content = bytearray(os.pread(self._file.fileno(), end - start, start))
-        stream = io.BytesIO(content)
+        stream = io.BytesIO(os.pread(self._file.fileno(), end - start, start))
         prompt, *rest = marshal.load(stream)
         return Example(prompt, stream.read().decode("utf-8", "surrogatepass"), *rest)
 
     def _write(self) -> None:
+        origins = [origin.encode("utf-8", "surrogatepass") for origin in self._origins]
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the examples
-            self._file.write(self._held)
+            self._file.write(b"".join(chain.from_iterable(zip(self._contents, origins, strict=True))))
             self._file.flush()
         except OSError as error:
             raise RunError(
                 f"data: {tempfile.gettempdir()} cannot hold a copy of the rows ({one_line(error)}); set TMPDIR to a "
                 "folder with more space"
             ) from error
-        self._written += len(self._held)
-        self._held.clear()
+        sizes = map(int.__add__, map(len, self._contents), map(len, origins))
+        self._ends.extend(accumulate(sizes, initial=self._ends.pop()))
+        self._digest.update(b"".join(self._contents))
+        self._contents, self._origins, self._held = [], [], 0

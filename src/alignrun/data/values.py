@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignrun.errors import InputError
@@ -99,14 +98,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def load_json(text: str, hook: Callable[[list[tuple[str, Any]]], dict[str, Any]] = unique_keys) -> Any:
+_decode = json.JSONDecoder(object_pairs_hook=unique_keys).decode  # making one takes longer than decoding a short row
+
+
+def load_json(text: str) -> Any:
     """The value that a JSON text holds. Raises DuplicateKeyError, ValueError or RecursionError."""
-    return _decoder(hook).decode(text)
-
-
-@cache
-def _decoder(hook: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=hook)  # making one takes longer than decoding a short row
+    return _decode(text)
 
 
 def without_nulls(value: Any) -> Any:
