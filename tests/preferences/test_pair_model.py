@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DebertaV2Config
 from alignrun.config import LongText, Precision
 from alignrun.errors import InputError, RunError
 from alignrun.launch import compose
-from alignrun.launch.build import build_preference
 from alignrun.models.pair_ranker import PairRanker
 from alignrun.planning.plan import make_plan
+from alignrun.preferences.base import build_preference
 from alignrun.preferences.pair_model import PairAnswersConfig, PairModel, PairModelConfig
 from alignrun.types import Prompt
 

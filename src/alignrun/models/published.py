@@ -15,6 +15,7 @@ from alignrun.errors import InputError, RunError
 from alignrun.models.backbone import Backbone
 from alignrun.models.device import find_device, find_dtype
 from alignrun.models.quantization import bits_and_bytes
+from alignrun.models.sharing import load_once
 from alignrun.models.sources import context_length, hub_options, loading
 from alignrun.models.weights import whole_weight
 
@@ -69,10 +70,16 @@ class Published:
         with loading(source, "tokenizer", KEY):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **hub_options(source))
             tokenizer("text")
-        with loading(source, "weights", KEY):
-            model, found = kind.from_pretrained(
-                place, use_safetensors=True, output_loading_info=True, **options, **hub_options(source)
-            )
+
+        def load_model() -> tuple[Any, Any]:
+            with loading(source, "weights", KEY):
+                loaded: tuple[Any, Any] = kind.from_pretrained(
+                    place, use_safetensors=True, output_loading_info=True, **options, **hub_options(source)
+                )
+            return loaded
+
+        held = (config.revision, config.trust_remote_code, dtype, config.attention, config.quantize, device)
+        model, found = load_once((kind, place, *held), load_model)
         if missing := sorted(found["missing_keys"]):
             raise InputError(
                 f"{KEY}.path={config.path} has no weights for {', '.join(missing[:3])}: it was not trained for "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
+from alignrun.config.literal import literal
 from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
 from alignrun.data.padding import collate, padding_id
 from alignrun.errors import InputError, RunError, one_line
@@ -21,6 +22,7 @@ from alignrun.models.backbone import Backbone
 from alignrun.models.cards import AdapterCard, adapter_folder, read_card
 from alignrun.models.device import batch_to
 from alignrun.models.scorer import Scorer
+from alignrun.models.sharing import load_once
 from alignrun.models.sources import context_length, load_tokenizer, vocabulary_size
 from alignrun.preferences.base import preference_using
 from alignrun.run.trust import check_own
@@ -115,7 +117,10 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
     tokenizer = load_tokenizer(config)
     if not shared:
         config = replace(config, device=backbone.config.device, gradient_checkpointing=False)
-        backbone = Backbone.load(config, AdapterConfig(name=AdapterKind(card.adapter)), tokenizer, card.seed)
+        adapter = AdapterConfig(name=AdapterKind(card.adapter))
+        # Of several feedback models on a base of their own, each has its own adapter on one copy of it.
+        key = (repr(config), card.base, adapter.name, card.seed)
+        backbone = load_once(key, lambda: Backbone.load(config, adapter, tokenizer, card.seed))
     scorer = Scorer.read(backbone, folder, card, KEY)
     encoder = (PreferenceEncoder if card.kind == "preference" else RewardEncoder)(
         tokenizer, card.template, vocabulary_size(backbone.model.config)
@@ -148,7 +153,7 @@ def find_card(path: str, kind: str) -> tuple[Path, AdapterCard]:
 
 def _model_config(card: AdapterCard, path: str) -> ModelConfig:
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), card.model))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), literal(card.model)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(
             f"{KEY}: {path} does not say its base in a way this version reads ({one_line(error)})"
