@@ -59,9 +59,7 @@ class Published:
         else:
             device = find_device(config.device, f"{KEY}.device")
         dtype = find_dtype(config.dtype, device)
-        source = ModelConfig(
-            name=config.name, path=config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        source = source_of(config)
         options: dict[str, Any] = {"dtype": dtype}
         if config.attention is not None:
             options["attn_implementation"] = config.attention.value
@@ -89,6 +87,7 @@ class Published:
             raise InputError(f"{KEY}.path={config.path}: {unfit}: choose another model")
         if config.chat_template is not None:
             tokenizer.chat_template = config.chat_template
+        model.config.get_text_config().use_cache = False  # one pass needs no keys and values afterwards
         if config.quantize is Quantize.none:
             model.to(device)
         return cls(model.eval().requires_grad_(False), tokenizer, config)
@@ -176,6 +175,13 @@ def check_path(config: PublishedConfig) -> None:
         raise InputError(f"{KEY}.path={path} is not a folder: name a folder with config.json, or a hub id")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{KEY}.path={path} has no config.json: name a folder with a model and its tokenizer")
+
+
+def source_of(config: PublishedConfig) -> ModelConfig:
+    """Where the model comes from, as of a policy."""
+    return ModelConfig(
+        name=config.name, path=config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
 
 
 def _is_local(config: PublishedConfig) -> bool:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from alignrun.discovery import import_all
 from alignrun.models.backbone import Backbone
@@ -108,6 +109,8 @@ class Kind:
     """Refuses what can be refused before anything is loaded."""
     on_base: bool
     """Whether it is also given the run's backbone."""
+    empty: Callable[[PreTrainedConfig], nn.Module] | None
+    """Builds the model that a hub id or folder in `path` holds, from its architecture alone, for the memory plan."""
     columns: Callable[[Any], Collection[str] | None]
     """The columns of a row, besides its texts, that it reads; None for all of them."""
 
@@ -132,12 +135,13 @@ def preference(
     feedback: str = "",
     check: Callable[[Any], object] = _nothing,
     on_base: bool = False,
+    empty: Callable[[PreTrainedConfig], nn.Module] | None = None,
     columns: Callable[[Any], Collection[str] | None] = _nothing,
 ) -> Callable[[Build], Build]:
     """Register how a preference is made, under the name that its YAML gives."""
 
     def register(build: Build) -> Build:
-        _registered[name] = Kind(config_class, build, feedback, check, on_base, columns)
+        _registered[name] = Kind(config_class, build, feedback, check, on_base, empty, columns)
         return build
 
     return register

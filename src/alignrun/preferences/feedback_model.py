@@ -104,14 +104,14 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
         InputError: the path holds no feedback model of this kind, or its base is not to be had.
     """
     folder, card = find_card(path, kind)
-    config = _model_config(card, path)
+    config = base_config(card, path)
     # The folder may come from anyone: a model from elsewhere, or its code, is for the user to allow.
-    if _origin(config) != _origin(backbone.config) or config.trust_remote_code > backbone.config.trust_remote_code:
+    if origin(config) != origin(backbone.config) or config.trust_remote_code > backbone.config.trust_remote_code:
         values = {name: value.name if isinstance(value, Enum) else value for name, value in asdict(config).items()}
         check_own({"model": values}, card.signature, f"{KEY}: {folder}", ("model",))
     same = card.base == backbone.fingerprint
     if not (card.base and backbone.fingerprint):
-        same = _origin(config) == _origin(backbone.config)
+        same = origin(config) == origin(backbone.config)
     shared = same and backbone.peft is not None
     # Its own prompt format, even where the policy's was changed by configuration.
     tokenizer = load_tokenizer(config)
@@ -128,7 +128,7 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
     return TextScorer(scorer, encoder, batch_size)
 
 
-def _origin(config: ModelConfig) -> tuple[object, ...]:
+def origin(config: ModelConfig) -> tuple[object, ...]:
     """Where weights come from, for those that have no fingerprint."""
     return (config.source, config.path, config.revision, config.package, config.package_file, config.fallback)
 
@@ -151,7 +151,8 @@ def find_card(path: str, kind: str) -> tuple[Path, AdapterCard]:
     return folder, card
 
 
-def _model_config(card: AdapterCard, path: str) -> ModelConfig:
+def base_config(card: AdapterCard, path: str) -> ModelConfig:
+    """The base that the card names. Raises InputError for one that this version cannot read."""
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), literal(card.model)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:

@@ -73,7 +73,9 @@ class GeneralPreference(Preference):
         return found
 
 
-@preference("general_preference", GeneralPreferenceConfig, check=check_path, on_base=True)
+@preference(
+    "general_preference", GeneralPreferenceConfig, check=check_path, on_base=True, empty=GeneralPreferenceModel.empty
+)
 def build(config: GeneralPreferenceConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
     return GeneralPreference(Published.load(config, GeneralPreferenceModel, backbone), config)

@@ -208,9 +208,10 @@ def _digest(key: bytes, values: Values) -> bytes:
 
 def _covered(group: str, section: Values, place: str) -> Iterator[tuple[str, Any]]:
     for key in SIGNED[group]:
-        if key == "members":
-            for name, member in _members(section).items():
-                yield from _covered(group, member, f"{place}.members.{name}")
+        if key == "members" and isinstance(section.get(key), Mapping):
+            for name, member in section[key].items():
+                at = f"{place}.members.{name}"
+                yield from _covered(group, member, at) if isinstance(member, Mapping) else [(at, member)]
         elif section.get(key) not in (None, {}):
             yield f"{place}.{key}", section[key]
 
