@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers import load_policy
 from published_models import random_causal, random_model
 from test_memory import measured_peak
@@ -13,7 +12,9 @@ from alignrun import cli
 from alignrun.config import AdapterKind, Config
 from alignrun.launch.compose import compose
 from alignrun.models.published import Row
-from alignrun.planning.plan import largest_batches, make_plan
+from alignrun.planning import plan
+from alignrun.planning.judges import Judge, judges
+from alignrun.planning.plan import Fit, make_plan
 from alignrun.preferences.base import build_preference
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "head_dim": 32}
@@ -74,9 +75,9 @@ def test_a_panel_counts_what_is_shared_once(folders: dict[str, Path], tmp_path: 
         f"run: {{name: bradley_terry, path: {trained}}}, again: {{name: reward_model, path: {trained}}}}}"
     )
     panel = ["preference=panel", f"preference.members={members}"]
-    helpful, brief, run, again = make_plan(planned(*panel)).judges
-    alone = make_plan(planned("preference=reward_model", f"preference.path={folders['reward']}", *JUDGE))
-    assert (helpful.weights, brief.weights, brief.shared) == (alone.judging, 0, True)
+    helpful, brief, run, again = judges(planned(*panel), 40)
+    (alone,) = judges(planned("preference=reward_model", f"preference.path={folders['reward']}", *JUDGE), 40)
+    assert (helpful.weights, brief.weights, brief.shared) == (alone.weights, 0, True)
     policy, _ = load_policy()
     adapter = sum(weight.numel() for name, weight in policy.model.named_parameters() if ".policy." in name) * 4
     head = policy.model.config.hidden_size * 4
@@ -85,37 +86,44 @@ def test_a_panel_counts_what_is_shared_once(folders: dict[str, Path], tmp_path: 
     assert again.passing > 0
     # On another base, or where the policy's weights are trained themselves, the first holds a base of its own.
     for other in (["seed=1"], ["adapter=none"]):
-        *_, first, second = make_plan(planned(*panel, *other)).judges
+        *_, first, second = judges(planned(*panel, *other), 40)
         base = sum(weight.nbytes for name, weight in policy.model.named_parameters() if ".lora_" not in name)
         assert (first.weights, second.weights) == (adapter + head + base, adapter + head)
 
 
-def test_presets_are_planned_without_a_network(capsys: pytest.CaptureFixture[str]) -> None:
-    def weights(*overrides: str) -> int:
-        return make_plan(planned(*overrides)).judges[0].weights
+def test_presets_are_planned_without_a_network() -> None:
+    def judge(*overrides: str) -> Judge:
+        (found,) = judges(planned(*overrides), 40)
+        return found
 
-    whole = weights("preference=skywork_v2")
+    whole = judge("preference=skywork_v2").weights
     assert whole == 2 * 7_504_928_768  # Llama 3.1 8B with a score in place of its vocabulary head
-    assert weights("preference=skywork_v2", "preference.quantize=int8") == pytest.approx(whole * 0.5, rel=0.08)
-    assert weights("preference=skywork_v2", "preference.quantize=nf4") == pytest.approx(whole * 0.3, rel=0.04)
-    assert weights("preference=rlhflow_pair") == 2 * 8_030_261_248
-    assert weights("preference=pairrm", "preference.dtype=float16") == pytest.approx(2 * 436e6, rel=0.01)
-    kept = make_plan(planned("preference=skywork_v2"))
-    moved = make_plan(planned("preference=skywork_v2", "preference.device=cuda:1"))
-    assert moved.judges[0].device == "cuda:1"
-    assert moved.judges[0].weights == whole
-    assert moved.peak < whole < kept.peak
-    assert cli.main(["plan", *SMOKE, "preference=rlhflow_pair", "preference.path=some/model"]) == 0
+    moved = judge("preference=skywork_v2", "preference.quantize=nf4", "preference.device=cuda:1")
+    assert moved.weights == pytest.approx(whole * 0.3, rel=0.04)
+    assert moved.device == "cuda:1"
+    assert judge("preference=rlhflow_pair").weights == 2 * 8_030_261_248
+    assert judge("preference=pairrm", "preference.dtype=float16").weights == pytest.approx(2 * 436e6, rel=0.01)
+
+
+def test_a_judge_elsewhere_or_unknown_is_said(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = f"a: {{name: reward_model, path: {folders['pair']}, device: 'cuda:1'}}"
+    members = f"preference.members={{{elsewhere}, b: {{name: pair_model, path: no/b}}}}"
+    assert cli.main(["plan", *SMOKE, "preference=panel", members]) == 0
     said = capsys.readouterr().out
-    assert "preference is not counted: the configuration of some/model is not on this machine" in said
+    assert "weights of preference.members.a (on cuda:1, not in the peak)" in said
+    assert "judging" not in said
+    assert "preference.members.b is not counted: the configuration of no/b is not on this machine" in said
 
 
-def test_less_fits_next_to_a_judge() -> None:
-    kinds, model = (AdapterKind.lora,), ["model=llama-8b", "model.dtype=bfloat16"]
-    (plain,), (judged,) = (
-        largest_batches(compose([*model, f"preference={name}"]), kinds, (48, 24)).values()
-        for name in ("sentiment", "skywork_v2")
-    )
-    assert plain[0].learned > judged[0].learned > 0
-    assert plain[1].learned > judged[1].learned == judged[1].drawn == 0
-    assert torch.get_default_device().type == "cpu"
+def test_less_fits_next_to_a_judge_and_nothing_where_its_pass_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = planned()
+
+    def fit(*found: Judge) -> Fit:
+        monkeypatch.setattr(plan, "judges", lambda *_: list(found))
+        return plan.largest_batches(config, (AdapterKind.lora,), (0.05,))[AdapterKind.lora][0]
+
+    alone, mib = fit(), 1 << 20
+    beside = fit(Judge("preference", 20 * mib, 10 * mib))
+    assert alone.learned > beside.learned > 0 < beside.drawn < alone.drawn
+    assert fit(Judge("preference", 20 * mib, 30 * mib)) == Fit(0, 0)
+    assert fit(Judge("preference", 20 * mib, 30 * mib, device="cuda:1")) == alone

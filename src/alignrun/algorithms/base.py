@@ -194,7 +194,7 @@ class Algorithm(ABC):
         """The current weight τ of KL(π‖μ) against the preference; 0 without a KL penalty."""
         return self.tau(self.tools.config)
 
-    def drain(self) -> Mapping[str, float]:
+    def drain(self) -> dict[str, float]:
         """Means over what the preference was asked since the last call, as the votes of a panel's members."""
         return self.tools.preference.drain() if isinstance(self.tools, Tools) else {}
 

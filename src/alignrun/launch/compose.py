@@ -318,7 +318,7 @@ def _unknown(key: str, kind: type) -> str:
 def _added(node: DictConfig, prefix: str) -> Iterator[str]:
     """The keys that `+key=` has added to sections whose dataclasses do not have them."""
     section = OmegaConf.get_type(node)
-    for name in node if is_dataclass(section) else ():
+    for name in map(str, node) if section is not None and is_dataclass(section) else ():
         if name not in _fields(section):
             yield f"{prefix}{name}"
         elif not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):

@@ -33,6 +33,7 @@ _DEBERTA_V3_LARGE = {
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Skywork/Skywork-Reward-V2-Llama-3.1-8B": _LLAMA_3_8B | {"num_labels": 1},
     "RLHFlow/pair-preference-model-LLaMA3-8B": _LLAMA_3_8B,
+    "RLHFlow/ArmoRM-Llama3-8B-v0.1": _LLAMA_3_8B | {"vocab_size": 128257},
     "llm-blender/PairRM-hf": _DEBERTA_V3_LARGE
     | {"source_prefix_id": 128001, "cand1_prefix_id": 128002, "cand2_prefix_id": 128003, "n_tasks": 1},
 }
