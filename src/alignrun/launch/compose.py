@@ -318,8 +318,10 @@ def _unknown(key: str, kind: type) -> str:
 def _added(node: DictConfig, prefix: str) -> Iterator[str]:
     """The keys that `+key=` has added to sections whose dataclasses do not have them."""
     section = OmegaConf.get_type(node)
-    for name in map(str, node) if section is not None and is_dataclass(section) else ():
-        if name not in _fields(section):
+    if section is None or not is_dataclass(section):
+        return
+    for name in map(str, node):
+        if name not in section.__dataclass_fields__:
             yield f"{prefix}{name}"
         elif not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):
             yield from _added(node[name], f"{prefix}{name}.")
