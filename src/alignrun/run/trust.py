@@ -98,7 +98,7 @@ def _members(values: Values) -> dict[str, Values]:
 
 def _without(values: Values, given: Collection[str], place: str) -> Values:
     """A section without the settings that were given again; those of members only one by one, since they merge."""
-    kept = {key: value for key, value in values.items() if key == "members" or f"{place}.{key}" not in given}
+    kept = {key: value for key, value in values.items() if f"{place}.{key}" not in given}
     if members := _members(values):
         kept["members"] = {name: _without(one, given, f"{place}.members.{name}") for name, one in members.items()}
     return kept
