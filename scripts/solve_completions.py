@@ -26,10 +26,10 @@ from alignrun.data.loading import load_examples
 from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.completions import Drawing, draw
 from alignrun.games import Game, duality_gap, equilibrium, exploitability, kl, win_rate, win_rates
-from alignrun.launch.build import build_preference, distinct_prompts, load_trained, make_encoding
+from alignrun.launch.build import distinct_prompts, load_trained, make_encoding
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
-from alignrun.preferences.base import Preference
+from alignrun.preferences.base import Preference, build_preference
 from alignrun.types import Role
 
 RESAMPLES = 10_000
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--samples", type=int, default=48)
     given, overrides = parser.parse_known_args()
-    config = compose(["preference=panel", f"data.eval_size={given.prompts}", *overrides])
+    config = compose(["preference=style_panel", f"data.eval_size={given.prompts}", *overrides])
     encoding = make_encoding(config)
     examples = distinct_prompts(load_examples(config.data).heldout)
     policy = load_trained(config, encoding.tokenizer)

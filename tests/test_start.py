@@ -25,7 +25,7 @@ LIGHT: dict[str, int] = {
     "config algo=nash_md algo.mix_beta=0.5": 0,
     "config algo=nash_md algo.mix_beta=2": 2,
     "config algo=preference_model algo.template=none": 2,
-    "config preference=panel preference.scorers=[wit]": 2,
+    "config preference=style_panel preference.members.formality.measure=wit": 2,
     "algo.mix_bta=0.5": 2,
     "algo=nash": 2,
     "trian": 2,

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from alignrun import cli
 from alignrun.errors import InputError
-from alignrun.launch.build import assemble, build_preference
+from alignrun.launch.build import assemble
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
-from alignrun.preferences.base import Preference
+from alignrun.preferences.base import Preference, build_preference
 from alignrun.types import Role
 
 COLOURS = ("red", "blue", "green", "black", "white", "grey")

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from alignrun import cli
 from alignrun.errors import InputError
-from alignrun.launch.build import build_preference
 from alignrun.launch.compose import compose
 from alignrun.models.scorer import Scorer
 from alignrun.objectives.preference import bradley_terry_loss, skew_logits
+from alignrun.preferences.base import build_preference
 
 CYCLE = ["alpha", "beta", "gamma", "delta"]
 """Each beats the next, and the last the first."""

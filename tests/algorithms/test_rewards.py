@@ -381,7 +381,7 @@ def test_the_controller_never_turns_the_penalty_into_a_reward() -> None:
         (("algo=grpo", "algo.clip=0"), "algo.clip must be positive"),
         (("algo=ppo", "algo.trace=2"), "algo.trace must lie in [0, 1]"),
         (("algo=ppo", "algo.epochs=0"), "algo.epochs must be at least 1"),
-        (("algo=grpo", "preference=panel", "algo.reward=scalar"), "use algo.reward=win_rate"),
+        (("algo=grpo", "preference=style_panel", "algo.reward=scalar"), "use algo.reward=win_rate"),
         (("algo=ppo", "algo.minibatches=5"), "algo.minibatches=5 is more than train.batch_size=4"),
         (("algo=ppo", "algo.kl_tau=0", "algo.kl_target=1"), "algo.kl_tau must be positive for algo.kl_target"),
     ],

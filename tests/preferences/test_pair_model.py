@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DebertaV2Config
 from alignrun.config import LongText, Precision
 from alignrun.errors import InputError, RunError
 from alignrun.launch import compose
-from alignrun.launch.build import build_preference
 from alignrun.models.pair_ranker import PairRanker
 from alignrun.planning.plan import make_plan
+from alignrun.preferences.base import build_preference
 from alignrun.preferences.pair_model import PairAnswersConfig, PairModel, PairModelConfig
 from alignrun.types import Prompt
 
@@ -93,7 +93,7 @@ def test_pairrm_is_read_as_its_card_says(tmp_path: Path) -> None:
     assert isinstance(model.config, DebertaV2Config)
 
 
-@pytest.mark.parametrize("name", ["pair_model", "rlhflow_pair", "pairrm", "skywork_v2", "reward_model"])
+@pytest.mark.parametrize("name", ["pair_model", "rlhflow_pair", "pairrm", "skywork_v2", "reward_model", "armorm"])
 def test_presets_are_composed_and_planned(name: str) -> None:
     config = compose.compose([f"preference={name}", "preference.path=some/model", "experiment=smoke"])
     assert make_plan(config).peak > 0

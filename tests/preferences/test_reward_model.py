@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, pipeline
 from alignrun import cli
 from alignrun.config import LongText, Precision, Quantize
 from alignrun.errors import InputError, RunError
-from alignrun.launch.build import build_preference
 from alignrun.launch.compose import compose
+from alignrun.preferences.base import build_preference
 from alignrun.preferences.reward_model import PublishedReward, RewardModelConfig, build, check
 from alignrun.run.trust import check_own
 from alignrun.types import Prompt

@@ -17,10 +17,10 @@ from alignrun.algorithms.base import Tools, discover
 from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.games import CYC, best_response, equilibrium, geometric_mixture, mixture_equilibrium
 from alignrun.generation.streams import Mixture, Source, Stream
-from alignrun.launch.build import build_preference
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
+from alignrun.preferences.base import build_preference
 from alignrun.types import Completions, PromptBatch, Role
 
 TAU = 0.1

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignrun import cli, games
 from alignrun.errors import RunError
-from alignrun.launch.build import build_preference
+from alignrun.preferences.base import build_preference
 from alignrun.tournament import command, sampling
 
 

@@ -194,6 +194,10 @@ class Algorithm(ABC):
         """The current weight τ of KL(π‖μ) against the preference; 0 without a KL penalty."""
         return self.tau(self.tools.config)
 
+    def drain(self) -> dict[str, float]:
+        """Means over what the preference was asked since the last call, as the votes of a panel's members."""
+        return self.tools.preference.drain() if isinstance(self.tools, Tools) else {}
+
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Parameters trained in addition to the policy, such as a value function, by name and in a fixed order."""
         return {}

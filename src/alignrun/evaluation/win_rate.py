@@ -47,6 +47,8 @@ class WinRateEvaluator:
         wins: list[list[float]] = []
         samples: list[Sample] = []
         totals, moved = torch.zeros(3, dtype=torch.float64), 0.0
+        if self._preference is not None:
+            self._preference.drain()  # what was asked before this evaluation
         for _ in range(self._config.samples_per_prompt):
             drawn: list[float] = []
             for batch in self._prompts.all_batches(self._config.batch_size):
@@ -79,6 +81,6 @@ class WinRateEvaluator:
         if self._preference is not None:
             per_prompt = np.mean(wins, axis=0).tolist()
             rate = mean_estimate(per_prompt, self._config.confidence, self._seed, SHARE)
-            metrics = metrics_of("win_rate", rate) | metrics | self._preference.counts()
+            metrics = metrics_of("win_rate", rate) | metrics | self._preference.counts() | self._preference.drain()
             lines.insert(0, ("win rate against the reference", in_words(rate, self._config.confidence)))
         return Evaluation(metrics=metrics, lines=lines, samples=samples)

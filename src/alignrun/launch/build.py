@@ -45,7 +45,7 @@ from alignrun.models.saving import check_saving
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_architecture, load_tokenizer, vocabulary_size
 from alignrun.preferences import base as preferences
-from alignrun.preferences.base import Preference
+from alignrun.preferences.base import Preference, build_preference
 from alignrun.preferences.matrix import MatrixPreference
 from alignrun.security.text import counted
 from alignrun.types import Evaluation, Evaluator, Example
@@ -206,13 +206,6 @@ def make_encoding(config: Config) -> Encoding:
 def skipping(encoding: Encoding) -> Encoding:
     """The same, but skipping examples that are too long."""
     return replace(encoding, data=replace(encoding.data, too_long=TooLong.skip))
-
-
-def build_preference(section: Any, backbone: Backbone | None = None) -> Preference:
-    """Build the preference of a section; a learned one shares the backbone if it can."""
-    kind = preferences.discover()[section.name]
-    made: Preference = kind.build(section, backbone) if kind.on_base else kind.build(section)
-    return made
 
 
 def distinct_prompts(examples: Iterable[Example]) -> list[Example]:

@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from enum import Enum
@@ -25,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from alignrun.config import Config, TournamentConfig
+from alignrun.config.literal import literal
 from alignrun.config.shipped import config_folder as config_folder
 from alignrun.data.sources import chosen_source
 from alignrun.errors import InputError, one_line
@@ -131,6 +131,8 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
         InputError: a value is missing or refused.
     """
     try:
+        if added := next(_added(composed, ""), None):
+            raise InputError(_unknown(added, kind))
         missing = OmegaConf.missing_keys(composed)
         if missing:
             raise InputError(f"config: {', '.join(sorted(missing))} must be given")
@@ -237,7 +239,7 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
 
 def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
     """The schema of a run filled with plain values, taken literally; `classes` type the sections of choices."""
-    merged = OmegaConf.merge(_schema(tuple(classes.items())), OmegaConf.create(_literal(values)))
+    merged = OmegaConf.merge(_schema(tuple(classes.items())), OmegaConf.create(literal(values)))
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -251,17 +253,6 @@ def _schema(classes: tuple[tuple[str, type], ...]) -> DictConfig:
     return base
 
 
-def _literal(value: Any) -> Any:
-    """Escape `${` and the backslashes before it, so that OmegaConf reads plain text."""
-    if isinstance(value, dict):
-        return {key: _literal(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_literal(child) for child in value]
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return value
-
-
 def anchored(config: Config) -> Config:
     """The configuration with all local paths made absolute, so that it is valid in any folder."""
 
@@ -272,11 +263,17 @@ def anchored(config: Config) -> Config:
         local = path.suffix == ".json" if key in GAMES else key in PATHS or path.exists()
         return str(path.absolute()) if local else value
 
-    for key in (*NAMES_OR_PATHS, *GAMES, *PATHS):
-        group, _, name = key.partition(".")
-        section = getattr(config, group)
-        if hasattr(section, name):
-            config = replace(config, **{group: replace(section, **{name: placed(key, getattr(section, name))})})
+    def whole(group: str, section: Any) -> Any:
+        own = [key for key in (*NAMES_OR_PATHS, *GAMES, *PATHS) if key.partition(".")[0] == group]
+        values = {
+            name: placed(key, getattr(section, name)) for key in own if hasattr(section, name := key.split(".")[1])
+        }
+        if members := getattr(section, "members", None):
+            values["members"] = {name: whole(group, member) for name, member in members.items()}
+        return replace(section, **values)
+
+    sections = {key.partition(".")[0] for key in (*NAMES_OR_PATHS, *GAMES, *PATHS)}
+    config = replace(config, **{group: whole(group, getattr(config, group)) for group in sections})
     architecture = {
         name: placed(GAMES[0], value) if name == "game" else value for name, value in config.model.architecture.items()
     }
@@ -302,13 +299,7 @@ def explain(error: Exception, kind: type = Config) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"config: {group}={name} does not exist{_nearest(name, choices(group))}"
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
-        key = str(cause.full_key or cause.key)
-        if kind is not Config and key in _fields(Config):
-            return f"config: {key} is a section of runs; a tournament has its own keys, such as top_p or temperature"
-        owners = _owners(key)
-        if owners:
-            return f"config: {key} is not valid here: it belongs to {', '.join(owners)}"
-        return f"config: unknown key {key}{_nearest(key, known_keys(kind))}"
+        return _unknown(str(cause.full_key or cause.key), kind)
     lines = str(cause).splitlines() or [type(cause).__name__]
     # Hydra names the file in the first line, and the problem in the second.
     first = " ".join(lines[:2]) if lines[0].endswith("raised while composing config:") else lines[0]
@@ -319,6 +310,27 @@ def explain(error: Exception, kind: type = Config) -> str:
         return f"config: unknown group {name}{_nearest(name, known_keys(kind), _groups_of(kind))}"
     hint = next((f": {hint}" for words, hint in HINTS.items() if words in first), "")
     return f"config: {where}{one_line(Exception(first))}{hint}"
+
+
+def _unknown(key: str, kind: type) -> str:
+    """One line for a key that its section does not have."""
+    if kind is not Config and key in _fields(Config):
+        return f"config: {key} is a section of runs; a tournament has its own keys, such as top_p or temperature"
+    if owners := _owners(key):
+        return f"config: {key} is not valid here: it belongs to {', '.join(owners)}"
+    return f"config: unknown key {key}{_nearest(key, known_keys(kind))}"
+
+
+def _added(node: DictConfig, prefix: str) -> Iterator[str]:
+    """The keys that `+key=` has added to sections whose dataclasses do not have them."""
+    section = OmegaConf.get_type(node)
+    if section is None or not is_dataclass(section):
+        return
+    for name in map(str, node):
+        if name not in section.__dataclass_fields__:
+            yield f"{prefix}{name}"
+        elif not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):
+            yield from _added(node[name], f"{prefix}{name}.")
 
 
 def known_keys(kind: type = Config) -> list[str]:

@@ -40,7 +40,15 @@ def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
         key, _, value = override.partition("=")
         if (key in get_type_hints(kind) and key not in types) or key == "experiment":
             _check_section(key, value)
-    return [_readable(override, types.get(override.partition("=")[0].lstrip("+"), ())) for override in overrides]
+    free = [key for key, hints in types.items() if any(get_origin(hint) is dict for hint in hints)]
+    found = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        read = _readable(override, types.get(key.lstrip("+"), ()))
+        # Keys of a dictionary are the user's: Hydra adds new ones only where it is asked to.
+        new = any(key.startswith(f"{name}.") or (key == name and value.startswith("{")) for name in free)
+        found.append(f"++{read}" if new else read)
+    return found
 
 
 def _check_section(key: str, value: str) -> None:

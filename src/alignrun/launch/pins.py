@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,12 +13,14 @@ from alignrun.algorithms.base import opponent_of
 from alignrun.config import Config, ModelSource, ReferenceKind
 from alignrun.data.loading import Loaded
 from alignrun.errors import InputError, one_line
+from alignrun.games.files import load_game
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import adapter_folder
 from alignrun.models.sources import locate
 from alignrun.preferences.base import Preference, discover
 from alignrun.preferences.feedback_model import find_card
-from alignrun.preferences.matrix import MatrixPreference
+from alignrun.preferences.matrix import MatrixConfig
+from alignrun.preferences.members import named_errors
 from alignrun.run.directory import RunDirectory
 from alignrun.security.files import read_json
 
@@ -64,17 +67,29 @@ def take_pins(config: Config, loaded: Loaded, backbone: Backbone, preference: Pr
         parts["reference"] = folder_digest(adapter_folder(str(config.reference.path)))
     if opponent := opponent_of(config):
         parts["opponent"] = folder_digest(adapter_folder(opponent))
-    path = None if preference is None else getattr(config.preference, "path", None)
-    if path and (kind := discover()[config.preference.name].feedback):
-        folder, card = find_card(path, kind)
-        parts["feedback model"] = _digest(folder_digest(folder), card.base, card.template)
-    elif path and Path(path).expanduser().is_dir():
-        parts["feedback model"] = folder_digest(adapter_folder(path))
-    if isinstance(preference, MatrixPreference):
-        parts["game"] = _digest(*map(str, preference.game.preferences.flatten().tolist()))
+    if preference is not None:
+        parts |= _preference_pins(config.preference)
     parts["training data"] = loaded.train.digest
     parts["held-out data"] = loaded.heldout.digest
     return Pins(parts)
+
+
+def _preference_pins(section: Any, member: str = "") -> dict[str, str]:
+    """The digests of a preference's models and game, and of those of a panel's members."""
+    parts: dict[str, str] = {}
+    path = getattr(section, "path", None)
+    if path and (kind := discover()[section.name].feedback):
+        folder, card = find_card(path, kind)
+        parts[f"feedback model{member}"] = _digest(folder_digest(folder), card.base, card.template)
+    elif path and Path(path).expanduser().is_dir():
+        parts[f"feedback model{member}"] = folder_digest(adapter_folder(path))
+    if isinstance(section, MatrixConfig):
+        preferences = load_game(section.game).preferences
+        parts[f"game{member}"] = _digest(*map(str, preferences.flatten().tolist()))
+    for name, one in getattr(section, "members", {}).items():
+        with named_errors(name):
+            parts |= _preference_pins(one, f"{member} {name}")
+    return parts
 
 
 def read_pins(run: RunDirectory) -> Pins | None:

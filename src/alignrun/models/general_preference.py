@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 VALUE, PROMPT = "value_head.weight", "prompt_head.weight"
@@ -26,6 +26,11 @@ class GeneralPreferenceModel(nn.Module):
         self.base, self.config = base, base.config
         self.value_head = nn.Parameter(heads[VALUE])
         self.prompt_head = nn.Parameter(heads[PROMPT]) if PROMPT in heads else None
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        """The language model without the heads."""
+        return self.base
 
     @property
     def device(self) -> torch.device:
@@ -45,6 +50,12 @@ class GeneralPreferenceModel(nn.Module):
         if missing:
             heads |= {VALUE: torch.zeros(2, base.config.get_text_config().hidden_size)}
         return cls(base, {name: head.to(base.dtype) for name, head in heads.items()}), {"missing_keys": missing}
+
+    @classmethod
+    def empty(cls, architecture: PreTrainedConfig) -> "GeneralPreferenceModel":
+        """With the smallest heads, since the architecture does not say their size."""
+        size = architecture.get_text_config().hidden_size
+        return cls(AutoModel.from_config(architecture), {VALUE: torch.zeros(2, size)})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor) -> Tensor:
         """[N, 2k + k] v and λ of texts padded on the right, the first tokens of which are the prompt."""

@@ -15,6 +15,7 @@ from alignrun.errors import InputError, RunError
 from alignrun.models.backbone import Backbone
 from alignrun.models.device import find_device, find_dtype
 from alignrun.models.quantization import bits_and_bytes
+from alignrun.models.sharing import load_once
 from alignrun.models.sources import context_length, hub_options, loading
 from alignrun.models.weights import whole_weight
 
@@ -58,9 +59,7 @@ class Published:
         else:
             device = find_device(config.device, f"{KEY}.device")
         dtype = find_dtype(config.dtype, device)
-        source = ModelConfig(
-            name=config.name, path=config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        source = source_of(config)
         options: dict[str, Any] = {"dtype": dtype}
         if config.attention is not None:
             options["attn_implementation"] = config.attention.value
@@ -69,10 +68,16 @@ class Published:
         with loading(source, "tokenizer", KEY):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **hub_options(source))
             tokenizer("text")
-        with loading(source, "weights", KEY):
-            model, found = kind.from_pretrained(
-                place, use_safetensors=True, output_loading_info=True, **options, **hub_options(source)
-            )
+
+        def load_model() -> tuple[Any, Any]:
+            with loading(source, "weights", KEY):
+                loaded: tuple[Any, Any] = kind.from_pretrained(
+                    place, use_safetensors=True, output_loading_info=True, **options, **hub_options(source)
+                )
+            return loaded
+
+        held = (config.revision, config.trust_remote_code, dtype, config.attention, config.quantize, device)
+        model, found = load_once((kind, place, *held), load_model)
         if missing := sorted(found["missing_keys"]):
             raise InputError(
                 f"{KEY}.path={config.path} has no weights for {', '.join(missing[:3])}: it was not trained for "
@@ -82,6 +87,7 @@ class Published:
             raise InputError(f"{KEY}.path={config.path}: {unfit}: choose another model")
         if config.chat_template is not None:
             tokenizer.chat_template = config.chat_template
+        model.config.get_text_config().use_cache = False  # one pass needs no keys and values afterwards
         if config.quantize is Quantize.none:
             model.to(device)
         return cls(model.eval().requires_grad_(False), tokenizer, config)
@@ -169,6 +175,13 @@ def check_path(config: PublishedConfig) -> None:
         raise InputError(f"{KEY}.path={path} is not a folder: name a folder with config.json, or a hub id")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{KEY}.path={path} has no config.json: name a folder with a model and its tokenizer")
+
+
+def source_of(config: PublishedConfig) -> ModelConfig:
+    """Where the model comes from, as of a policy."""
+    return ModelConfig(
+        name=config.name, path=config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
 
 
 def _is_local(config: PublishedConfig) -> bool:

@@ -25,15 +25,13 @@ from alignrun.models.device import resolve
 from alignrun.models.loading_errors import remedy
 from alignrun.models.sources import planned_architecture, preview_prompt
 from alignrun.objectives.likelihood import CHUNK_SIZE
+from alignrun.planning.judges import FLOAT32, NF4_BYTES, Judge, judges
 from alignrun.planning.trace import Kept, Pass, kept_in_cache, training_peak
 from alignrun.security.text import counted
 from alignrun.types import Role
 
 ASSUMED_PROMPT_TOKENS = 256
 """Default if data.max_prompt_tokens is not set."""
-NF4_BYTES = 0.516
-"""A 4-bit weight with its doubly quantised scale (arXiv 2305.14314 §3)."""
-FLOAT32 = 4
 GIB = 2**30
 GPU_SIZES = (24, 48, 80)
 """GiB"""
@@ -73,10 +71,24 @@ class MemoryPlan:
     training: int
     """Activations and gradients of a micro-batch, and chunks of the logits."""
 
+    judges: tuple[Judge, ...] = ()
+    """The preference models."""
+
+    @property
+    def judging(self) -> int:
+        """The weights of the preference models on the device of the policy."""
+        return sum(judge.weights for judge in self.judges if not judge.device)
+
+    @property
+    def passing(self) -> int:
+        """Activations of the largest pass of a preference model there; they are asked one after another."""
+        return max((judge.passing for judge in self.judges if not judge.device), default=0)
+
     @property
     def peak(self) -> int:
-        """Sampling and training alternate, so the larger of the two counts."""
-        return self.weights + self.adapters + self.moments + max(self.sampling, self.training)
+        """Sampling, judging and training alternate, so the largest of them counts."""
+        resident = self.weights + self.adapters + self.moments + self.judging
+        return resident + max(self.sampling, self.training, self.passing)
 
 
 def count_parameters(config: Config) -> Size:
@@ -101,7 +113,7 @@ def count_parameters(config: Config) -> Size:
 
 
 def make_plan(config: Config) -> MemoryPlan:
-    """Predict the memory of a run, without that of preference models.
+    """Predict the memory of a run.
 
     Raises:
         InputError: as `count_parameters`, or its passes cannot be traced.
@@ -115,7 +127,13 @@ def make_plan(config: Config) -> MemoryPlan:
         moments=moments,
         sampling=peak_sampling(config),
         training=_training_bytes(config, work, dtype, config.train.micro_batch_size or config.train.batch_size),
+        judges=tuple(_judges(config)),
     )
+
+
+def _judges(config: Config) -> list[Judge]:
+    with _predictable(config, "the preference model"):
+        return judges(config, _prompt_tokens(config))
 
 
 def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -249,13 +267,17 @@ def largest_batches(
     each = max(1, more - few)
     drawn = max(1, sampling_bytes(config, work.drawn, 1, dtype))
     size = count_parameters(traced)
+    judging = MemoryPlan(size, 0, 0, 0, 0, 0, tuple(_judges(config)))
     fits = {}
     for kind, variant in variants.items():
-        resident = sum(_resident_bytes(variant, size, work, dtype))
+        resident = sum(_resident_bytes(variant, size, work, dtype)) + judging.judging
         rooms = [USABLE * gpu * GIB - resident for gpu in sizes]
         # Below `enough` this overestimates, by the missing part of a chunk.
         counts = [(enough + int((room - few) // each), int(room // drawn)) for room in rooms]
-        fits[kind] = [Fit(*(max(0, min(MOST_PROMPTS, count)) for count in pair)) for pair in counts]
+        fits[kind] = [
+            Fit(*(max(0, min(MOST_PROMPTS, count)) if room >= judging.passing else 0 for count in pair))
+            for pair, room in zip(counts, rooms, strict=True)
+        ]
     return fits
 
 
@@ -307,6 +329,10 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
         f"{config.train.micro_batch_size or config.train.batch_size}. The framework's own memory comes on top.",
         highlight=False,
     )
+    for judge in plan.judges:
+        if judge.unknown:
+            text = f"{judge.place} is not counted: {judge.unknown}"
+            console.print(text, highlight=False, markup=False)
     console.print(_fits(config, sizes), highlight=False)
 
 
@@ -319,12 +345,18 @@ def _phases(plan: MemoryPlan, config: Config) -> Table:
         ("base weights", plan.weights),
         ("adapters" if adapted else "frozen copies", plan.adapters),
         ("AdamW moments", plan.moments),
+        *((f"weights of {judge.place}{_where(judge)}", judge.weights) for judge in plan.judges if not judge.unknown),
         ("sampling: cache and logits", plan.sampling),
         ("training: activations, gradients, logits", plan.training),
+        *([("judging: activations", plan.passing)] if plan.passing else []),
         ("predicted peak", plan.peak),
     ):
         table.add_row(name, f"{size / GIB:,.2f} GiB")
     return table
+
+
+def _where(judge: Judge) -> str:
+    return f" (on {judge.device}, not in the peak)" if judge.device else " (on a base counted above)" * judge.shared
 
 
 def _fits(config: Config, sizes: Sequence[float]) -> Table:

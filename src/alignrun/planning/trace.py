@@ -61,6 +61,19 @@ def training_peak(
     return deeper + (depth - DEEPER) * (deeper - shallow) // (DEEPER - SHALLOW)
 
 
+def forward_peak(model: PreTrainedModel, rows: int, tokens: int) -> int:
+    """Peak bytes besides the weights of a pass over rows of equal length that keeps nothing for a gradient.
+
+    A few layers tell that of any number, since what one layer holds is freed before the next.
+    """
+    model.config.get_text_config().use_cache = False
+    with _without_data(model), torch.no_grad():
+        ids = torch.zeros(rows, tokens, dtype=torch.long)
+        with _LiveBytes(model) as live:
+            model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return int(live.peak)
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Elements that a row keeps in the caches of all layers while it is decoded."""
@@ -134,7 +147,7 @@ def _traced(
     architecture: PreTrainedConfig, layers: int, adapter: AdapterConfig, dtype: torch.dtype, attention: str, work: Pass
 ) -> int:
     with torch.device("meta"):
-        shape = _with_layers(architecture, layers)
+        shape = with_layers(architecture, layers)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention)
         if adapter.name is not AdapterKind.none:
             add_adapter(model, POLICY, adapter)
@@ -191,10 +204,11 @@ def _train(model: PreTrainedModel, work: Pass) -> None:
     values.sum().backward()
 
 
-def _with_layers(architecture: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The same architecture with fewer layers."""
+def with_layers(architecture: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The same architecture with at most so many layers."""
     shape = copy.deepcopy(architecture)
     text = shape.get_text_config()
+    layers = min(layers, text.num_hidden_layers)
     if getattr(text, "layer_types", None):
         with contextlib.suppress(AttributeError):  # some configurations compute it from the number of layers
             text.layer_types = text.layer_types[:layers]

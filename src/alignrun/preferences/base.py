@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from alignrun.discovery import import_all
+from alignrun.models.backbone import Backbone
 from alignrun.types import Example, Prompt
 
 Build = TypeVar("Build", bound=Callable[..., "Preference"])
@@ -25,12 +27,20 @@ class Preference(ABC):
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] probabilities that `first` is preferred to `second`, one for each prompt, on the CPU."""
 
+    def for_learner(self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> Tensor:
+        """[B] P(ours ≻ theirs) for the policy of `ours` to raise; the same, unless a rule looks at the whole batch."""
+        return self(prompts, ours, theirs)
+
     def check(self, examples: Iterable[Example]) -> None:
         """Look for what it needs in the rows that it will be asked about. Raises InputError where that is missing."""
         return  # most need nothing
 
     def counts(self) -> dict[str, float]:
         """What a preference has counted so far and a user should see, for the metrics of an evaluation."""
+        return {}
+
+    def drain(self) -> dict[str, float]:
+        """Means over what it was asked since the last call, for the metrics of a step or of an evaluation."""
         return {}
 
 
@@ -99,6 +109,8 @@ class Kind:
     """Refuses what can be refused before anything is loaded."""
     on_base: bool
     """Whether it is also given the run's backbone."""
+    empty: Callable[[PreTrainedConfig], nn.Module] | None
+    """Builds the model that a hub id or folder in `path` holds, from its architecture alone, for the memory plan."""
     columns: Callable[[Any], Collection[str] | None]
     """The columns of a row, besides its texts, that it reads; None for all of them."""
 
@@ -123,12 +135,13 @@ def preference(
     feedback: str = "",
     check: Callable[[Any], object] = _nothing,
     on_base: bool = False,
+    empty: Callable[[PreTrainedConfig], nn.Module] | None = None,
     columns: Callable[[Any], Collection[str] | None] = _nothing,
 ) -> Callable[[Build], Build]:
     """Register how a preference is made, under the name that its YAML gives."""
 
     def register(build: Build) -> Build:
-        _registered[name] = Kind(config_class, build, feedback, check, on_base, columns)
+        _registered[name] = Kind(config_class, build, feedback, check, on_base, empty, columns)
         return build
 
     return register
@@ -138,3 +151,9 @@ def discover() -> dict[str, Kind]:
     """Import every module of this package, so that a new file is a preference without further wiring."""
     import_all("alignrun.preferences")
     return _registered
+
+
+def build_preference(section: Any, backbone: Backbone | None = None) -> Preference:
+    """Build the preference of a section; a learned one shares the backbone if it can."""
+    kind = discover()[section.name]
+    return kind.build(section, backbone) if kind.on_base else kind.build(section)

@@ -46,6 +46,20 @@ class ConversationEncoder:
             return Row(tuple(encoding.ids), tuple(encoding.type_ids) if self._typed else ())
         return Row(tuple(self.turns([*asked.turns, {"role": "assistant", "content": completion}])))
 
+    def marked(self, prompt: str, completion: str) -> Row:
+        """The same with types that mark the prompt, for models that read it off its last token.
+
+        Raises:
+            RunError: also where the template writes the prompt differently once an answer follows.
+        """
+        asked, ids = self.turns(as_prompt(prompt).turns), self.encode(prompt, completion).ids
+        if ids[: len(asked)] != tuple(asked):
+            raise RunError(
+                f"preference={self._name}: the chat template writes a prompt differently once an answer follows, so "
+                "where it ends cannot be found: give preference.chat_template"
+            )
+        return Row(ids, (1,) * len(asked) + (0,) * (len(ids) - len(asked)))
+
     def turns(self, turns: Sequence[Message], *, answer: bool = False) -> list[int]:
         """Turns through the chat template, with one BOS where the tokenizer opens texts with it."""
         try:

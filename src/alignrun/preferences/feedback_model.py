@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
+from alignrun.config.literal import literal
 from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
 from alignrun.data.padding import collate, padding_id
 from alignrun.errors import InputError, RunError, one_line
@@ -21,6 +22,7 @@ from alignrun.models.backbone import Backbone
 from alignrun.models.cards import AdapterCard, adapter_folder, read_card
 from alignrun.models.device import batch_to
 from alignrun.models.scorer import Scorer
+from alignrun.models.sharing import load_once
 from alignrun.models.sources import context_length, load_tokenizer, vocabulary_size
 from alignrun.preferences.base import preference_using
 from alignrun.run.trust import check_own
@@ -102,20 +104,23 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
         InputError: the path holds no feedback model of this kind, or its base is not to be had.
     """
     folder, card = find_card(path, kind)
-    config = _model_config(card, path)
+    config = base_config(card, path)
     # The folder may come from anyone: a model from elsewhere, or its code, is for the user to allow.
-    if _origin(config) != _origin(backbone.config) or config.trust_remote_code > backbone.config.trust_remote_code:
+    if origin(config) != origin(backbone.config) or config.trust_remote_code > backbone.config.trust_remote_code:
         values = {name: value.name if isinstance(value, Enum) else value for name, value in asdict(config).items()}
         check_own({"model": values}, card.signature, f"{KEY}: {folder}", ("model",))
     same = card.base == backbone.fingerprint
     if not (card.base and backbone.fingerprint):
-        same = _origin(config) == _origin(backbone.config)
+        same = origin(config) == origin(backbone.config)
     shared = same and backbone.peft is not None
     # Its own prompt format, even where the policy's was changed by configuration.
     tokenizer = load_tokenizer(config)
     if not shared:
         config = replace(config, device=backbone.config.device, gradient_checkpointing=False)
-        backbone = Backbone.load(config, AdapterConfig(name=AdapterKind(card.adapter)), tokenizer, card.seed)
+        adapter = AdapterConfig(name=AdapterKind(card.adapter))
+        # Of several feedback models on a base of their own, each has its own adapter on one copy of it.
+        key = (repr(config), card.base, adapter.name, card.seed)
+        backbone = load_once(key, lambda: Backbone.load(config, adapter, tokenizer, card.seed))
     scorer = Scorer.read(backbone, folder, card, KEY)
     encoder = (PreferenceEncoder if card.kind == "preference" else RewardEncoder)(
         tokenizer, card.template, vocabulary_size(backbone.model.config)
@@ -123,7 +128,7 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
     return TextScorer(scorer, encoder, batch_size)
 
 
-def _origin(config: ModelConfig) -> tuple[object, ...]:
+def origin(config: ModelConfig) -> tuple[object, ...]:
     """Where weights come from, for those that have no fingerprint."""
     return (config.source, config.path, config.revision, config.package, config.package_file, config.fallback)
 
@@ -146,9 +151,10 @@ def find_card(path: str, kind: str) -> tuple[Path, AdapterCard]:
     return folder, card
 
 
-def _model_config(card: AdapterCard, path: str) -> ModelConfig:
+def base_config(card: AdapterCard, path: str) -> ModelConfig:
+    """The base that the card names. Raises InputError for one that this version cannot read."""
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), card.model))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), literal(card.model)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(
             f"{KEY}: {path} does not say its base in a way this version reads ({one_line(error)})"

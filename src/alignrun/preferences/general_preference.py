@@ -19,7 +19,6 @@ from alignrun.models.published import Published, Row, check_path
 from alignrun.objectives.preference import skew_logits
 from alignrun.preferences.base import Preference, preference
 from alignrun.preferences.conversations import ConversationEncoder
-from alignrun.types import as_prompt
 
 
 @schema
@@ -58,11 +57,8 @@ class GeneralPreference(Preference):
 
     def _row(self, prompt: str, completion: str) -> Row:
         """The conversation with EOS in place of its last token; the types mark the prompt."""
-        turns = as_prompt(prompt).turns
-        asked = self._encoder.turns(turns)
-        ids = [*self._encoder.encode(prompt, completion).ids]
-        ids[-1] = int(self._published.tokenizer.eos_token_id)
-        return Row(tuple(ids), (1,) * len(asked) + (0,) * (len(ids) - len(asked)))
+        row = self._encoder.marked(prompt, completion)
+        return Row((*row.ids[:-1], int(self._published.tokenizer.eos_token_id)), row.types)
 
     def _padding(self, rows: Sequence[Row]) -> int:
         return int(self._published.tokenizer.pad_token_id or 0)
@@ -73,7 +69,9 @@ class GeneralPreference(Preference):
         return found
 
 
-@preference("general_preference", GeneralPreferenceConfig, check=check_path, on_base=True)
+@preference(
+    "general_preference", GeneralPreferenceConfig, check=check_path, on_base=True, empty=GeneralPreferenceModel.empty
+)
 def build(config: GeneralPreferenceConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
     return GeneralPreference(Published.load(config, GeneralPreferenceModel, backbone), config)

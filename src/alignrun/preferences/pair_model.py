@@ -115,7 +115,7 @@ def answer_token(tokenizer: Any, name: str, word: str) -> int:
     return int(ids[0])
 
 
-@preference("pair_model", PairModelConfig, check=check_path, on_base=True)
+@preference("pair_model", PairModelConfig, check=check_path, on_base=True, empty=AutoModelForCausalLM.from_config)
 def build(config: PairModelConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
     return PairModel(Published.load(config, AutoModelForCausalLM, backbone), config)

@@ -7,7 +7,8 @@ The published weights were out of reach when this was written; it is tested on r
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import DebertaV2Config, PreTrainedConfig
 
 from alignrun.config import PublishedConfig, schema
 from alignrun.data.control import TextEncoder
@@ -61,7 +62,14 @@ class PairRM(BothOrders):
         return scores.float()[:, None]
 
 
-@preference("pairrm", PairRMConfig, check=check_path, on_base=True)
+def _empty(architecture: PreTrainedConfig) -> nn.Module:
+    from alignrun.models.pair_ranker import PairRanker
+
+    assert isinstance(architecture, DebertaV2Config)
+    return PairRanker(architecture)
+
+
+@preference("pairrm", PairRMConfig, check=check_path, on_base=True, empty=_empty)
 def build(config: PairRMConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
     from alignrun.models.pair_ranker import PairRanker  # here, since DeBERTa takes a while to import

@@ -1,105 +1,162 @@
-"""A majority of judges who disagree: a preference on text that need not be transitive, without a network.
+"""A panel of any preferences: preference.members='{helpful: {name: reward_model, path: …}, …}'
 
-Each judge ranks texts by a score of its own, and so never runs in a circle; a majority of such judges may
-(Condorcet, Essai sur l'application de l'analyse, 1785). Then no completion is preferred to all others, only a mixture
-is not beaten, and no Bradley-Terry reward can say what the panel prefers; Nash learning from human feedback starts from
-this point (arXiv 2312.00886).
+Members who are each transitive may have a majority that is not (Condorcet, Essai sur l'application de l'analyse, 1785):
+then no completion is preferred to all others, only a mixture is not beaten, and no Bradley-Terry reward can say what
+the panel prefers. Nash learning from human feedback starts from this point (arXiv 2312.00886).
 """
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from enum import Enum
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from alignrun import distributed
 from alignrun.config import require, schema
-from alignrun.preferences.base import Preference, Reward, preference
-from alignrun.preferences.scorers import SCORERS, Scorer
+from alignrun.models.backbone import Backbone
+from alignrun.models.sharing import sharing
+from alignrun.objectives.votes import egalitarian, majority, weighted_mean, worst_served
+from alignrun.preferences.base import Preference, build_preference, discover, preference
+from alignrun.preferences.members import EXAMPLE, named_errors, typed_members
+from alignrun.preferences.side_by_side import side_by_side
+from alignrun.types import Example
 
 
 class PanelRule(str, Enum):
-    """How the judges' votes become one preference."""
+    """How the members' votes become one preference."""
 
     majority = "majority"
-    """The probability that more than half of the judges, voting independently, are for y; half a win for a tie."""
+    """The probability that more than half of the members, voting independently, are for y; half a win for a tie."""
     mean = "mean"
-    """The probability that one judge, drawn at random, is for y. Where the judges are sure it is a share of votes."""
+    """The probability that one member, drawn at random or by `weights`, is for y."""
+    maxmin = "maxmin"
+    """Learners raise min_m P_m(π ≻ π'), the win rate with the worst-served member; a pair by itself is ½(min + max)."""
 
 
 @schema
 class PanelConfig:
-    """Who sits on the panel. Judge m prefers y with p_m = σ((s_m(y) − s_m(y')) / (temperature · spread_m))."""
+    """Who sits on the panel, and how it decides. Member m prefers y to y' with probability P_m."""
 
     name: str = "panel"
-    scorers: list[str] = field(default_factory=lambda: ["readability", "formality", "spokenness"])
-    """Different measures of preferences/scorers.py; an odd number of judges who are sure cannot be tied.
-
-    The default three, easy words in short sentences, long words and function words, run in a circle on 9.5% of the
-    triples of completions of the embedded model; three that rank independently of each other would on 1/18.
-    """
+    members: dict[str, Any] = field(default_factory=dict)
+    """By name, each with the settings of its preference: {name: reward_model, path: …}, or the name of a preset."""
     rule: PanelRule = PanelRule.majority
-    temperature: float = 0.125
-    """In typical differences (`Scorer.spread`): at 0.125 an eighth of one gets a judge's vote with probability 0.73.
-
-    A whole one decides, and the vote for the more positive text is what `preference=sentiment` gives by itself. Votes
-    must be decided for a majority to run in a circle: at 1 it hardly differs from the sum of the differences.
-    """
+    weights: dict[str, float] = field(default_factory=dict)
+    """For rule=mean: how much the vote of each member counts, by its name; empty for equal weights."""
 
     def __post_init__(self) -> None:
-        known = ", ".join(SCORERS)
-        for name in self.scorers:
-            near = "".join(f"did you mean {match}? " for match in difflib.get_close_matches(name, SCORERS, n=1))
-            require(name in SCORERS, "preference.scorers", f"has no {name}: {near}choose from {known}")
-        different = len(set(self.scorers))
-        require(different == len(self.scorers), "preference.scorers", f"names one twice: {', '.join(self.scorers)}")
-        require(different >= 2, "preference.scorers", f"must name at least two, not {different}: choose from {known}")
-        require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
-
-
-def majority(votes: Tensor) -> Tensor:
-    """P(more than half vote yes) + ½ P(exactly half do) of M independent votes, which is 1 − its value at 1 − votes.
-
-    The number of yes votes is Poisson-binomial; its distribution is built up judge by judge, exactly.
-
-    Shapes: votes [M, ...] probabilities, the result [...].
-    """
-    judges = len(votes)
-    counts = votes.new_zeros(judges + 1, *votes.shape[1:])
-    counts[0] = 1
-    for vote in votes:
-        counts[1:] = counts[1:] * (1 - vote) + counts[:-1] * vote
-        counts[0] = counts[0] * (1 - vote)
-    won = counts[judges // 2 + 1 :].sum(0)
-    return won if judges % 2 else won + counts[judges // 2] / 2
+        members, key = typed_members(self.members), "preference.weights"
+        require(len(members) >= 2, "preference.members", f"must name at least two, as in {EXAMPLE}")
+        object.__setattr__(self, "members", members)
+        if not self.weights:
+            return
+        require(self.rule is PanelRule.mean, key, "are those of a mean: set preference.rule=mean")
+        for name in [*self.weights, *members]:
+            both = name in members and name in self.weights
+            require(
+                both, key, f"must give a weight to each of {', '.join(members)}, and {name} is in only one of the two"
+            )
+        require(min(self.weights.values()) >= 0, key, "must not be negative")
+        require(sum(self.weights.values()) > 0, key, "must not all be 0")
 
 
 class Panel(Preference):
-    """Several judges' preferences put together by a rule."""
+    """Several preferences put together by a rule."""
 
-    def __init__(self, judges: Sequence[Preference], rule: PanelRule) -> None:
-        self._judges, self._rule = judges, rule
+    def __init__(
+        self,
+        members: Mapping[str, Preference],
+        rule: PanelRule,
+        weights: Mapping[str, float] | None = None,
+        waiting: Collection[str] = (),
+    ) -> None:
+        """`waiting` names the members that may be asked in threads of their own, such as judges behind a server."""
+        self._members, self._rule, self._waiting = dict(members), rule, waiting
+        self._weights = torch.tensor([(weights or dict.fromkeys(members, 1.0))[name] for name in members])
+        self._sums, self._count = torch.zeros(len(members), dtype=torch.float64), 0
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] of the judges' [M, B] votes the probability of a majority, or the mean."""
-        votes = torch.stack([judge(prompts, first, second) for judge in self._judges]).double()
-        return (majority(votes) if self._rule is PanelRule.majority else votes.mean(0)).float()
+        """[B] the rule's value for the members' votes."""
+        votes = self.votes(prompts, first, second)
+        match self._rule:
+            case PanelRule.majority:
+                return majority(votes).float()
+            case PanelRule.mean:
+                return weighted_mean(votes, self._weights).float()
+            case PanelRule.maxmin:
+                return egalitarian(votes).float()
+
+    def for_learner(self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> Tensor:
+        """[B] the same, or for maxmin the votes of the member with the lowest mean over all B."""
+        if self._rule is PanelRule.maxmin:
+            return worst_served(self.votes(prompts, ours, theirs)).float()
+        return self(prompts, ours, theirs)
+
+    def votes(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[M, B] float64, P_m(first ≻ second). Several processes take the members one after another, in step."""
+        asked = {name: partial(self._vote, name, prompts, first, second) for name in self._members}
+        found = side_by_side(asked, self._waiting if distributed.size() == 1 else ())
+        votes = torch.stack(list(found.values())).double()
+        self._sums, self._count = self._sums + votes.sum(1), self._count + votes.shape[1]
+        return votes
+
+    def _vote(self, name: str, *question: Sequence[str]) -> Tensor:
+        with named_errors(name):
+            return self._members[name](*question)
+
+    def check(self, examples: Iterable[Example]) -> None:
+        """Have every member look at the rows."""
+        rows = list(examples)
+        for name, member in self._members.items():
+            with named_errors(name):
+                member.check(rows)
+
+    def counts(self) -> dict[str, float]:
+        """What the members have counted, each under its name."""
+        return {
+            f"{name}/{key}": value for name, member in self._members.items() for key, value in member.counts().items()
+        }
+
+    def drain(self) -> dict[str, float]:
+        """The mean vote of every member since the last call, and the lowest of these means."""
+        sums, count = self._sums, self._count
+        self._sums, self._count = torch.zeros_like(sums), 0
+        inner = {f"{name}/{key}": value for name, one in self._members.items() for key, value in one.drain().items()}
+        if not count:
+            return {}
+        means = dict(zip(self._members, (sums / count).tolist(), strict=True))
+        return {f"panel/{name}": mean for name, mean in means.items()} | {"panel_worst": min(means.values())} | inner
 
 
-class ScorerJudge(Reward):
-    """Prefers the completion of the higher score."""
-
-    def __init__(self, scorer: Scorer, temperature: float) -> None:
-        super().__init__(temperature * scorer.spread)
-        self._score = scorer.score
-
-    def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
-        """[B] scores."""
-        return torch.tensor([self._score(*pair) for pair in zip(prompts, completions, strict=True)])
+def check(config: PanelConfig) -> None:
+    """Refuse what a member would refuse before anything is loaded. Raises InputError."""
+    for name, section in config.members.items():
+        with named_errors(name):
+            discover()[section.name].check(section)
 
 
-@preference("panel", PanelConfig)
-def build(config: PanelConfig) -> Preference:
-    """The preference that the configuration asks for."""
-    return Panel([ScorerJudge(SCORERS[name], config.temperature) for name in config.scorers], config.rule)
+def columns(config: PanelConfig) -> Collection[str] | None:
+    """The columns that any member reads; None for all of them. Raises InputError as the members' own."""
+    read: set[str] = set()
+    for name, section in config.members.items():
+        with named_errors(name):
+            found = discover()[section.name].columns(section)
+        if found is None:
+            return None
+        read |= {*found}
+    return read
+
+
+@preference("panel", PanelConfig, check=check, on_base=True, columns=columns)
+def build(config: PanelConfig, backbone: Backbone | None = None) -> Preference:
+    """The preference that the configuration asks for; members on one base share it."""
+    members = {}
+    with sharing():
+        for name, section in config.members.items():
+            with named_errors(name):
+                members[name] = build_preference(section, backbone)
+    waiting = [name for name, section in config.members.items() if not discover()[section.name].on_base]
+    return Panel(members, config.rule, config.weights, waiting)

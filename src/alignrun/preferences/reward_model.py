@@ -98,7 +98,9 @@ def check(config: RewardModelConfig) -> None:
         raise InputError(f"preference.{set_here[0]} is for published models, and {config.path} is a run: leave it out")
 
 
-@preference("reward_model", RewardModelConfig, check=check, on_base=True)
+@preference(
+    "reward_model", RewardModelConfig, check=check, on_base=True, empty=AutoModelForSequenceClassification.from_config
+)
 def build(config: RewardModelConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
     if is_run(config):

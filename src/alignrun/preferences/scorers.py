@@ -1,4 +1,4 @@
-"""Published measures of a text, each a scalar s(x, y): the members that `preference=panel` may have.
+"""Published measures of a text, each a scalar s(x, y): what `preference=measure` may name.
 
 They are exact formulas over words and sentences, without a network, a model or a syllable dictionary (textstat fetches
 one from the internet for Flesch's measures), and finite for every text. A word is a run of letters, with the

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ SIGNED = {
     "algo": ("opponent",),
     "data": ("source", "path", "eval_path", "subset"),
     "preference": (
-        *("name", "function", "path", "url", "key_variable", "cache", "extra"),
+        *("name", "function", "path", "url", "key_variable", "cache", "extra", "members"),
         *("revision", "trust_remote_code", "chat_template"),
     ),
     "generation": ("engine", "server_url", "server_adapter_folder"),
@@ -79,9 +79,7 @@ def check_own(
     """
     given = {override.partition("=")[0].lstrip("+~") for override in overrides}
     kept = {
-        section: {key: value for key, value in (values.get(section) or {}).items() if f"{section}.{key}" not in given}
-        for section in sections
-        if section not in given
+        section: _without(values.get(section) or {}, given, section) for section in sections if section not in given
     }
     asks = [ask for section, stored in kept.items() for ask in _asks(section, stored)]
     if asks and not _accepted.get() and not is_own(values, signature):
@@ -91,14 +89,34 @@ def check_own(
         )
 
 
-def _asks(section: str, values: Values) -> list[str]:
-    """The risky actions of a section, each in words."""
+def _members(values: Values) -> dict[str, Values]:
+    """The sections of a panel's members; none for another preference."""
+    members = values.get("members")
+    found = members.items() if isinstance(members, Mapping) else ()
+    return {str(name): member for name, member in found if isinstance(member, Mapping)}
+
+
+def _without(values: Values, given: Collection[str], place: str) -> Values:
+    """A section without the settings that were given again; those of members only one by one, since they merge."""
+    kept = {key: value for key, value in values.items() if f"{place}.{key}" not in given}
+    if members := _members(values):
+        kept["members"] = {name: _without(one, given, f"{place}.members.{name}") for name, one in members.items()}
+    return kept
+
+
+def _asks(section: str, values: Values, place: str = "") -> list[str]:
+    """The risky actions of a section, each in words; `place` is where it stands, if it is a member of a panel."""
+    place = place or section
 
     def value(name: str) -> str:
-        return f"{section}.{name}={one_line(Exception(str(values.get(name))), 100)}"
+        return f"{place}.{name}={one_line(Exception(str(values.get(name))), 100)}"
 
     name = values.get("name")
     match section:
+        case "preference" if name == "panel":
+            return [
+                ask for key, one in _members(values).items() for ask in _asks(section, one, f"{place}.members.{key}")
+            ]
         case "model":
             asks = [f"run code of the model ({value('trust_remote_code')})"] if values.get("trust_remote_code") else []
             return asks + ([f"load a model from elsewhere ({_origin(values)})"] if _is_remote_model(values) else [])
@@ -183,14 +201,19 @@ def sign(values: Values) -> str:
 def _digest(key: bytes, values: Values) -> bytes:
     """Digest of the signed settings. Unset ones are omitted, so a version with new settings gives the same digest."""
     sections = {name: values.get(name) or {} for name in SIGNED}
-    covered = {
-        f"{name}.{key}": section[key]
-        for name, section in sections.items()
-        for key in SIGNED[name]
-        if section.get(key) not in (None, {})
-    }
+    covered = {key: value for name, section in sections.items() for key, value in _covered(name, section, name)}
     text = json.dumps(covered, sort_keys=True, default=str)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest().encode()
+
+
+def _covered(group: str, section: Values, place: str) -> Iterator[tuple[str, Any]]:
+    for key in SIGNED[group]:
+        if key == "members" and isinstance(section.get(key), Mapping):
+            for name, member in section[key].items():
+                at = f"{place}.members.{name}"
+                yield from _covered(group, member, at) if isinstance(member, Mapping) else [(at, member)]
+        elif section.get(key) not in (None, {}):
+            yield f"{place}.{key}", section[key]
 
 
 def signature_text(values: Values) -> str:

@@ -33,9 +33,9 @@ from alignrun.evaluation.tournament_results import (
 from alignrun.evaluation.truncation import left_out
 from alignrun.games.files import load_game
 from alignrun.launch import compose
-from alignrun.launch.build import build_preference
 from alignrun.launch.train import remove_empty_run
 from alignrun.models.sources import cache_folder
+from alignrun.preferences.base import build_preference
 from alignrun.reports.panels import log_tournament
 from alignrun.reports.tournament_page import tournament_page
 from alignrun.run.directory import RunDirectory, environment, write_text_atomic

@@ -182,7 +182,7 @@ class Trainer:
         progress = {"learning_rate": rate, "epoch": self._examples(step + 1) / len(self._data)}
         skipped = {"skipped_steps": self._skipped} if self._skipped else {}
         speed = {"seconds": seconds, "tokens_per_second": self._tokens / seconds}
-        return means(updates) | skipped | progress | speed
+        return means(updates) | self._algorithm.drain() | skipped | progress | speed
 
     def _batch_at(self, step: int) -> Any:
         batch = self._data.batch_at(step, self._config.train.batch_size, self._shift)

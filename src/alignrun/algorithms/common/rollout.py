@@ -1,6 +1,6 @@
 """Sampling and judging for the online algorithms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -141,13 +141,16 @@ class Rollouts:
         """[B, K, L] P(y ≻ y' | x) of each of our K completions against each of their L for the prompt."""
         first, second = self.texts(ours), self.texts(theirs)
         pairs = [(mine, other) for mine in first for other in second]
-        return self._judge(prompts, pairs).reshape(len(prompts), len(first), len(second))
+        judged = self._judge(self._tools.preference.for_learner, prompts, pairs)
+        return judged.reshape(len(prompts), len(first), len(second))
 
     def table(self, prompts: PromptBatch, completions: Completions) -> Tensor:
         """[B, K, K] P(y_i ≻ y_j | x) among K completions; every pair is judged once, since P + Pᵀ = 1."""
         texts = self.texts(completions)
         first, second = torch.triu_indices(len(texts), len(texts), 1)
-        judged = self._judge(prompts, [(texts[i], texts[j]) for i, j in zip(first, second, strict=True)])
+        judged = self._judge(
+            self._tools.preference, prompts, [(texts[i], texts[j]) for i, j in zip(first, second, strict=True)]
+        )
         table = judged.new_full((len(prompts), len(texts), len(texts)), 0.5)
         table[:, first, second], table[:, second, first] = judged, 1 - judged
         return table
@@ -157,9 +160,11 @@ class Rollouts:
         samples = zip(completions.tokens.unbind(1), completions.mask.unbind(1), strict=True)
         return [decode_texts(self._tools.policy, Completions(*sample)) for sample in samples]
 
-    def _judge(self, prompts: PromptBatch, pairs: Sequence[tuple[list[str], list[str]]]) -> Tensor:
+    def _judge(
+        self, ask: Callable[..., Tensor], prompts: PromptBatch, pairs: Sequence[tuple[list[str], list[str]]]
+    ) -> Tensor:
         """[B, M] P(first ≻ second | x) of M pairs of lists of B texts."""
-        judged = self._tools.preference(
+        judged = ask(
             prompts.texts * len(pairs),
             [text for first, _ in pairs for text in first],
             [text for _, second in pairs for text in second],

@@ -1,0 +1,50 @@
+"""A published measure of a text as a judge, without a network: preference.measure=readability"""
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignrun.config import require, schema
+from alignrun.preferences.base import Preference, Reward, preference
+from alignrun.preferences.scorers import SCORERS, Scorer
+
+
+@schema
+class MeasureConfig:
+    """P(y ≻ y') = σ((s(y) − s(y')) / (temperature · spread)) with s a measure of preferences/scorers.py."""
+
+    name: str = "measure"
+    measure: str | None = None
+    """sentiment, readability, diversity, relevance, formality, spokenness or brevity: the larger, the better."""
+    temperature: float = 0.125
+    """In typical differences (`Scorer.spread`): at 0.125 an eighth of one wins with probability 0.73.
+
+    A whole one decides, and the more positive text wins as often as with `preference=sentiment`.
+    """
+
+    def __post_init__(self) -> None:
+        known, name = ", ".join(SCORERS), str(self.measure)
+        near = "".join(f"did you mean {match}? " for match in difflib.get_close_matches(name, SCORERS, n=1))
+        require(self.measure is not None, "preference.measure", f"is missing: choose from {known}")
+        require(name in SCORERS, "preference.measure", f"has no {name}: {near}choose from {known}")
+        require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
+
+
+class Measure(Reward):
+    """Prefers the completion of the higher score."""
+
+    def __init__(self, scorer: Scorer, temperature: float) -> None:
+        super().__init__(temperature * scorer.spread)
+        self._score = scorer.score
+
+    def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        """[B] scores."""
+        return torch.tensor([self._score(*pair) for pair in zip(prompts, completions, strict=True)])
+
+
+@preference("measure", MeasureConfig)
+def build(config: MeasureConfig) -> Preference:
+    """The preference that the configuration asks for."""
+    return Measure(SCORERS[str(config.measure)], config.temperature)
