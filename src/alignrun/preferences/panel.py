@@ -17,6 +17,7 @@ from torch import Tensor
 from alignrun.config import require, schema
 from alignrun.preferences.base import Preference, Reward, preference
 from alignrun.preferences.scorers import SCORERS, Scorer
+from alignrun.preferences.texts import TextScores
 
 
 class PanelRule(str, Enum):
@@ -81,10 +82,20 @@ class Panel(Preference):
     def __init__(self, judges: Sequence[Preference], rule: PanelRule) -> None:
         self._judges, self._rule = judges, rule
 
+    @property
+    def by_pair(self) -> bool:  # type: ignore[override]
+        """Whether one of the judges is."""
+        return any(judge.by_pair for judge in self._judges)
+
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] of the judges' [M, B] votes the probability of a majority, or the mean."""
         votes = torch.stack([judge(prompts, first, second) for judge in self._judges]).double()
         return (majority(votes) if self._rule is PanelRule.majority else votes.mean(0)).float()
+
+    def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
+        """Let every judge start."""
+        for judge in self._judges:
+            judge.expect(prompts, completions)
 
 
 class ScorerJudge(Reward):
@@ -92,11 +103,15 @@ class ScorerJudge(Reward):
 
     def __init__(self, scorer: Scorer, temperature: float) -> None:
         super().__init__(temperature * scorer.spread)
-        self._score = scorer.score
+        self._scores = TextScores.by_row(scorer.score)
 
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """[B] scores."""
-        return torch.tensor([self._score(*pair) for pair in zip(prompts, completions, strict=True)])
+        return self._scores(prompts, completions).float()
+
+    def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
+        """Start on the scores."""
+        self._scores.expect(prompts, completions)
 
 
 @preference("panel", PanelConfig)
