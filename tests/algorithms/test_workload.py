@@ -35,18 +35,21 @@ def test_a_step_is_as_large_as_it_says(name: str, monkeypatch: pytest.MonkeyPatc
 
     # A plan does not know whether the preference has a reward of its own, and counts the larger way.
     reward = ["algo.reward=win_rate"] if issubclass(discover()[name], RewardAlgorithm) else []
-    config = compose(["experiment=smoke", f"algo={name}", *reward])
+    pairs = ["preference=function", "preference.function=alignrun.preferences.examples:same_first_letter"]
+    config = compose(["experiment=smoke", f"algo={name}", *pairs, *reward])
     assembly = assemble(config)
     before = sum(weight.numel() for weight in assembly.trained.model.parameters())
     monkeypatch.setattr(rollout, "sample_streams", sampling)
     monkeypatch.setattr(Policy, "log_probs", scoring)
     assembly.algorithm.half_step = nullcontext
+    asked = assembly.algorithm.asked
     batch = next(iter(assembly.algorithm.collect(assembly.data.batch_at(0, 4), 0)))
     with torch.enable_grad():
         assembly.algorithm.loss(batch)
     work = workload(config)
     assert max(map(decoding_rows, drawn)) == decoding_rows(work.drawn)
     assert max(learned) == work.learned
+    assert assembly.algorithm.asked - asked == 4 * work.questions > 0
     policy_size = sum(weight.numel() for weight in assembly.trained.trainable().values())
     base = sum(weight.numel() for key, weight in assembly.trained.model.named_parameters() if ".lora_" not in key)
     assert before == base + policy_size * (1 + work.copies + work.value)

@@ -301,6 +301,9 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
         f"{config.train.micro_batch_size or config.train.batch_size}. The framework's own memory comes on top.",
         highlight=False,
     )
+    if questions := workload(config).questions:
+        total = counted(questions * config.train.batch_size, "question")
+        console.print(f"judging: {total} a step, {questions} for each prompt: pairs in both orders", highlight=False)
     console.print(_fits(config, sizes), highlight=False)
 
 
