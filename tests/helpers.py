@@ -20,6 +20,7 @@ from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
 from alignrun.preferences.base import Preference
+from alignrun.preferences.examples import letters
 from alignrun.types import Completions, PromptBatch
 
 ONLINE = sorted(name for name, kind in discover().items() if kind.online)
@@ -83,6 +84,16 @@ def refused_smoke(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: 
     assert len(error.splitlines()) == 1
     assert not (folder / "refused").exists()
     return error
+
+
+def more_letters(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
+    """A preference of pairs, for `preference.function`: each more letter counts."""
+    pairs = zip(letters(prompts, first), letters(prompts, second), strict=True)
+    return [0.5 + (one - other) / 2 for one, other in pairs]
+
+
+PAIR_BY_PAIR = ["preference=function", "preference.function=helpers:more_letters"]
+"""A preference to which every pair is a question."""
 
 
 class Compared(Preference):

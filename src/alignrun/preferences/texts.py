@@ -19,7 +19,7 @@ from alignrun.preferences.workers import workers
 KEPT = 1 << 16
 """Scores that are remembered, in about 10 MiB; those that were not asked for longest are forgotten first."""
 PAYS = 0.05
-"""Seconds of work from which it is shared out."""
+"""Seconds of CPU time from which work is shared out."""
 
 Row = tuple[str, ...]
 
@@ -36,7 +36,7 @@ class TextScores:
         self._known: dict[bytes, float] = {}
         self._coming: dict[bytes, tuple[Future[Sequence[float] | None], int]] = {}
         self._pace = 0.0
-        """Seconds for each character of the completions, as last measured."""
+        """Seconds of CPU time for each character of the completions, as last measured."""
 
     @classmethod
     def by_row(cls, function: Callable[..., float]) -> "TextScores":
@@ -90,14 +90,14 @@ class TextScores:
         found[:: len(parts)] = self._compute_here(parts[0]).tolist()
         for turn, (future, part) in enumerate(zip(asked, parts[1:], strict=True), start=1):
             if future is not None:
-                scores = future.result()
-                found[turn :: len(parts)] = self._compute_here(part).tolist() if scores is None else scores
+                theirs = future.result()
+                found[turn :: len(parts)] = self._compute_here(part).tolist() if theirs is None else theirs
         return found
 
     def _compute_here(self, rows: Sequence[Row]) -> Tensor:
-        started = time.perf_counter()
+        started = time.thread_time()
         scores = torch.tensor(list(self._here(_columns(rows))), dtype=torch.float64)
-        self._pace = (time.perf_counter() - started) / _size(rows)
+        self._pace = (time.thread_time() - started) / _size(rows)
         return scores
 
 

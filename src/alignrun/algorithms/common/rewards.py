@@ -107,9 +107,9 @@ class RewardAlgorithm(OnlineAlgorithm):
         """Sample K completions per prompt from a role, by default the policy, and reward them."""
         own, *others = self.streams(self.tools.config, step)
         streams = [replace(own, source=role), *others]
-        completions, *opponents = self.rollouts.sample(prompts, streams, step, purpose=purpose)
-        if opponents:
-            rewards = self.rollouts.preference(prompts, completions, *opponents, step, purpose)
+        completions, *theirs = self.rollouts.sample(prompts, streams, step, purpose=purpose)
+        if theirs:
+            rewards = self.rollouts.preference(prompts, completions, theirs[0], step, purpose)
         else:
             rewards = self._scalar(prompts, completions)
         ended = self.tools.policy.ends(completions.flat()).reshape(rewards.shape)

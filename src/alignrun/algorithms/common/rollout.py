@@ -184,7 +184,8 @@ class Rollouts:
         judged = preference(prompts.texts * pairs.shape[2], first, second)
         self.questions += BOTH_ORDERS * len(first) if preference.by_pair else 0
         labels = judged.reshape(-1, len(prompts)).T.to(self._device)
-        return Comparisons(*pairs.to(self._device), labels)
+        one, other = pairs.to(self._device)
+        return Comparisons(one, other, labels)
 
     @property
     def _opponents(self) -> int | None:
