@@ -1,7 +1,7 @@
 """What several tests share: small policies and batches, refused commands, solutions of games, answers of servers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from alignrun.games import Game
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
+from alignrun.preferences.base import Preference
+from alignrun.preferences.examples import letters
 from alignrun.types import Completions, PromptBatch
 
 ONLINE = sorted(name for name, kind in discover().items() if kind.online)
@@ -82,6 +84,27 @@ def refused_smoke(capsys: pytest.CaptureFixture[str], folder: Path, *overrides: 
     assert len(error.splitlines()) == 1
     assert not (folder / "refused").exists()
     return error
+
+
+def more_letters(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
+    """A preference of pairs, for `preference.function`: each more letter counts."""
+    pairs = zip(letters(prompts, first), letters(prompts, second), strict=True)
+    return [0.5 + (one - other) / 2 for one, other in pairs]
+
+
+PAIR_BY_PAIR = ["preference=function", "preference.function=helpers:more_letters"]
+"""A preference to which every pair is a question."""
+
+
+class Compared(Preference):
+    """A preference given by its function; `by_pair` says whether each pair is a question of its own."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], *, by_pair: bool = False) -> None:
+        self._function, self.by_pair = function, by_pair
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> torch.Tensor:
+        """[B] what the function says."""
+        return self._function(prompts, first, second)
 
 
 def bradley_terry_fixed_point(game: Game, kl_tau: float, opponent: Callable[[np.ndarray], np.ndarray]) -> list[float]:

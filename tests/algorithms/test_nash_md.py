@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import load_policy, random_batch
+from helpers import Compared, load_policy, random_batch
 
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.batches import count, rows
@@ -96,7 +96,7 @@ def test_loss_is_the_sum_of_scored_log_probabilities() -> None:
 
 def spied(policy, config, preference) -> NashMD:
     """The algorithm with a preference of the test's own."""
-    return NashMD(config.algo, Tools(policy, preference, config))
+    return NashMD(config.algo, Tools(policy, Compared(preference), config))
 
 
 def test_completions_come_from_the_policy_and_opponents_from_the_mixture() -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import load_policy, random_batch, refused_smoke
+from helpers import Compared, load_policy, random_batch, refused_smoke
 
 from alignrun.algorithms.base import Algorithm, Tools, discover
 from alignrun.algorithms.common.batches import count, rows
 from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing, judged_pairs
+from alignrun.algorithms.common.opponents import Comparisons, all_among
 from alignrun.algorithms.common.rollout import decode_texts, stack
 from alignrun.algorithms.common.schedules import mix_beta_at
 from alignrun.algorithms.nash_mp import Opposed
@@ -27,7 +28,7 @@ def longer(prompts, first, second) -> torch.Tensor:
 
 def build(name: str, *overrides: str, preference=longer) -> Algorithm:
     policy, config = load_policy(f"algo={name}", "generation.max_new_tokens=6", *overrides)
-    return discover()[name](config.algo, Tools(policy, preference, config))
+    return discover()[name](config.algo, Tools(policy, Compared(preference), config))
 
 
 def sums(algorithm: Algorithm, role: Role, batch) -> torch.Tensor:
@@ -152,12 +153,13 @@ def test_best_and_worst_are_by_wins_over_the_others() -> None:
     table = torch.tensor([[0.5, 0.9, 0.1], [0.1, 0.5, 0.2], [0.9, 0.8, 0.5]])
     ties = torch.full((3, 3), 0.5)
     streams = [Completions(torch.full((2, 1), k), torch.ones(2, 1, dtype=torch.bool)) for k in range(3)]
-    batch = judged_pairs(prompts, stack(streams), torch.stack([table, ties]), Pairing.best_worst)
+    judged = Comparisons(*all_among(3)[:, None].expand(-1, 2, -1), torch.stack([table, ties])[:, *all_among(3)])
+    batch = judged_pairs(prompts, stack(streams), judged, Pairing.best_worst)
     assert batch.first.tolist()[0] == [2]
     assert batch.second.tolist()[0] == [1]
     assert batch.labels[:, 0].tolist() == pytest.approx([0.8, 0.5])
     assert batch.first[1] != batch.second[1], "also where nothing is better"
-    every = judged_pairs(prompts, stack(streams), torch.stack([table, ties]))
+    every = judged_pairs(prompts, stack(streams), judged)
     assert every.first.tolist() == [[0, 0, 1]] * 2
     assert every.second.tolist() == [[1, 2, 2]] * 2
     assert every.labels[0].tolist() == pytest.approx([0.9, 0.1, 0.2])
@@ -229,7 +231,7 @@ def test_mirror_prox_judges_the_same_completions_against_where_the_half_step_led
     (half,) = taken
     assert torch.equal(half.completions.tokens, whole.completions.tokens)
     assert half.own is None
-    (_, _, before), (_, _, opponents) = judged
+    (_, _, before, *_), (_, _, opponents, *_) = judged
     assert torch.equal(whole.own.tokens, before.tokens), "the policy's own, from before the half-step"
     with torch.no_grad():
         flat, moved, own = (

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import OFFLINE, ONLINE, offline_arguments
+from helpers import OFFLINE, ONLINE, PAIR_BY_PAIR, offline_arguments
 from safetensors.torch import load_file
 
 from alignrun import cli
 from alignrun.algorithms.base import discover
+from alignrun.algorithms.common.workload import workload
+from alignrun.launch.compose import compose
 
 
 def train(run: Path, *overrides: str) -> int:
@@ -32,13 +34,17 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
     settings = ["train.steps=4", "train.checkpoint_every=3", "train.keep_checkpoints=3", "optim.learning_rate=0.01"]
     if hasattr(discover()[name].config_class, "refresh_every"):
         settings.append("algo.refresh_every=2")
+    drawn = getattr(discover()[name].config_class(), "opponents_per_sample", None)
     small = ["generation.max_new_tokens=4", "data.eval_size=2"]
-    arguments = [f"algo={name}", *small] if name in ONLINE else offline_arguments(name, tmp_path)
+    arguments = [f"algo={name}", *small, *(PAIR_BY_PAIR if drawn else [])]
+    arguments = arguments if name in ONLINE else offline_arguments(name, tmp_path)
     assert train(run, *arguments, *settings) == 0
     whole, rows = files(run, 4), measured(run)
     assert cli.main(["resume", str(run), "--step", "3"]) == 0
     assert files(run, 4) == whole
     assert measured(run) == rows
+    asked = workload(compose(["experiment=smoke", *arguments])).questions
+    assert [row.get("questions") for row in rows if "loss" in row] == ([4 * asked] * 4 if drawn else [None] * 4)
     assert name in OFFLINE or {"kl", "entropy", "length", "eos_rate", "repetition"} <= rows[0].keys()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import load_policy, random_batch, refused_smoke
+from helpers import Compared, load_policy, random_batch, refused_smoke
 from safetensors.torch import load_file
 
 from alignrun import cli
@@ -287,10 +287,10 @@ def test_the_reward_is_in_log_odds_or_a_win_rate() -> None:
         assert drawn.rewards[:, k].tolist() == [len(text) / 2 for text in texts]
     (won,) = list(wins.collect(prompts, 0))
     assert ((won.rewards >= 0) & (won.rewards <= 1)).all()
-    pairwise = build("rloo", preference=longer)
+    pairwise = build("rloo", preference=Compared(longer, by_pair=True))
     assert "win rate" in pairwise.notes()[-1]
     with pytest.raises(InputError, match="has no reward of one completion"):
-        build("rloo", "algo.reward=scalar", preference=longer)
+        build("rloo", "algo.reward=scalar", preference=Compared(longer, by_pair=True))
 
 
 def test_completions_that_do_not_end_are_penalised() -> None:

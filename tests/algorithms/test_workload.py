@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ONLINE
+from helpers import ONLINE, PAIR_BY_PAIR
+from rich.console import Console
 
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common import rollout
@@ -15,6 +16,7 @@ from alignrun.generation.streams import Source, decoding_rows
 from alignrun.launch.build import assemble
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
+from alignrun.planning.plan import show_plan
 
 
 @pytest.mark.parametrize("name", ONLINE)
@@ -35,18 +37,30 @@ def test_a_step_is_as_large_as_it_says(name: str, monkeypatch: pytest.MonkeyPatc
 
     # A plan does not know whether the preference has a reward of its own, and counts the larger way.
     reward = ["algo.reward=win_rate"] if issubclass(discover()[name], RewardAlgorithm) else []
-    config = compose(["experiment=smoke", f"algo={name}", *reward])
+    config = compose(["experiment=smoke", f"algo={name}", *PAIR_BY_PAIR, *reward])
     assembly = assemble(config)
     before = sum(weight.numel() for weight in assembly.trained.model.parameters())
     monkeypatch.setattr(rollout, "sample_streams", sampling)
     monkeypatch.setattr(Policy, "log_probs", scoring)
     assembly.algorithm.half_step = nullcontext
+    asked = assembly.algorithm.asked
     batch = next(iter(assembly.algorithm.collect(assembly.data.batch_at(0, 4), 0)))
     with torch.enable_grad():
         assembly.algorithm.loss(batch)
     work = workload(config)
     assert max(map(decoding_rows, drawn)) == decoding_rows(work.drawn)
     assert max(learned) == work.learned
+    assert assembly.algorithm.asked - asked == 4 * work.questions > 0
     policy_size = sum(weight.numel() for weight in assembly.trained.trainable().values())
     base = sum(weight.numel() for key, weight in assembly.trained.model.named_parameters() if ".lora_" not in key)
     assert before == base + policy_size * (1 + work.copies + work.value)
+
+
+def test_a_plan_says_what_is_asked_of_a_judge(capsys: pytest.CaptureFixture[str]) -> None:
+    """8 samples and 32 prompts, all pairs in both orders: 4,096 questions."""
+    judge = ["preference=judge", "preference.url=http://localhost/v1", "preference.model=m"]
+    settings = ["experiment=smoke", "algo=nash_md", "train.batch_size=32"]
+    show_plan(compose([*settings, *judge]), Console(), [24])
+    assert "judging: 1,024 questions a step, 32 for each prompt" in capsys.readouterr().out
+    assert 32 * workload(compose([*settings, *judge, "algo.opponents_per_sample=null"])).questions == 4096
+    assert workload(compose([*settings, "preference=sentiment"])).questions == 0

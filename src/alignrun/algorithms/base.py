@@ -140,6 +140,11 @@ class Algorithm(ABC):
         return [cls.streams(config, step) for step in (0, last // 2, last)]
 
     @classmethod
+    def pairs(cls, config: Config, opponents: int | None = None) -> int:
+        """Pairs of completions of each prompt that a step judges, at so many opponents of each; None is all of them."""
+        return 0
+
+    @classmethod
     def dataset(cls, config: Any, examples: Sequence[Example], encoding: Encoding) -> Dataset[Any]:
         """Encode the examples for this algorithm; by default, only their prompts.
 
@@ -189,6 +194,11 @@ class Algorithm(ABC):
                 f"generation.engine=server: algo={self.name} also samples other policies, which the native engine does"
             ]
         return ()
+
+    @property
+    def asked(self) -> int:
+        """Questions so far to a preference that judges pair by pair; both orders of a pair are two."""
+        return 0
 
     def kl_weight(self) -> float:
         """The current weight τ of KL(π‖μ) against the preference; 0 without a KL penalty."""

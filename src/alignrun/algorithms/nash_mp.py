@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
-from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.algorithms.base import Loss, algorithm
+from alignrun.algorithms.common.online import OnlineAlgorithm
+from alignrun.algorithms.common.opponents import pairs_against
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.schedules import check_opponents
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import extragradient_loss
@@ -23,13 +25,16 @@ class NashMPConfig:
     kl_tau: float = 0.1
     """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
     samples_per_prompt: int = 4
-    """Completions to fit, and as many opponents to judge them against, per prompt and half-step."""
+    """Completions to fit, and as many opponents, per prompt and half-step."""
+    opponents_per_sample: int | None = 2
+    """Opponents that each is judged against, drawn if every pair is a question to the preference; null is all."""
     explore_temperature: float = 2.0
     """Multiplies `generation.temperature` for the completions to fit; higher is flatter."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau > 0, "algo.kl_tau", f"must be positive, not {self.kl_tau}")
         require(self.samples_per_prompt >= 2, "algo.samples_per_prompt", "must be at least 2, to form pairs")
+        check_opponents(self.opponents_per_sample)
         require(self.explore_temperature > 0, "algo.explore_temperature", "must be positive")
 
 
@@ -47,7 +52,7 @@ class Opposed:
 
 
 @algorithm("nash_mp", NashMPConfig)
-class NashMP(Algorithm):
+class NashMP(OnlineAlgorithm):
     """Two half-steps from the same weights and optimiser state, each a regression on pairs y, y' of a flatter policy:
 
     τ(h − [P(y ≻ π'') − P(y' ≻ π'')]/τ)²,  first with π'' = π_t, then with π'' = π_{t+½}, the result of the first.
@@ -59,12 +64,7 @@ class NashMP(Algorithm):
     """
 
     config: NashMPConfig
-    tools: Tools
     half_steps = True
-
-    def __init__(self, config: NashMPConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
-        self.rollouts = Rollouts(tools)
 
     @classmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
@@ -73,14 +73,20 @@ class NashMP(Algorithm):
         flat = temperature * config.algo.explore_temperature
         return Stream(Role.policy, samples, learned=samples, temperature=flat), Stream(Role.policy, samples)
 
+    @classmethod
+    def pairs(cls, config: Config, opponents: int | None = None) -> int:
+        """The completions against some of the opponents, in both half-steps."""
+        samples = config.algo.samples_per_prompt
+        return 2 * pairs_against(samples, samples, opponents)
+
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Opposed]:
         """One batch, judged against the policy after the half-step."""
         streams = self.streams(self.tools.config, step)
         fitted, own = self.rollouts.sample(prompts, streams, step)
-        win_rates = self.rollouts.preference(prompts, fitted, own)
+        win_rates = self.rollouts.preference(prompts, fitted, own, step)
         with self.half_step(Opposed(prompts, fitted, win_rates, None)):
             (opponents,) = self.rollouts.sample(prompts, streams[1:], step, purpose=1)
-        win_rates = self.rollouts.preference(prompts, fitted, opponents)
+        win_rates = self.rollouts.preference(prompts, fitted, opponents, step, 1)
         yield Opposed(prompts, fitted, win_rates, own)
 
     def loss(self, batch: Opposed) -> Loss:

@@ -15,6 +15,8 @@ class RLOOConfig(RewardConfig):
     """At least two samples, which serve as baselines for each other."""
 
     name: str = "rloo"
+    opponents_per_sample: int | None = 2
+    """Those of the reference that each is judged against, drawn if every pair is a question; null is all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignrun.algorithms.base import Algorithm, Loss, Tools, algorithm
+from alignrun.algorithms.base import Loss, algorithm
 from alignrun.algorithms.common.anchor import refresh_anchor
+from alignrun.algorithms.common.online import OnlineAlgorithm
 from alignrun.algorithms.common.online_pairs import Pairing
-from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.algorithms.common.opponents import pairs_among
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.schedules import check_refresh
+from alignrun.algorithms.common.schedules import check_opponents, check_refresh
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import self_play_regression_loss
@@ -26,6 +27,8 @@ class SPPOConfig:
     """η, 1/β in the paper, which uses 1000 with a learning rate of 5e-7."""
     samples_per_prompt: int = 5
     """Completions drawn per prompt."""
+    opponents_per_sample: int | None = None
+    """With pairing=all: others that each is judged against, drawn if every pair is a question; null is all."""
     refresh_every: int = 8
     """Optimiser steps per iteration, all on samples of the policy at its start."""
     pairing: Pairing = Pairing.best_worst
@@ -34,6 +37,12 @@ class SPPOConfig:
     def __post_init__(self) -> None:
         require(self.step_eta > 0, "algo.step_eta", f"must be positive, not {self.step_eta}")
         require(self.samples_per_prompt >= 2, "algo.samples_per_prompt", "must be at least 2, to be compared")
+        check_opponents(self.opponents_per_sample)
+        require(
+            self.opponents_per_sample is None or self.pairing is Pairing.all,
+            "algo.opponents_per_sample",
+            "must be null for algo.pairing=best_worst, which ranks by all pairs: leave it out, or set algo.pairing=all",
+        )
         check_refresh(self.refresh_every)
 
 
@@ -49,7 +58,7 @@ class Ranked:
 
 
 @algorithm("sppo", SPPOConfig)
-class SPPO(Algorithm):
+class SPPO(OnlineAlgorithm):
     """(log π(y)/π_t(y) − η(P(y ≻ π_t) − ½))²/η,  y ~ π_t.
 
     There is no fixed reference and no penalty on KL(π‖μ). An iteration is a multiplicative-weights step,
@@ -59,12 +68,7 @@ class SPPO(Algorithm):
     """
 
     config: SPPOConfig
-    tools: Tools
     snapshots = (Role.anchor,)
-
-    def __init__(self, config: SPPOConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
-        self.rollouts = Rollouts(tools)
 
     @classmethod
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
@@ -73,12 +77,18 @@ class SPPO(Algorithm):
         learned = samples if config.algo.pairing is Pairing.all else 2
         return (Stream(Role.anchor, samples, learned=learned),)
 
+    @classmethod
+    def pairs(cls, config: Config, opponents: int | None = None) -> int:
+        """Pairs of the completions."""
+        return pairs_among(config.algo.samples_per_prompt, opponents)
+
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Ranked]:
         """Samples of π_t, each judged against the others; the first batch of an iteration updates π_t."""
         refresh_anchor(self.tools.policy, step, self.config.refresh_every)
         (completions,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
         # Excluding each sample's ½ against itself makes the estimate unbiased.
-        win_rates = (self.rollouts.table(prompts, completions).sum(2) - 0.5) / (self.config.samples_per_prompt - 1)
+        table, opponents = self.rollouts.among(prompts, completions, step).table(self.config.samples_per_prompt)
+        win_rates = (table.sum(2) - 0.5) / opponents
         if self.config.pairing is Pairing.best_worst:
             order = win_rates.argsort(dim=1, stable=True)
             kept = order[:, [-1, 0]]

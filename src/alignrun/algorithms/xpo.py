@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing
+from alignrun.algorithms.common.opponents import pairs_against
 from alignrun.algorithms.common.rollout import concatenate
 from alignrun.algorithms.online_dpo import OnlineDPO, OnlineDPOConfig
 from alignrun.config import Config, require, schema
@@ -22,6 +22,8 @@ class XPOConfig(OnlineDPOConfig):
     name: str = "xpo"
     optimism: float = 1e-5
     """α, the weight of log π(y') on completions y' of μ, which is minimised."""
+    opponents_per_sample: int | None = 2
+    """Completions of μ that each is paired with, drawn if every pair is a question to the preference; null is all."""
     least_samples: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -46,14 +48,19 @@ class XPO(OnlineDPO):
         samples = config.algo.samples_per_prompt
         return tuple(Stream(role, samples, learned=samples) for role in (Role.policy, Role.reference))
 
+    @classmethod
+    def pairs(cls, config: Config, opponents: int | None = None) -> int:
+        """Each completion of the policy with some of the reference's."""
+        samples = config.algo.samples_per_prompt
+        return pairs_against(samples, samples, opponents)
+
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
-        """Pair each completion of the policy with each of the reference's."""
+        """Pair each completion of the policy with all of the reference's, or with some."""
         samples = self.config.samples_per_prompt
         ours, theirs = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
-        judged = self.rollouts.pairwise(prompts, ours, theirs).flatten(1)
-        places = torch.cartesian_prod(torch.arange(samples), torch.arange(samples, 2 * samples)).to(judged.device)
-        first, second = (side.expand(len(prompts), -1) for side in places.T)
-        yield JudgedPairs(prompts, concatenate([ours, theirs], dim=1), first, second, judged)
+        judged = self.rollouts.against(prompts, ours, theirs, step)
+        completions = concatenate([ours, theirs], dim=1)
+        yield JudgedPairs(prompts, completions, judged.first, judged.second + samples, judged.labels)
 
     def bonus(self, batch: JudgedPairs, log_probs: Tensor) -> Tensor:
         """α Σ log π(y') over the pairs."""

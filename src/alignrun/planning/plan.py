@@ -333,6 +333,9 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
         if judge.unknown:
             text = f"{judge.place} is not counted: {judge.unknown}"
             console.print(text, highlight=False, markup=False)
+    if questions := workload(config).questions:
+        total = counted(questions * config.train.batch_size, "question")
+        console.print(f"judging: {total} a step, {questions} for each prompt: pairs in both orders", highlight=False)
     console.print(_fits(config, sizes), highlight=False)
 
 

@@ -23,6 +23,10 @@ Build = TypeVar("Build", bound=Callable[..., "Preference"])
 class Preference(ABC):
     """A pairwise preference with P(y ≻ y' | x) + P(y' ≻ y | x) = 1."""
 
+    by_pair: bool = True
+    """Whether every pair is a question of its own. Where it is not, completions are read one by one, and all pairs of K
+    of them cost no more than K readings."""
+
     @abstractmethod
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] probabilities that `first` is preferred to `second`, one for each prompt, on the CPU."""
@@ -34,6 +38,10 @@ class Preference(ABC):
     def check(self, examples: Iterable[Example]) -> None:
         """Look for what it needs in the rows that it will be asked about. Raises InputError where that is missing."""
         return  # most need nothing
+
+    def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
+        """Completions that it will be asked about: what can be prepared meanwhile may start now."""
+        return  # most cannot
 
     def counts(self) -> dict[str, float]:
         """What a preference has counted so far and a user should see, for the metrics of an evaluation."""
@@ -49,6 +57,8 @@ class Reward(Preference):
 
     The Bradley-Terry model (arXiv 2310.12036 eq. 1) at temperature 1. It can only express transitive preferences.
     """
+
+    by_pair = False
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
@@ -113,6 +123,8 @@ class Kind:
     """Builds the model that a hub id or folder in `path` holds, from its architecture alone, for the memory plan."""
     columns: Callable[[Any], Collection[str] | None]
     """The columns of a row, besides its texts, that it reads; None for all of them."""
+    by_pair: Callable[[Any], bool]
+    """Whether what it builds is `Preference.by_pair`, before it is built."""
 
 
 _registered: dict[str, Kind] = {}
@@ -128,6 +140,15 @@ def _nothing(_config: Any) -> tuple[str, ...]:
     return ()
 
 
+def _never(_config: Any) -> bool:
+    return False
+
+
+def always(_config: Any) -> bool:
+    """For `by_pair` of a preference that always judges pair by pair."""
+    return True
+
+
 def preference(
     name: str,
     config_class: type,
@@ -137,11 +158,12 @@ def preference(
     on_base: bool = False,
     empty: Callable[[PreTrainedConfig], nn.Module] | None = None,
     columns: Callable[[Any], Collection[str] | None] = _nothing,
+    by_pair: Callable[[Any], bool] = _never,
 ) -> Callable[[Build], Build]:
     """Register how a preference is made, under the name that its YAML gives."""
 
     def register(build: Build) -> Build:
-        _registered[name] = Kind(config_class, build, feedback, check, on_base, empty, columns)
+        _registered[name] = Kind(config_class, build, feedback, check, on_base, empty, columns, by_pair)
         return build
 
     return register

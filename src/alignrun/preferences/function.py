@@ -1,13 +1,7 @@
 """Your own Python function, sync or async, named by its import path: preference.function=package.module:name."""
 
-import asyncio
-import importlib
-import importlib.util
-import inspect
 import math
-import sys
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -19,8 +13,9 @@ from alignrun.config import require, schema
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.preferences.arguments import Arguments
 from alignrun.preferences.base import Preference, Reward, preference
+from alignrun.preferences.texts import TextScores
+from alignrun.preferences.user_code import call, import_function
 from alignrun.security.text import counted
-from alignrun.security.working_directory import importable
 from alignrun.types import Example, as_prompt
 
 
@@ -50,6 +45,8 @@ class FunctionConfig:
     kind: FunctionKind = FunctionKind.preference
     temperature: float = 1.0
     """For a reward: P = σ((r − r') / temperature)."""
+    pure: bool = False
+    """Equal rows always get equal values: they are kept, and computed by several processes where that pays."""
 
     def __post_init__(self) -> None:
         require(bool(self.function), "preference.function", "is missing: name it as package.module:function")
@@ -59,9 +56,13 @@ class FunctionConfig:
 class UserFunction:
     """The user's function, sync or async, asked about texts and the columns that its parameters name."""
 
-    def __init__(self, name: str, function: Callable[..., Any], kind: FunctionKind) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], kind: FunctionKind, *, pure: bool = False) -> None:
         self._name, self._function = name, function
         self._arguments = Arguments(function, TEXTS[kind])
+        self._scores = None
+        if pure:
+            task = ("alignrun.preferences.user_code:by_path", (name, TEXTS[kind]))
+            self._scores = TextScores(lambda texts: self._ask(texts).tolist(), task)
 
     def check(self, examples: Iterable[Example]) -> None:
         """Raises InputError where a row has no column that the function must be given."""
@@ -77,17 +78,22 @@ class UserFunction:
 
     def __call__(self, *texts: Sequence[str]) -> Tensor:
         """[B] what the function returns for prompts and completions, each process asking it about its share."""
+        if self._scores is not None:
+            return self._scores(*texts).float()
         return distributed.by_share(
             len(texts[0]), lambda rows: self._ask([[side[row] for row in rows] for side in texts])
         )
+
+    def expect(self, *texts: Sequence[str]) -> None:
+        """Start on the values of a pure function."""
+        if self._scores is not None:
+            self._scores.expect(*texts)
 
     def _ask(self, texts: Sequence[Sequence[str]]) -> Tensor:
         failed = f"preference.function={self._name} failed"
         self._check((("a row", as_prompt(prompt).columns) for prompt in texts[0]), RunError)
         try:
-            returned = self._arguments.call(self._function, texts)
-            if inspect.isawaitable(returned):
-                returned = asyncio.run(_result(returned))
+            returned = call(self._function, self._arguments, texts)
             values = torch.as_tensor(returned, dtype=torch.float32).flatten().cpu()
         except ModuleNotFoundError as error:
             raise RunError(
@@ -106,15 +112,11 @@ class UserFunction:
         return values
 
 
-async def _result(returned: Awaitable[Any]) -> Any:
-    return await returned
-
-
 class FunctionPreference(Preference):
     """Asks for both orders and averages: ½ (f(y, y') + 1 − f(y', y)), antisymmetric whatever the function does."""
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self._name, self._function = name, UserFunction(name, function, FunctionKind.preference)
+    def __init__(self, name: str, function: Callable[..., Any], *, pure: bool = False) -> None:
+        self._name, self._function = name, UserFunction(name, function, FunctionKind.preference, pure=pure)
 
     def check(self, examples: Iterable[Example]) -> None:
         """Raises InputError where a row has no column that the function must be given."""
@@ -137,9 +139,9 @@ class FunctionPreference(Preference):
 class FunctionReward(Reward):
     """The user's reward as a preference."""
 
-    def __init__(self, name: str, function: Callable[..., Any], temperature: float) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], temperature: float, *, pure: bool = False) -> None:
         super().__init__(temperature)
-        self._function = UserFunction(name, function, FunctionKind.reward)
+        self._function = UserFunction(name, function, FunctionKind.reward, pure=pure)
 
     def check(self, examples: Iterable[Example]) -> None:
         """Raises InputError where a row has no column that the function must be given."""
@@ -149,53 +151,21 @@ class FunctionReward(Reward):
         """[B] what the function returns."""
         return self._function(prompts, completions)
 
+    def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
+        """Start on the values of a pure function."""
+        self._function.expect(prompts, completions)
+
 
 def columns_of(config: FunctionConfig) -> Collection[str] | None:
     """The columns that the function names; None for all of them. Raises InputError as `import_function`."""
     return Arguments(import_function(str(config.function)), TEXTS[config.kind]).columns
 
 
-@preference("function", FunctionConfig, columns=columns_of)
+@preference("function", FunctionConfig, columns=columns_of, by_pair=lambda c: c.kind is FunctionKind.preference)
 def build(config: FunctionConfig) -> Preference:
     """The preference that the configuration asks for."""
     name = str(config.function)
     function = import_function(name)
     if config.kind is FunctionKind.reward:
-        return FunctionReward(name, function, config.temperature)
-    return FunctionPreference(name, function)
-
-
-def import_function(path: str) -> Callable[..., Any]:
-    """Import `package.module:name` from the environment, or from the current folder where it is not there.
-
-    The folder is importable until the module is imported and no longer: what a library looks for later is not there.
-
-    Raises:
-        InputError: it is not there or not callable.
-    """
-    module_name, separator, name = path.partition(":")
-    if not separator or not module_name or not name:
-        raise InputError(f"preference.function={path} is not an import path: write package.module:function")
-    try:
-        with nullcontext() if _is_installed(module_name.partition(".")[0]) else importable():
-            module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything while it is imported
-        problem = f"{type(error).__name__}: {one_line(error, 120)}"
-        raise InputError(
-            f"preference.function={path} cannot be imported ({problem}): fix the module or the name"
-        ) from error
-    function = getattr(module, name, None)
-    if function is None:
-        where = getattr(module, "__file__", None) or "built into Python"
-        raise InputError(
-            f"preference.function={path}: module {module_name} has no {name}: correct the name, or rename your module "
-            f"if you meant another one than {where}"
-        )
-    if not callable(function):
-        raise InputError(f"preference.function={path} is not callable")
-    return function  # type: ignore[no-any-return]
-
-
-def _is_installed(package: str) -> bool:
-    """Whether a top-level name can be imported without the current folder."""
-    return package in sys.modules or importlib.util.find_spec(package) is not None
+        return FunctionReward(name, function, config.temperature, pure=config.pure)
+    return FunctionPreference(name, function, pure=config.pure)

@@ -33,6 +33,8 @@ class GeneralPreferenceConfig(PublishedConfig):
 class GeneralPreference(Preference):
     """Embeds each completion, and compares the embeddings."""
 
+    by_pair = False
+
     def __init__(self, published: Published, config: GeneralPreferenceConfig) -> None:
         self._published, self._temperature = published, config.temperature
         self._encoder = ConversationEncoder(published.tokenizer, config.name, opens=True)

@@ -1,11 +1,13 @@
 """A trained pairwise preference model, asked in both orders: preference.path=RUN of algo=preference_model."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from alignrun.config import require, schema
+from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.objectives.preference import antisymmetric_logits, skew_logits
 from alignrun.preferences.base import Preference, preference
@@ -43,6 +45,8 @@ class LearnedPreference(Preference):
 class EmbeddedPreference(Preference):
     """P(y ≻ y' | x) = σ(v(x, y)ᵀRv(x, y') / temperature), arXiv 2410.02197: each completion is read once."""
 
+    by_pair = False
+
     def __init__(self, scorer: TextScorer) -> None:
         self._scorer = scorer
 
@@ -52,8 +56,20 @@ class EmbeddedPreference(Preference):
         return torch.sigmoid(skew_logits(*embeddings.unflatten(0, (2, -1))) / self._scorer.card.temperature)
 
 
+def reads_pairs(config: LearnedConfig) -> bool:
+    """Whether the run's model reads both completions at once, as one does that is not there yet for all one knows."""
+    with suppress(InputError):
+        return find_card(str(config.path), "preference")[1].kind != "embedding"
+    return True
+
+
 @preference(
-    "learned", LearnedConfig, feedback="preference", check=lambda c: find_card(c.path, "preference"), on_base=True
+    "learned",
+    LearnedConfig,
+    feedback="preference",
+    check=lambda c: find_card(c.path, "preference"),
+    on_base=True,
+    by_pair=reads_pairs,
 )
 def build(config: LearnedConfig, backbone: Backbone) -> Preference:
     """The preference that the configuration asks for."""

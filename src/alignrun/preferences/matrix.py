@@ -23,6 +23,8 @@ class MatrixConfig:
 class MatrixPreference(Preference):
     """P(a ≻ b) from the game's table. A completion that is no action loses to every action and ties with its like."""
 
+    by_pair = False
+
     def __init__(self, game: Game) -> None:
         self.game = game
         self._index = {action: index for index, action in enumerate(game.actions)}

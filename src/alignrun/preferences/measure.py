@@ -3,12 +3,12 @@
 import difflib
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from alignrun.config import require, schema
 from alignrun.preferences.base import Preference, Reward, preference
 from alignrun.preferences.scorers import SCORERS, Scorer
+from alignrun.preferences.texts import TextScores
 
 
 @schema
@@ -37,11 +37,15 @@ class Measure(Reward):
 
     def __init__(self, scorer: Scorer, temperature: float) -> None:
         super().__init__(temperature * scorer.spread)
-        self._score = scorer.score
+        self._scores = TextScores.by_row(scorer.score)
 
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """[B] scores."""
-        return torch.tensor([self._score(*pair) for pair in zip(prompts, completions, strict=True)])
+        return self._scores(prompts, completions).float()
+
+    def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
+        """Start on the scores."""
+        self._scores.expect(prompts, completions)
 
 
 @preference("measure", MeasureConfig)

@@ -19,7 +19,7 @@ from alignrun.models.backbone import Backbone
 from alignrun.models.head import vocabulary_head
 from alignrun.models.published import Published, Row, check_path
 from alignrun.models.sources import vocabulary_size
-from alignrun.preferences.base import Preference, preference
+from alignrun.preferences.base import Preference, always, preference
 from alignrun.preferences.both_orders import BothOrders
 from alignrun.preferences.conversations import ConversationEncoder
 from alignrun.types import as_prompt
@@ -115,7 +115,14 @@ def answer_token(tokenizer: Any, name: str, word: str) -> int:
     return int(ids[0])
 
 
-@preference("pair_model", PairModelConfig, check=check_path, on_base=True, empty=AutoModelForCausalLM.from_config)
+@preference(
+    "pair_model",
+    PairModelConfig,
+    check=check_path,
+    on_base=True,
+    empty=AutoModelForCausalLM.from_config,
+    by_pair=always,
+)
 def build(config: PairModelConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
     return PairModel(Published.load(config, AutoModelForCausalLM, backbone), config)

@@ -15,7 +15,7 @@ from alignrun.data.control import TextEncoder
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.published import Published, Row, check_path
-from alignrun.preferences.base import Preference, preference
+from alignrun.preferences.base import Preference, always, preference
 from alignrun.preferences.both_orders import BothOrders
 
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
@@ -69,7 +69,7 @@ def _empty(architecture: PreTrainedConfig) -> nn.Module:
     return PairRanker(architecture)
 
 
-@preference("pairrm", PairRMConfig, check=check_path, on_base=True, empty=_empty)
+@preference("pairrm", PairRMConfig, check=check_path, on_base=True, empty=_empty, by_pair=always)
 def build(config: PairRMConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
     from alignrun.models.pair_ranker import PairRanker  # here, since DeBERTa takes a while to import

@@ -78,6 +78,11 @@ class Panel(Preference):
         self._weights = torch.tensor([(weights or dict.fromkeys(members, 1.0))[name] for name in members])
         self._sums, self._count = torch.zeros(len(members), dtype=torch.float64), 0
 
+    @property
+    def by_pair(self) -> bool:  # type: ignore[override]
+        """Whether one of the members is."""
+        return any(member.by_pair for member in self._members.values())
+
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] the rule's value for the members' votes."""
         votes = self.votes(prompts, first, second)
@@ -130,6 +135,11 @@ class Panel(Preference):
         means = dict(zip(self._members, (sums / count).tolist(), strict=True))
         return {f"panel/{name}": mean for name, mean in means.items()} | {"panel_worst": min(means.values())} | inner
 
+    def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
+        """Let every member start."""
+        for member in self._members.values():
+            member.expect(prompts, completions)
+
 
 def check(config: PanelConfig) -> None:
     """Refuse what a member would refuse before anything is loaded. Raises InputError."""
@@ -150,7 +160,12 @@ def columns(config: PanelConfig) -> Collection[str] | None:
     return read
 
 
-@preference("panel", PanelConfig, check=check, on_base=True, columns=columns)
+def by_pair(config: PanelConfig) -> bool:
+    """Whether a member is."""
+    return any(discover()[section.name].by_pair(section) for section in config.members.values())
+
+
+@preference("panel", PanelConfig, check=check, on_base=True, columns=columns, by_pair=by_pair)
 def build(config: PanelConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for; members on one base share it."""
     members = {}

@@ -13,11 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from alignrun.preferences.sentiment import Sentiment
 
 Score = Callable[[str, str], float]
 
@@ -61,17 +56,12 @@ def _letters(word: str) -> int:
     return sum(map(str.isalpha, word))
 
 
-@cache
-def _vader() -> "Sentiment":
-    from alignrun.preferences.sentiment import Sentiment  # needs torch, and configurations need only the names here
-
-    return Sentiment(temperature=1.0)
-
-
 @scorer(spread=0.4)
 def sentiment(prompt: str, completion: str) -> float:
     """VADER's compound score in [−1, 1] (Hutto and Gilbert, ICWSM 2014), as `preference=sentiment` has it."""
-    return float(_vader().rewards([prompt], [completion]))
+    from alignrun.preferences.vader import compound  # configurations need only the names here
+
+    return compound(prompt, completion)
 
 
 @scorer(spread=11.0)

@@ -7,12 +7,12 @@ was fitted to human ratings.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from alignrun.config import require, schema
 from alignrun.preferences.base import Preference, Reward, preference
+from alignrun.preferences.texts import TextScores
+from alignrun.preferences.vader import compound
 
 
 @schema
@@ -32,11 +32,15 @@ class Sentiment(Reward):
 
     def __init__(self, temperature: float) -> None:
         super().__init__(temperature)
-        self._analyzer = SentimentIntensityAnalyzer()
+        self._scores = TextScores.by_row(compound)
 
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """[B] compound scores in [−1, 1]; 0 for an empty completion."""
-        return torch.tensor([self._analyzer.polarity_scores(text)["compound"] for text in completions])
+        return self._scores(prompts, completions).float()
+
+    def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
+        """Start on the scores."""
+        self._scores.expect(prompts, completions)
 
 
 @preference("sentiment", SentimentConfig)

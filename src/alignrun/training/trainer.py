@@ -172,6 +172,7 @@ class Trainer:
     def train_step(self, step: int) -> dict[str, float]:
         """Run the updates of one batch of the data; returns the means of their metrics."""
         self._step, self._tokens, started = step, 0.0, time.perf_counter()
+        asked = self._algorithm.asked
         rate = set_learning_rate(self._optimizer, self._config.optim, step, self._config.train.steps)
         updates: list[dict[str, float]] = []
         with self._saving_after_errors(updates), distributed.report_lost(), suppress(LeftOut):
@@ -182,7 +183,9 @@ class Trainer:
         progress = {"learning_rate": rate, "epoch": self._examples(step + 1) / len(self._data)}
         skipped = {"skipped_steps": self._skipped} if self._skipped else {}
         speed = {"seconds": seconds, "tokens_per_second": self._tokens / seconds}
-        return means(updates) | self._algorithm.drain() | skipped | progress | speed
+        asked = self._algorithm.asked - asked
+        questions = {"questions": asked} if asked else {}
+        return means(updates) | self._algorithm.drain() | skipped | questions | progress | speed
 
     def _batch_at(self, step: int) -> Any:
         batch = self._data.batch_at(step, self._config.train.batch_size, self._shift)

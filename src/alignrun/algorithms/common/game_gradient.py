@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignrun.algorithms.base import Algorithm, Loss, Tools
-from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.algorithms.base import Loss
+from alignrun.algorithms.common.online import OnlineAlgorithm
+from alignrun.algorithms.common.opponents import pairs_against
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.schedules import check_opponents
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Source, Stream
 from alignrun.objectives.nash import policy_gradient_loss, suffix_advantages
@@ -22,11 +24,14 @@ class GameGradientConfig:
     kl_tau: float = 0.02
     """τ, the weight of KL(π‖μ) against a win rate in [0, 1]."""
     samples_per_prompt: int = 8
-    """Completions per prompt and side; each of the policy's is judged against all of the opponent's."""
+    """Completions per prompt and side."""
+    opponents_per_sample: int | None = 2
+    """Opponents that each is judged against, drawn if every pair is a question to the preference; null is all."""
 
     def __post_init__(self) -> None:
         require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
         require(self.samples_per_prompt >= 1, "algo.samples_per_prompt", "must be at least 1")
+        check_opponents(self.opponents_per_sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +42,21 @@ class Judged:
     completions: Completions
     """[B, K, T]"""
     preference: Tensor
-    """[B, K] P(y ≻ y' | x), averaged over the opponent's completions of the same prompt."""
+    """[B, K] P(y ≻ y' | x), averaged over the opponent's completions that y is judged against."""
 
 
-class GameGradient(Algorithm):
+class GameGradient(OnlineAlgorithm):
     """Policy gradient of P(π ≻ π') − τ KL(π‖μ) with the opponent π' held fixed (eqs. 13-14).
 
     y ~ π,  y' ~ π'
     ∇ = E[Σ_n ∇log π(y_n) · (P(y ≻ y' | x) − ½ − τ Σ_{m≥n} log π(y_m)/μ(y_m))]
 
     The gradient flows through y alone. The loss is averaged over sequences, not tokens. With several samples per side,
-    P(y ≻ y') is averaged over all y' of the prompt: the same expectation with less variance. The prompt is encoded
+    P(y ≻ y') is averaged over several y' of the prompt: the same expectation with less variance. The prompt is encoded
     once for all of them.
     """
 
     config: GameGradientConfig
-    tools: Tools
-
-    def __init__(self, config: GameGradientConfig, tools: Tools) -> None:
-        super().__init__(config, tools)
-        self.rollouts = Rollouts(tools)
 
     @classmethod
     @abstractmethod
@@ -69,10 +69,16 @@ class GameGradient(Algorithm):
         samples = config.algo.samples_per_prompt
         return Stream(Role.policy, samples, learned=samples), Stream(cls.opponent_at(config, step), samples)
 
+    @classmethod
+    def pairs(cls, config: Config, opponents: int | None = None) -> int:
+        """Each completion of the policy against some of the opponent's."""
+        samples = config.algo.samples_per_prompt
+        return pairs_against(samples, samples, opponents)
+
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
         """Sample both sides in one decoding loop, judge them, and yield one batch."""
         ours, theirs = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
-        yield Judged(prompts, ours, self.rollouts.preference(prompts, ours, theirs))
+        yield Judged(prompts, ours, self.rollouts.preference(prompts, ours, theirs, step))
 
     def loss(self, batch: Judged) -> Loss:
         """The surrogate −Σ log π(y_n) · A_n over the N = B·K sequences, those of a prompt in consecutive rows."""

@@ -9,10 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Algorithm, Loss, Tools
+from alignrun.algorithms.base import Loss, Tools
+from alignrun.algorithms.common.online import OnlineAlgorithm
+from alignrun.algorithms.common.opponents import Comparisons, pairs_among
 from alignrun.algorithms.common.pairs import correct
-from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.schedules import check_opponents
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Source, Stream
 from alignrun.types import Completions, PromptBatch, Role
@@ -22,9 +24,9 @@ class Pairing(str, Enum):
     """Which pairs of a prompt's completions to learn from."""
 
     all = "all"
-    """All pairs: the expectation in the theory, with the least variance."""
+    """All pairs, or all that `opponents_per_sample` draws: the expectation in the theory, without bias."""
     best_worst = "best_worst"
-    """The completions with the highest and the lowest win rate: larger margins, but a biased sample of pairs."""
+    """The completions with the highest and the lowest win rate over all pairs: larger margins, but biased."""
 
 
 @schema
@@ -35,6 +37,8 @@ class OnlinePairsConfig:
     """τ, the weight of KL(π‖μ)."""
     samples_per_prompt: int = 4
     """Completions drawn per prompt."""
+    opponents_per_sample: int | None = 2
+    """Pairs that each is in with pairing=all, drawn if every pair is a question to the preference; null is all."""
     pairing: Pairing = Pairing.all
     least_samples: ClassVar[int] = 2
     """The fewest completions of a prompt that form pairs."""
@@ -43,6 +47,7 @@ class OnlinePairsConfig:
         require(self.kl_tau > 0, "algo.kl_tau", f"must be positive, not {self.kl_tau}")
         least = self.least_samples
         require(self.samples_per_prompt >= least, "algo.samples_per_prompt", f"must be at least {least}, to form pairs")
+        check_opponents(self.opponents_per_sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class JudgedPairs:
     """[B, M] P(y ≻ y' | x)."""
 
 
-class OnlinePairs(Algorithm):
+class OnlinePairs(OnlineAlgorithm):
     """E[f(h, p)] over pairs y, y' of samples, with h = log π(y)/μ(y) − log π(y')/μ(y') and p = P(y ≻ y' | x).
 
     The label is the probability itself rather than a draw from it: the same expectation with less variance. Samples
@@ -69,11 +74,9 @@ class OnlinePairs(Algorithm):
     """
 
     config: OnlinePairsConfig
-    tools: Tools
 
     def __init__(self, config: OnlinePairsConfig, tools: Tools) -> None:
         super().__init__(config, tools)
-        self.rollouts = Rollouts(tools)
         self.temperature = tools.config.generation.temperature
 
     @classmethod
@@ -87,6 +90,12 @@ class OnlinePairs(Algorithm):
         samples = config.algo.samples_per_prompt
         return (Stream(cls.source_at(config, step), samples, learned=samples),)
 
+    @classmethod
+    def pairs(cls, config: Config, opponents: int | None = None) -> int:
+        """Pairs of the completions, all of them where the best and the worst are looked for."""
+        every = config.algo.pairing is Pairing.best_worst
+        return pairs_among(config.algo.samples_per_prompt, None if every else opponents)
+
     @abstractmethod
     def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
         """[N] the loss of each pair, from its margin h [N] and label [N]."""
@@ -94,7 +103,9 @@ class OnlinePairs(Algorithm):
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
         """One batch of pairs."""
         (completions,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
-        yield judged_pairs(prompts, completions, self.rollouts.table(prompts, completions), self.config.pairing)
+        every = self.config.pairing is Pairing.best_worst
+        judged = self.rollouts.among(prompts, completions, step, every=every)
+        yield judged_pairs(prompts, completions, judged, self.config.pairing)
 
     def log_ratios(self, batch: JudgedPairs, log_probs: Tensor, reference: Tensor) -> Tensor:
         """[N, T] the log ratios of the margin, log π/μ, from log-probabilities [N, T] of all N = B·K completions."""
@@ -131,16 +142,14 @@ class OnlinePairs(Algorithm):
 
 
 def judged_pairs(
-    prompts: PromptBatch, completions: Completions, table: Tensor, pairing: Pairing = Pairing.all
+    prompts: PromptBatch, completions: Completions, judged: Comparisons, pairing: Pairing = Pairing.all
 ) -> JudgedPairs:
-    """Form pairs of K completions [B, K, T] from their preferences [B, K, K]."""
-    count = table.shape[1]
-    if pairing is Pairing.best_worst:
-        # The ½ on the diagonal does not change the order; even if all are equal, first and last differ.
-        order = table.sum(2).argsort(dim=1, stable=True)
-        first, second = order[:, -1:], order[:, :1]
-    else:
-        every = torch.triu_indices(count, count, 1, device=table.device)
-        first, second = (side.expand(len(prompts), -1) for side in every)
-    labels = table.gather(1, first[..., None].expand(-1, -1, count)).gather(2, second[..., None])[..., 0]
-    return JudgedPairs(prompts, completions, first, second, labels)
+    """The pairs of K completions [B, K, T] to learn from: all that were judged, or of all pairs one."""
+    if pairing is Pairing.all:
+        return JudgedPairs(prompts, completions, judged.first, judged.second, judged.labels)
+    table, _ = judged.table(completions.tokens.shape[1])
+    # The ½ on the diagonal does not change the order; even if all are equal, first and last differ.
+    order = table.sum(2).argsort(dim=1, stable=True)
+    first, second = order[:, -1:], order[:, :1]
+    rows = torch.arange(len(table), device=table.device)[:, None]
+    return JudgedPairs(prompts, completions, first, second, table[rows, first, second])

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.base import Algorithm, Tools
+from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.batches import shared
-from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.algorithms.common.online import OnlineAlgorithm
+from alignrun.algorithms.common.opponents import pairs_against
+from alignrun.algorithms.common.schedules import check_opponents
 from alignrun.config import Config, require, schema
 from alignrun.errors import InputError
 from alignrun.generation.streams import Stream
@@ -40,6 +42,8 @@ class RewardConfig:
     reward: RewardKind = RewardKind.auto
     reference_samples: int = 4
     """Completions of the reference per prompt, to estimate the win rate."""
+    opponents_per_sample: int | None = None
+    """Those that each completion is judged against, drawn if every pair is a question; null is all of them."""
     missing_eos_penalty: float = 0.0
     """Penalty on the reward of a completion without an end token (on the normalised reward in PPO)."""
 
@@ -47,6 +51,7 @@ class RewardConfig:
         require(self.kl_tau >= 0, "algo.kl_tau", f"must not be negative, not {self.kl_tau}")
         require(self.samples_per_prompt >= 1, "algo.samples_per_prompt", "must be at least 1")
         require(self.reference_samples >= 1, "algo.reference_samples", "must be at least 1")
+        check_opponents(self.opponents_per_sample)
         require(self.missing_eos_penalty >= 0, "algo.missing_eos_penalty", "must not be negative")
 
 
@@ -63,11 +68,10 @@ class Rewarded:
     """[B, K] the amount to subtract from the reward of a completion without an end token."""
 
 
-class RewardAlgorithm(Algorithm):
+class RewardAlgorithm(OnlineAlgorithm):
     """An algorithm that maximises a scalar reward. Raises InputError if the preference lacks a required reward."""
 
     config: Any
-    tools: Tools
 
     def __init__(self, config: Any, tools: Tools) -> None:
         scored = isinstance(tools.preference, Reward)
@@ -79,7 +83,6 @@ class RewardAlgorithm(Algorithm):
         if config.reward is RewardKind.auto:
             config = replace(config, reward=RewardKind.scalar if scored else RewardKind.win_rate)
         super().__init__(config, replace(tools, config=replace(tools.config, algo=config)))
-        self.rollouts = Rollouts(tools)
         self.temperature = tools.config.generation.temperature
 
     @classmethod
@@ -92,13 +95,21 @@ class RewardAlgorithm(Algorithm):
         own = Stream(Role.policy, algo.samples_per_prompt, learned=algo.samples_per_prompt)
         return (own,) if algo.reward is RewardKind.scalar else (own, Stream(Role.reference, algo.reference_samples))
 
+    @classmethod
+    def pairs(cls, config: Config, opponents: int | None = None) -> int:
+        """Each completion against some of the reference's, if the reward is a win rate."""
+        algo = config.algo
+        if algo.reward is RewardKind.scalar:
+            return 0
+        return pairs_against(algo.samples_per_prompt, algo.reference_samples, opponents)
+
     def draw(self, prompts: PromptBatch, step: int, *, purpose: int = 0, role: Role = Role.policy) -> Rewarded:
         """Sample K completions per prompt from a role, by default the policy, and reward them."""
         own, *others = self.streams(self.tools.config, step)
         streams = [replace(own, source=role), *others]
-        completions, *opponents = self.rollouts.sample(prompts, streams, step, purpose=purpose)
-        if opponents:
-            rewards = self.rollouts.preference(prompts, completions, *opponents)
+        completions, *theirs = self.rollouts.sample(prompts, streams, step, purpose=purpose)
+        if theirs:
+            rewards = self.rollouts.preference(prompts, completions, theirs[0], step, purpose)
         else:
             rewards = self._scalar(prompts, completions)
         ended = self.tools.policy.ends(completions.flat()).reshape(rewards.shape)

@@ -10,6 +10,7 @@ from torch import Tensor
 from alignrun import distributed
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.batches import pieces, select, shared
+from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among
 from alignrun.algorithms.common.serving import ServedPolicy
 from alignrun.config import Engine
 from alignrun.data.completions import opened
@@ -19,10 +20,15 @@ from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy
 from alignrun.types import Completions, PromptBatch, Role
 
+PURPOSES = 101
+"""Draws within a step with random numbers of their own."""
+PAIRS = 50
+"""From a purpose of sampling to that of drawing pairs of what was sampled."""
+
 
 def step_seed(seed: int, step: int, purpose: int = 0) -> int:
     """A seed for a step and purpose of a run."""
-    return ((seed * 1_000_003 + step) * 101 + purpose) % (1 << 63)
+    return ((seed * 1_000_003 + step) * PURPOSES + purpose) % (1 << 63)
 
 
 def step_generator(device: torch.device, seed: int, step: int, purpose: int = 0) -> torch.Generator:
@@ -108,6 +114,8 @@ class Rollouts:
         self._chunk, self._device = generation.batch_size, tools.policy.device
         self._sampling = sampling_of(tools.policy, generation.max_new_tokens, generation.temperature)
         self._served = ServedPolicy(tools.policy, generation) if generation.engine is Engine.server else None
+        self.questions = 0
+        """Questions so far, where each pair is one in each order."""
 
     def sample(
         self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0
@@ -133,27 +141,32 @@ class Rollouts:
         padded = (pad(one, longest, self._sampling.pad_id) for one in drawn)
         return [stack(list(islice(padded, stream.samples))) for stream in streams]
 
-    def preference(self, prompts: PromptBatch, ours: Completions, theirs: Completions) -> Tensor:
-        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over all of theirs for the prompt."""
-        return self.pairwise(prompts, ours, theirs).mean(2)
+    def preference(
+        self, prompts: PromptBatch, ours: Completions, theirs: Completions, step: int, purpose: int = 0
+    ) -> Tensor:
+        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over those of theirs that it meets."""
+        judged = self.against(prompts, ours, theirs, step, purpose).labels
+        return judged.reshape(len(prompts), ours.tokens.shape[1], -1).mean(2)
 
-    def pairwise(self, prompts: PromptBatch, ours: Completions, theirs: Completions) -> Tensor:
-        """[B, K, L] P(y ≻ y' | x) of each of our K completions against each of their L for the prompt."""
-        first, second = self.texts(ours), self.texts(theirs)
-        pairs = [(mine, other) for mine in first for other in second]
-        judged = self._judge(self._tools.preference.for_learner, prompts, pairs)
-        return judged.reshape(len(prompts), len(first), len(second))
+    def against(
+        self, prompts: PromptBatch, ours: Completions, theirs: Completions, step: int, purpose: int = 0
+    ) -> Comparisons:
+        """Each of our K completions against theirs for the prompt: all L of them, or some that the step draws.
 
-    def table(self, prompts: PromptBatch, completions: Completions) -> Tensor:
-        """[B, K, K] P(y_i ≻ y_j | x) among K completions; every pair is judged once, since P + Pᵀ = 1."""
-        texts = self.texts(completions)
-        first, second = torch.triu_indices(len(texts), len(texts), 1)
-        judged = self._judge(
-            self._tools.preference, prompts, [(texts[i], texts[j]) for i, j in zip(first, second, strict=True)]
-        )
-        table = judged.new_full((len(prompts), len(texts), len(texts)), 0.5)
-        table[:, first, second], table[:, second, first] = judged, 1 - judged
-        return table
+        They are drawn where each pair is a question of its own (`Preference.by_pair`). The pairs of one of our
+        completions are consecutive.
+        """
+        sizes = ours.tokens.shape[1], theirs.tokens.shape[1]
+        generator = self._drawing(step, purpose)
+        pairs = draw_against(generator, len(prompts), *sizes, self._opponents)
+        ask = self._tools.preference.for_learner
+        return self._judge(ask, prompts, pairs, self.texts(ours), self.texts(theirs))
+
+    def among(self, prompts: PromptBatch, completions: Completions, step: int, *, every: bool = False) -> Comparisons:
+        """K completions against each other, all pairs or as in `against`; a pair is judged once, since P + Pᵀ = 1."""
+        opponents, texts = None if every else self._opponents, self.texts(completions)
+        pairs = draw_among(self._drawing(step), len(prompts), len(texts), opponents)
+        return self._judge(self._tools.preference, prompts, pairs, texts, texts)
 
     def texts(self, completions: Completions) -> list[list[str]]:
         """K lists of B texts, from completions [B, K, T]."""
@@ -161,25 +174,45 @@ class Rollouts:
         return [decode_texts(self._tools.policy, Completions(*sample)) for sample in samples]
 
     def _judge(
-        self, ask: Callable[..., Tensor], prompts: PromptBatch, pairs: Sequence[tuple[list[str], list[str]]]
-    ) -> Tensor:
-        """[B, M] P(first ≻ second | x) of M pairs of lists of B texts."""
-        judged = ask(
-            prompts.texts * len(pairs),
-            [text for first, _ in pairs for text in first],
-            [text for _, second in pairs for text in second],
+        self,
+        ask: Callable[..., Tensor],
+        prompts: PromptBatch,
+        pairs: Tensor,
+        ours: Sequence[Sequence[str]],
+        theirs: Sequence[Sequence[str]],
+    ) -> Comparisons:
+        """Ask about the pairs [2, B, M] of K and L lists of B texts."""
+        first, second = (
+            [texts[place][row] for places in side.T.tolist() for row, place in enumerate(places)]
+            for side, texts in zip(pairs, (ours, theirs), strict=True)
         )
-        return judged.reshape(len(pairs), len(prompts)).T.to(self._device)
+        judged = ask(prompts.texts * pairs.shape[2], first, second)
+        self.questions += BOTH_ORDERS * len(first) if self._tools.preference.by_pair else 0
+        labels = judged.reshape(-1, len(prompts)).T.to(self._device)
+        one, other = pairs.to(self._device)
+        return Comparisons(one, other, labels)
+
+    @property
+    def _opponents(self) -> int | None:
+        """Opponents of a completion; None where all pairs come at the price of reading each completion once."""
+        opponents: int | None = self._tools.config.algo.opponents_per_sample
+        return opponents if self._tools.preference.by_pair else None
+
+    def _drawing(self, step: int, purpose: int = 0) -> torch.Generator:
+        """Draws pairs: on the CPU, and thus the same for every device and process."""
+        return step_generator(torch.device("cpu"), self._tools.config.seed, step, (purpose + PAIRS) % PURPOSES)
 
     def _natively(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:
         """All samples of all streams in order, each [B, T], from the native engine."""
         sources = [stream.source for stream in streams for _ in range(stream.samples)]
         temperatures = self._temperatures(streams) if any(stream.temperature for stream in streams) else None
         generator = step_generator(self._device, self._tools.config.seed, step, purpose)
-        chunks = [
-            sample_streams(self._tools.policy, part, sources, self._sampling, generator, temperatures)
-            for part in pieces(prompts, self._chunk)
-        ]
+        chunks: list[list[Completions]] = []
+        for part in pieces(prompts, self._chunk):
+            chunks.append(sample_streams(self._tools.policy, part, sources, self._sampling, generator, temperatures))
+            if len(part) < len(prompts):  # judged while the next are decoded
+                texts = [text for one in chunks[-1] for text in decode_texts(self._tools.policy, one)]
+                self._tools.preference.expect(part.texts * len(sources), texts)
         longest = max(chunk[0].tokens.shape[1] for chunk in chunks)
         padded = [[pad(one, longest, self._sampling.pad_id) for one in chunk] for chunk in chunks]
         return [concatenate(parts) for parts in zip(*padded, strict=True)]

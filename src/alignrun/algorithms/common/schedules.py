@@ -27,6 +27,11 @@ def check_refresh(refresh_every: int) -> None:
     require(refresh_every >= 1, "algo.refresh_every", f"must be at least 1, not {refresh_every}")
 
 
+def check_opponents(opponents: int | None) -> None:
+    """Require at least one opponent of a completion. Raises InputError."""
+    require(opponents is None or opponents >= 1, "algo.opponents_per_sample", f"must be at least 1, not {opponents}")
+
+
 def check_minibatches(epochs: int, parts: int) -> None:
     """Require at least one epoch and one minibatch. Raises InputError."""
     require(epochs >= 1, "algo.epochs", f"must be at least 1, not {epochs}")

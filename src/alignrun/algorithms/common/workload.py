@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from alignrun.algorithms.base import discover
+from alignrun.algorithms.common.opponents import BOTH_ORDERS
 from alignrun.config import Config
 from alignrun.generation.streams import Source, decoding_rows, roles_of
+from alignrun.preferences import base as preferences
 from alignrun.types import Role
 
 
@@ -22,12 +24,16 @@ class Workload:
     """Whether a copy of weights and optimiser state is kept during a half-step."""
     value: bool
     """Whether a value function is trained as well, on its own adapter."""
+    questions: int
+    """Questions to the preference, if every pair in each order is one; else 0."""
 
 
 def workload(config: Config) -> Workload:
     """The workload of one step of the configured algorithm."""
     kind = discover()[config.algo.name]
     declared = kind.declared(config)
+    by_pair = kind.online and preferences.discover()[config.preference.name].by_pair(config.preference)
+    opponents = getattr(config.algo, "opponents_per_sample", None)
     loops = [tuple(stream.source for stream in streams for _ in range(stream.samples)) for streams in declared]
     sampled = {role for loop in loops for source in loop for role in roles_of(source)}
     return Workload(
@@ -36,4 +42,5 @@ def workload(config: Config) -> Workload:
         copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
         half_steps=kind.half_steps,
         value=kind.value_function,
+        questions=BOTH_ORDERS * kind.pairs(config, opponents) if by_pair else 0,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from alignrun import distributed
 from alignrun.errors import RunError
 from alignrun.models.sources import cache_folder
-from alignrun.preferences.base import Preference, preference
+from alignrun.preferences.base import Preference, always, preference
 from alignrun.preferences.judge.cache import AnswerCache
 from alignrun.preferences.judge.client import JudgeClient
 from alignrun.preferences.judge.config import PLACEHOLDERS, JudgeConfig
@@ -141,7 +141,7 @@ def fill(template: str, question: Question) -> str:
     return re.sub(rf"\{{({'|'.join(PLACEHOLDERS)})\}}", lambda place: texts[place[1]], template)
 
 
-@preference("judge", JudgeConfig)
+@preference("judge", JudgeConfig, by_pair=always)
 def build(config: JudgeConfig) -> JudgePreference:
     """The preference that the configuration asks for."""
     if config.cache is False:

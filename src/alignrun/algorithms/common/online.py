@@ -1,0 +1,32 @@
+"""Base of the algorithms that sample completions and have them judged."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from alignrun.algorithms.base import Algorithm, Tools
+from alignrun.algorithms.common.rollout import Rollouts
+
+
+class OnlineAlgorithm(Algorithm):
+    """Samples and judges through `rollouts`, and counts what is asked."""
+
+    tools: Tools
+
+    def __init__(self, config: Any, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self.rollouts = Rollouts(tools)
+
+    @property
+    def asked(self) -> int:
+        """Questions so far, where each pair is one in each order."""
+        return self.rollouts.questions
+
+    def notes(self) -> Sequence[str]:
+        """How many pairs are judged, where each is a question."""
+        config = self.tools.config
+        asked, every = (self.pairs(config, opponents) for opponents in (config.algo.opponents_per_sample, None))
+        if not (self.tools.preference.by_pair and every):
+            return super().notes()
+        share = f"all {every}" if asked == every else f"{asked} of {every}"
+        drawn = "" if asked == every else ", drawn at each step (algo.opponents_per_sample)"
+        return [*super().notes(), f"judging: {share} pairs of completions of each prompt{drawn}"]

@@ -1,0 +1,80 @@
+"""The user's function itself: found by its import path, and called with what its parameters name, without torch."""
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from alignrun.errors import InputError, one_line
+from alignrun.preferences.arguments import Arguments
+from alignrun.preferences.worker import Texts
+from alignrun.security.working_directory import importable
+
+
+def call(function: Callable[..., Any], arguments: Arguments, texts: Texts) -> Any:
+    """What the function returns, awaited where it is async."""
+    returned = arguments.call(function, texts)
+    return asyncio.run(_result(returned)) if inspect.isawaitable(returned) else returned
+
+
+async def _result(returned: Awaitable[Any]) -> Any:
+    return await returned
+
+
+def by_path(path: str, names: Sequence[str]) -> Callable[[Texts], list[float]]:
+    """The function of a path, which is given texts of these names, for a process without torch.
+
+    It raises ValueError for values that are no scores.
+    """
+    function = import_function(path)
+    arguments = Arguments(function, names)
+
+    def compute(texts: Texts) -> list[float]:
+        returned = call(function, arguments, texts)
+        values = [float(value) for value in (returned.tolist() if hasattr(returned, "tolist") else returned)]
+        if len(values) != len(texts[0]) or not all(map(math.isfinite, values)):
+            raise ValueError("these are no scores")
+        return values
+
+    return compute
+
+
+def import_function(path: str) -> Callable[..., Any]:
+    """Import `package.module:name` from the environment, or from the current folder where it is not there.
+
+    The folder is importable until the module is imported and no longer: what a library looks for later is not there.
+
+    Raises:
+        InputError: it is not there or not callable.
+    """
+    module_name, separator, name = path.partition(":")
+    if not separator or not module_name or not name:
+        raise InputError(f"preference.function={path} is not an import path: write package.module:function")
+    try:
+        with nullcontext() if _is_installed(module_name.partition(".")[0]) else importable():
+            module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        problem = f"{type(error).__name__}: {one_line(error, 120)}"
+        raise InputError(
+            f"preference.function={path} cannot be imported ({problem}): fix the module or the name"
+        ) from error
+    function = getattr(module, name, None)
+    if function is None:
+        where = getattr(module, "__file__", None) or "built into Python"
+        raise InputError(
+            f"preference.function={path}: module {module_name} has no {name}: correct the name, or rename your module "
+            f"if you meant another one than {where}"
+        )
+    if not callable(function):
+        raise InputError(f"preference.function={path} is not callable")
+    return function  # type: ignore[no-any-return]
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a top-level name can be imported without the current folder."""
+    return package in sys.modules or importlib.util.find_spec(package) is not None
