@@ -16,7 +16,7 @@ from torch import Tensor
 from alignrun import distributed
 from alignrun.errors import RunError
 from alignrun.models.sources import cache_folder
-from alignrun.preferences.base import Preference, preference
+from alignrun.preferences.base import Judgment, Preference, preference
 from alignrun.preferences.judge.cache import AnswerCache
 from alignrun.preferences.judge.client import JudgeClient
 from alignrun.preferences.judge.config import PLACEHOLDERS, JudgeConfig
@@ -59,14 +59,20 @@ class JudgePreference(Preference):
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] the average of both orders; equal completions tie without being judged. Processes share the questions."""
-        rows = list(zip(prompts, first, second, strict=True))
-        return distributed.by_share(len(rows), lambda share: self._probabilities([rows[row] for row in share]))
+        return self.judge(prompts, first, second).probabilities
 
-    def _probabilities(self, rows: Sequence[Question]) -> Tensor:
+    def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
+        """Both orders by themselves, and their average."""
+        rows = list(zip(prompts, first, second, strict=True))
+        wins = distributed.by_share(len(rows), lambda share: self._wins([rows[row] for row in share]))
+        return Judgment.in_both_orders(0.5 + (wins[:, 0] - wins[:, 1]) / 2, wins)
+
+    def _wins(self, rows: Sequence[Question]) -> Tensor:
+        """[B, 2] how likely the completion shown first wins, in both orders."""
         pairs = [(prompt, one, other) for prompt, one, other in rows if one != other]
         verdicts = asyncio.run(self._judge([*pairs, *map(swapped, pairs)])) if pairs else {}
-        leads = [verdicts[row] - verdicts[swapped(row)] if row in verdicts else 0.0 for row in rows]
-        return 0.5 + torch.tensor(leads, dtype=torch.float32) / 2
+        wins = [[verdicts.get(row, 0.5), verdicts.get(swapped(row), 0.5)] for row in rows]
+        return torch.tensor(wins, dtype=torch.float32).reshape(-1, 2)
 
     async def _judge(self, questions: Iterable[Question]) -> dict[Question, float]:
         """p(y, y') of every question, each asked once."""
