@@ -401,7 +401,7 @@ print([cli.main(command) for command in commands])
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"tournament", "sweeps"},
+    {"tournament", "sweeps", "assessment"},
     {"launch", "planning", "top"},
     {"reports"},
     {"evaluation"},

@@ -20,6 +20,7 @@ from alignrun.config.model import (
     ReferenceConfig,
     ReferenceKind,
 )
+from alignrun.config.preference_evaluation import JudgedRows, PreferenceEvaluationConfig
 from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.schema import require, schema
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
@@ -51,11 +52,13 @@ __all__ = [
     "Engine",
     "EvaluationConfig",
     "GenerationConfig",
+    "JudgedRows",
     "LongText",
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
     "Precision",
+    "PreferenceEvaluationConfig",
     "Pruner",
     "PublishedConfig",
     "Quantize",

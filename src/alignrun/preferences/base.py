@@ -133,6 +133,12 @@ _registered: dict[str, Kind] = {}
 """Read through `discover`: a preference is entered when the rest of its module runs."""
 
 
+def preference_in_words(section: Any) -> str:
+    """A short description of a preference: its name and its distinguishing settings."""
+    telling = [str(value) for key in ("model", "path", "function", "game") if (value := getattr(section, key, None))]
+    return f"{section.name} ({', '.join(telling)})" if telling else str(section.name)
+
+
 def preference_using(feedback: str) -> str:
     """The name of the preference that a kind of feedback model is for."""
     return next(name for name, kind in discover().items() if kind.feedback == feedback)

@@ -60,7 +60,7 @@ class EmbeddedPreference(Preference):
 @preference(
     "learned", LearnedConfig, feedback="preference", check=lambda c: find_card(c.path, "preference"), on_base=True
 )
-def build(config: LearnedConfig, backbone: Backbone) -> Preference:
+def build(config: LearnedConfig, backbone: Backbone | None) -> Preference:
     """The preference that the configuration asks for."""
     scorer = load_feedback_model(str(config.path), "preference", config.batch_size, backbone)
     return EmbeddedPreference(scorer) if scorer.card.kind == "embedding" else LearnedPreference(scorer)
