@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from alignrun.assessment.overlap import trained_on
 from alignrun.assessment.questions import Questions, read_pairs
-from alignrun.config import PreferenceEvaluationConfig
+from alignrun.config import JudgedRows, PreferenceEvaluationConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.calibration import Floats, reliability
 from alignrun.evaluation.preference_quality import JudgedPairs, measure_quality
@@ -31,7 +32,7 @@ from alignrun.run.fresh import fresh_directory
 from alignrun.security.text import counted
 from alignrun.types import Example
 
-CHUNK = 1024
+CHUNK = 128
 """Pairs that are asked about at once; a line says how far it is after each."""
 SHOWN = 24
 """Categories on the terminal; the report has all."""
@@ -100,7 +101,10 @@ def _measure(
             "data.columns.label or data.columns.votes"
         )
     left_out = len(probabilities) - len(known)
-    notes = [*questions.notes, *(f"{name}: {value:g}" for name, value in preference.counts().items())]
+    notes = [*questions.notes]
+    if config.rows is JudgedRows.all and trained_on(config.preference, config.data):
+        notes.append(f"{config.preference.path} was trained on rows of these data: rows=heldout leaves them out.")
+    notes += [f"{name}: {value:g}" for name, value in preference.counts().items()]
     if left_out:
         notes.append(f"{counted(left_out, 'pair')} could not be judged and are left out.")
     if isinstance(preference, Reward):
@@ -161,7 +165,7 @@ def _keep(run: RunDirectory, result: PreferenceResult, judged: JudgedPairs, cons
 def _judgments(judged: JudgedPairs) -> list[dict[str, object]]:
     """A row for each pair: what people and the preference say."""
     orders = [None] * len(judged.examples) if judged.orders is None else judged.orders.tolist()
-    categories = judged.categories or [None] * len(judged.examples)
+    categories: Sequence[str | None] = judged.categories or [None] * len(judged.examples)
     return [
         {
             "origin": example.origin,
@@ -182,6 +186,7 @@ def _judgments(judged: JudgedPairs) -> list[dict[str, object]]:
 def _table(result: PreferenceResult) -> Table:
     table = Table(
         title=Text(f"{clip(result.preference, 60)} on {clip(result.data, 60)}"),
+        show_header=False,
         caption=f"[ ]: {result.confidence:.0%} interval over {counted(result.quality.prompts, 'prompt')}",
         title_justify="left",
         caption_justify="left",

@@ -1,6 +1,6 @@
 """The labelled pairs that a preference is asked about."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,11 +57,11 @@ def read_pairs(config: PreferenceEvaluationConfig, kind: PreferenceKind, report:
     values = [str((example.columns or {}).get(str(column), MISSING)) for example in examples]
     if config.category and set(values) == {MISSING}:
         raise InputError(f"category={config.category}: no row has this column: name another, or leave it out")
-    sorted_into = column is not None and len(set(values)) > 1
+    # A column that nobody has named may say something else in every row.
+    most = len(values) if config.category else len(values) // 2
+    sorted_into = 1 < len(set(values)) <= most
     left_out = (f"{skipped:,} rows cannot be used and are left out.",) if skipped else ()
-    return Questions(
-        _for_preference(examples, read, column), values if sorted_into else None, column, (*left_out, *sampled)
-    )
+    return Questions(_for_preference(examples, read), values if sorted_into else None, column, (*left_out, *sampled))
 
 
 def _drawn(found: Examples, config: PreferenceEvaluationConfig) -> tuple[list[Example], tuple[str, ...]]:
@@ -73,11 +73,10 @@ def _drawn(found: Examples, config: PreferenceEvaluationConfig) -> tuple[list[Ex
     return [found[int(row)] for row in sorted(rows)], (note,)
 
 
-def _for_preference(examples: list[Example], read: object, column: str | None) -> list[Example]:
+def _for_preference(examples: list[Example], read: Collection[str] | None) -> list[Example]:
     """Without the columns that were read for the categories alone: a preference sees what it sees in training."""
     if read is None:
         return examples
-    assert isinstance(read, tuple | set | frozenset | list)
     return [
         replace(one, columns={name: value for name, value in (one.columns or {}).items() if name in read} or None)
         for one in examples
