@@ -23,6 +23,7 @@ from alignrun.config.model import (
 from alignrun.config.preference_evaluation import JudgedRows, PreferenceEvaluationConfig
 from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.schema import require, schema
+from alignrun.config.served import ServedConfig
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
     Artifact,
@@ -66,6 +67,7 @@ __all__ = [
     "ReferenceKind",
     "RunConfig",
     "Schedule",
+    "ServedConfig",
     "SweepConfig",
     "TooLong",
     "TournamentConfig",

@@ -56,7 +56,15 @@ HINTS = {
 }
 """Words of an OmegaConf error → how to fix it."""
 
-NAMES_OR_PATHS = ("model.path", "data.path", "data.eval_path", "reference.path", "preference.path", "algo.opponent")
+NAMES_OR_PATHS = (
+    "model.path",
+    "data.path",
+    "data.eval_path",
+    "reference.path",
+    "preference.path",
+    "preference.tokenizer",
+    "algo.opponent",
+)
 """Keys whose value is a path or a name on the hub."""
 GAMES = ("preference.game", "data.game")
 """Keys whose value is a file or the name of a game."""

@@ -5,8 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from alignrun.config import require, schema
-from alignrun.config.served import ServedConfig
+from alignrun.config import ServedConfig, require, schema
 
 TEMPLATE = """\
 Two assistants answered the same request. Which answer is better: more correct, more helpful, clearer? \

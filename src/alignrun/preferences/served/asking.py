@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import httpx2
 
 from alignrun import distributed
-from alignrun.config.served import ServedConfig
+from alignrun.config import ServedConfig
 from alignrun.models.sources import cache_folder
 from alignrun.preferences.served.cache import AnswerCache
 from alignrun.preferences.served.client import ServedClient

@@ -6,7 +6,7 @@ from typing import Any
 import httpx2
 
 from alignrun import http
-from alignrun.config.served import ServedConfig
+from alignrun.config import ServedConfig
 from alignrun.errors import RunError, one_line
 
 AGAIN = "then repeat the command, or `alignrun resume RUN`"
