@@ -28,7 +28,7 @@ alignrun resume RUN [--step N] [key=value …]  continue a stopped run, bit for 
 alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
 alignrun plan [plan.gpu=24GB] [key=value …]  parameters, predicted memory, and the batches that fit a GPU
 alignrun export RUN [--merge]         a PEFT adapter, or a merged model, for transformers and vLLM
-    eval, exploit, resume and export take --trust, for other people's runs that execute code or contact a server
+    eval, eval-preference, exploit, resume and export take --trust, for others' runs that execute code or use a server
 alignrun ls [GROUP]                   the available choices: algorithms, models, data, preferences, …
 alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
 """
@@ -196,7 +196,9 @@ def _trusting(arguments: Sequence[str], console: Console) -> int:
     from alignrun.run.trust import accepting
 
     if not {"-m", "--multirun", "ls", "plan", "config", "top"}.isdisjoint(arguments):
-        raise InputError("--trust is for commands that open a run: resume, eval, exploit, export, or a single training")
+        raise InputError(
+            "--trust is for commands that open a run: resume, eval, eval-preference, exploit, export, a single training"
+        )
     with accepting(True):
         return dispatch(arguments, console)
 
