@@ -51,6 +51,7 @@ def test_every_choice_composes(override: str) -> None:
         "preference=pair_model": ["preference.path=some/model"],
         "preference=general_preference": ["preference.path=some/model"],
         "preference=judge": ["preference.url=http://localhost/v1", "preference.model=m"],
+        "preference=reward_server": ["preference.url=http://localhost", "preference.model=m"],
     }
     compose.compose([override, *needed.get(override, [])])
 
@@ -422,7 +423,7 @@ print([cli.main(command) for command in commands])
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"tournament", "sweeps"},
+    {"tournament", "sweeps", "assessment"},
     {"launch", "planning", "top"},
     {"reports"},
     {"evaluation"},

@@ -55,6 +55,14 @@ DANGEROUS = [
     (["model=path", "model.path=some/model"], "load a model from elsewhere (model.path=some/model)"),
     (["model=smollm2-135m", "model.package=antigravity.x"], "load a model from elsewhere (model.package=antigravity.x"),
     (JUDGE, "send texts to preference.url=https://judge.example/v1; send the key in preference.key_variable=OPENAI_AP"),
+    (
+        ["preference=reward_server", *JUDGE[1:]],
+        "send texts to preference.url=https://judge.example/v1; send the key in preference.key_variable=REWARD_SERV",
+    ),
+    (
+        ["preference=reward_server", *JUDGE[1:], "preference.tokenizer=some/model"],
+        "load a tokenizer from elsewhere (preference.tokenizer=some/model)",
+    ),
     ([*JUDGE, "preference.cache=/etc/cron.d/x"], "write preference.cache=/etc/cron.d/x"),
     (SERVER, "send texts, with a key, to generation.server_url=https://rollouts.example"),
     (["data=hub", "data.path=some/set"], "load data from the hub (data.path=some/set)"),

@@ -22,12 +22,13 @@ USAGE = """\
 alignrun [key=value …]                train: algo=nash_md model=smollm2-135m unless overridden
 alignrun -m key=a,b [key=value …]     sweep: one run for each combination, and a table
 alignrun eval runs='[A,B]' [key=value …]  a tournament: win rates, the equilibrium, and how exploitable each policy is
+alignrun eval-preference preference=NAME data=NAME [key=value …]  how good a reward model, preference model or judge is
 alignrun exploit RUN [key=value …]    train a best response to a run's policy: a lower bound on its exploitability
 alignrun resume RUN [--step N] [key=value …]  continue a stopped run, bit for bit unless a value is changed
 alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
 alignrun plan [plan.gpu=24GB] [key=value …]  parameters, predicted memory, and the batches that fit a GPU
 alignrun export RUN [--merge] [--push ID]  a PEFT adapter, or a merged model, for transformers and vLLM, or on the hub
-    eval, exploit, resume and export take --trust, for other people's runs that execute code or contact a server
+    eval, eval-preference, exploit, resume and export take --trust, for others' runs that execute code or use a server
 alignrun ls [GROUP]                   the available choices: algorithms, models, data, preferences, …
 alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
 """
@@ -42,6 +43,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--interval": {"type": float, "default": 2.0},
 }
 """argparse settings of the options of all commands."""
+ALONE = ("ls", "plan", "config", "eval", "eval-preference", "top", "export")
+"""Commands of one process."""
 
 
 def entry() -> None:
@@ -106,7 +109,10 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     if verb == "--version":
         console.print(f"alignrun {__version__}", highlight=False)
         return 0
-    alone = verb in ("ls", "plan", "config", "eval", "top", "export") or not {"-m", "--multirun"}.isdisjoint(arguments)
+    alone = verb in ("ls", "plan", "config", "eval", "eval-preference", "top", "export") or not {
+        "-m",
+        "--multirun",
+    }.isdisjoint(arguments)
     if alone and (job := _job()) and job.launched() > 1:
         raise InputError(f"alignrun {verb} is one process: start it without accelerate launch or torchrun")
     # No command gains from tokenizer threads; the user's own setting takes precedence.
@@ -139,6 +145,13 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         from alignrun.tournament.command import play
 
         return play(tournament, rest, console)
+    if verb == "eval-preference":
+        from alignrun.launch.compose import compose_preference_evaluation
+
+        evaluation = compose_preference_evaluation(rest)
+        from alignrun.assessment.command import evaluate
+
+        return evaluate(evaluation, rest, console)
     if verb == "exploit":
         overrides, others = _split(rest)
         given = _parse(verb, others, ("run",))
@@ -187,7 +200,9 @@ def _trusting(arguments: Sequence[str], console: Console) -> int:
     from alignrun.run.trust import accepting
 
     if not {"-m", "--multirun", "ls", "plan", "config", "top"}.isdisjoint(arguments):
-        raise InputError("--trust is for commands that open a run: resume, eval, exploit, export, or a single training")
+        raise InputError(
+            "--trust is for commands that open a run: resume, eval, eval-preference, exploit, export, a single training"
+        )
     with accepting(True):
         return dispatch(arguments, console)
 

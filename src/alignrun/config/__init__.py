@@ -20,8 +20,10 @@ from alignrun.config.model import (
     ReferenceConfig,
     ReferenceKind,
 )
+from alignrun.config.preference_evaluation import JudgedRows, PreferenceEvaluationConfig
 from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.schema import require, schema
+from alignrun.config.served import ServedConfig
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
     Artifact,
@@ -51,11 +53,13 @@ __all__ = [
     "Engine",
     "EvaluationConfig",
     "GenerationConfig",
+    "JudgedRows",
     "LongText",
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
     "Precision",
+    "PreferenceEvaluationConfig",
     "Pruner",
     "PublishedConfig",
     "Quantize",
@@ -63,6 +67,7 @@ __all__ = [
     "ReferenceKind",
     "RunConfig",
     "Schedule",
+    "ServedConfig",
     "SweepConfig",
     "TooLong",
     "TournamentConfig",

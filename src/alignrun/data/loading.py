@@ -71,6 +71,28 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
     return Loaded(train, heldout, reading.skipped, tuple(notes))
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """All rows of a data set, none held out."""
+
+    examples: Examples
+    skipped: int
+    """Bad rows left out."""
+    notes: tuple[str, ...] = ()
+    """As in `Loaded`."""
+
+
+def load_whole(config: DataConfig, wanted: Wanted = ()) -> Whole:
+    """Every example of the source, held-out rows last, with the `wanted` columns. Raises as `load_examples`."""
+    source = chosen_source(config)
+    rows = source.read(config)
+    reading, examples = _Reading(config, wanted), Examples()
+    for part in (rows.train, rows.heldout or ()):
+        for record in reading.records(part):
+            examples.add(record)
+    return Whole(examples, reading.skipped, tuple(_unread(reading.names, config.columns, wanted)))
+
+
 @dataclass(slots=True)
 class _Reading:
     """Checks rows, and remembers what a user should know about all of them."""

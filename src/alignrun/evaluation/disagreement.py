@@ -16,6 +16,7 @@ from scipy import stats
 from alignrun.errors import InputError
 from alignrun.evaluation.calibration import Floats, checked, label_entropy, log_loss
 from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
+from alignrun.types import Example
 
 Votes = Sequence[Sequence[float]]
 Completion = TypeVar("Completion", bound=Hashable)
@@ -157,6 +158,16 @@ def triples(groups: Sequence[Sequence[Completion]], cap: int, seed: int = 0) -> 
         np.array(questions, dtype=np.int64).reshape(-1, 3),
         np.array(prompts, dtype=np.int64),
     )
+
+
+def triples_of_pairs(examples: Sequence[Example], cap: int, seed: int = 0) -> tuple[list[Example], Triples[str]]:
+    """The `triples` of the completions in pairs, and for each of their prompts an example that has it."""
+    groups: dict[str, list[str]] = {}
+    prompts: dict[str, Example] = {}
+    for example in examples:
+        prompts[example.text] = example
+        groups.setdefault(example.text, []).extend([str(example.chosen), str(example.rejected)])
+    return [prompts[text] for text in groups], triples(list(groups.values()), cap, seed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The loss and the accuracy of an algorithm on held-out data."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
 from alignrun.evaluation.settled import caution
 from alignrun.models.device import batch_to
 from alignrun.security.text import counted
-from alignrun.types import Evaluation
+from alignrun.types import Evaluation, Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: f
     difference, each with its interval over prompts; empty where all pairs are ties, which have no right answer.
     """
     labels = np.array([example.label for example in data.examples])
-    lengths = np.array([len(str(example.chosen)) - len(str(example.rejected)) for example in data.examples])
+    lengths = length_leads(data.examples)
     scores, decided = accuracy(probabilities, labels)
     by_length, _ = accuracy(0.5 + 0.5 * np.sign(lengths), labels)
     if not decided.any():
@@ -113,6 +114,11 @@ def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: f
         low, high = clustered_mean_interval(values, clusters, confidence, seed, limits)
         result |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
     return result
+
+
+def length_leads(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """[N] by how many characters the chosen completion is longer than the rejected one."""
+    return np.array([len(str(example.chosen)) - len(str(example.rejected)) for example in examples])
 
 
 def accuracy_line(metrics: dict[str, float], confidence: float) -> tuple[str, str]:

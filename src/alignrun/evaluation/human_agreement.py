@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from alignrun.algorithms.base import Algorithm
 from alignrun.config import Config
@@ -14,10 +15,11 @@ from alignrun.errors import InputError
 from alignrun.evaluation.calibration import accuracy, brier, label_entropy, log_loss, reliability
 from alignrun.evaluation.disagreement import (
     Intransitivity,
+    Votes,
     agreement_with_disagreement,
     human_ceiling,
     intransitive_share,
-    triples,
+    triples_of_pairs,
 )
 from alignrun.evaluation.heldout import accuracy_line, measure, with_accuracy
 from alignrun.evaluation.plots import as_svg, reliability_plot
@@ -73,24 +75,9 @@ class FeedbackEvaluator:
                 f"(entropy of the labels {metrics['label_entropy']:z.3f}), {RELIABILITY_FILE}",
             ),
         ]
-        votes = [example.votes for example in examples]
-        agreement, ceiling = agreement_with_disagreement(predicted, votes), human_ceiling(votes)
-        if agreement is not None and ceiling is not None:
-            scores, _ = accuracy(predicted[ceiling.pairs], ceiling.majorities)
-            metrics |= {
-                "human_agreement": ceiling.agreement,
-                "agreement_with_majority": float(scores.mean()),
-                "excess_log_loss": agreement.excess_log_loss,
-            }
-            shown = f"with the majority of the others {scores.mean():z.3f} (an annotator: {ceiling.agreement:z.3f})"
-            for name, value in (
-                ("preference", agreement.preference_correlation),
-                ("certainty", agreement.certainty_correlation),
-            ):
-                if value is not None:
-                    metrics[f"{name}_correlation"] = value
-                    shown += f", {name} ρ {value:z.2f}"
-            lines.append(("agreement with people", shown))
+        if found := agreement(predicted, [example.votes for example in examples]):
+            metrics |= found
+            lines.append(("agreement with people", agreement_in_words(found)))
         circles = self._intransitivity()
         if circles is None:
             lines.append(("intransitive triples", "none to ask: no held-out prompt has three completions"))
@@ -108,17 +95,11 @@ class FeedbackEvaluator:
 
     def _intransitivity(self) -> Intransitivity | None:
         """How often the model is intransitive on three completions of one prompt, including pairs not in the data."""
-        groups: dict[str, list[str]] = {}
-        prompts: dict[str, Example] = {}
-        for example in self._data.examples:
-            prompts[example.text] = example
-            groups.setdefault(example.text, []).extend([str(example.chosen), str(example.rejected)])
-        texts = list(groups)
-        asked = triples(list(groups.values()), TRIPLES_PER_PROMPT, self._seed)
+        prompts, asked = triples_of_pairs(self._data.examples, TRIPLES_PER_PROMPT, self._seed)
         if not asked.pairs:
             return None
         questions = [
-            Example(prompts[texts[prompt]].prompt, prompts[texts[prompt]].origin, chosen=first, rejected=second)
+            Example(prompts[prompt].prompt, prompts[prompt].origin, chosen=first, rejected=second)
             for prompt, first, second in asked.pairs
         ]
         try:
@@ -134,8 +115,37 @@ class FeedbackEvaluator:
             for example, answer in zip(fitting.examples, answers, strict=True)
         }
         answered = np.array(
-            [known.get((texts[prompt], first, second), np.nan) for prompt, first, second in asked.pairs]
+            [known.get((prompts[prompt].text, first, second), np.nan) for prompt, first, second in asked.pairs]
         )
         whole = ~np.isnan(answered[asked.questions]).any(1)
         tables = asked.tables(answered)[whole]
         return intransitive_share(tables, asked.prompts[whole], self._confidence, self._seed)
+
+
+def agreement(predicted: ArrayLike, votes: Votes) -> dict[str, float]:
+    """A model's P(chosen ≻ rejected) [N] against the votes of each pair; empty where no pair has two of them."""
+    probabilities = np.asarray(predicted, dtype=np.float64)
+    found, ceiling = agreement_with_disagreement(probabilities, votes), human_ceiling(votes)
+    if found is None or ceiling is None:
+        return {}
+    scores, _ = accuracy(probabilities[ceiling.pairs], ceiling.majorities)
+    correlations = {
+        "preference_correlation": found.preference_correlation,
+        "certainty_correlation": found.certainty_correlation,
+    }
+    return {
+        "human_agreement": ceiling.agreement,
+        "agreement_with_majority": float(scores.mean()),
+        "excess_log_loss": found.excess_log_loss,
+        **{name: value for name, value in correlations.items() if value is not None},
+    }
+
+
+def agreement_in_words(found: dict[str, float]) -> str:
+    """What `agreement` has found, on one line."""
+    majority, annotator = found["agreement_with_majority"], found["human_agreement"]
+    shown = f"with the majority of the others {majority:z.3f} (an annotator: {annotator:z.3f})"
+    for name in ("preference", "certainty"):
+        if (value := found.get(f"{name}_correlation")) is not None:
+            shown += f", {name} ρ {value:z.2f}"
+    return shown

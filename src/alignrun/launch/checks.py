@@ -22,7 +22,7 @@ def check(config: Config) -> None:
         InputError: settings contradict each other, or hardware is missing.
     """
     kind = _chosen("algo", config.algo, discover())
-    preference = _chosen("preference", config.preference, preferences.discover())
+    preference = chosen_preference(config.preference)
     kind.check(config)
     preference.check(config.preference)
     if config.optim.warmup_steps > config.train.steps:
@@ -54,6 +54,11 @@ def check(config: Config) -> None:
                 f"config: adapter=qlora is for real models, not model={config.model.name}: use adapter=lora"
             )
         quantization(config.adapter, resolved.device, resolved.dtype)
+
+
+def chosen_preference(section: Any) -> preferences.Kind:
+    """How the preference of a section is made. Raises InputError for a name that does not fit the section."""
+    return _chosen("preference", section, preferences.discover())
 
 
 def _chosen(group: str, section: Any, registered: Mapping[str, Registered]) -> Registered:

@@ -23,7 +23,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from alignrun.config import Config, TournamentConfig
+from alignrun.config import Config, PreferenceEvaluationConfig, TournamentConfig
 from alignrun.config.literal import literal
 from alignrun.config.shipped import config_folder as config_folder
 from alignrun.data.sources import chosen_source
@@ -56,14 +56,23 @@ HINTS = {
 }
 """Words of an OmegaConf error → how to fix it."""
 
-NAMES_OR_PATHS = ("model.path", "data.path", "data.eval_path", "reference.path", "preference.path", "algo.opponent")
+NAMES_OR_PATHS = (
+    "model.path",
+    "data.path",
+    "data.eval_path",
+    "reference.path",
+    "preference.path",
+    "preference.tokenizer",
+    "algo.opponent",
+)
 """Keys whose value is a path or a name on the hub."""
 GAMES = ("preference.game", "data.game")
 """Keys whose value is a file or the name of a game."""
 PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
 """Keys whose value is always a path, even if it does not exist yet."""
 
-Root = TypeVar("Root", Config, TournamentConfig)
+Root = TypeVar("Root", Config, TournamentConfig, PreferenceEvaluationConfig)
+Composed = Config | TournamentConfig | PreferenceEvaluationConfig
 
 
 @cache
@@ -72,6 +81,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="tournament", node=TournamentConfig)
+    store.store(name="preference_evaluation", node=PreferenceEvaluationConfig)
     for group, classes in section_classes().items():
         for name, kind in classes.items():
             store.store(group=f"{group}/schema", name=name, node=kind)
@@ -89,11 +99,29 @@ def compose(overrides: Sequence[str], verb: str = "") -> Config:
 def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
     """Compose the configuration of a tournament from the overrides. Raises as `compose`."""
     overrides = readable(overrides, TournamentConfig, "eval")
+    _check_chosen(overrides, ": without it, the runs' own is used")
+    return _composed("eval", TournamentConfig, overrides)
+
+
+def compose_preference_evaluation(overrides: Sequence[str]) -> PreferenceEvaluationConfig:
+    """Compose the configuration of an evaluation of a preference from the overrides. Raises as `compose`."""
+    overrides = readable(overrides, PreferenceEvaluationConfig, "eval-preference")
+    _check_chosen(overrides)
+    for group in ("preference", "data"):
+        if not any(override.startswith(f"{group}=") for override in overrides):
+            raise InputError(f"config: {group} is missing: write {group}=NAME, one of `alignrun ls {group}`")
+    config = _composed("eval_preference", PreferenceEvaluationConfig, overrides)
+    if config.preference.name == "none":
+        raise InputError("config: preference=none prefers nothing: choose another of `alignrun ls preference`")
+    return config
+
+
+def _check_chosen(overrides: Sequence[str], otherwise: str = "") -> None:
+    """Refuse a key of a group of which no choice is given."""
     for group in ("data", "preference"):
         given = [override for override in overrides if override.startswith(f"{group}.")]
         if given and not any(override.startswith(f"{group}=") for override in overrides):
-            raise InputError(f"config: {given[0]} also needs {group}=NAME: without it, the runs' own is used")
-    return _composed("eval", TournamentConfig, overrides)
+            raise InputError(f"config: {given[0]} also needs {group}=NAME{otherwise}")
 
 
 def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
@@ -161,7 +189,7 @@ def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
         yield prefix.rstrip("."), node
 
 
-def plain(config: Config | TournamentConfig) -> dict[str, Any]:
+def plain(config: Composed) -> dict[str, Any]:
     """The whole configuration as nested dictionaries of plain values."""
     container: dict[str, Any] = _plain(asdict(config))
     return container
@@ -176,7 +204,7 @@ def _plain(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
 
 
-def dump(config: Config | TournamentConfig) -> str:
+def dump(config: Composed) -> str:
     """The whole configuration as YAML, with all defaults, and hidden characters as YAML escapes."""
     whole = plain(config)
     text = str(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
@@ -315,7 +343,9 @@ def explain(error: Exception, kind: type = Config) -> str:
 def _unknown(key: str, kind: type) -> str:
     """One line for a key that its section does not have."""
     if kind is not Config and key in _fields(Config):
-        return f"config: {key} is a section of runs; a tournament has its own keys, such as top_p or temperature"
+        example = "top_p or temperature" if kind is TournamentConfig else "rows or confidence"
+        what = "a tournament" if kind is TournamentConfig else "eval-preference"
+        return f"config: {key} is a section of runs; {what} has its own keys, such as {example}"
     if owners := _owners(key):
         return f"config: {key} is not valid here: it belongs to {', '.join(owners)}"
     return f"config: unknown key {key}{_nearest(key, known_keys(kind))}"

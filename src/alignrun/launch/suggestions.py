@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-VERBS = ("eval", "exploit", "resume", "top", "plan", "export", "ls", "config")
+VERBS = ("eval", "eval-preference", "exploit", "resume", "top", "plan", "export", "ls", "config")
 
 ALIASES = {
     "batch_size": "train.batch_size",

@@ -20,6 +20,24 @@ from alignrun.types import Example, Prompt
 Build = TypeVar("Build", bound=Callable[..., "Preference"])
 
 
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """What a preference says about B pairs, before the orders are averaged and ½ stands in for what is not judged."""
+
+    probabilities: Tensor
+    """[B] P(first ≻ second), on the CPU; NaN where it could not judge."""
+    orders: Tensor | None = None
+    """[B, 2] P(first ≻ second) where `first` is shown first, and where it is shown second; NaN as above.
+
+    None for a preference that sees one completion at a time, or both without an order.
+    """
+
+    @classmethod
+    def in_both_orders(cls, probabilities: Tensor, wins: Tensor) -> "Judgment":
+        """From how likely the completion shown first wins, [B, 2] with `first` there and with `second` there."""
+        return cls(probabilities, torch.stack([wins[:, 0], 1 - wins[:, 1]], dim=1))
+
+
 class Preference(ABC):
     """A pairwise preference with P(y ≻ y' | x) + P(y' ≻ y | x) = 1."""
 
@@ -34,6 +52,10 @@ class Preference(ABC):
     def for_learner(self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> Tensor:
         """[B] P(ours ≻ theirs) for the policy of `ours` to raise; the same, unless a rule looks at the whole batch."""
         return self(prompts, ours, theirs)
+
+    def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
+        """The same with what an evaluation of the preference itself looks at."""
+        return Judgment(self(prompts, first, second))
 
     def check(self, examples: Iterable[Example]) -> None:
         """Look for what it needs in the rows that it will be asked about. Raises InputError where that is missing."""
@@ -85,7 +107,11 @@ class Reward(Preference):
         return torch.where(known, rewards, (sums / counts.clamp(min=1))[rows])
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] σ of the reward difference, ½ where one has none. A completion in several pairs is scored once."""
+        """[B] σ of the reward difference, ½ where one has none."""
+        return self.judge(prompts, first, second).probabilities.nan_to_num(0.5)
+
+    def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
+        """The same, NaN where one has none. A completion in several pairs is scored once."""
         places: dict[tuple[str, str], int] = {}
         asked: list[tuple[str, str]] = []
 
@@ -97,7 +123,7 @@ class Reward(Preference):
 
         ours, theirs = ([place(*pair) for pair in zip(prompts, side, strict=True)] for side in (first, second))
         rewards = self.rewards([prompt for prompt, _ in asked], [completion for _, completion in asked])
-        return torch.sigmoid((rewards[ours] - rewards[theirs]) / self._temperature).nan_to_num(0.5)
+        return Judgment(torch.sigmoid((rewards[ours] - rewards[theirs]) / self._temperature))
 
 
 def identity(prompt: str) -> str:
@@ -129,6 +155,15 @@ class Kind:
 
 _registered: dict[str, Kind] = {}
 """Read through `discover`: a preference is entered when the rest of its module runs."""
+
+
+def preference_in_words(section: Any) -> str:
+    """A short description of a preference: its name and its distinguishing settings."""
+    named = ("model", "path", "function", "measure", "game")
+    telling = [str(value) for key in named if (value := getattr(section, key, None))]
+    members = getattr(section, "members", {})
+    telling += [f"{name}: {preference_in_words(member)}" for name, member in members.items()]
+    return f"{section.name} ({', '.join(telling)})" if telling else str(section.name)
 
 
 def preference_using(feedback: str) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignrun.models.published import Published, Row
 from alignrun.objectives.preference import antisymmetric_logits
-from alignrun.preferences.base import Preference
+from alignrun.preferences.base import Judgment, Preference
 
 
 class BothOrders(Preference):
@@ -31,13 +31,18 @@ class BothOrders(Preference):
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] P(first ≻ second); ½ for equal answers, and where one order is too long and skipped."""
+        return self.judge(prompts, first, second).probabilities.nan_to_num(0.5)
+
+    def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
+        """Both orders by themselves, and put together."""
         rows: list[Row | None] = []
         for prompt, one, other in zip(prompts, first, second, strict=True):
             pair = [self._published.fitting(self.encode(prompt, *texts)) for texts in ((one, other), (other, one))]
             rows += pair if None not in pair else [None, None]
         self._published.tally(rows[::2])
         scores = self._published.read(rows, self.forward, self.padding, 1).reshape(-1, 2)
-        return self.symmetric(scores / self._temperature).nan_to_num(0.5)
+        logits = scores / self._temperature
+        return Judgment.in_both_orders(self.symmetric(logits), torch.sigmoid(logits))
 
     def symmetric(self, logits: Tensor) -> Tensor:
         """[B] σ(½(z(x, y, y') − z(x, y', y))) of both orders [B, 2]."""

@@ -43,7 +43,7 @@ class BradleyTerry(Reward):
 @preference(
     "bradley_terry", BradleyTerryConfig, feedback="reward", check=lambda c: find_card(c.path, "reward"), on_base=True
 )
-def build(config: BradleyTerryConfig, backbone: Backbone) -> Preference:
+def build(config: BradleyTerryConfig, backbone: Backbone | None) -> Preference:
     """The preference that the configuration asks for."""
     return BradleyTerry(
         load_feedback_model(str(config.path), "reward", config.batch_size, backbone), config.temperature

@@ -96,9 +96,9 @@ def _asked(heads: Sequence[tuple[int, ...]], tails: Sequence[Sequence[tuple[int,
     return [(head, tail) for head, group in zip(heads, tails, strict=True) for tail in group]
 
 
-def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbone) -> TextScorer:
+def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbone | None) -> TextScorer:
     """The feedback model of a run: one more adapter where `backbone` is the base that it was trained on, else on a
-    base of its own, with its own tokenizer.
+    base of its own, with its own tokenizer; without `backbone` on `model.device=auto`.
 
     Raises:
         InputError: the path holds no feedback model of this kind, or its base is not to be had.
@@ -106,17 +106,15 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
     folder, card = find_card(path, kind)
     config = base_config(card, path)
     # The folder may come from anyone: a model from elsewhere, or its code, is for the user to allow.
-    if origin(config) != origin(backbone.config) or config.trust_remote_code > backbone.config.trust_remote_code:
+    here = None if backbone is None else backbone.config
+    if here is None or origin(config) != origin(here) or config.trust_remote_code > here.trust_remote_code:
         values = {name: value.name if isinstance(value, Enum) else value for name, value in asdict(config).items()}
         check_own({"model": values}, card.signature, f"{KEY}: {folder}", ("model",))
-    same = card.base == backbone.fingerprint
-    if not (card.base and backbone.fingerprint):
-        same = origin(config) == origin(backbone.config)
-    shared = same and backbone.peft is not None
+    shared = backbone is not None and backbone.peft is not None and _is_base(backbone, card, config)
     # Its own prompt format, even where the policy's was changed by configuration.
     tokenizer = load_tokenizer(config)
-    if not shared:
-        config = replace(config, device=backbone.config.device, gradient_checkpointing=False)
+    if backbone is None or not shared:
+        config = replace(config, device="auto" if here is None else here.device, gradient_checkpointing=False)
         adapter = AdapterConfig(name=AdapterKind(card.adapter))
         # Of several feedback models on a base of their own, each has its own adapter on one copy of it.
         key = (repr(config), card.base, adapter.name, card.seed)
@@ -126,6 +124,13 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
         tokenizer, card.template, vocabulary_size(backbone.model.config)
     )
     return TextScorer(scorer, encoder, batch_size)
+
+
+def _is_base(backbone: Backbone, card: AdapterCard, config: ModelConfig) -> bool:
+    """Whether a feedback model was trained on a base."""
+    if card.base and backbone.fingerprint:
+        return bool(card.base == backbone.fingerprint)
+    return origin(config) == origin(backbone.config)
 
 
 def origin(config: ModelConfig) -> tuple[object, ...]:

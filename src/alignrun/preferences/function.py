@@ -12,7 +12,7 @@ from alignrun import distributed
 from alignrun.config import require, schema
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.preferences.arguments import Arguments
-from alignrun.preferences.base import Preference, Reward, preference
+from alignrun.preferences.base import Judgment, Preference, Reward, preference
 from alignrun.preferences.texts import TextScores
 from alignrun.preferences.user_code import call, import_function
 from alignrun.security.text import counted
@@ -124,8 +124,12 @@ class FunctionPreference(Preference):
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] the average of both orders."""
-        forward = self._ask(prompts, first, second)
-        return (forward + 1 - self._ask(prompts, second, first)) / 2
+        return self.judge(prompts, first, second).probabilities
+
+    def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
+        """Both orders by themselves, and their average."""
+        forward, backward = self._ask(prompts, first, second), self._ask(prompts, second, first)
+        return Judgment.in_both_orders((forward + 1 - backward) / 2, torch.stack([forward, backward], dim=1))
 
     def _ask(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         values = self._function(prompts, first, second)

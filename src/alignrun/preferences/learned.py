@@ -10,7 +10,7 @@ from alignrun.config import require, schema
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.objectives.preference import antisymmetric_logits, skew_logits
-from alignrun.preferences.base import Preference, preference
+from alignrun.preferences.base import Judgment, Preference, preference
 from alignrun.preferences.feedback_model import TextScorer, find_card, load_feedback_model
 
 
@@ -36,10 +36,15 @@ class LearnedPreference(Preference):
         self._scorer = scorer
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] P(first ≻ second); both orders are read in one go."""
+        """[B] P(first ≻ second)."""
+        return self.judge(prompts, first, second).probabilities
+
+    def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
+        """Both orders are read in one go."""
         forward, backward = list(zip(first, second, strict=True)), list(zip(second, first, strict=True))
         scores = self._scorer([*prompts, *prompts], [*forward, *backward])
-        return torch.sigmoid(antisymmetric_logits(scores.reshape(2, -1).T))
+        logits = scores.reshape(2, -1).T
+        return Judgment.in_both_orders(torch.sigmoid(antisymmetric_logits(logits)), torch.sigmoid(logits))
 
 
 class EmbeddedPreference(Preference):
@@ -71,7 +76,7 @@ def reads_pairs(config: LearnedConfig) -> bool:
     on_base=True,
     by_pair=reads_pairs,
 )
-def build(config: LearnedConfig, backbone: Backbone) -> Preference:
+def build(config: LearnedConfig, backbone: Backbone | None) -> Preference:
     """The preference that the configuration asks for."""
     scorer = load_feedback_model(str(config.path), "preference", config.batch_size, backbone)
     return EmbeddedPreference(scorer) if scorer.card.kind == "embedding" else LearnedPreference(scorer)

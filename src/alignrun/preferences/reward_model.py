@@ -104,6 +104,5 @@ def check(config: RewardModelConfig) -> None:
 def build(config: RewardModelConfig, backbone: Backbone | None = None) -> Preference:
     """The preference that the configuration asks for."""
     if is_run(config):
-        assert backbone is not None
         return BradleyTerry(load_feedback_model(str(config.path), "reward", TEXTS, backbone), config.temperature)
     return PublishedReward(Published.load(config, AutoModelForSequenceClassification, backbone), config)

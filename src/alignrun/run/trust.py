@@ -30,7 +30,7 @@ SIGNED = {
     "data": ("source", "path", "eval_path", "subset"),
     "preference": (
         *("name", "function", "path", "url", "key_variable", "cache", "extra", "members"),
-        *("revision", "trust_remote_code", "chat_template"),
+        *("revision", "trust_remote_code", "chat_template", "tokenizer"),
     ),
     "generation": ("engine", "server_url", "server_adapter_folder"),
     "tracker": ("mode", "project", "entity"),
@@ -38,8 +38,8 @@ SIGNED = {
 """The settings that a signature covers, by section."""
 EXAMPLES = "alignrun.preferences.examples:"
 """Functions of this package, which only score texts."""
-DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
-"""The default environment variable of a judge's key."""
+DEFAULT_KEY_VARIABLES = {"judge": "OPENAI_API_KEY", "reward_server": "REWARD_SERVER_API_KEY"}
+"""The default environment variables of the keys of servers that judge, by preference."""
 KEY_BYTES = 32
 
 Values = Mapping[str, Any]
@@ -123,10 +123,13 @@ def _asks(section: str, values: Values, place: str = "") -> list[str]:
         case "preference" if name == "function":
             function = str(values.get("function") or EXAMPLES)
             return [] if function.startswith(EXAMPLES) else [f"import and run {value('function')}"]
-        case "preference" if name == "judge":
+        case "preference" if name in DEFAULT_KEY_VARIABLES:
             asks = [f"send texts to {value('url')}"] if values.get("url") else []
-            if values.get("key_variable") not in (None, DEFAULT_KEY_VARIABLE) or (asks and values.get("key_variable")):
+            variable = values.get("key_variable")
+            if variable not in (None, DEFAULT_KEY_VARIABLES[name]) or (asks and variable):
                 asks.append(f"send the key in {value('key_variable')}")
+            if values.get("tokenizer") and not _is_folder(str(values.get("tokenizer"))):
+                asks.append(f"load a tokenizer from elsewhere ({value('tokenizer')})")
             return asks + ([f"write {value('cache')}"] if isinstance(values.get("cache"), str) else [])
         case "preference" if name not in ("bradley_terry", "learned"):  # whose path is always a run
             asks = [f"run code of the model ({value('trust_remote_code')})"] if values.get("trust_remote_code") else []

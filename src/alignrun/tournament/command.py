@@ -35,7 +35,7 @@ from alignrun.games.files import load_game
 from alignrun.launch import compose
 from alignrun.launch.train import remove_empty_run
 from alignrun.models.sources import cache_folder
-from alignrun.preferences.base import build_preference
+from alignrun.preferences.base import build_preference, preference_in_words
 from alignrun.reports.panels import log_tournament
 from alignrun.reports.tournament_page import tournament_page
 from alignrun.run.directory import RunDirectory, environment, write_text_atomic
@@ -45,7 +45,7 @@ from alignrun.security.text import counted
 from alignrun.tournament.journal import Journal, journal_file
 from alignrun.tournament.lineup import Field, Lineup, line_up
 from alignrun.tournament.players import Loader
-from alignrun.tournament.rules import Rules, agree, preference_in_words, training_preference
+from alignrun.tournament.rules import Rules, agree, training_preference
 from alignrun.tournament.sampling import Questions, ask, introduce, sample_all
 from alignrun.tournament.scoreboard import show
 

@@ -98,12 +98,3 @@ def played_on(config: Config, rules: Rules) -> Config:
         data=rules.data,
         generation=replace(config.generation, max_new_tokens=rules.drawing.max_new_tokens),
     )
-
-
-def preference_in_words(section: Any) -> str:
-    """A short description of a preference: its name and its distinguishing settings."""
-    named = ("model", "path", "function", "measure", "game")
-    telling = [str(value) for key in named if (value := getattr(section, key, None))]
-    members = getattr(section, "members", {})
-    telling += [f"{name}: {preference_in_words(member)}" for name, member in members.items()]
-    return f"{section.name} ({', '.join(telling)})" if telling else str(section.name)

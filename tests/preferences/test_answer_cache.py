@@ -6,12 +6,12 @@ import sys
 import threading
 from pathlib import Path
 
-from alignrun.preferences.judge import cache as judge_cache
+from alignrun.preferences.served import cache as answer_cache
 
 WRITER = """
 import sys
 from pathlib import Path
-from alignrun.preferences.judge.cache import AnswerCache
+from alignrun.preferences.served.cache import AnswerCache
 cache = AnswerCache(Path(sys.argv[1]))
 for number in range(200):
     cache.put(f"{sys.argv[2]} {number}", "x")
@@ -23,13 +23,13 @@ def test_several_processes_share_a_cache(tmp_path: Path) -> None:
     file = tmp_path / "answers.sqlite"
     # Loaded by its path, without the package around it, which would take its time to import torch.
     source = WRITER.replace(
-        "from alignrun.preferences.judge.cache import AnswerCache",
-        f"import importlib.util as u; s = u.spec_from_file_location('c', {judge_cache.__file__!r})\n"
+        "from alignrun.preferences.served.cache import AnswerCache",
+        f"import importlib.util as u; s = u.spec_from_file_location('c', {answer_cache.__file__!r})\n"
         "m = u.module_from_spec(s); s.loader.exec_module(m); AnswerCache = m.AnswerCache",
     )
     writers = [subprocess.Popen([sys.executable, "-c", source, str(file), str(n)]) for n in range(4)]
     assert [writer.wait() for writer in writers] == [0] * 4
-    cache = judge_cache.AnswerCache(file)
+    cache = answer_cache.AnswerCache(file)
     assert all(cache.get(f"{n} {number}") == "x" for n in range(4) for number in range(200))
 
 
@@ -39,6 +39,6 @@ def test_opening_waits_for_another_process_that_is_making_the_file(tmp_path: Pat
     other.execute("CREATE TABLE made (by TEXT)")
     other.execute("BEGIN IMMEDIATE")  # what SQLite answers "locked" to at once, however long it may wait
     threading.Timer(0.2, other.execute, ["COMMIT"]).start()
-    cache = judge_cache.AnswerCache(file)
+    cache = answer_cache.AnswerCache(file)
     cache.put("question", "answer")
     assert cache.get("question") == "answer"

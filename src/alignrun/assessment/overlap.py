@@ -1,0 +1,34 @@
+"""Whether a feedback model was trained on the rows that it is evaluated on."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from alignrun.config import DataConfig
+from alignrun.errors import InputError
+from alignrun.run.directory import RunDirectory
+from alignrun.security.files import read_yaml
+
+SAME = ("source", "path", "subset", "split", "game")
+"""The keys by which two data sets have the same rows to train on."""
+
+
+def trained_on(section: Any, data: DataConfig) -> bool:
+    """Whether the run that a preference's `path` names, or belongs to, has trained on these data."""
+    path = getattr(section, "path", None)
+    if not path:
+        return False
+    folder = Path(path).expanduser()
+    with contextlib.suppress(InputError, OSError, LookupError, TypeError, AttributeError):
+        for place in (folder, folder.parent):
+            if (file := RunDirectory(place).config_file).is_file():
+                stored = read_yaml(file)["data"]
+                return all(_placed(stored.get(key)) == _placed(getattr(data, key)) for key in SAME)
+    return False
+
+
+def _placed(value: Any) -> Any:
+    """A path as an absolute one, whatever folder it is seen from."""
+    if isinstance(value, str) and Path(value).expanduser().exists():
+        return str(Path(value).expanduser().resolve())
+    return value

@@ -1,0 +1,46 @@
+"""The configuration of `alignrun eval-preference`."""
+
+from dataclasses import field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from alignrun.config.data import DataConfig
+from alignrun.config.schema import require, schema
+from alignrun.config.training import RunConfig
+
+
+class JudgedRows(str, Enum):
+    """Which rows of the data are judged."""
+
+    all = "all"
+    """Every row."""
+    heldout = "heldout"
+    """The rows that a run with the same data holds out, for feedback models that were trained on the others."""
+
+
+@schema
+class PreferenceEvaluationConfig:
+    """How good a preference is, on pairs of which people or a benchmark say which answer is better."""
+
+    preference: Any = MISSING
+    data: DataConfig = MISSING
+    rows: JudgedRows = JudgedRows.all
+    pairs: int | None = None
+    """Judge so many pairs, drawn at random; null for all."""
+    category: str | None = None
+    """The column that sorts pairs into categories; by default one of subset, category, source, motivation_app, …"""
+    triples: int = 20
+    """At most this many triples of answers to one prompt are asked whether they are intransitive; 0 for none."""
+    confidence: float = 0.95
+    """Confidence level of the intervals."""
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0
+    """Seed of the intervals and of what is drawn at random."""
+
+    def __post_init__(self) -> None:
+        require(self.pairs is None or self.pairs >= 1, "pairs", f"must be at least 1, not {self.pairs}")
+        require(self.triples >= 0, "triples", f"must not be negative, not {self.triples}")
+        require(0 < self.confidence < 1, "confidence", f"must lie in (0, 1), not {self.confidence}")
+        require(0 <= self.seed < 1 << 63, "seed", f"must lie in [0, 2**63), not {self.seed}")

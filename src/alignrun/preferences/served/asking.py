@@ -1,0 +1,96 @@
+"""Many requests to one server: side by side, each once, and not at all where the answer is known."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import httpx2
+
+from alignrun import distributed
+from alignrun.config import ServedConfig
+from alignrun.models.sources import cache_folder
+from alignrun.preferences.served.cache import AnswerCache
+from alignrun.preferences.served.client import ServedClient
+
+Question = TypeVar("Question", bound=Hashable)
+Meaning = TypeVar("Meaning")
+Answered = tuple[str, Meaning | None]
+"""An answer as the cache keeps it, and what it means; None where it means nothing."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """What was asked so far."""
+
+    asked: int = 0
+    """Questions that the server answered."""
+    cached: int = 0
+    """Questions that the cache answered."""
+
+
+class Asking(Generic[Meaning]):
+    """Asks a server, and keeps each answer that means something as soon as it is there."""
+
+    def __init__(
+        self,
+        client: ServedClient,
+        config: ServedConfig,
+        cache: AnswerCache | None,
+        ask: Callable[[httpx2.AsyncClient, dict[str, Any]], Awaitable[str]],
+        read: Callable[[str], Meaning | None],
+        stats: Stats,
+    ) -> None:
+        """`ask` sends a request and gives the answer as text for the cache, and `read` says what such a text means."""
+        self._client, self._cache, self._concurrency = client, cache, config.concurrency
+        self._ask, self._read, self.stats = ask, read, stats
+
+    def all(self, requests: Mapping[Question, dict[str, Any]]) -> dict[Question, Answered[Meaning]]:
+        """The answer to every request. Raises RunError where one fails; what was answered before it is kept."""
+        return asyncio.run(self._all(requests)) if requests else {}
+
+    async def _all(self, requests: Mapping[Question, dict[str, Any]]) -> dict[Question, Answered[Meaning]]:
+        slots = asyncio.Semaphore(max(1, self._concurrency // distributed.size()))
+        async with self._client.connect() as connection:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = {
+                        question: group.create_task(self._one(connection, slots, request))
+                        for question, request in requests.items()
+                    }
+            except ExceptionGroup as errors:  # the others were cancelled
+                raise errors.exceptions[0] from errors
+        return {question: task.result() for question, task in tasks.items()}
+
+    async def _one(
+        self, connection: httpx2.AsyncClient, slots: asyncio.Semaphore, request: dict[str, Any]
+    ) -> Answered[Meaning]:
+        # With the URL, a request is all that determines the answer.
+        key = hashlib.sha256(json.dumps([self._client.url, request], sort_keys=True).encode()).hexdigest()
+        known = None if self._cache is None else self._cache.get(key)
+        if known is not None and (meaning := self._read(known)) is not None:
+            self.stats.cached += 1
+            return known, meaning
+        async with slots:
+            answer = await self._ask(connection, request)
+        self.stats.asked += 1
+        meaning = self._read(answer)
+        if self._cache is not None and meaning is not None:
+            self._cache.put(key, answer)
+        return answer, meaning
+
+
+def open_cache(config: ServedConfig) -> AnswerCache | None:
+    """The cache that the configuration names, if any. Raises InputError where it cannot be used."""
+    if config.cache is False:
+        return None
+    path = cache_folder() / f"{config.name}.sqlite" if config.cache is True else Path(str(config.cache)).expanduser()
+    return AnswerCache(path)
+
+
+def extended(request: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """A request with the fields that the configuration adds, and without those that it takes out."""
+    return {name: value for name, value in {**request, **extra}.items() if value is not None}

@@ -1,0 +1,53 @@
+"""The scores of one conversation in the answers of servers of reward models."""
+
+import json
+import math
+from typing import Any
+
+MOST = 3e38
+"""Scores are float32."""
+
+
+def scores_in(body: Any, listed: str, names: tuple[str, ...]) -> list[float]:
+    """The scores of the one result in an answer; of scores for every token the last ones.
+
+    Args:
+        body: the JSON of the answer, an object or a list of results.
+        listed: where an object has its list of results, unless it is the result itself.
+        names: what the score is called in a result; the first one that is there counts.
+
+    Raises:
+        ValueError: there is not exactly one result, or its scores are no finite numbers; says which, in words.
+    """
+    found = body.get(listed, body) if isinstance(body, dict) else body
+    if isinstance(found, list):
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} results to one question")
+        (found,) = found
+    value = next((found[name] for name in names if name in found), None) if isinstance(found, dict) else None
+    if value is None:
+        raise ValueError(f"without '{names[0]}'")
+    values = value if isinstance(value, list) else [value]
+    if values and isinstance(values[-1], list):
+        values = values[-1]
+    if not is_scores(values):
+        raise ValueError("a score that is no finite number")
+    return [float(one) for one in values]
+
+
+def is_scores(values: Any) -> bool:
+    """Whether these are one or more finite numbers."""
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(type(one) in (int, float) and abs(one) <= MOST and not math.isnan(one) for one in values)
+    )
+
+
+def stored_scores(text: str) -> list[float] | None:
+    """Scores from the cache; None for what is garbled."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return [float(one) for one in values] if is_scores(values) else None
