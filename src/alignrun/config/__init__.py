@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from alignrun.config.data import BadRows, ColumnsConfig, DataConfig, TooLong
+from alignrun.config.data import BadRows, ColumnsConfig, DataConfig, TooLong, TrainOn
 from alignrun.config.model import (
     AdapterConfig,
     AdapterKind,
@@ -68,6 +68,7 @@ __all__ = [
     "TournamentConfig",
     "TrackerConfig",
     "TrainConfig",
+    "TrainOn",
     "WandbMode",
     "require",
     "schema",

@@ -24,6 +24,7 @@ from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import Config, ModelSource, TooLong
 from alignrun.data.completions import end_of_turn
 from alignrun.data.dataset import Dataset
+from alignrun.data.demonstrations import DemonstrationSet
 from alignrun.data.encoding import Encoding
 from alignrun.data.loading import load_examples
 from alignrun.data.pairs import PairSet, check_labels
@@ -113,6 +114,8 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
             report(f"data: skipped {counted(data.skipped + heldout.skipped, 'example')}, too long")
         if isinstance(data, PairSet):
             check_labels(data.examples)
+        for note in data.notes() if isinstance(data, DemonstrationSet) else ():
+            report(f"data: {note}")
         trained = load_trained(config, encoding.tokenizer)
         check_saving(trained.describe)
         trainable = sum(weight.numel() for weight in trained.trainable().values())

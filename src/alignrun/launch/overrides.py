@@ -21,6 +21,9 @@ from alignrun.discovery import PACKAGES, config_classes
 from alignrun.errors import InputError
 from alignrun.launch.suggestions import stray
 
+OPEN = "model.chat_template_kwargs"
+"""A section whose keys are the user's own."""
+
 
 def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
     """The overrides of a run or a tournament in Hydra's grammar.
@@ -55,6 +58,8 @@ def _check_section(key: str, value: str) -> None:
 
 def _readable(override: str, types: Sequence[Any]) -> str:
     key, _, value = override.partition("=")
+    if key.startswith(OPEN):
+        override = f"++{override}"  # Hydra's sign for a key that no schema names
     if not key:
         raise InputError(unreadable(override))
     text = bool(types) and all(kind is str for kind in types)
