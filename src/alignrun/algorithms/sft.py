@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from alignrun.algorithms.base import Loss, OfflineAlgorithm, Tools, algorithm
-from alignrun.config import Config, ModelSource, require, schema
+from alignrun.config import Config, FromData, ModelSource, require, schema
 from alignrun.data.demonstrations import DemonstrationSet
 from alignrun.data.encoding import Encoding
 from alignrun.errors import InputError
@@ -12,7 +12,7 @@ from alignrun.types import Example, PackedBatch
 
 
 @schema
-class SFTConfig:
+class SFTConfig(FromData):
     """Packing of demonstrations."""
 
     name: str = "sft"

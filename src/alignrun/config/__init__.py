@@ -21,7 +21,7 @@ from alignrun.config.model import (
     ReferenceKind,
 )
 from alignrun.config.published import LongText, PublishedConfig, Quantize
-from alignrun.config.schema import require, schema
+from alignrun.config.schema import FromData, require, schema
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
     Artifact,
@@ -50,6 +50,7 @@ __all__ = [
     "DataConfig",
     "Engine",
     "EvaluationConfig",
+    "FromData",
     "GenerationConfig",
     "LongText",
     "ModelConfig",

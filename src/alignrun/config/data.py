@@ -80,7 +80,7 @@ class DataConfig:
 
     name: str = MISSING
     source: str = "bundled"
-    """Where the rows come from: bundled, jsonl, hub, inline, game, or a source of your own."""
+    """Where the rows come from: bundled, bundled_pairs, jsonl, hub, inline, game, or a source of your own."""
     path: str | None = None
     """A .jsonl, .json, .csv, .tsv (also .gz) or .parquet file or a `save_to_disk` folder (jsonl); a hub id (hub)."""
     eval_path: str | None = None

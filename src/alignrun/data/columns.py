@@ -49,6 +49,7 @@ _METADATA = frozenset(
         "scores",
         "metadata",
         "meta",
+        "reason",
         "turn",
     ]
 )

@@ -25,10 +25,7 @@ def check(config: Config) -> None:
     preference = _chosen("preference", config.preference, preferences.discover())
     kind.check(config)
     preference.check(config.preference)
-    if config.optim.warmup_steps > config.train.steps:
-        raise InputError(
-            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
-        )
+    check_length(config)
     if config.model.source is ModelSource.game:
         if config.preference.name != "matrix":
             raise InputError("config: model=game plays a matrix game: choose preference=matrix")
@@ -54,6 +51,14 @@ def check(config: Config) -> None:
                 f"config: adapter=qlora is for real models, not model={config.model.name}: use adapter=lora"
             )
         quantization(config.adapter, resolved.device, resolved.dtype)
+
+
+def check_length(config: Config) -> None:
+    """Refuse a warm-up that is longer than the run, where its length is known. Raises InputError."""
+    if 0 < config.train.steps < config.optim.warmup_steps:
+        raise InputError(
+            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
+        )
 
 
 def _chosen(group: str, section: Any, registered: Mapping[str, Registered]) -> Registered:

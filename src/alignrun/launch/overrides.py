@@ -58,8 +58,7 @@ def _check_section(key: str, value: str) -> None:
 
 def _readable(override: str, types: Sequence[Any]) -> str:
     key, _, value = override.partition("=")
-    if key.startswith(OPEN):
-        override = f"++{override}"  # Hydra's sign for a key that no schema names
+    override = opened(override)
     if not key:
         raise InputError(unreadable(override))
     text = bool(types) and all(kind is str for kind in types)
@@ -91,6 +90,11 @@ def _readable(override: str, types: Sequence[Any]) -> str:
     if text and found is not None and not isinstance(found, str | QuotedString):
         return f"{key}={quoted(value)}"
     return override
+
+
+def opened(override: str) -> str:
+    """An override with Hydra's sign for a key that no schema names, where keys are the user's own."""
+    return f"++{override}" if override.startswith(OPEN) else override
 
 
 def quoted(value: object) -> str:
