@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from alignrun.config import TrainOn
-from alignrun.data.dataset import Dataset
+from alignrun.data.dataset import Dataset, Read
 from alignrun.data.encoding import Encoding
 from alignrun.data.rendering import Renderer
 from alignrun.data.store import Kind, first_below
@@ -94,6 +94,16 @@ class DemonstrationSet(Dataset[Demonstration]):
             f"{count} of the first {counted(len(looked_at), 'row')} have earlier turns of the assistant, which are not "
             "learned: data.train_on=all learns them too"
         ]
+
+    def lengths(self, row: int) -> Mapping[str, int]:
+        """Those of what is read and of what is learned from it."""
+        pieces = self.encoded[row].pieces
+        learned = sum(end - start for piece in pieces for start, end in piece.learned)
+        return {"prompt": sum(map(len, pieces)) - learned, "completion": learned}
+
+    def shown(self, row: int) -> Sequence[Read]:
+        """The conversation, more than once where the template writes past turns in another way."""
+        return [Read("demonstration", piece.ids, piece.learned) for piece in self.encoded[row].pieces]
 
     def batch(self, rows: Sequence[int]) -> PackedBatch:
         """These demonstrations, packed."""

@@ -8,6 +8,7 @@ from alignrun.config import BadRows, ColumnsConfig, DataConfig, TooLong
 from alignrun.data.columns import Wanted, unread_columns
 from alignrun.data.overlap import Seen
 from alignrun.data.plain import row_reader
+from alignrun.data.skips import Skips
 from alignrun.data.sources import Source, chosen_source
 from alignrun.data.sources.base import Rows
 from alignrun.data.store import Examples, Record, record_of
@@ -29,6 +30,8 @@ class Loaded:
     """Bad rows left out."""
     notes: tuple[str, ...] = ()
     """What a user should know about them, in lines."""
+    skips: Skips = field(default_factory=Skips)
+    """Why bad rows were left out."""
 
 
 def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
@@ -61,13 +64,13 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
             seen.add(text)
     if source.shared:
         heldout = Examples(train[: config.eval_size])
-        return Loaded(train, heldout, reading.skipped, _left_over(len(train), len(heldout)))
+        return Loaded(train, heldout, len(reading.skips), _left_over(len(train), len(heldout)), reading.skips)
     for record in reading.records(rows.heldout or ()):
         hold_out(record)
     if not train or not heldout:
         raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on")
     notes = [*_unread(reading.names, config.columns, wanted), *_left_over(held, len(heldout)), *seen.notes(heldout)]
-    return Loaded(train, heldout, reading.skipped, tuple(notes))
+    return Loaded(train, heldout, len(reading.skips), tuple(notes), reading.skips)
 
 
 @dataclass(slots=True)
@@ -76,7 +79,7 @@ class _Reading:
 
     config: DataConfig
     wanted: Wanted
-    skipped: int = 0
+    skips: Skips = field(default_factory=Skips)
     names: set[str] = field(default_factory=set)
     """The columns that rows had."""
 
@@ -100,7 +103,7 @@ class _Reading:
                 good = True
                 yield record
         if first_bad and not good:
-            raise InputError(f"data: none of the {counted(self.skipped, 'row')} can be used; the first: {first_bad}")
+            raise InputError(f"data: none of the {counted(len(self.skips), 'row')} can be used; the first: {first_bad}")
 
     def _leave_out(self, error: InputError | RecursionError, origin: str) -> str:
         """What is wrong with a row. Raises InputError unless such rows are skipped."""
@@ -109,7 +112,7 @@ class _Reading:
         if self.config.too_long is TooLong.error if large else self.config.bad_rows is BadRows.error:
             key = "too_long" if large else "bad_rows"
             raise InputError(f"{shown}; data.{key}=skip leaves such rows out") from error
-        self.skipped += 1
+        self.skips.add(shown, origin)
         return shown.removeprefix("data: ")
 
 
