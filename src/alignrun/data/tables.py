@@ -106,7 +106,7 @@ def read_saved(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _arrow_batches(file: Path) -> Iterator[Any]:
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
     with file_errors(file), file.open("rb") as opened:
         try:

@@ -154,8 +154,8 @@ def _message(value: Any, where: str) -> Message:
     message: Any = {"role": role, "content": None}
     message |= {key: without_nulls(value[key]) for key in _HANDED_ON if value.get(key)}
     if called:
-        return {**message, "tool_calls": called}
-    if content is not None or "tool_calls" not in message:
+        message["tool_calls"] = called
+    elif content is not None or "tool_calls" not in message:
         message["content"] = _content(content, where)
     checked: Message = message
     return checked

@@ -30,7 +30,8 @@ from alignrun.data.sources import chosen_source
 from alignrun.errors import InputError, one_line
 from alignrun.launch.overrides import readable, section_classes, unreadable
 from alignrun.launch.suggestions import alias
-from alignrun.security.files import MEGABYTE, read_bytes, read_yaml
+from alignrun.launch.template_files import with_templates
+from alignrun.security.files import read_yaml
 from alignrun.security.text import visible
 
 VERSION_BASE = "1.3"
@@ -83,7 +84,7 @@ def compose(overrides: Sequence[str], verb: str = "") -> Config:
     Raises:
         InputError: an unknown key or choice, a wrong type, or values that a section refuses.
     """
-    config = _with_templates(_composed("config", Config, readable(overrides, Config, verb)))
+    config = with_templates(_composed("config", Config, readable(overrides, Config, verb)))
     data = config.data
     if data.source == "bundled" and isinstance(config.algo, FromData):
         data = replace(data, name="bundled_pairs", source="bundled_pairs")
@@ -97,7 +98,7 @@ def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
         given = [override for override in overrides if override.startswith(f"{group}.")]
         if given and not any(override.startswith(f"{group}=") for override in overrides):
             raise InputError(f"config: {given[0]} also needs {group}=NAME: without it, the runs' own is used")
-    return _with_templates(_composed("eval", TournamentConfig, overrides))
+    return with_templates(_composed("eval", TournamentConfig, overrides))
 
 
 def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
@@ -236,10 +237,10 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
             f"config: cannot read the overrides {' '.join(rest)} ({one_line(error, 120)}): write key=value"
         ) from error
     assert isinstance(merged, DictConfig)
-    whole = typed(merged, Config)
+    config = typed(merged, Config)
     # A file is read only where it is typed: what a stored configuration says is the template itself.
-    whole = _with_templates(whole) if any("chat_template=" in override for override in overrides) else whole
-    return replace(whole, train=_with_length(whole.train, overrides))
+    config = with_templates(config) if any("chat_template=" in override for override in overrides) else config
+    return replace(config, train=_with_length(config.train, overrides))
 
 
 def _with_length(train: TrainConfig, overrides: Sequence[str], start: bool = False) -> TrainConfig:
@@ -254,31 +255,6 @@ def _with_length(train: TrainConfig, overrides: Sequence[str], start: bool = Fal
     if steps:
         return replace(train, epochs=None)
     return replace(train, steps=0) if epochs or start else train
-
-
-def _with_templates(config: Root) -> Root:
-    """The configuration with chat templates as text in place of the files that hold them.
-
-    Raises:
-        InputError: there is no such file, or it is not UTF-8 or too large.
-    """
-    for group in ("model", "preference"):
-        section = getattr(config, group, None)
-        value = getattr(section, "chat_template", None)
-        if not value or "{" in value:  # every template that writes a message has braces
-            continue
-        key = f"{group}.chat_template"
-        file = Path(value).expanduser()
-        if not file.is_file():
-            raise InputError(f"config: {key}={value} is neither a Jinja template nor a file: check the path")
-        try:
-            text = read_bytes(file.resolve(), MEGABYTE).decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"config: {key}={value} is not UTF-8: save the file as UTF-8") from error
-        if "{" not in text:
-            raise InputError(f"config: {key}={value} holds no Jinja template: it writes no message")
-        config = replace(config, **{group: replace(section, chat_template=text)})
-    return config
 
 
 def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
