@@ -21,9 +21,8 @@ def with_templates(config: Root) -> Root:
         section: Any = getattr(config, group, None)
         value = getattr(section, "chat_template", None)
         if value and "{" not in value:  # every template that writes a message has braces
-            changed: Any = {
-                group: replace(section, chat_template=_text(f"config: {group}.chat_template={value}", value))
-            }
+            text = _text(f"config: {group}.chat_template={value}", value)
+            changed: Any = {group: replace(section, chat_template=text)}
             config = replace(config, **changed)
     return config
 

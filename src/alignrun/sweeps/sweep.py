@@ -213,7 +213,7 @@ def run_job(composed: DictConfig) -> float | None:
         (directory / JOB).unlink(missing_ok=True)
         # Only these sections: a sweeper may have sampled other values that the run itself refuses.
         rule: Any = OmegaConf.to_object(composed.sweep)
-        steps = composed.train.steps if composed.train.epochs is None else 0
+        steps = 0 if composed.train.get("epochs") else composed.train.steps
         watch = Watch(rule, steps, directory, sweep_directory)
         with variables(**wandb_names(sweep_directory, directory, overrides)):
             exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
