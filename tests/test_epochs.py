@@ -29,6 +29,11 @@ def test_every_row_is_taken_in_every_epoch_and_no_step_is_too_many(rows: int, si
         assert min(taken[row] for row in range(rows)) >= epochs
 
 
+def test_epochs_are_what_was_typed() -> None:
+    """1.1 times 10 is a little more than 11 in binary."""
+    assert TrainConfig(steps=0, epochs=1.1, batch_size=1).steps_over(10) == 11
+
+
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(0, 9), st.integers(1, 3))
 def test_another_batch_size_takes_the_examples_that_are_left(
     rows: int, before: int, after: int, done: int, epochs: int
@@ -82,3 +87,9 @@ def test_a_run_of_epochs_is_resumed_to_more_of_them(tmp_path: Path, capsys: pyte
 def test_a_warm_up_is_compared_with_the_steps_of_the_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = [*offline_arguments("sft", tmp_path), "train.epochs=1", "train.batch_size=4", "optim.warmup_steps=4"]
     assert "optim.warmup_steps=4 is more than train.steps=3" in refused_smoke(capsys, tmp_path, *more)
+
+
+def test_a_plan_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    fading = ["algo.mix_beta=0.5", "algo.mix_beta_end=0"]
+    assert cli.main(["plan", "experiment=smoke", *fading, "train.epochs=2", "data=jsonl", "data.path=none.jsonl"]) == 0
+    assert "train.epochs=2: `alignrun data` with the same keys counts its steps" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Rows as people have them: each layout is read as the same row in this project's own columns."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ def test_what_people_did_not_like_is_never_a_demonstration(name: str, tmp_path: 
     kept = {example.chosen for example in [*loaded.train, *loaded.heldout]}
     assert kept == {f"c{n}" for n in range(0, 60, 3)}
     assert loaded.skipped == 40
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    with pytest.raises(InputError, match=r"rows: 1, 2 left out, as kto\.jsonl:2 has a completion that people"):
+        load_examples(DataConfig(name="x", source="jsonl", path=str(path), bad_rows=BadRows.skip))
 
 
 @pytest.mark.parametrize("last", ["assistant", "user"])
@@ -135,6 +139,23 @@ def test_messages_in_a_table_of_texts(tmp_path: Path) -> None:
     assert isinstance(bad, BadRowError)
     assert "p.csv:2 holds messages that are not JSON" in str(bad)
     assert "Parquet" in str(bad)
+
+
+@pytest.mark.parametrize("text", ["[" + " " * 300_000 + "x", " " * 300_000 + "x", "[{'role': " + "] " * 200_000 + "x"])
+def test_a_cell_is_looked_at_in_time_that_grows_with_its_length(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(f'messages\n"{text}"\n')
+    started = time.perf_counter()
+    assert list(read_rows(path)) == [("p.csv:2", {"messages": text})]
+    assert time.perf_counter() - started < 5
+
+
+def test_a_cell_that_is_nested_deeply_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    text = '[{"role": ' + "[" * 100_000 + "]" * 100_000 + "}]"
+    path.write_text('messages\n"{}"\n'.format(text.replace('"', '""')))
+    ((_, bad),) = read_rows(path)
+    assert "p.csv:2 holds messages that are not JSON" in str(bad)
 
 
 def saved(folder: Path, rows: list[dict[str, Any]], **state: Any) -> Path:

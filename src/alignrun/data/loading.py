@@ -68,7 +68,7 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
     for record in reading.records(rows.heldout or ()):
         hold_out(record)
     if not train or not heldout:
-        raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on")
+        raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on", reading.skips)
     notes = [*_unread(reading.names, config.columns, wanted), *_left_over(held, len(heldout)), *seen.notes(heldout)]
     return Loaded(train, heldout, len(reading.skips), tuple(notes), reading.skips)
 
@@ -128,10 +128,11 @@ def _left_over(held: int, used: int) -> tuple[str, ...]:
     return (f"{used} of {held} held-out rows are evaluated on: {change}",) if used < held else ()
 
 
-def _one_sided(config: DataConfig, source: Source, rows: int, which: str) -> InputError:
+def _one_sided(config: DataConfig, source: Source, rows: int, which: str, skips: Skips) -> InputError:
     named = "data.eval_split" if "eval_split" in source.reads else "data.eval_path"
+    bad = f", {len(skips)} left out, as {next(iter(skips.by_reason()))}" if len(skips) else ""
     return InputError(
-        f"data: {config.path} leaves no row to {which} (rows: {rows}, data.eval_fraction: "
+        f"data: {config.path} leaves no row to {which} (rows: {rows}{bad}, data.eval_fraction: "
         f"{config.eval_fraction}); add rows, change the fraction, or name held-out rows with {named}=..."
     )
 

@@ -17,7 +17,7 @@ _LONGEST_FIELD = 1 << 26
 """Characters; Python's own limit of 131,072 is shorter than a conversation may be."""
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 """What marks a folder of `save_to_disk`: of one split, and of several."""
-_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:.*[]}]\s*""", re.DOTALL)
+_MESSAGES = re.compile(r"""\s*(?:\[\s*)?\{\s*['"](role|content|from|value)['"]\s*:.*[]}]\s*""", re.DOTALL)
 """A message or a list of messages, as JSON or as Python prints it."""
 
 
@@ -39,7 +39,7 @@ def read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
                     )
                 try:
                     yield origin, {name: _cell(value) for name, value in zip(names, values, strict=True)}
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     yield (
                         origin,
                         BadRowError(
@@ -58,7 +58,7 @@ def read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
 def _cell(text: str) -> Any:
     """The messages that a text spells, since a table has no other place for them; any other text as it is.
 
-    Raises ValueError for messages that are not JSON.
+    Raises ValueError or RecursionError for messages that are not JSON.
     """
     return load_json(text) if _MESSAGES.fullmatch(text) else text
 
