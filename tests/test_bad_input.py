@@ -75,7 +75,10 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         (["model.path=./mine"], "model.path is not valid with model=tiny: choose model=path"),
         (["data.path=mine.jsonl"], "data.path is not valid with data=bundled: choose data=hub or data=jsonl"),
         (["data.prompts=[hello]"], "data.prompts is not valid with data=bundled: choose data=inline"),
-        (["data.source=sql"], "data.source=sql is unknown: choose from bundled, game, hub, inline, jsonl"),
+        (
+            ["data.source=sql"],
+            "data.source=sql is unknown: choose from bundled, bundled_pairs, game, hub",
+        ),
         (
             ["data=jsonl", "data.path=x.jsonl", "data.split=test"],
             "data.split is not valid with data=jsonl: choose data=hub",

@@ -319,7 +319,7 @@ def test_where_one_process_alone_runs_out_of_memory_the_gradient_is_the_same(alo
     ("arguments", "expected"),
     [
         (["algo=nash_mdd"], "nash_mdd"),  # before the processes have joined
-        (["algo=sft"], "a prompt without a completion"),  # and after
+        (["algo=sft", "data=inline", "data.prompts=[a]"], "a prompt without a completion"),  # and after
         (["-m", "seed=1,2"], "is one process"),
     ],
 )

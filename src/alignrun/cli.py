@@ -27,6 +27,7 @@ alignrun exploit RUN [key=value …]    train a best response to a run's policy:
 alignrun resume RUN [--step N] [key=value …]  continue a stopped run, bit for bit unless a value is changed
 alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
 alignrun plan [plan.gpu=24GB] [key=value …]  parameters, predicted memory, and the batches that fit a GPU
+alignrun data [--examples N] [key=value …]  what would be trained on: rows, skips by reason, token lengths, examples
 alignrun export RUN [--merge] [--push ID]  a PEFT adapter, or a merged model, for transformers and vLLM, or on the hub
     eval, eval-preference, exploit, resume and export take --trust, for others' runs that execute code or use a server
 alignrun ls [GROUP]                   the available choices: algorithms, models, data, preferences, …
@@ -41,9 +42,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--public": {"action": "store_true"},
     "--once": {"action": "store_true"},
     "--interval": {"type": float, "default": 2.0},
+    "--examples": {"type": int, "default": 3},
 }
 """argparse settings of the options of all commands."""
-ALONE = ("ls", "plan", "config", "eval", "eval-preference", "top", "export")
+ALONE = ("ls", "plan", "config", "data", "eval", "eval-preference", "top", "export")
 """Commands of one process."""
 
 
@@ -109,10 +111,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     if verb == "--version":
         console.print(f"alignrun {__version__}", highlight=False)
         return 0
-    alone = verb in ("ls", "plan", "config", "eval", "eval-preference", "top", "export") or not {
-        "-m",
-        "--multirun",
-    }.isdisjoint(arguments)
+    alone = verb in ALONE or not {"-m", "--multirun"}.isdisjoint(arguments)
     if alone and (job := _job()) and job.launched() > 1:
         raise InputError(f"alignrun {verb} is one process: start it without accelerate launch or torchrun")
     # No command gains from tokenizer threads; the user's own setting takes precedence.
@@ -137,6 +136,16 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         from alignrun.launch.compose import compose, dump
 
         console.print(dump(compose(rest, verb)), end="", highlight=False, markup=False, soft_wrap=True)
+        return 0
+    if verb == "data":
+        overrides, others = _split(rest)
+        given = _parse(verb, others, (), ("--examples",))
+        from alignrun.launch.compose import compose
+
+        config = compose(overrides, verb)
+        from alignrun.launch.data_view import show_data
+
+        show_data(config, given.examples, console)
         return 0
     if verb == "eval":
         from alignrun.launch.compose import compose_tournament
@@ -199,7 +208,7 @@ def _trusting(arguments: Sequence[str], console: Console) -> int:
     """Run a command with trust in the runs it opens."""
     from alignrun.run.trust import accepting
 
-    if not {"-m", "--multirun", "ls", "plan", "config", "top"}.isdisjoint(arguments):
+    if not {"-m", "--multirun", "ls", "plan", "config", "data", "top"}.isdisjoint(arguments):
         raise InputError(
             "--trust is for commands that open a run: resume, eval, eval-preference, exploit, export, a single training"
         )

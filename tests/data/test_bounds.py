@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignrun.config import BadRows, DataConfig, TooLong
-from alignrun.data import files as data_files
+from alignrun.data import opening, tables
 from alignrun.data.files import read_rows
 from alignrun.data.loading import load_examples
 from alignrun.data.templates import write
@@ -74,7 +74,7 @@ def test_tools_written_as_json_have_every_key_once(tmp_path: Path) -> None:
 def test_a_packed_file_is_not_unpacked_beyond_what_texts_pack_to(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_files, "_UNPACKED", 100_000)
+    monkeypatch.setattr(opening, "UNPACKED", 100_000)
     path = tmp_path / name
     path.write_bytes(gzip.compress(b"a" * 5_000_000))
     with pytest.raises(InputError, match=f"{name} unpacks to more than 100 times its size"):
@@ -91,7 +91,7 @@ def test_large_values_of_a_parquet_file_are_seen_row_by_row(tmp_path: Path, monk
     import pyarrow
     from pyarrow import parquet
 
-    monkeypatch.setattr(data_files, "_UNPACKED", 1000)
+    monkeypatch.setattr(tables, "UNPACKED", 1000)
     path = tmp_path / "p.parquet"
     parquet.write_table(pyarrow.table({"prompt": ["short", "x" * 5000]}), path)
     first, second = (row for _, row in read_rows(path, 0.001))

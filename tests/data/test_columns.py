@@ -204,7 +204,7 @@ class TestMessages:
         opening = "\n\nHuman: Hello?\n\nAssistant:"
         row = {"chosen": f"{opening} Yes.\n\nHuman: Hello?\n\nAssistant: No.", "rejected": f"{opening} No."}
         assert parse(row).chosen_turns == (YES, USER, NO)
-        assert parse(row | {"chosen": f"{opening} Yes.\n\nHuman: Hello?"}).chosen_turns == ()
+        assert parse(row | {"chosen": f"{opening} Yes.\n\nHuman: Hello?"}).chosen_turns == (YES, USER)
 
     def test_a_question_in_another_column_is_named(self) -> None:
         assert "data.columns.prompt=question" in refusal({"question": "Hello?", "chosen": "Yes.", "rejected": "No."})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import encoding_of
 
-from alignrun.config import TooLong
+from alignrun.config import TooLong, TrainOn
 from alignrun.data.demonstrations import DemonstrationSet, first_fit_decreasing
 from alignrun.data.order import rows_at
 from alignrun.data.rendering import Renderer
@@ -159,7 +159,7 @@ def test_too_long(plain_tokenizer: Any, limits: dict[str, int], part: str) -> No
     kept = build(plain_tokenizer, too_long=TooLong.skip, **limits)
     assert kept.skipped == len(EXAMPLES) - len(kept) > 0
     assert all(example in EXAMPLES for example in kept.examples)
-    assert [len(item.completion) - 1 for item in kept.encoded] == [len(str(e.chosen)) for e in kept.examples]
+    assert [item.turns[0][1] - 1 for item in kept.encoded] == [len(str(e.chosen)) for e in kept.examples]
 
 
 def test_skipping_all_is_refused(plain_tokenizer: Any) -> None:
@@ -179,3 +179,100 @@ def test_a_row_must_hold_the_longest_demonstration(plain_tokenizer: Any, too_lon
     with pytest.raises(InputError, match=r"s\.jsonl:2 has 34 tokens.*pack_tokens to 34 instead of 33") as caught:
         build(plain_tokenizer, pack_tokens=33, too_long=too_long)
     assert "\n" not in str(caught.value)
+
+
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}"
+    "<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""As Qwen3 does, it writes thoughts into the last answer alone: past turns read otherwise than they were said."""
+
+
+def conversation(exchanges: int, system: bool) -> Example:
+    turns: list[Message] = [{"role": "system", "content": "Be."}] if system else []
+    for place in range(exchanges):
+        turns += [{"role": "user", "content": f"q{place}" * (1 + place)}, {"role": "assistant", "content": f"a{place}"}]
+    return Example(tuple(turns[:-1]), f"c:{exchanges}", str(turns[-1]["content"]))
+
+
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("exchanges", [1, 2, 5])
+def test_every_turn_of_a_conversation_by_hand(chat_tokenizer: Any, exchanges: int, system: bool) -> None:
+    """The mask against one written down from the text itself: what stands between an answer's header and its end."""
+    example = conversation(exchanges, system)
+    demonstrations = build(chat_tokenizer, [example], context=500, train_on=TrainOn.all)
+    (batch,) = demonstrations.all_batches(1)
+    turns = [*example.prompt, {"role": "assistant", "content": example.chosen}]
+    pieces = [("<s>", False)]
+    for turn in turns:
+        answer = turn["role"] == "assistant"
+        pieces += [(f"<|im_start|>{turn['role']}\n", False), (f"{turn['content']}<|im_end|>", answer), ("\n", False)]
+    ids = [(chat_tokenizer.encode(text, add_special_tokens=False), learned) for text, learned in pieces[:-1]]
+    spelled = [(token, learned) for tokens, learned in ids for token in tokens]
+    assert batch.input_ids.tolist() == [[token for token, _ in spelled]]
+    assert batch.targets.tolist() == [[learned for _, learned in spelled]]
+    assert batch.position_ids.tolist() == [list(range(len(spelled)))]
+
+
+@pytest.mark.parametrize("template", [None, THINKS])
+@pytest.mark.parametrize("pack_tokens", [None, 200])
+def test_each_turn_is_learned_once_after_the_prompt_it_is_asked_with(
+    chat_tokenizer: Any, template: str | None, pack_tokens: int | None
+) -> None:
+    """The learned tokens, each with all before it, are those of every turn as a demonstration of its own."""
+    tokenizer = chat_tokenizer
+    tokenizer.chat_template = template or tokenizer.chat_template
+    examples = [conversation(exchanges, system=bool(exchanges % 2)) for exchanges in (1, 2, 3, 4)]
+    apart = []
+    for example in examples:
+        turns = (*example.prompt, {"role": "assistant", "content": example.chosen})
+        for place in (place for place, turn in enumerate(turns) if turn["role"] == "assistant"):
+            apart.append(Example(turns[:place], f"{example.origin}/{place}", turns[place]["content"]))
+
+    def learned(batch: PackedBatch) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for ids, positions, targets in zip(batch.input_ids, batch.position_ids, batch.targets, strict=True):
+            for place in targets.nonzero().flatten().tolist():
+                start = place - int(positions[place])
+                found[str((ids[start:place].tolist(), int(ids[place])))] += 1
+        return found
+
+    together = build(tokenizer, examples, pack_tokens, context=500, train_on=TrainOn.all)
+    (batch,) = together.all_batches(4)
+    (alone,) = build(tokenizer, apart, context=500).all_batches(len(apart))
+    assert learned(batch) == learned(alone)
+    merged = template is None
+    assert [len(one.pieces) for one in together.encoded] == ([1] * 4 if merged else [1, 2, 3, 4])
+    (last,) = build(tokenizer, examples, context=500).all_batches(4)
+    assert learned(last) < learned(batch)
+
+
+def test_rows_that_hold_turns_that_are_not_learned_are_counted(chat_tokenizer: Any) -> None:
+    examples = [conversation(exchanges, system=False) for exchanges in (1, 2, 3)]
+    (note,) = build(chat_tokenizer, examples, context=500).notes()
+    assert "2 of the first 3 rows have earlier turns" in note
+    assert build(chat_tokenizer, examples, context=500, train_on=TrainOn.all).notes() == []
+
+
+def test_a_conversation_over_the_context_is_refused_as_one(chat_tokenizer: Any) -> None:
+    examples = [conversation(1, False), conversation(9, False)]
+    with pytest.raises(InputError, match="c:9: the prompt has 294 tokens, and the limit is 100"):
+        build(chat_tokenizer, examples, train_on=TrainOn.all)
+    kept = build(chat_tokenizer, examples, train_on=TrainOn.all, too_long=TooLong.skip)
+    assert [example.origin for example in kept.examples] == ["c:1"]
+
+
+def test_tool_calls_are_learned_and_what_tools_answer_is_not() -> None:
+    from alignrun.models.tiny import byte_tokenizer as tiny
+
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    turns: tuple[Message, ...] = (
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "sunny"},
+    )
+    tokenizer = tiny()
+    (batch,) = build(tokenizer, [Example(turns, "t:1", "Sun.")], context=500, train_on=TrainOn.all).all_batches(1)
+    said = tokenizer.decode(batch.input_ids[batch.targets])
+    assert said == '<tool_call>{"name": "look", "arguments": {}}</tool_call><|im_end|>Sun.<|im_end|>'

@@ -89,9 +89,9 @@ class TestParseRow:
         assert example.chosen == "Yes.\n\nHuman: chosen?\n\nAssistant: No."
 
     def test_missing_prompt_names_the_columns_and_a_likely_one(self) -> None:
-        message = refusal({"input": "", "instruction": "Hello?", "response1": "Yes."})
-        assert "no column 'prompt' (columns: input, instruction, response1)" in message
-        assert "data.columns.prompt=instruction" in message
+        message = refusal({"input": "", "question": "Hello?", "response1": "Yes."})
+        assert "no column 'prompt' (columns: input, question, response1)" in message
+        assert "data.columns.prompt=question" in message
         assert "data.columns.prompt=..." in refusal({"a": "Hello?"})
         assert "(columns: none)" in refusal({})
 

@@ -11,7 +11,7 @@ from alignrun import games
 from alignrun.algorithms.common.rollout import decode_texts
 from alignrun.config import BadRows, TooLong
 from alignrun.data.completions import end_of_turn, opened
-from alignrun.data.demonstrations import DemonstrationSet
+from alignrun.data.demonstrations import DemonstrationSet, Piece
 from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
 from alignrun.data.pairs import PairSet, encode_policy_pair
 from alignrun.data.prompts import PromptSet
@@ -117,7 +117,8 @@ class TestTheBorder:
         with pytest.raises(BadRowError, match="x:1: its sides part before the last turn"):
             encode_policy_pair(encoding_of(kinds))(example)
         (last,) = DemonstrationSet.build([example], encoding_of(kinds, context=999), pack_tokens=None).encoded
-        assert (list(last.prompt), list(last.completion)) == encoded(kinds, (USER, *turns[:-1]), "Sure")
+        asked, said = encoded(kinds, (USER, *turns[:-1]), "Sure")
+        assert last.pieces == (Piece((*asked, *said), ((len(asked), len(asked) + len(said)),)),)
 
     def test_two_completions_that_the_template_writes_alike(self) -> None:
         tokenizer = templated(tiny.CHATML.replace("message['content'] or ''", "message['content'] | trim"))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from alignrun.config import Config, Engine
+from alignrun.config import Config, Engine, TrainOn
 from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
 from alignrun.data.prompts import PromptSet
@@ -113,6 +113,8 @@ class Algorithm(ABC):
     """Whether training samples completions and asks the preference to judge them."""
     learned: ClassVar[int] = 0
     """Completions per example to learn from, for an algorithm that samples none."""
+    whole_conversations: ClassVar[bool] = False
+    """Whether it can learn from every turn of the assistant in a conversation."""
     snapshots: ClassVar[Sequence[Role]] = ()
     """Roles that hold frozen snapshots of the policy, taken before the first step and saved in every checkpoint."""
     half_steps: ClassVar[bool] = False
@@ -158,6 +160,11 @@ class Algorithm(ABC):
         """Refuse a configuration that this algorithm cannot train, before anything is loaded. Raises InputError."""
         if cls.online and config.preference.name == "none":
             raise InputError(f"config: algo={cls.name} needs a preference to judge its samples: choose preference=NAME")
+        if config.data.train_on is TrainOn.all and not cls.whole_conversations:
+            raise InputError(
+                f"config: data.train_on=all is for algo=sft: algo={cls.name} learns from the last turn, which its data "
+                "or its preference judges"
+            )
         if config.train.max_kl is not None and not cls.online:
             raise InputError(
                 f"config: train.max_kl needs samples of the policy, and algo={cls.name} draws none: leave it out"

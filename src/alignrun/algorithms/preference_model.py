@@ -10,7 +10,7 @@ from torch import Tensor
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.algorithms.common.rollout import step_generator
-from alignrun.config import Config, require, schema
+from alignrun.config import Config, FromData, require, schema
 from alignrun.config.templates import split_template
 from alignrun.data.encoding import Encoding
 from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
@@ -40,7 +40,7 @@ class Orders(str, Enum):
 
 
 @schema
-class PreferenceModelConfig:
+class PreferenceModelConfig(FromData):
     """How a pair is put before the model."""
 
     name: str = "preference_model"

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
-from alignrun.config import schema
+from alignrun.config import FromData, schema
 from alignrun.config.templates import split_template
 from alignrun.data.encoding import Encoding
 from alignrun.data.feedback import RewardEncoder
@@ -16,7 +16,7 @@ from alignrun.types import Example
 
 
 @schema
-class RewardModelConfig:
+class RewardModelConfig(FromData):
     """The prompt template of the reward model."""
 
     name: str = "reward_model"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from alignrun.algorithms.base import Loss, OfflineAlgorithm, Tools, algorithm
-from alignrun.config import Config, ModelSource, require, schema
+from alignrun.config import Config, FromData, ModelSource, require, schema
 from alignrun.data.demonstrations import DemonstrationSet
 from alignrun.data.encoding import Encoding
 from alignrun.errors import InputError
@@ -12,7 +12,7 @@ from alignrun.types import Example, PackedBatch
 
 
 @schema
-class SFTConfig:
+class SFTConfig(FromData):
     """Packing of demonstrations."""
 
     name: str = "sft"
@@ -30,11 +30,13 @@ class SFTConfig:
 class SFT(OfflineAlgorithm):
     """−Σ_n log π(y_n | x, y_<n) over the tokens of the completions, averaged over all tokens of the step.
 
-    The completion is `completion`, the last turn of `messages`, or `chosen`. Attention never crosses
-    demonstrations. With `reference=adapter`, training continues from that adapter.
+    The completion is `completion`, the last turn of `messages`, or `chosen`; with `data.train_on=all` every earlier
+    turn of the assistant is learned too. Attention never crosses demonstrations. With `reference=adapter`, training
+    continues from that adapter.
     """
 
     config: SFTConfig
+    whole_conversations = True
 
     def __init__(self, config: SFTConfig, tools: Tools) -> None:
         super().__init__(config, tools)

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from alignrun.config.data import BadRows, ColumnsConfig, DataConfig, TooLong
+from alignrun.config.data import BadRows, ColumnsConfig, DataConfig, TooLong, TrainOn
 from alignrun.config.model import (
     AdapterConfig,
     AdapterKind,
@@ -22,7 +22,7 @@ from alignrun.config.model import (
 )
 from alignrun.config.preference_evaluation import JudgedRows, PreferenceEvaluationConfig
 from alignrun.config.published import LongText, PublishedConfig, Quantize
-from alignrun.config.schema import require, schema
+from alignrun.config.schema import FromData, require, schema
 from alignrun.config.served import ServedConfig
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
@@ -52,6 +52,7 @@ __all__ = [
     "DataConfig",
     "Engine",
     "EvaluationConfig",
+    "FromData",
     "GenerationConfig",
     "JudgedRows",
     "LongText",
@@ -73,6 +74,7 @@ __all__ = [
     "TournamentConfig",
     "TrackerConfig",
     "TrainConfig",
+    "TrainOn",
     "WandbMode",
     "require",
     "schema",

@@ -26,14 +26,23 @@ class BadRows(str, Enum):
     """Leave it out, and report how many were."""
 
 
+class TrainOn(str, Enum):
+    """Which turns of the assistant a demonstration teaches."""
+
+    last = "last"
+    """The completion."""
+    all = "all"
+    """Every one of the conversation, also those in its prompt (algo=sft)."""
+
+
 @schema
 class ColumnsConfig:
     """The column names of a data set, and the values of its votes."""
 
     prompt: str = "prompt"
-    """The prompt."""
+    """The prompt; if absent, `instruction` (Alpaca), with `output` as its completion."""
     input: str | None = None
-    """A column appended to the prompt if not empty (Alpaca's `input`)."""
+    """A column appended to the prompt if not empty; in Alpaca's layout `input`."""
     chosen: str = "chosen"
     """The preferred completion, or the first of two if votes or a label say which is better."""
     rejected: str = "rejected"
@@ -71,9 +80,9 @@ class DataConfig:
 
     name: str = MISSING
     source: str = "bundled"
-    """Where the rows come from: bundled, jsonl, hub, inline, game, or a source of your own."""
+    """Where the rows come from: bundled, bundled_pairs, jsonl, hub, inline, game, or a source of your own."""
     path: str | None = None
-    """A .jsonl, .json, .csv, .tsv (also .gz) or .parquet file (source=jsonl); a data set id or folder (source=hub)."""
+    """A .jsonl, .json, .csv, .tsv (also .gz) or .parquet file or a `save_to_disk` folder (jsonl); a hub id (hub)."""
     eval_path: str | None = None
     """A second file of held-out rows (source=jsonl)."""
     subset: str | None = None
@@ -97,6 +106,7 @@ class DataConfig:
     """Longest completion of a pair or demonstration, in tokens; by default what fits the context."""
     max_row_mb: float = 4.0
     """The largest row in megabytes of text; encoding takes about 200 times as much memory."""
+    train_on: TrainOn = TrainOn.last
     too_long: TooLong = TooLong.error
     bad_rows: BadRows = BadRows.error
 

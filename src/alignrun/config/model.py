@@ -46,6 +46,10 @@ class Attention(str, Enum):
     """The package flash-attn; CUDA only."""
 
 
+_GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+"""What every rendering of a chat template gives it."""
+
+
 @schema
 class ModelConfig:
     """The base model, and how it is loaded."""
@@ -81,7 +85,9 @@ class ModelConfig:
     system_prompt: str | None = None
     """System prompt of every conversation, if the chat template supports one."""
     chat_template: str | None = None
-    """A Jinja template instead of the tokenizer's own."""
+    """A Jinja template instead of the tokenizer's own, or a file that holds one."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Values of variables of the chat template, such as `{enable_thinking: false}`."""
 
     def __post_init__(self) -> None:
         require(
@@ -89,6 +95,9 @@ class ModelConfig:
             "model.cuda_graphs",
             f"must be auto, true or false, not {self.cuda_graphs}",
         )
+        for name in self.chat_template_kwargs:
+            known = not name.isidentifier() or name in _GIVEN or name.endswith("_token")
+            require(not known, "model.chat_template_kwargs", f"cannot set {name}: name a variable of the template")
         if self.source is not ModelSource.hub:
             require(self.path is None, "model.path", f"is not valid with model={self.name}: choose model=path")
 

@@ -40,7 +40,7 @@ class PublishedConfig:
     trust_remote_code: bool = False
     """Whether to run the code of a model that comes with some."""
     chat_template: str | None = None
-    """A Jinja template instead of the tokenizer's own."""
+    """A Jinja template instead of the tokenizer's own, or a file that holds one."""
     dtype: Precision = Precision.auto
     """The precision of the weights."""
     attention: Attention | None = None

@@ -24,6 +24,10 @@ def schema(cls: type[T]) -> type[T]:
     return frozen  # type: ignore[no-any-return]
 
 
+class FromData:
+    """Marks the settings of an algorithm that learns from pairs or demonstrations, not from prompts alone."""
+
+
 def require(condition: bool, key: str, problem: str) -> None:
     """Refuse a configuration unless the condition holds: `key` names the setting, `problem` the reason and the fix."""
     if not condition:

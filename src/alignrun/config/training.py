@@ -3,6 +3,7 @@
 import math
 from dataclasses import field
 from enum import Enum
+from fractions import Fraction
 
 from alignrun.config.schema import require, schema
 from alignrun.config.urls import is_base
@@ -112,7 +113,12 @@ class TrainConfig:
     """The length of the run, its batches, logging and checkpoints."""
 
     steps: int = 100
-    """Training steps; for PPO and GRPO, one is epochs × minibatches updates on one batch of prompts."""
+    """Training steps; for PPO and GRPO, one is epochs × minibatches updates on one batch of prompts.
+
+    With `train.epochs` it follows from the data, and is 0 until that is read.
+    """
+    epochs: float | None = None
+    """Passes over the training rows, in place of a number of steps."""
     batch_size: int = 16
     """Prompts per step."""
     micro_batch_size: int | None = None
@@ -129,7 +135,10 @@ class TrainConfig:
     """Stop with a checkpoint when the estimated KL(π‖μ) of a step exceeds this, in nats."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "keep_checkpoints"):
+        require(self.epochs is None or 0 < self.epochs < 1e6, "train.epochs", f"must be positive, not {self.epochs}")
+        least = 1 if self.epochs is None else 0
+        require(self.steps >= least, "train.steps", f"must be at least {least}, not {self.steps}")
+        for name in ("batch_size", "log_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", f"must be at least 1, not {getattr(self, name)}")
         require(self.steps < 10**9, "train.steps", f"must be less than a billion, not {self.steps}")
         require(self.max_kl is None or self.max_kl > 0, "train.max_kl", f"must be positive, not {self.max_kl}")
@@ -138,6 +147,19 @@ class TrainConfig:
         require(
             self.micro_batch_size is None or self.micro_batch_size >= 1, "train.micro_batch_size", "must be at least 1"
         )
+
+    def steps_over(self, rows: int, step: int = 0, examples: int = 0) -> int:
+        """The fewest steps that take `epochs` times `rows` examples: ⌈(epochs · rows − examples) / batch_size⌉ more.
+
+        Args:
+            rows: of the data set.
+            step: those that are made already, perhaps with another batch size.
+            examples: what they have taken.
+        """
+        if self.epochs is None:
+            return self.steps
+        wanted = Fraction(str(self.epochs)) * rows  # exactly what was typed: 0.1 epochs of 30 rows are 3
+        return max(1, step + math.ceil((wanted - examples) / self.batch_size))
 
 
 @schema

@@ -1,6 +1,7 @@
 """Columns that change what a row means: each is used, or refused by its name."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from alignrun.config import ColumnsConfig
 from alignrun.data.values import Row
@@ -8,6 +9,8 @@ from alignrun.errors import InputError
 
 CONVERSATIONS = "conversations"
 """What ShareGPT calls the messages of a demonstration, and the prompt of a pair."""
+LIKED = ("label", "kto_tag")
+"""What data sets for KTO call the column that says whether people liked a completion."""
 Wanted = Collection[str] | None
 """The columns that a preference reads besides the texts; None for all of them."""
 _CHANGE_MEANING = {
@@ -46,10 +49,24 @@ _METADATA = frozenset(
         "scores",
         "metadata",
         "meta",
+        "reason",
         "turn",
     ]
 )
 """Column names that say where a row comes from."""
+
+
+def with_layout(names: Collection[str], columns: ColumnsConfig) -> ColumnsConfig:
+    """The columns, with Alpaca's names where rows have those and the configuration names no others."""
+    if "instruction" not in names or columns.prompt in names or columns.prompt != ColumnsConfig.prompt:
+        return columns
+    completed = columns.completion in names or columns.completion != ColumnsConfig.completion or "output" not in names
+    return replace(
+        columns,
+        prompt="instruction",
+        input="input" if columns.input is None and "input" in names else columns.input,
+        completion=columns.completion if completed else "output",
+    )
 
 
 def check_columns(row: Row, origin: str, columns: ColumnsConfig) -> None:
@@ -72,8 +89,9 @@ def changes_meaning(names: Iterable[str]) -> bool:
 
 def unread_columns(rows: Iterable[str], columns: ColumnsConfig) -> list[str]:
     """The columns, of those that rows have, which nothing reads and which are more than metadata."""
-    known = named_columns(columns) | _METADATA | set(_CHANGE_MEANING)
-    return sorted(column for column in set(rows) - known if not column.endswith(("_id", "_idx", "_score")))
+    names = set(rows)
+    known = named_columns(with_layout(names, columns)) | _METADATA | set(_CHANGE_MEANING)
+    return sorted(column for column in names - known if not column.endswith(("_id", "_idx", "_score")))
 
 
 def kept_columns(names: Iterable[str], texts: Collection[str], columns: ColumnsConfig, wanted: Wanted) -> list[str]:
@@ -88,10 +106,10 @@ def named_columns(columns: ColumnsConfig) -> set[str]:
     """Every column that the configuration names, and those that are known without."""
     named = (columns.prompt, columns.chosen, columns.rejected, columns.completion, columns.messages)
     more = (columns.input, columns.system, columns.tools, columns.label, *columns.votes, *columns.ignored)
-    return {*named, *(column for column in more if column), CONVERSATIONS, "label"}
+    return {*named, *(column for column in more if column), CONVERSATIONS, *LIKED}
 
 
 def _is_neutral(column: str, value: object) -> bool:
     """Whether a value says nothing: nothing at all, or a weight of one."""
     blank = value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
-    return blank or ("weight" in column and value == 1)
+    return blank or ("weight" in column and value in (1, "1", "1.0"))

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
 from alignrun.data.drawn import select
 from alignrun.data.encoding import Encoding
 from alignrun.data.order import rows_at
+from alignrun.data.skips import Skips
 from alignrun.errors import InputError
 from alignrun.types import Example
 
 Encoded = TypeVar("Encoded")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A text that the model reads of a row, for people to look at."""
+
+    name: str
+    ids: tuple[int, ...]
+    learned: tuple[tuple[int, int], ...] = ()
+    """From which token to which something is learned."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -26,7 +37,7 @@ class Dataset(ABC, Generic[Encoded]):
     seed: int
     skipped: int
     """Rows left out because they were too long."""
-    refused: int
+    refusals: Skips
     """Rows left out because the chat template or the tokenizer refuses them."""
 
     @classmethod
@@ -51,6 +62,11 @@ class Dataset(ABC, Generic[Encoded]):
     def __len__(self) -> int:
         return len(self.encoded)
 
+    @property
+    def refused(self) -> int:
+        """How many rows the chat template or the tokenizer refuses."""
+        return len(self.refusals)
+
     def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
         """The batch of a step, a pure function of the seed and its arguments, see `rows_at`."""
         return self.batch(self.ordered(rows_at(step, size, len(self), self.seed, shift)))
@@ -68,6 +84,14 @@ class Dataset(ABC, Generic[Encoded]):
     def ordered(self, rows: Sequence[int]) -> Sequence[int]:
         """The rows in the order in which a batch holds them."""
         return rows
+
+    @abstractmethod
+    def lengths(self, row: int) -> Mapping[str, int]:
+        """How many tokens the parts of a row have, by their names."""
+
+    @abstractmethod
+    def shown(self, row: int) -> Sequence[Read]:
+        """What the model reads of a row."""
 
     @abstractmethod
     def batch(self, rows: Sequence[int]) -> Any:

@@ -1,12 +1,13 @@
 """Which rows of a data set are used, as token ids: encoded at the start, or when they are drawn if there are many."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Generic, TypeVar, overload
 
 from alignrun.config import BadRows
 from alignrun.data.limits import encode_rows
+from alignrun.data.skips import Skips
 from alignrun.data.store import kinds_of
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError, RunError
@@ -35,7 +36,7 @@ class Selected(Generic[Encoded]):
     """Rows that the tokenizer could read, of those that were looked at."""
     skipped: int = 0
     """Rows left out because they were too long, where all were looked at."""
-    refused: int = 0
+    refused: Skips = field(default_factory=Skips)
     """Rows left out because the chat template or the tokenizer refuses them, where all were looked at."""
 
 

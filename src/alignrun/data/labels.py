@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from alignrun.config import ColumnsConfig
+from alignrun.data.columns import LIKED
 from alignrun.data.values import Row, kind, require_column
 from alignrun.errors import InputError
 from alignrun.types import Example
@@ -45,9 +46,9 @@ def with_label(example: Example, row: Row, columns: ColumnsConfig) -> Example:
 def check_liked(row: Row, columns: ColumnsConfig, origin: str) -> None:
     """Raise InputError for a completion that people did not like: it demonstrates nothing.
 
-    Its label is a boolean, 0 or 1, in the column that is named, else in `label`.
+    Its label is a boolean, 0 or 1, in the column that is named, else in `label` or `kto_tag`.
     """
-    column = columns.label or "label"
+    column = columns.label or next((name for name in LIKED if name in row), LIKED[0])
     if columns.label is not None:
         require_column(row, "label", column, origin)
     label = row.get(column)
@@ -57,8 +58,9 @@ def check_liked(row: Row, columns: ColumnsConfig, origin: str) -> None:
         return
     if isinstance(label, (int, float)) and label == 0:
         raise InputError(
-            f"data: {origin} has a completion that people did not like (column '{column}' is {json.dumps(label)}); it "
-            "is not a demonstration"
+            f"data: {origin} has a completion that people did not like (column '{column}' is {json.dumps(label)}), and "
+            "nothing learns from such a row by itself: algo=sft takes the liked ones, and algo=dpo pairs of chosen and "
+            "rejected"
         )
     raise InputError(
         f"data: {origin}, column '{column}' is {kind(label)}; of a completion it must be true or false: correct it, or "

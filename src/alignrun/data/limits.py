@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from alignrun.config import BadRows, TooLong
+from alignrun.data.skips import Skips
 from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
 from alignrun.security.text import counted
@@ -15,24 +16,24 @@ Encoded = TypeVar("Encoded")
 
 def encode_rows(
     examples: Sequence[Example], encode: Callable[[Example], Encoded], bad_rows: BadRows
-) -> tuple[list[tuple[Example, Encoded]], int]:
-    """Every example with what `encode` makes of it, and how many were left out since the tokenizer cannot read them.
+) -> tuple[list[tuple[Example, Encoded]], Skips]:
+    """Every example with what `encode` makes of it, and those that are left out since the tokenizer cannot read them.
 
     Raises InputError for such an example, or, where those are skipped, if none is left.
     """
     encoded: list[tuple[Example, Encoded]] = []
-    bad: list[BadRowError] = []
+    bad, first = Skips(), ""
     for example in examples:
         try:
             encoded.append((example, encode(example)))
         except BadRowError as error:
             if bad_rows is BadRows.error:
                 raise InputError(f"{error}; data.bad_rows=skip leaves such rows out") from error
-            bad.append(error)
+            bad.add(str(error), example.origin)
+            first = first or str(error).removeprefix("data: ")
     if not encoded:
-        first = str(bad[0]).removeprefix("data: ")
         raise InputError(f"data: none of the {counted(len(bad), 'row')} can be read by the model; the first: {first}")
-    return encoded, len(bad)
+    return encoded, bad
 
 
 @dataclass(frozen=True, slots=True)

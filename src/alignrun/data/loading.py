@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from alignrun.config import BadRows, ColumnsConfig, DataConfig, TooLong
 from alignrun.data.columns import Wanted, unread_columns
 from alignrun.data.overlap import Seen
 from alignrun.data.plain import RowReader
+from alignrun.data.skips import Skips
 from alignrun.data.sources import Source, chosen_source
 from alignrun.data.sources.base import Rows
 from alignrun.data.store import Examples, Record, record_of
@@ -29,6 +30,8 @@ class Loaded:
     """Bad rows left out."""
     notes: tuple[str, ...] = ()
     """What a user should know about them, in lines."""
+    skips: Skips = field(default_factory=Skips)
+    """Why bad rows were left out."""
 
 
 def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
@@ -61,14 +64,14 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
             seen.add(text)
     if source.shared:
         heldout = Examples(train[: config.eval_size])
-        return Loaded(train, heldout, reading.skipped, _left_over(len(train), len(heldout)))
+        return Loaded(train, heldout, len(reading.skips), _left_over(len(train), len(heldout)), reading.skips)
     for record in reading.records(rows.heldout or ()):
         hold_out(record)
     if not train or not heldout:
-        raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on")
+        raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on", reading.skips)
     unread, unused = _unread(reading.read.names, config.columns, wanted), _left_over(held, len(heldout))
     notes = [*unread, *unused, *seen.notes(heldout)]
-    return Loaded(train, heldout, reading.skipped, tuple(notes))
+    return Loaded(train, heldout, len(reading.skips), tuple(notes), reading.skips)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,11 @@ def load_whole(config: DataConfig, wanted: Wanted = ()) -> Whole:
     """Every example of the source, held-out rows last, with the `wanted` columns. Raises as `load_examples`."""
     source = chosen_source(config)
     rows = source.read(config)
-    reading, examples = _Reading(config, wanted), Examples()
+    reading, examples = _Reading(config, RowReader(config.columns, wanted)), Examples()
     for part in (rows.train, rows.heldout or ()):
         for record in reading.records(part):
             examples.add(record)
-    return Whole(examples, reading.skipped, tuple(_unread(reading.names, config.columns, wanted)))
+    return Whole(examples, len(reading.skips), tuple(_unread(reading.read.names, config.columns, wanted)))
 
 
 @dataclass(slots=True)
@@ -99,7 +102,7 @@ class _Reading:
 
     config: DataConfig
     read: RowReader
-    skipped: int = 0
+    skips: Skips = field(default_factory=Skips)
 
     def records(self, rows: Rows) -> Iterator[Record]:
         """The examples of the rows. Raises InputError for a bad row unless those are skipped, and if none is left."""
@@ -117,7 +120,7 @@ class _Reading:
                 good = True
                 yield record
         if first_bad and not good:
-            raise InputError(f"data: none of the {counted(self.skipped, 'row')} can be used; the first: {first_bad}")
+            raise InputError(f"data: none of the {counted(len(self.skips), 'row')} can be used; the first: {first_bad}")
 
     def _leave_out(self, error: InputError | RecursionError, origin: str) -> str:
         """What is wrong with a row. Raises InputError unless such rows are skipped."""
@@ -126,7 +129,7 @@ class _Reading:
         if self.config.too_long is TooLong.error if large else self.config.bad_rows is BadRows.error:
             key = "too_long" if large else "bad_rows"
             raise InputError(f"{shown}; data.{key}=skip leaves such rows out") from error
-        self.skipped += 1
+        self.skips.add(shown, origin)
         return shown.removeprefix("data: ")
 
 
@@ -142,10 +145,11 @@ def _left_over(held: int, used: int) -> tuple[str, ...]:
     return (f"{used} of {held} held-out rows are evaluated on: {change}",) if used < held else ()
 
 
-def _one_sided(config: DataConfig, source: Source, rows: int, which: str) -> InputError:
+def _one_sided(config: DataConfig, source: Source, rows: int, which: str, skips: Skips) -> InputError:
     named = "data.eval_split" if "eval_split" in source.reads else "data.eval_path"
+    bad = f", {len(skips)} left out, as {next(iter(skips.by_reason()))}" if len(skips) else ""
     return InputError(
-        f"data: {config.path} leaves no row to {which} (rows: {rows}, data.eval_fraction: "
+        f"data: {config.path} leaves no row to {which} (rows: {rows}{bad}, data.eval_fraction: "
         f"{config.eval_fraction}); add rows, change the fraction, or name held-out rows with {named}=..."
     )
 

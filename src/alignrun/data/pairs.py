@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from alignrun.data.dataset import Dataset
+from alignrun.data.dataset import Dataset, Read
 from alignrun.data.encoding import Encoding
 from alignrun.data.padding import collate
 from alignrun.data.rendering import Renderer
@@ -68,6 +68,21 @@ class PairSet(Dataset[EncodedPair]):
     def with_reference(self, log_probs: Tensor) -> PairSet:
         """The same pairs, each batch of which carries its rows of `log_probs` [N, 2]."""
         return replace(self, reference=log_probs)
+
+    def lengths(self, row: int) -> Mapping[str, int]:
+        """Those of the prompt and both completions; in the template of a feedback model, of the longer one."""
+        pair = self.encoded[row]
+        if pair.plain is not None:
+            return dict(zip(("prompt", "longer completion"), pair.plain, strict=True))
+        return {"prompt": len(pair.prompt), "chosen": len(pair.first), "rejected": len(pair.second)}
+
+    def shown(self, row: int) -> Sequence[Read]:
+        """The prompt with each completion; a feedback model scores the text and learns none of its tokens."""
+        pair = self.encoded[row]
+        names = ("chosen", "rejected") if pair.plain is None else ("first reading", "second reading")
+        texts = [(*pair.prompt, *tail) for tail in (pair.first, pair.second)]
+        learned = [((len(pair.prompt), len(text)),) if pair.plain is None else () for text in texts]
+        return [Read(*one) for one in zip(names, texts, learned, strict=True)]
 
     def ordered(self, rows: Sequence[int]) -> list[int]:
         """The longest first: little is padding, and what does not fit into memory is seen at once."""

@@ -1,7 +1,7 @@
 """Rows of plain text in columns that need no second look, as most are: read several times as fast as others."""
 
 from alignrun.config import ColumnsConfig
-from alignrun.data.columns import CONVERSATIONS, Wanted, changes_meaning, kept_columns
+from alignrun.data.columns import CONVERSATIONS, LIKED, Wanted, changes_meaning, kept_columns
 from alignrun.data.records import parse_row
 from alignrun.data.store import Record, record_of
 from alignrun.data.values import Row, has_half_a_pair
@@ -47,7 +47,7 @@ def plain_columns(names: tuple[str, ...], columns: ColumnsConfig, wanted: Wanted
     None where it depends on their values, and where more than texts is wanted of them.
     """
     prompt, pair, completion = columns.prompt, (columns.chosen, columns.rejected), columns.completion
-    judged = columns.label is not None or columns.votes or "label" in names
+    judged = columns.label is not None or columns.votes or not set(LIKED).isdisjoint(names)
     wrapped = columns.input is not None or columns.tools in names or columns.system in names
     moved = columns.system not in (None, ColumnsConfig.system)
     spoken = columns.messages in names or CONVERSATIONS in names

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from alignrun.config import TooLong
-from alignrun.data.dataset import Dataset
+from alignrun.data.dataset import Dataset, Read
 from alignrun.data.encoding import Encoding
 from alignrun.data.padding import prompt_batch
 from alignrun.data.rendering import Renderer
@@ -57,6 +57,14 @@ class PromptSet(Dataset[tuple[int, ...]]):
     def texts(self) -> tuple[str, ...]:
         """The prompts as readers and preferences see them."""
         return tuple(example.asked for example in self.examples)
+
+    def lengths(self, row: int) -> Mapping[str, int]:
+        """That of the prompt."""
+        return {"prompt": len(self.encoded[row])}
+
+    def shown(self, row: int) -> Sequence[Read]:
+        """The prompt."""
+        return [Read("prompt", self.encoded[row])]
 
     def batch(self, rows: Sequence[int]) -> PromptBatch:
         """These prompts, padded on the left."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from alignrun.config import ColumnsConfig
-from alignrun.data.columns import CONVERSATIONS, Wanted, check_columns, kept_columns
+from alignrun.data.columns import CONVERSATIONS, Wanted, check_columns, kept_columns, with_layout
 from alignrun.data.labels import check_liked, with_label
 from alignrun.data.transcripts import completion_text, parse_transcript
 from alignrun.data.values import Row, Turns, checked_text, kind, likely_prompt, require_column, text_or_turns, tools_of
@@ -26,13 +26,15 @@ def parse_row(row: Row, origin: str, columns: ColumnsConfig, wanted: Wanted = ()
        people did not like, by its label, is refused.
     3. A prompt alone.
 
-    Text or messages in every column; a system prompt and tools may stand in columns of their own. What is `wanted` of
-    the other columns is kept as it is.
+    Alpaca's names (instruction, input, output) and ShareGPT's (conversations) are known. Text or messages in every
+    column; a system prompt and tools may stand in columns of their own. What is `wanted` of the other columns is kept
+    as it is.
 
     Raises InputError for a missing column, a wrong type, an unknown role, a blank text, two equal completions, an
     unknown vote or label, a prompt that does not end with the user or a tool, and a column that changes what the row
     means and is not read.
     """
+    columns = with_layout(row, columns)
     check_columns(row, origin, columns)
     prompt_column = _prompt_column(row, columns)
     # Copying the columns takes longer than reading a short row.
@@ -190,9 +192,7 @@ def _answer(value: str | Turns, prompt: str | Turns, column: str, origin: str) -
 
 def _as_answer(turns: Turns, column: str, origin: str) -> tuple[str, Turns]:
     text = _filled(completion_text(turns), column, origin)
-    plain = len(turns) == 1 and turns[0].keys() == {"role", "content"}
-    # A transcript may stop at the user, where no turn of the assistant can be closed: it stays text.
-    return text, () if plain or turns[-1]["role"] != "assistant" else turns
+    return text, () if len(turns) == 1 and turns[0].keys() == {"role", "content"} else turns
 
 
 def _filled(completion: str, column: str, origin: str) -> str:

@@ -21,7 +21,11 @@ Row = dict[str, Any]
 Turns = tuple[Message, ...]
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
-_OTHER_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
+_OTHER_ROLES = {
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "function_call"), "assistant"),
+    **dict.fromkeys(("observation", "function_response"), "tool"),
+}
 """Names that data sets in ShareGPT's form give the roles."""
 _HANDED_ON = ("name", "tool_calls", "tool_call_id", "reasoning_content")
 """What a message may hold for the chat template, over its role and content."""
@@ -135,6 +139,7 @@ def _message(value: Any, where: str) -> Message:
         found = f"an object of {', '.join(value)}" if isinstance(value, dict) and value else kind(value)
         raise InputError(f'data: {where} is {found}; a message is {{"role": "user", "content": "..."}}')
     role, content = (value["role"], value.get("content")) if "role" in value else (value["from"], value["value"])
+    called = _calls(content, where) if role == "function_call" and "tool_calls" not in value else None
     role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise InputError(f"data: {where} has the unknown role {role!r}; the roles are {', '.join(ROLES)}")
@@ -145,10 +150,24 @@ def _message(value: Any, where: str) -> Message:
         raise InputError(f"data: {where} has a weight of {value['weight']}; every answer counts alike: remove it")
     message: Any = {"role": role, "content": None}
     message |= {key: without_nulls(value[key]) for key in _HANDED_ON if value.get(key)}
-    if content is not None or "tool_calls" not in message:
+    if called:
+        message["tool_calls"] = called
+    elif content is not None or "tool_calls" not in message:
         message["content"] = _content(content, where)
     checked: Message = message
     return checked
+
+
+def _calls(content: Any, where: str) -> list[dict[str, Any]]:
+    """The tool calls that ShareGPT's role function_call holds as JSON: one or a list of {name, arguments}."""
+    try:
+        calls = load_json(content) if isinstance(content, str) else content
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"data: {where} calls a function, and is not JSON ({error}); correct or remove it") from error
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, dict) and "name" in call for call in calls):
+        raise InputError(f'data: {where} calls a function; write {{"name": "...", "arguments": {{}}}}')
+    return [{"type": "function", "function": without_nulls(call)} for call in calls]
 
 
 def _content(content: Any, where: str) -> str:

@@ -24,6 +24,7 @@ from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import Config, ModelSource, TooLong
 from alignrun.data.completions import end_of_turn
 from alignrun.data.dataset import Dataset
+from alignrun.data.demonstrations import DemonstrationSet
 from alignrun.data.encoding import Encoding
 from alignrun.data.loading import load_examples
 from alignrun.data.pairs import PairSet, check_labels
@@ -36,7 +37,7 @@ from alignrun.evaluation.opponent import OpponentEvaluator
 from alignrun.evaluation.together import Together
 from alignrun.evaluation.truncation import truncation
 from alignrun.evaluation.win_rate import WinRateEvaluator
-from alignrun.launch.checks import check
+from alignrun.launch.checks import check, check_length
 from alignrun.launch.pins import Pins, take_pins
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import Training
@@ -62,6 +63,8 @@ class Assembly:
     evaluate: Evaluator
     pins: Pins
     """Digests of the run's inputs."""
+    config: Config
+    """The configuration, its number of steps settled."""
 
 
 @contextlib.contextmanager
@@ -78,12 +81,16 @@ def memory_errors(config: Config) -> Iterator[None]:
         ) from error
 
 
-def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> Assembly:
+def assemble(
+    config: Config, report: Callable[[str], None] = lambda _: None, step: int = 0, examples: int = 0
+) -> Assembly:
     """Load and connect the parts, the cheap ones first, so that bad input fails before gigabytes are read.
 
     Args:
         config: the configuration of the run.
         report: gets a few words about each part that is loaded.
+        step: from which the run continues.
+        examples: what it has taken until then.
 
     Raises:
         InputError: a part is not available.
@@ -113,6 +120,12 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
             report(f"data: skipped {counted(data.skipped + heldout.skipped, 'example')}, too long")
         if isinstance(data, PairSet):
             check_labels(data.examples)
+        for note in data.notes() if isinstance(data, DemonstrationSet) else ():
+            report(f"data: {note}")
+        config = settled(config, len(data), step, examples)
+        if config.train.epochs is not None:
+            epochs = counted(config.train.epochs, "epoch").replace(".0 ", " ")
+            report(f"train: {epochs} of {counted(len(data), 'row')}: {counted(config.train.steps, 'step')}")
         trained = load_trained(config, encoding.tokenizer)
         check_saving(trained.describe)
         trainable = sum(weight.numel() for weight in trained.trainable().values())
@@ -123,7 +136,7 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
             algorithm = kind(config.algo, FeedbackTools(trained, config))
             encode = partial(kind.dataset, config.algo, encoding=skipping(encoding))
             evaluator = FeedbackEvaluator(algorithm, heldout, encode, trained.device, config)
-            return Assembly(trained, algorithm, data, evaluator, take_pins(config, loaded, trained.backbone))
+            return Assembly(trained, algorithm, data, evaluator, take_pins(config, loaded, trained.backbone), config)
         policy = trained
         if preference is None:
             preference = build_preference(config.preference, policy.backbone)
@@ -137,7 +150,15 @@ def assemble(config: Config, report: Callable[[str], None] = lambda _: None) -> 
     data, heldout = algorithm.prepare(data), algorithm.prepare(heldout)
     questions = distinct_prompts(loaded.heldout)
     evaluate = build_evaluator(config, policy, preference, algorithm, heldout, questions, encoding)
-    return Assembly(trained, algorithm, data, evaluate, pins)
+    return Assembly(trained, algorithm, data, evaluate, pins, config)
+
+
+def settled(config: Config, rows: int, step: int = 0, examples: int = 0) -> Config:
+    """The configuration with the steps that its epochs are on so many rows. Raises InputError for a warm-up that is
+    longer."""
+    config = replace(config, train=replace(config.train, steps=config.train.steps_over(rows, step, examples)))
+    check_length(config)
+    return config
 
 
 def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy | Scorer:

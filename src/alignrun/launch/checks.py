@@ -25,10 +25,7 @@ def check(config: Config) -> None:
     preference = chosen_preference(config.preference)
     kind.check(config)
     preference.check(config.preference)
-    if config.optim.warmup_steps > config.train.steps:
-        raise InputError(
-            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
-        )
+    check_length(config)
     if config.model.source is ModelSource.game:
         if config.preference.name != "matrix":
             raise InputError("config: model=game plays a matrix game: choose preference=matrix")
@@ -59,6 +56,14 @@ def check(config: Config) -> None:
 def chosen_preference(section: Any) -> preferences.Kind:
     """How the preference of a section is made. Raises InputError for a name that does not fit the section."""
     return _chosen("preference", section, preferences.discover())
+
+
+def check_length(config: Config) -> None:
+    """Refuse a warm-up that is longer than the run, where its length is known. Raises InputError."""
+    if 0 < config.train.steps < config.optim.warmup_steps:
+        raise InputError(
+            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
+        )
 
 
 def _chosen(group: str, section: Any, registered: Mapping[str, Registered]) -> Registered:

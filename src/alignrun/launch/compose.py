@@ -23,13 +23,14 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from alignrun.config import Config, PreferenceEvaluationConfig, TournamentConfig
+from alignrun.config import Config, FromData, PreferenceEvaluationConfig, TournamentConfig, TrainConfig
 from alignrun.config.literal import literal
 from alignrun.config.shipped import config_folder as config_folder
 from alignrun.data.sources import chosen_source
 from alignrun.errors import InputError, one_line
 from alignrun.launch.overrides import readable, section_classes, unreadable
-from alignrun.launch.suggestions import alias, note
+from alignrun.launch.suggestions import alias
+from alignrun.launch.template_files import with_templates
 from alignrun.security.files import read_yaml
 from alignrun.security.text import visible
 
@@ -93,14 +94,18 @@ def compose(overrides: Sequence[str], verb: str = "") -> Config:
     Raises:
         InputError: an unknown key or choice, a wrong type, or values that a section refuses.
     """
-    return _composed("config", Config, readable(overrides, Config, verb))
+    config = with_templates(_composed("config", Config, readable(overrides, Config, verb)))
+    data = config.data
+    if data.source == "bundled" and isinstance(config.algo, FromData):
+        data = replace(data, name="bundled_pairs", source="bundled_pairs")
+    return replace(config, data=data, train=_with_length(config.train, overrides, start=True))
 
 
 def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
     """Compose the configuration of a tournament from the overrides. Raises as `compose`."""
     overrides = readable(overrides, TournamentConfig, "eval")
     _check_chosen(overrides, ": without it, the runs' own is used")
-    return _composed("eval", TournamentConfig, overrides)
+    return with_templates(_composed("eval", TournamentConfig, overrides))
 
 
 def compose_preference_evaluation(overrides: Sequence[str]) -> PreferenceEvaluationConfig:
@@ -262,7 +267,24 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
             f"config: cannot read the overrides {' '.join(rest)} ({one_line(error, 120)}): write key=value"
         ) from error
     assert isinstance(merged, DictConfig)
-    return typed(merged, Config)
+    config = typed(merged, Config)
+    # A file is read only where it is typed: what a stored configuration says is the template itself.
+    config = with_templates(config) if any("chat_template=" in override for override in overrides) else config
+    return replace(config, train=_with_length(config.train, overrides))
+
+
+def _with_length(train: TrainConfig, overrides: Sequence[str], start: bool = False) -> TrainConfig:
+    """Either steps or epochs: of the two, the one that is typed. Raises InputError for both."""
+    if train.epochs is None:
+        return train
+    steps, epochs = (
+        any(override.lstrip("+").startswith(f"train.{name}=") for override in overrides) for name in ("steps", "epochs")
+    )
+    if steps and epochs:
+        raise InputError("config: train.steps and train.epochs exclude each other: give one of them")
+    if steps:
+        return replace(train, epochs=None)
+    return replace(train, steps=0) if epochs or start else train
 
 
 def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
@@ -410,7 +432,7 @@ def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) 
     them): first within the given section, then by the last part, then by the whole name."""
     known = alias(name)
     if known and known.rpartition(" ")[2] in candidates:
-        return f": did you mean {known}{'=…' if ' ' in known else ''}?{note(name)}"
+        return f": did you mean {known}{'=…' if ' ' in known else ''}?"
     candidates = offered or candidates
     section, _, field = name.rpartition(".")
     own = {key.rpartition(".")[2]: key for key in candidates if section and key.rpartition(".")[0] == section}

@@ -21,6 +21,9 @@ from alignrun.discovery import PACKAGES, config_classes
 from alignrun.errors import InputError
 from alignrun.launch.suggestions import stray
 
+OPEN = "model.chat_template_kwargs"
+"""A section whose keys are the user's own."""
+
 
 def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
     """The overrides of a run or a tournament in Hydra's grammar.
@@ -63,6 +66,7 @@ def _check_section(key: str, value: str) -> None:
 
 def _readable(override: str, types: Sequence[Any]) -> str:
     key, _, value = override.partition("=")
+    override = opened(override)
     if not key:
         raise InputError(unreadable(override))
     text = bool(types) and all(kind is str for kind in types)
@@ -94,6 +98,11 @@ def _readable(override: str, types: Sequence[Any]) -> str:
     if text and found is not None and not isinstance(found, str | QuotedString):
         return f"{key}={quoted(value)}"
     return override
+
+
+def opened(override: str) -> str:
+    """An override with Hydra's sign for a key that no schema names, where keys are the user's own."""
+    return f"++{override}" if override.startswith(OPEN) else override
 
 
 def quoted(value: object) -> str:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-VERBS = ("eval", "eval-preference", "exploit", "resume", "top", "plan", "export", "ls", "config")
+VERBS = ("eval", "eval-preference", "exploit", "resume", "top", "plan", "export", "ls", "config", "data")
 
 ALIASES = {
     "batch_size": "train.batch_size",
@@ -21,9 +21,9 @@ ALIASES = {
     "steps": "train.steps",
     "total_steps": "train.steps",
     "total_episodes": "train.steps",
-    "epochs": "train.steps",
-    "num_epochs": "train.steps",
-    "num_train_epochs": "train.steps",
+    "epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
     "save_steps": "train.checkpoint_every",
     "save_total_limit": "train.keep_checkpoints",
     "logging_steps": "train.log_every",
@@ -132,19 +132,12 @@ HYDRA = frozenset(
     ]
 )
 """Options of Hydra's own command line."""
-EPOCHS = ("epochs", "num_epochs", "num_train_epochs")
-NOTE = "a run is as long as its optimiser steps: epochs × examples / train.batch_size"
 
 
 def alias(key: str) -> str | None:
     """Our name for another trainer's setting; None if it is unknown, or is our name."""
     found = ALIASES.get(_bare(key))
     return None if found == key else found
-
-
-def note(key: str) -> str:
-    """A remark for settings whose values have another meaning here."""
-    return f" ({NOTE})" if _bare(key) in EPOCHS else ""
 
 
 def _bare(key: str) -> str:
@@ -209,7 +202,7 @@ def _as_override(option: str, following: Sequence[str], verb: str) -> str:
     if verb == "plan" and key == "gpu":
         return f"write plan.gpu={value}"
     if known := alias(key):
-        return f"write {known}=…{note(key)}" if note(key) else f"write {known}={value}"
+        return f"write {known}={value}"
     return f"write {key.replace('-', '_')}={value}" if key else "write key=value"
 
 

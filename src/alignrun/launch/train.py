@@ -27,7 +27,7 @@ from alignrun.run.tracking import Tracking, finite, start_tracking
 from alignrun.run.trust import check_own, read_signature, signature_text
 from alignrun.security.files import is_step, read_json
 from alignrun.security.text import counted
-from alignrun.training.checkpoint import Checkpoint, read_checkpoint
+from alignrun.training.checkpoint import Checkpoint, examples_of, read_checkpoint
 from alignrun.training.resumption import Resumption, commit, settle
 from alignrun.training.trainer import Outcome, Progressed, Trainer
 
@@ -63,6 +63,7 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
             write_text_atomic(run.overrides_file, overrides_text(overrides))
     try:
         assembly = _assemble(config, console)
+        config = assembly.config
     except BaseException:
         if distributed.is_main():
             remove_empty_run(run)
@@ -187,8 +188,8 @@ def _resume(
     run: RunDirectory,
     console: Console,
 ) -> int:
-    done = _finished_steps(run)
-    if step is None and done == config.train.steps:
+    done, whole = _finished_steps(run), config.train.epochs is not None and config != stored
+    if step is None and done == config.train.steps and not whole:
         if config != stored:
             raise InputError(
                 f"{run.path} has finished its {counted(done, 'step')}, and nothing is left to do with "
@@ -198,15 +199,18 @@ def _resume(
         return 0
     with distributed.raise_together():  # before loading a model, so that a damaged checkpoint is refused early
         checkpoint = read_checkpoint(run.checkpoints, step, lambda text: console.print(text, highlight=False))
-        if checkpoint is not None and checkpoint.step > config.train.steps:
-            raise InputError(
-                f"config: train.steps={config.train.steps} is less than step {checkpoint.step}, from which the run "
-                "would continue: raise it, or name an earlier checkpoint with --step"
-            )
+        if checkpoint is not None and not whole:
+            _check_ahead(config, checkpoint)
         for file in (run.metrics_file, run.samples_file):
             read_jsonl(file)
-    assembly = _assemble(config, console)
+    at = (0, 0)
+    if checkpoint is not None and config.train.epochs is not None:
+        at = checkpoint.step, examples_of(checkpoint, stored.train.batch_size)
+    assembly = _assemble(config, console, *at)
+    config = assembly.config
     with distributed.raise_together():
+        if checkpoint is not None:
+            _check_ahead(config, checkpoint)
         pins = checked(assembly.pins, run, accepted, checkpoint.step if checkpoint else 0)
         before = run.read_overrides() or []
     resumption = Resumption(
@@ -221,9 +225,19 @@ def _resume(
     return _fit(config, replace(assembly, pins=pins), run, console, resumption, checkpoint, stored)
 
 
-def _assemble(config: Config, console: Console) -> Assembly:
+def _check_ahead(config: Config, checkpoint: Checkpoint) -> None:
+    """Refuse to continue from a step that is after the last one. Raises InputError."""
+    if checkpoint.step > config.train.steps:
+        key = "train.steps" if config.train.epochs is None else f"train.epochs={config.train.epochs:g}, or train.steps"
+        raise InputError(
+            f"config: {key}={config.train.steps} is less than step {checkpoint.step}, from which the run "
+            "would continue: raise it, or name an earlier checkpoint with --step"
+        )
+
+
+def _assemble(config: Config, console: Console, step: int = 0, examples: int = 0) -> Assembly:
     with distributed.raise_together(), memory_errors(config):
-        return assemble(config, lambda text: console.print(text, style="dim", markup=False))
+        return assemble(config, lambda text: console.print(text, style="dim", markup=False), step, examples)
 
 
 def remove_empty_run(run: RunDirectory) -> None:

@@ -1,7 +1,6 @@
 """Saving a model so that other tools load the trained policy: weights, prompt format and sampling settings."""
 
 import copy
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
+from alignrun.models.chat_templates import rewrite, with_system_turn
 from alignrun.models.sources import quiet_transformers
 from alignrun.models.weights import is_finite
 
@@ -28,23 +28,8 @@ def prompting_tokenizer(tokenizer: PreTrainedTokenizerBase, system_prompt: str |
     if system_prompt is None or not tokenizer.chat_template:
         return tokenizer
     prompting = copy.copy(tokenizer)
-    before: str | dict[str, str] = tokenizer.chat_template
-    if isinstance(before, dict):
-        prompting.chat_template = {name: _with_system_turn(part, system_prompt) for name, part in before.items()}
-    else:
-        prompting.chat_template = _with_system_turn(before, system_prompt)
+    rewrite(prompting, lambda template: with_system_turn(template, system_prompt))
     return prompting
-
-
-def _with_system_turn(template: str, text: str) -> str:
-    # JSON escapes are valid in a Jinja string, except those of non-ASCII characters, which are kept unescaped. The
-    # block tag strips the newline after it, so the template still starts a line.
-    quoted = json.dumps(text, ensure_ascii=False)
-    return (
-        "{% if not messages | selectattr('role', 'equalto', 'system') | list %}"
-        f"{{% set messages = [{{'role': 'system', 'content': {quoted}}}] + messages | list %}}"
-        "{% endif %}\n" + template
-    )
 
 
 def sampling_config(

@@ -34,6 +34,7 @@ from alignrun.config import ModelConfig, ModelSource
 from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.games.files import load_game
 from alignrun.games.lm import game_llama, game_tokenizer
+from alignrun.models.chat_templates import configure
 from alignrun.models.loading_errors import refuse_adapter, remedy
 from alignrun.models.tiny import byte_tokenizer, random_llama
 from alignrun.models.weights import whole_weight
@@ -53,8 +54,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         with loading(config, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(locate(config), **hub_options(config))
             tokenizer("text")  # what its files say of limits is first read here
-    if config.chat_template is not None:
-        tokenizer.chat_template = config.chat_template
+    configure(tokenizer, config)
     if tokenizer.pad_token_id is None:
         # Padding is always masked, so any token serves; most base models have no pad token of their own.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -111,13 +111,14 @@ def preview_prompt(config: ModelConfig, text: str) -> str | None:
         tokenizer = load_tokenizer(config)
     elif config.chat_template is not None:
         tokenizer = byte_tokenizer()
-        tokenizer.chat_template = config.chat_template
+        configure(tokenizer, config)
     else:
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(
                     locate(config), **hub_options(config) | {"local_files_only": True}
                 )
+                configure(tokenizer, config)
         except (OSError, ValueError, InputError):
             return None
     if tokenizer.chat_template is None:

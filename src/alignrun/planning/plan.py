@@ -317,6 +317,11 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
     Raises:
         InputError: as `make_plan`.
     """
+    if config.train.epochs is not None:
+        length = f"train.epochs={config.train.epochs:g}: `alignrun data` with the same keys counts its steps"
+        console.print(length, highlight=False)
+        # Memory depends on no number of steps; streams are declared for a first, a middle and a last one.
+        config = replace(config, train=replace(config.train, steps=100))
     plan = make_plan(config)
     console.print(f"{config.algo.name} on {config.model.name}: {describe(plan.size, config)}", highlight=False)
     console.print(_phases(plan, config), highlight=False)

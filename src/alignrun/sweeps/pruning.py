@@ -5,6 +5,7 @@ file system.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from alignrun.config import Config, Pruner, SweepConfig
 from alignrun.errors import InputError
 from alignrun.run.directory import RunDirectory
 from alignrun.run.merit import merit_of_row
-from alignrun.security.files import ROWS_LIMIT, is_step, parse_json, read_bytes
+from alignrun.security.files import ROWS_LIMIT, is_step, parse_json, read_bytes, read_yaml
 from alignrun.sweeps.job import read_job
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def check_pruning(config: Config) -> None:
         return
     if find_spec("optuna") is None:
         raise InputError(f"config: sweep.pruner={rule.value} needs optuna: pip install 'alignrun[sweep]'")
-    if not 0 < config.evaluation.every < config.train.steps:
+    if not 0 < config.evaluation.every < (config.train.steps or math.inf):
         raise InputError(
             f"config: sweep.pruner={rule.value} judges runs by evaluations during training: set evaluation.every below "
             f"train.steps={config.train.steps}"
@@ -43,6 +44,7 @@ class Watch:
     """Compares a run of a sweep with the others while it trains."""
 
     def __init__(self, config: SweepConfig, steps: int, run: Path, sweep_directory: Path) -> None:
+        """`steps` is 0 for a run of epochs, whose own configuration says how many steps they are."""
         self._config, self._steps = config, steps
         self._run, self._sweep_directory = run, sweep_directory
         self._size, self._judged = 0, 0
@@ -60,6 +62,7 @@ class Watch:
                 return None
             newest = max(scores(self._run), default=0)
             behind = None
+            self._steps = self._steps or int(read_yaml(RunDirectory(self._run).config_file)["train"]["steps"])
             if self._judged < newest < self._steps:
                 others = [run for run in run_directories(self._sweep_directory) if run != self._run]
                 behind = falls_behind(self._config, self._run, others, after=self._judged)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
-from alignrun.launch.overrides import quoted
+from alignrun.launch.overrides import opened, quoted
 from alignrun.run.directory import RunDirectory
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.merit import merit
@@ -47,6 +47,7 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     """
     flags = [argument for argument in arguments if argument.startswith("-")]
     directory, overrides = split_directory([argument for argument in arguments if argument not in flags])
+    overrides = [opened(override) for override in overrides]
     parsed = parse(overrides)
     if any(override.get_key_element() == "run.dir" for override in parsed):
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
@@ -212,7 +213,8 @@ def run_job(composed: DictConfig) -> float | None:
         (directory / JOB).unlink(missing_ok=True)
         # Only these sections: a sweeper may have sampled other values that the run itself refuses.
         rule: Any = OmegaConf.to_object(composed.sweep)
-        watch = Watch(rule, composed.train.steps, directory, sweep_directory)
+        steps = 0 if composed.train.get("epochs") else composed.train.steps
+        watch = Watch(rule, steps, directory, sweep_directory)
         with variables(**wandb_names(sweep_directory, directory, overrides)):
             exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
         directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed it

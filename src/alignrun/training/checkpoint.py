@@ -23,7 +23,7 @@ from torch import Tensor
 from alignrun.errors import InputError, one_line
 from alignrun.models.weights import unfit_weight
 from alignrun.run.directory import writing
-from alignrun.security.files import open_regular, parse_json, read_bytes
+from alignrun.security.files import is_step, open_regular, parse_json, read_bytes
 from alignrun.security.text import counted
 
 FORMAT = 1
@@ -48,6 +48,17 @@ class Checkpoint:
     """One dictionary per NAME.safetensors, on the CPU."""
     state: dict[str, Any]
     """As read from JSON: tuples have become lists, and keys strings."""
+
+
+def examples_of(checkpoint: Checkpoint, batch_size: int) -> int:
+    """The examples that the steps of a checkpoint have taken; one that does not record it took whole batches.
+
+    Raises InputError for a number that is none.
+    """
+    found = checkpoint.state.get("examples", checkpoint.step * batch_size)
+    if not is_step(found):
+        raise InputError(f"{checkpoint.path}: its state does not say how far it is: resume from another with --step")
+    return int(found)
 
 
 def save_checkpoint(directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, Any], keep: int) -> Path:

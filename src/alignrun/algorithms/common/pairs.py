@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Loss, Measure, OfflineAlgorithm, Tools
 from alignrun.algorithms.common.reference_cache import reference_log_probs
-from alignrun.config import Config, require, schema
+from alignrun.config import Config, FromData, require, schema
 from alignrun.data.encoding import Encoding
 from alignrun.data.pairs import PairSet, encode_policy_pair
 from alignrun.objectives.preference import margins, sequence_log_probs, smooth
@@ -17,7 +17,7 @@ from alignrun.types import Example, PairBatch, Role
 
 
 @schema
-class PairsConfig:
+class PairsConfig(FromData):
     """Settings shared by all algorithms on preference pairs."""
 
     label_smoothing: float = 0.0

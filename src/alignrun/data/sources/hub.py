@@ -6,6 +6,7 @@ from pathlib import Path
 from alignrun.config import DataConfig
 from alignrun.data.files import checked_row
 from alignrun.data.sources.base import Split, source
+from alignrun.data.tables import is_saved
 from alignrun.data.values import BadRowError, Row
 from alignrun.errors import InputError, one_line
 
@@ -27,6 +28,10 @@ def _rows(config: DataConfig, split: str) -> Iterator[tuple[str, Row | BadRowErr
 
     path = str(config.path)
     source = str(Path(path).expanduser()) if path.startswith("~") else path
+    if is_saved(Path(source)):
+        raise InputError(
+            f"data: {path} is a folder of save_to_disk, which data=jsonl reads: data=jsonl data.path={path}"
+        )
     index = -1
     try:
         # The library maps the split into memory, and makes a row when it comes to it.

@@ -1,4 +1,4 @@
-"""A .jsonl, .json, .csv or .tsv file, each also .gz, or a .parquet file in data.path."""
+"""A .jsonl, .json, .csv or .tsv file, each also .gz, a .parquet file or a folder of save_to_disk in data.path."""
 
 from pathlib import Path
 

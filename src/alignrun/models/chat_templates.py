@@ -1,0 +1,58 @@
+"""The chat template that a configuration asks for, and what is written in front of one."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from alignrun.config import ModelConfig
+from alignrun.errors import InputError
+
+
+def configure(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
+    """Give the tokenizer the template of the configuration, and that template the values of its variables.
+
+    They become part of the template. So every rendering has them, here and wherever the tokenizer is saved to, and a
+    caller of `apply_chat_template` may still give others. Raises InputError for a variable that no template reads.
+    """
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    for name, value in config.chat_template_kwargs.items():
+        key = f"config: model.chat_template_kwargs.{name}"
+        if not tokenizer.chat_template:
+            raise InputError(f"{key} needs a chat template, and the tokenizer has none: give model.chat_template")
+        if not re.search(rf"\b{name}\b", str(tokenizer.chat_template)):
+            raise InputError(f"{key} is read nowhere in the chat template: correct the name, or leave it out")
+        rewrite(tokenizer, f"{{% set {name} = {name} if {name} is defined else {literal(value)} %}}".__add__)
+
+
+def rewrite(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> None:
+    """Change each of the tokenizer's templates, of which it may have several by name."""
+    before: str | dict[str, str] = tokenizer.chat_template
+    each = before.items() if isinstance(before, dict) else [("", before)]
+    # A block tag takes away the line feed after it, so that one more keeps the template's own.
+    changed = {name: change("\n" + template) for name, template in each}
+    tokenizer.chat_template = changed if isinstance(before, dict) else changed[""]
+
+
+def with_system_turn(template: str, text: str) -> str:
+    """A template that adds a system turn to conversations without one."""
+    return (
+        "{% if not messages | selectattr('role', 'equalto', 'system') | list %}"
+        f"{{% set messages = [{{'role': 'system', 'content': {literal(text)}}}] + messages | list %}}"
+        "{% endif %}" + template
+    )
+
+
+def literal(value: Any) -> str:
+    """A value of JSON in Jinja's spelling."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{literal(str(name))}: {literal(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(literal, value)) + "]"
+    # JSON escapes are valid in a Jinja string, except those of non-ASCII characters, which are kept unescaped.
+    return json.dumps(value, ensure_ascii=False)
