@@ -19,8 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from alignrun.config.shipped import config_folder
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
+from alignrun.launch.explaining import explain
 from alignrun.launch.overrides import quoted
 from alignrun.run.directory import RunDirectory
 from alignrun.run.fresh import fresh_directory
@@ -71,9 +73,9 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
 def launch(directory: Path, arguments: Sequence[str], command: str, confidence: float, console: Console) -> int:
     """Let Hydra launch the runs, and report how they ended. Raises as `sweep`, and RunError if a plugin fails."""
     compose.register_schemas()
-    entry = hydra.main(
-        version_base=compose.VERSION_BASE, config_path=str(compose.config_folder()), config_name="config"
-    )(run_job)
+    entry = hydra.main(version_base=compose.VERSION_BASE, config_path=str(config_folder()), config_name="config")(
+        run_job
+    )
     previous, sys.argv = sys.argv, ["alignrun", *arguments]
     try:
         with raising_errors():
@@ -82,7 +84,7 @@ def launch(directory: Path, arguments: Sequence[str], command: str, confidence: 
         summarise(directory, command, confidence, console)
         return 130
     except HydraException as error:
-        raise InputError(compose.explain(error)) from error
+        raise InputError(explain(error)) from error
     except Exception as error:  # any error of a launcher or sweeper: the ended runs are still reported
         summarise(directory, command, confidence, console)
         raise RunError(
@@ -294,7 +296,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise InputError(compose.explain(error)) from error
+        raise InputError(explain(error)) from error
 
 
 def combinations(overrides: Sequence[Override]) -> list[list[str]]:
