@@ -14,6 +14,7 @@ from rich.console import Console
 from alignrun import __version__
 from alignrun.errors import AlignrunError, InputError, one_line
 from alignrun.launch.commands import COMMANDS, OPTIONS, VERBS
+from alignrun.launch.own_files import named, split, using
 from alignrun.launch.suggestions import close_option, stray
 from alignrun.security.terminal import PlainConsole, guard, say
 from alignrun.security.working_directory import distrust
@@ -74,11 +75,15 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     """
     if "--trust" in arguments:
         return _trusting([argument for argument in arguments if argument != "--trust"], console)
-    verb, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):  # a byte that Python could not decode
             raise InputError(f"{argument!a} is not UTF-8: rename the file, or type it again")
-    if not arguments or verb == "help" or not HELP.isdisjoint(arguments):
+    own, others = split(arguments)
+    if others != list(arguments):
+        with using(own):
+            return dispatch(others, console)
+    verb, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
+    if (not arguments and not named().configs) or verb == "help" or not HELP.isdisjoint(arguments):
         return _help(arguments, console)
     if verb == "--version":
         console.print(f"alignrun {__version__}", highlight=False)
@@ -89,6 +94,12 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     # No command gains from tokenizer threads; the user's own setting takes precedence.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")
+    if verb == "cp":
+        given = _parse(verb, rest)
+        from alignrun.launch.copying import copy
+
+        copy(given.choice, given.dest, console)
+        return 0
     if verb == "completion":
         from alignrun.launch.completion import complete
 
@@ -163,7 +174,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     config = compose(arguments)
     from alignrun.launch.train import train
 
-    return train(config, arguments, console)
+    return train(config, [*named().arguments(), *arguments], console)
 
 
 def _trusting(arguments: Sequence[str], console: Console) -> int:

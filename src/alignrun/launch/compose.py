@@ -1,7 +1,6 @@
 """From the command line to a typed Config: Hydra composes, OmegaConf checks, errors become one line."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from enum import Enum
@@ -27,6 +26,7 @@ from alignrun.errors import InputError, one_line
 from alignrun.launch.choices import groups
 from alignrun.launch.explaining import explain
 from alignrun.launch.overrides import readable, section_classes
+from alignrun.launch.own_config import blamed, entries, literal
 from alignrun.security.files import read_yaml
 from alignrun.security.text import visible
 
@@ -59,6 +59,10 @@ def register_schemas() -> None:
     for group, classes in section_classes().items():
         for name, kind in classes.items():
             store.store(group=f"{group}/schema", name=name, node=kind)
+    for group in groups():
+        field = Config.__dataclass_fields__.get(group)
+        if field is not None and is_dataclass(field.type):
+            store.store(group=f"{group}/schema", name=group, node=field.type)
 
 
 def compose(overrides: Sequence[str], verb: str = "") -> Config:
@@ -84,10 +88,18 @@ def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
     register_schemas()
     GlobalHydra.instance().clear()
     try:
+        own = own_entries(kind, overrides)
         with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
-            return typed(hydra_compose(name, overrides=list(overrides)), kind)
+            return typed(hydra_compose(name, overrides=[*overrides, *own]), kind)
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(explain(error, kind)) from error
+        raise InputError(blamed(explain(error, kind), overrides)) from error
+    except InputError as error:
+        raise InputError(blamed(str(error), overrides)) from error
+
+
+def own_entries(kind: type, overrides: Sequence[str]) -> list[str]:
+    """The overrides that add the user's own files. Raises InputError as `entries`."""
+    return entries(kind, overrides, lambda file: plain(load(file)))
 
 
 def compose_hydra(overrides: Sequence[str]) -> None:
@@ -129,6 +141,12 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
     except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
+    for group in ("algo", "preference"):
+        if isinstance(getattr(config, group, None), dict):
+            raise InputError(
+                f"config: {group}: the file of this choice must begin with `defaults: [NAME, _self_]`, with "
+                f"the NAME of another one in `alignrun ls {group}`"
+            )
     if config.data is not None:
         chosen_source(config.data)
     return config
@@ -234,20 +252,9 @@ def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
     base = OmegaConf.structured(Config)
     for group, kind in classes.items():
         base[group] = kind
-    merged = OmegaConf.merge(base, OmegaConf.create(_literal(values)))
+    merged = OmegaConf.merge(base, OmegaConf.create(literal(values)))
     assert isinstance(merged, DictConfig)
     return merged
-
-
-def _literal(value: Any) -> Any:
-    """Escape `${` and the backslashes before it, so that OmegaConf reads plain text."""
-    if isinstance(value, dict):
-        return {key: _literal(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_literal(child) for child in value]
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return value
 
 
 def anchored(config: Config) -> Config:

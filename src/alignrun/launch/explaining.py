@@ -31,7 +31,8 @@ HINTS = {
 
 def explain(error: Exception, kind: type = Config) -> str:
     """One line for an error of Hydra or OmegaConf: what is wrong, and the closest valid name."""
-    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    inner = (error.__cause__ or error.__context__) if isinstance(error, ConfigCompositionException) else None
+    cause = inner or error
     if isinstance(error, OverrideParseException):
         return unreadable(str(error.override))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
