@@ -116,10 +116,12 @@ def test_a_run_is_a_start_of_another(signed: bool, capsys: pytest.CaptureFixture
             config = composed("--config", str(name), "seed=8")
             assert (config.preference.function, config.tracker.name) == ("evil:run", "${seed}")
             assert (config.run.dir, config.seed, config.model.name) == (None, 8, "tiny")
+        assert "of which an experiment changes nothing" in refused(capsys, "--config", str(folder), "experiment=smoke")
         return
     error = refused(capsys, "config", "--config", str(folder))
+    (folder / "environment.json").unlink()
+    assert refused(capsys, "config", "--config", str(folder)) == error, "a folder is a run whatever it holds"
     assert "was not written by you on this machine and would import and run preference.function=evil:run" in error
-    assert "of which an experiment changes nothing" in refused(capsys, "--config", str(folder), "experiment=smoke")
     assert composed("--config", str(folder), "preference=letters").preference.function is not None
     assert cli.main(["--trust", "--config", str(folder), "train.steps=0"]) == 2
     assert "train.steps must be at least 1" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from alignrun.security.text import visible
 WIDTH = 120
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Texts of several lines as blocks, enumerations by name."""
 
 

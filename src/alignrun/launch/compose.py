@@ -27,6 +27,7 @@ from alignrun.launch.choices import groups
 from alignrun.launch.explaining import explain
 from alignrun.launch.overrides import readable, section_classes
 from alignrun.launch.own_config import blamed, entries, literal
+from alignrun.launch.own_files import named
 from alignrun.security.files import read_yaml
 from alignrun.security.text import visible
 
@@ -79,7 +80,8 @@ def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
     overrides = readable(overrides, TournamentConfig, "eval")
     for group in ("data", "preference"):
         given = [override for override in overrides if override.startswith(f"{group}.")]
-        if given and not any(override.startswith(f"{group}=") for override in overrides):
+        chosen = named().configs or any(override.startswith(f"{group}=") for override in overrides)
+        if given and not chosen:
             raise InputError(f"config: {given[0]} also needs {group}=NAME: without it, the runs' own is used")
     return _composed("eval", TournamentConfig, overrides)
 
@@ -87,8 +89,8 @@ def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
 def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
     register_schemas()
     GlobalHydra.instance().clear()
+    own: list[str] = own_entries(kind, overrides)
     try:
-        own = own_entries(kind, overrides)
         with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
             return typed(hydra_compose(name, overrides=[*overrides, *own]), kind)
     except (HydraException, OmegaConfBaseException) as error:

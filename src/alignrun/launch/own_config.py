@@ -15,7 +15,7 @@ from alignrun.config import Config, TournamentConfig
 from alignrun.errors import InputError, one_line
 from alignrun.launch.choices import choices, groups
 from alignrun.launch.overrides import section_classes
-from alignrun.launch.own_files import named
+from alignrun.launch.own_files import file_of, named
 from alignrun.launch.suggestions import close
 from alignrun.run.directory import RunDirectory
 from alignrun.run.trust import check_own, read_signature
@@ -54,17 +54,17 @@ def entries(kind: type, overrides: Sequence[str], stored: Stored) -> list[str]:
     if (own.verb == "eval") != (kind is TournamentConfig):
         return found
     for number, file in enumerate(own.configs):
-        node = _run_node(file, overrides, stored) if is_run(file) else _node(file, overrides, kind)
+        node = _run_node(file_of(file), overrides, stored) if is_run(file) else _node(file, overrides, kind)
         ConfigStore.instance().store(group=f"{GROUP}{number}", name="file", node=node)
         found.append(f"+{GROUP}{number}@_global_=file")
     return found
 
 
-def is_run(file: Path) -> bool:
-    """Whether a file is the configuration of a run: its folder then holds other files that runs keep."""
-    run = RunDirectory(file.parent)
+def is_run(path: Path) -> bool:
+    """Whether a path is a run or the configuration of one, whose folder then holds other files that runs keep."""
+    run = RunDirectory(path.parent)
     kept = (run.environment_file, run.overrides_file, run.signature_file, run.metrics_file, run.checkpoints)
-    return file.name == run.config_file.name and any(path.exists() for path in kept)
+    return path.is_dir() or (path.name == run.config_file.name and any(file.exists() for file in kept))
 
 
 def _run_node(file: Path, overrides: Sequence[str], stored: Stored) -> Content:
@@ -221,7 +221,7 @@ def blamed(message: str, overrides: Sequence[str]) -> str:
     if found is None or found[1].rstrip(".") in given:
         return message
     for file in named().configs:
-        node: Any = parsed(file)
+        node: Any = {} if is_run(file) else parsed(file)
         for name in found[1].rstrip(".").split("."):
             node = node.get(name, None) if isinstance(node, dict) else None
         if node is not None:

@@ -28,6 +28,7 @@ class OwnFiles:
     """What the command line names."""
 
     configs: tuple[Path, ...] = ()
+    """Files, or folders of runs."""
     folders: tuple[Path, ...] = ()
     verb: str = ""
 
@@ -38,7 +39,7 @@ class OwnFiles:
 
     def digests(self) -> dict[str, str]:
         """Option → its files, each with a digest of its content: of a folder, of its choices."""
-        contents = {file: [file] for file in self.configs}
+        contents = {path: [file_of(path)] for path in self.configs}
         contents |= {folder: sorted(folder.glob("*/*.yaml")) for folder in self.folders}
 
         def digest(path: Path) -> str:
@@ -95,14 +96,18 @@ def split(arguments: Sequence[str]) -> tuple[OwnFiles, list[str]]:
 
 def _file(value: str) -> Path:
     path = Path(value).expanduser()
-    path = path / "config.yaml" if path.is_dir() else path
-    if path.is_file():
+    if file_of(path).is_file():
         return path
-    if path.name == "config.yaml" and path.parent.is_dir():
-        raise InputError(f"--config {value}: {path.parent} is not a run: it has no config.yaml")
+    if path.is_dir():
+        raise InputError(f"--config {value}: {path} is not a run: it has no config.yaml")
     if path.stem in choice_files("experiment"):
         raise InputError(f"--config {value}: there is no such file: did you mean experiment={path.stem}?")
     raise InputError(f"--config {value}: there is no such file")
+
+
+def file_of(path: Path) -> Path:
+    """The file of a `--config` path, which may be the folder of a run."""
+    return path / "config.yaml" if path.is_dir() else path
 
 
 def folder_of(value: str) -> Path:
