@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 run: setup  ## train SmolLM2-135M with Nash-MD until it is preferred to its reference (add ARGS="key=value …")
-	$(BIN)/alignrun $(ARGS)
+	$(BIN)/alignrun experiment=demo $(ARGS)
 
 test: setup  ## check style and types, then run the tests
 	$(BIN)/ruff check .

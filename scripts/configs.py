@@ -8,26 +8,24 @@ header. A new algorithm, preference or data source gets its file here. Experimen
 """
 
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from alignrun.algorithms.base import discover as algorithms
-from alignrun.config import Config, PreferenceEvaluationConfig, TournamentConfig
+from alignrun.config import Config
 from alignrun.config.keys import Key, keys, summary
+from alignrun.config.roots import ROOTS, command_of, file_of
+from alignrun.config.yaml_text import explained, inline, meaning
 from alignrun.data.sources import discover as sources
+from alignrun.launch.key_table import Section, flat, sections
 from alignrun.preferences.base import discover as preferences
 
-ROOTS = {"config": Config, "eval": TournamentConfig, "eval_preference": PreferenceEvaluationConfig}
-"""The classes of the files right under conf/."""
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 DEFAULTS = "# Defaults, written by `make configs`:"
-WIDTH = 120
 
 
 def rendered() -> dict[Path, str]:
@@ -65,7 +63,7 @@ def _typed(path: Path, given: dict[str, Any]) -> tuple[type, Any]:
     """The class that types a file, and the module whose docstring is its header."""
     group, name = path.parent.name, path.stem
     if path.parent == CONF:
-        return ROOTS[name], None
+        return next(root for command, root in ROOTS.items() if file_of(command) == name), None
     if group == "data":
         source = sources()[given["source"]]
         return source.config_class, _module(source) if name == given["source"] else None
@@ -83,7 +81,7 @@ def _section(section: type, lines: Sequence[str], indent: str) -> Iterator[str]:
     missing = {key.name: key for key in keys(section) if key.name not in groups}
     for name, comments, block in _blocks(lines, indent):
         key = missing.pop(name, None)
-        yield from comments if key is None else _meaning(key, indent)
+        yield from comments if key is None else meaning(key, indent)
         if key is not None and key.section and len(block) > 1:
             yield block[0]
             yield from _section(key.section, block[1:], f"{indent}  ")
@@ -114,58 +112,21 @@ def _blocks(lines: Sequence[str], indent: str) -> Iterator[tuple[str, list[str],
 
 
 def _defaults(missing: Iterable[Key], indent: str) -> Iterator[str]:
-    for key in missing:
-        yield from _meaning(key, indent)
-        if key.section and key.default is not None:
-            yield f"{indent}{key.name}:"
-            yield from _defaults(keys(key.section), f"{indent}  ")
-        else:
-            yield from textwrap.indent(_yaml({key.name: key.default}), indent).splitlines()
+    missing = list(missing)
+    yield from explained(missing, {key.name: plain_default(key) for key in missing}, indent)
 
 
-def _meaning(key: Key, indent: str) -> list[str]:
-    choices = f" One of {', '.join(key.choices)}." if key.choices else ""
-    text = f"{indent}# {key.meaning}{choices}"
-    return textwrap.wrap(text, WIDTH, subsequent_indent=f"{indent}# ", break_on_hyphens=False, break_long_words=False)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, enumerations by name."""
-
-
-_Dumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else "")
-)
-_Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
-_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.name))
-
-
-def _yaml(value: Any) -> str:
-    return yaml.dump(value, Dumper=_Dumper, allow_unicode=True, width=1 << 20, sort_keys=False)
+def plain_default(key: Key) -> Any:
+    """The default of a key; that of a section as nested dictionaries."""
+    if not key.section or key.default is None:
+        return key.default
+    return {inner.name: plain_default(inner) for inner in keys(key.section)}
 
 
 def reference() -> str:
     """docs/config.md: every key with its type, default, meaning and choices."""
-    groups: dict[str, Any] = {"algo": algorithms(), "preference": preferences()}
-    parts = [
-        INTRODUCTION,
-        _table("Every run", [key for key in keys(Config) if not key.section and key.name not in groups]),
-    ]
-    for key in keys(Config):
-        if key.section:
-            choices = ", ".join(f"`{path.stem}`" for path in sorted((CONF / key.name).glob("*.yaml")))
-            about = f"{summary(key.section)} Choices: {choices}." if choices else summary(key.section)
-            parts.append(_table(f"`{key.name}`", keys(key.section), f"{key.name}.", about))
-        for name, kind in sorted(groups.get(key.name, {}).items()):
-            heading = f"`{key.name}={name}`"
-            parts.append(_table(heading, keys(kind.config_class), f"{key.name}.", summary(_module(kind))))
-    for name, source in sorted(sources().items()):
-        if source.config_class is not Config.__dataclass_fields__["data"].type:
-            parts.append(_table(f"`data={name}`", keys(source.config_class), "data.", summary(_module(source))))
-    known = {key.name for key in keys(Config)} - {"seed"}
-    for verb, kind in (("eval", TournamentConfig), ("eval-preference", PreferenceEvaluationConfig)):
-        own = [key for key in keys(kind) if key.name not in known]
-        parts.append(_table(f"`alignrun {verb}`", own, "", summary(kind)))
+    listed = (section for root in ROOTS.values() for section in sections(root))
+    parts = [INTRODUCTION, *(_table(section) for section in listed)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -177,28 +138,35 @@ Written by `make configs` from the dataclasses that type the configuration. `ali
 `conf/` shows its values. `???` must be given, and `null` stands for no value."""
 
 
-def _table(heading: str, listed: Iterable[Key], prefix: str = "", about: str = "") -> str:
-    lines = [
-        f"## {heading}",
-        "",
-        *([about, ""] if about else []),
-        "| Key | Type | Default | Meaning |",
-        "|---|---|---|---|",
-    ]
-    return "\n".join([*lines, *_rows(listed, prefix)])
+def _table(section: Section) -> str:
+    name = section.choice or section.prefix.rstrip(".")
+    command = command_of(section.root)
+    heading = f"`{name}`" if name else f"`alignrun {command}`" if command else "Every run"
+    lines = [f"## {heading}", "", *_about(section), "| Key | Type | Default | Meaning |", "|---|---|---|---|"]
+    return "\n".join([*lines, *_rows(section)])
 
 
-def _rows(listed: Iterable[Key], prefix: str) -> Iterator[str]:
-    for key in listed:
-        if key.section and key.default is not None:
-            yield from _rows(keys(key.section), f"{prefix}{key.name}.")
-            continue
-        default = _yaml({key.name: key.default}).partition(": ")[2].strip()
-        shown = "a text of several lines" if "\n" in default else f"`{default}`"
+def _about(section: Section) -> list[str]:
+    """The line between the heading and the table."""
+    group, _, name = section.choice.partition("=")
+    if name:
+        registered: Any = {"algo": algorithms, "preference": preferences, "data": sources}[group]()[name]
+        return [summary(_module(registered)), ""]
+    if not section.prefix:
+        return [] if section.root is Config else [summary(section.kind), ""]
+    choices = ", ".join(f"`{path.stem}`" for path in sorted((CONF / section.prefix.rstrip(".")).glob("*.yaml")))
+    return [f"{summary(section.kind)} Choices: {choices}." if choices else summary(section.kind), ""]
+
+
+def _rows(section: Section) -> Iterator[str]:
+    for path, key in flat(section):
         choices = "; ".join(
             f"`{name}`: {text.removesuffix('.')}" if text else f"`{name}`" for name, text in key.choices.items()
         )
-        cells = [f"`{prefix}{key.name}`", key.type_name, shown, f"{key.meaning} {choices}".strip()]
+        default = inline(key.default)
+        shown = default if "several lines" in default else f"`{default}`"
+        types = " or ".join(f"`{name}`" for name in key.type_names)
+        cells = [f"`{path}`", types, shown, f"{key.meaning} {choices}".strip()]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

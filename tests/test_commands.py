@@ -16,10 +16,12 @@ from helpers import random_batch
 from rich.console import Console
 
 from alignrun import cli
+from alignrun.config.shipped import config_folder
 from alignrun.errors import InputError
 from alignrun.evaluation.results import RunResult
 from alignrun.launch import compose
 from alignrun.launch.checks import check
+from alignrun.launch.choices import choices
 from alignrun.planning.plan import count_parameters, make_plan
 from alignrun.sweeps.job import state
 from alignrun.sweeps.table import read_run, summarise
@@ -27,9 +29,9 @@ from alignrun.sweeps.table import read_run, summarise
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", compose.choices("experiment"))
+@pytest.mark.parametrize("name", choices("experiment"))
 def test_every_experiment_composes_and_names_its_launch_line(name: str) -> None:
-    text = (compose.config_folder() / "experiment" / f"{name}.yaml").read_text()
+    text = (config_folder() / "experiment" / f"{name}.yaml").read_text()
     first, launch = text.splitlines()[:2]
     assert first == "# @package _global_"
     assert launch.startswith(f"# alignrun experiment={name}")
@@ -38,7 +40,7 @@ def test_every_experiment_composes_and_names_its_launch_line(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", [f"{group}={name}" for group in ("algo", "model", "preference") for name in compose.choices(group)]
+    "override", [f"{group}={name}" for group in ("algo", "model", "preference") for name in choices(group)]
 )
 def test_every_choice_composes(override: str) -> None:
     needed = {
@@ -54,6 +56,12 @@ def test_every_choice_composes(override: str) -> None:
         "preference=reward_server": ["preference.url=http://localhost", "preference.model=m"],
     }
     compose.compose([override, *needed.get(override, [])])
+
+
+def test_the_demo_names_what_a_run_is_by_default() -> None:
+    """And `make run` names the demo."""
+    assert compose.compose(["experiment=demo"]) == compose.compose([])
+    assert "$(BIN)/alignrun experiment=demo $(ARGS)\n" in (ROOT / "Makefile").read_text()
 
 
 def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
@@ -393,6 +401,7 @@ import runpy, sys
 sys.path.append({str(ROOT / "tests")!r})
 import quick
 from alignrun import cli
+from alignrun.config.shipped import config_folder
 quick.install()
 runpy.run_path("scripts/configs.py", run_name="__main__")
 run = {arguments}

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from alignrun.config import Config, TournamentConfig, schema
 from alignrun.config.keys import Key, keys
-from alignrun.launch.compose import config_folder
+from alignrun.config.shipped import config_folder
 from alignrun.launch.overrides import section_classes
 
 ROOT = Path(__file__).parents[1]

@@ -12,13 +12,20 @@ import pytest
 
 from alignrun.algorithms.base import discover
 from alignrun.discovery import PACKAGES, SchemasFirstLoader, UnfinishedModule, config_classes, finish
+from alignrun.launch.commands import VERBS
 from alignrun.preferences import base as preferences
 
 HEAVY = ("torch", "transformers", "peft", "wandb", "matplotlib", "scipy", "accelerate", "datasets", "safetensors.torch")
 
 LIGHT: dict[str, int] = {
+    "": 0,
     "--help": 0,
-    **{f"{verb} --help": 0 for verb in ("eval", "exploit", "resume", "top", "plan", "export", "ls", "config")},
+    **{f"{verb} --help": 0 for verb in VERBS},
+    "help": 0,
+    "help algo.kl_tau": 0,
+    "help preference=judge": 0,
+    "config --explain": 0,
+    "completion bash": 0,
     "--version": 0,
     "ls": 0,
     "ls nothing": 2,

@@ -15,6 +15,7 @@ from alignrun import cli
 from alignrun.config import ModelSource
 from alignrun.errors import InputError
 from alignrun.launch import compose
+from alignrun.launch.explaining import known_keys
 from alignrun.models.cards import AdapterCard, read_card, write_card
 from alignrun.preferences.feedback_model import load_feedback_model
 from alignrun.run.directory import RunDirectory
@@ -175,7 +176,7 @@ def test_the_signature_covers_every_setting_that_it_must() -> None:
     """A setting that names a place or code is signed, or stands here as one that is only read."""
     telling = re.compile(r"(url|path|file|folder|variable|function|package|code|cache|opponent|fallback|entity)$")
     read_only = {"data.game", "preference.game", "train.cache"}
-    for key in compose.known_keys():
+    for key in known_keys():
         section, _, name = key.partition(".")
         if telling.search(name) and key not in read_only:
             assert name in SIGNED.get(section, ()), key
@@ -237,7 +238,7 @@ def test_a_run_without_a_key_is_not_signed_and_says_so(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("section", "name"), [(section, name) for section, names in SIGNED.items() for name in names])
 def test_signed_settings_exist(section: str, name: str) -> None:
-    assert f"{section}.{name}" in compose.known_keys()
+    assert f"{section}.{name}" in known_keys()
 
 
 def card_in(folder: Path, model: dict[str, object]) -> Path:

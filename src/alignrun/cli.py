@@ -8,45 +8,23 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from rich.console import Console
 
 from alignrun import __version__
 from alignrun.errors import AlignrunError, InputError, one_line
-from alignrun.launch.suggestions import stray
+from alignrun.launch.commands import COMMANDS, OPTIONS, VERBS
+from alignrun.launch.own_files import named, split, using
+from alignrun.launch.suggestions import close_option, stray
 from alignrun.security.terminal import PlainConsole, guard, say
 from alignrun.security.working_directory import distrust
 
-USAGE = """\
-alignrun [key=value …]                train: algo=nash_md model=smollm2-135m unless overridden
-alignrun -m key=a,b [key=value …]     sweep: one run for each combination, and a table
-alignrun eval runs='[A,B]' [key=value …]  a tournament: win rates, the equilibrium, and how exploitable each policy is
-alignrun eval-preference preference=NAME data=NAME [key=value …]  how good a reward model, preference model or judge is
-alignrun exploit RUN [key=value …]    train a best response to a run's policy: a lower bound on its exploitability
-alignrun resume RUN [--step N] [key=value …]  continue a stopped run, bit for bit unless a value is changed
-alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
-alignrun plan [plan.gpu=24GB] [key=value …]  parameters, predicted memory, and the batches that fit a GPU
-alignrun data [--examples N] [key=value …]  what would be trained on: rows, skips by reason, token lengths, examples
-alignrun export RUN [--merge] [--push ID]  a PEFT adapter, or a merged model, for transformers and vLLM, or on the hub
-    eval, eval-preference, exploit, resume and export take --trust, for others' runs that execute code or use a server
-alignrun ls [GROUP]                   the available choices: algorithms, models, data, preferences, …
-alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
-"""
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--step": {"type": int},
-    "--merge": {"action": "store_true"},
-    "--to": {},
-    "--push": {},
-    "--public": {"action": "store_true"},
-    "--once": {"action": "store_true"},
-    "--interval": {"type": float, "default": 2.0},
-    "--examples": {"type": int, "default": 3},
-}
-"""argparse settings of the options of all commands."""
 ALONE = ("ls", "plan", "config", "data", "eval", "eval-preference", "top", "export")
 """Commands of one process."""
+OPENS_NOTHING = {"ls", "plan", "config", "data", "top"}
+"""Commands that take nothing from a stored run that would need trust."""
+HELP = {"-h", "--help"}
+MULTIRUN = {"-m", "--multirun"}
 
 
 def entry() -> None:
@@ -101,24 +79,37 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     """
     if "--trust" in arguments:
         return _trusting([argument for argument in arguments if argument != "--trust"], console)
-    verb, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):  # a byte that Python could not decode
             raise InputError(f"{argument!a} is not UTF-8: rename the file, or type it again")
-    if verb == "help" or not {"-h", "--help"}.isdisjoint(arguments):
-        console.print(USAGE, end="", highlight=False, markup=False)
-        return 0
+    own, others = split(arguments)
+    if others != list(arguments):
+        with using(own):
+            return dispatch(others, console)
+    verb, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
+    if (not arguments and not named().configs) or verb == "help" or not HELP.isdisjoint(arguments):
+        return _help(arguments, console)
     if verb == "--version":
         console.print(f"alignrun {__version__}", highlight=False)
         return 0
-    alone = verb in ALONE or not {"-m", "--multirun"}.isdisjoint(arguments)
+    alone = verb in ALONE or not MULTIRUN.isdisjoint(arguments)
     if alone and (job := _job()) and job.launched() > 1:
         raise InputError(f"alignrun {verb} is one process: start it without accelerate launch or torchrun")
     # No command gains from tokenizer threads; the user's own setting takes precedence.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")
+    if verb == "cp":
+        given = _parse(verb, rest)
+        from alignrun.launch.copying import copy
+
+        copy(given.choice, given.dest, console)
+        return 0
+    if verb == "completion":
+        from alignrun.launch.completion import complete
+
+        return complete(rest, console)
     if verb == "ls":
-        given = _parse(verb, rest, ("group",))
+        given = _parse(verb, rest)
         from alignrun.launch.listing import show
 
         show(given.group, console)
@@ -133,13 +124,15 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         show_plan(config, console, gpu_sizes(sizes))
         return 0
     if verb == "config":
-        from alignrun.launch.compose import compose, dump
+        from alignrun.launch.compose import compose, dump, dump_explained
 
-        console.print(dump(compose(rest, verb)), end="", highlight=False, markup=False, soft_wrap=True)
+        shown = dump_explained if "--explain" in rest else dump
+        config = compose([argument for argument in rest if argument != "--explain"], verb)
+        console.print(shown(config), end="", highlight=False, markup=False, soft_wrap=True)
         return 0
     if verb == "data":
         overrides, others = _split(rest)
-        given = _parse(verb, others, (), ("--examples",))
+        given = _parse(verb, others)
         from alignrun.launch.compose import compose
 
         config = compose(overrides, verb)
@@ -163,30 +156,33 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         return evaluate(evaluation, rest, console)
     if verb == "exploit":
         overrides, others = _split(rest)
-        given = _parse(verb, others, ("run",))
+        given = _parse(verb, others)
         from alignrun.launch.train import exploit
 
         return exploit(given.run, overrides, console)
     if verb == "resume":
         overrides, others = _split(rest)
-        given = _parse(verb, others, ("run",), ("--step",))
+        given = _parse(verb, others)
         from alignrun.launch.train import resume
 
         return resume(given.run, given.step, overrides, console)
     if verb == "top":
-        given = _parse(verb, rest, ("run",), ("--once", "--interval"))
+        given = _parse(verb, rest)
         from alignrun.top import top
 
         return top(given.run, given.once, given.interval, console)
     if verb == "export":
-        given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to", "--push", "--public"))
+        given = _parse(verb, rest)
         if given.public and given.push is None:
             raise InputError("alignrun export: --public is for an upload: name it with --push OWNER/NAME")
         from alignrun.launch.export import export
 
         return export(given.run, given.step, given.merge, given.to, console, given.push, given.public)
-    if not {"-m", "--multirun"}.isdisjoint(arguments):
-        if problem := stray([argument for argument in arguments if argument not in ("-m", "--multirun")]):
+    if not MULTIRUN.isdisjoint(arguments):
+        overrides = [argument for argument in arguments if argument not in MULTIRUN]
+        if not overrides:
+            raise InputError("alignrun -m is a sweep: name its values, as in alignrun -m experiment=demo seed=1,2")
+        if problem := stray(overrides):
             raise InputError(problem)
         from alignrun.sweeps.sweep import sweep
 
@@ -201,14 +197,14 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     config = compose(arguments)
     from alignrun.launch.train import train
 
-    return train(config, arguments, console)
+    return train(config, [*named().arguments(), *arguments], console)
 
 
 def _trusting(arguments: Sequence[str], console: Console) -> int:
     """Run a command with trust in the runs it opens."""
     from alignrun.run.trust import accepting
 
-    if not {"-m", "--multirun", "ls", "plan", "config", "data", "top"}.isdisjoint(arguments):
+    if not MULTIRUN.isdisjoint(arguments) or set(arguments[:1]) & OPENS_NOTHING:
         raise InputError(
             "--trust is for commands that open a run: resume, eval, eval-preference, exploit, export, a single training"
         )
@@ -245,20 +241,43 @@ def _is_path(argument: str) -> bool:
     return argument.startswith(("-", "/", ".", "~")) or "/" in argument.partition("=")[0]
 
 
-def _parse(
-    verb: str, arguments: Sequence[str], names: Sequence[str], options: Sequence[str] = ()
-) -> argparse.Namespace:
+def _help(arguments: Sequence[str], console: Console) -> int:
+    """Print the help that the arguments ask for; in short, what alignrun is, if there are none."""
+    from alignrun.launch import help as helping
+
+    words = [argument for argument in arguments if argument not in HELP]
+    if not arguments:
+        helping.show_short(console)
+    elif words[:1] == ["help"] and words == arguments:
+        helping.show_help(_parse("help", words[1:]).topic or "", console)
+    elif not words:
+        helping.show_usage(console)
+    elif words[0] in VERBS:
+        helping.show_command(words[0], console)
+    elif problem := stray([word for word in words if word not in MULTIRUN]):
+        raise InputError(problem)
+    else:
+        helping.show_command("", console)
+    return 0
+
+
+def _parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command, but for its overrides."""
+    command = COMMANDS[verb]
     parser = _Parser(prog=f"alignrun {verb}", add_help=False, allow_abbrev=False)
-    for name in names:
-        parser.add_argument(name, nargs="?" if verb == "ls" else None)
+    for name in command.positional:
+        parser.add_argument(name.lower(), nargs="?" if f"[{name}" in command.usage else None)
+    options = [option for option in command.options if option != "--trust"]
     for option in options:
-        parser.add_argument(option, **OPTIONS[option])
+        parser.add_argument(option, **OPTIONS[option].settings)
     given, others = parser.parse_known_args(arguments)
-    if others and verb in ("resume", "exploit"):
+    if others and others[0].startswith("-") and (near := close_option(others[0], verb)):
+        raise InputError(f"{parser.prog}: {others[0]} is not an option{near}")
+    if others and command.keys:
         raise InputError(stray(others, verb) or "")
     if others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    if "" in (getattr(given, name, None) for name in (*names, "to")):
+    if "" in vars(given).values():
         parser.error("an argument is empty: name a folder")
     return given
 
@@ -267,7 +286,7 @@ class _Parser(argparse.ArgumentParser):
     """Reports argument errors on one line, like all others."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise InputError(f"{self.prog}: {message}: see `alignrun --help`")
+        raise InputError(f"{self.prog}: {message}: see `{self.prog} --help`")
 
 
 def _fail(message: str, code: int) -> int:

@@ -30,10 +30,9 @@ class Key:
     """One paragraph on one line; empty if undocumented."""
 
     @property
-    def type_name(self) -> str:
+    def type_names(self) -> list[str]:
         """The types, readable."""
-        names = ("`null`" if option is NoneType else f"`{_name(option)}`" for option in self.options)
-        return " or ".join(names)
+        return ["null" if option is NoneType else _name(option) for option in self.options]
 
     @property
     def choices(self) -> Mapping[str, str]:

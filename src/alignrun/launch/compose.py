@@ -1,6 +1,5 @@
 """From the command line to a typed Config: Hydra composes, OmegaConf checks, errors become one line."""
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
@@ -14,22 +13,22 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from alignrun.config import Config, FromData, PreferenceEvaluationConfig, TournamentConfig, TrainConfig
+from alignrun.config.keys import keys, summary
 from alignrun.config.literal import literal
-from alignrun.config.shipped import config_folder as config_folder
+from alignrun.config.shipped import config_folder
+from alignrun.config.yaml_text import explained
 from alignrun.data.sources import chosen_source
 from alignrun.errors import InputError, one_line
-from alignrun.launch.overrides import readable, section_classes, unreadable
-from alignrun.launch.suggestions import alias
+from alignrun.launch.choices import groups
+from alignrun.launch.explaining import explain, unknown_key
+from alignrun.launch.overrides import readable, section_classes
+from alignrun.launch.own_config import blamed, entries
+from alignrun.launch.own_files import named
 from alignrun.launch.template_files import with_templates
 from alignrun.security.files import read_yaml
 from alignrun.security.text import visible
@@ -43,19 +42,6 @@ PLUGINS = {
     "optuna": "hydra-optuna-sweeper",
 }
 """Hydra's launchers and sweepers that have been tested → their packages."""
-
-REFERENCE = r"${KEY} inserts the value of another key, and \${ is literal: KEY='\${…}'"
-HINTS = {
-    "not a valid bool": "use true or false",
-    "could not be converted to Integer": "give a whole number",
-    "could not be converted to Float": "give a number",
-    "is not a ListConfig": "write it as a list, KEY='[a,b]'",
-    "Interpolation": REFERENCE,
-    "interpolation": REFERENCE,
-    "token recognition error": REFERENCE,
-    "no viable alternative": REFERENCE,
-}
-"""Words of an OmegaConf error → how to fix it."""
 
 NAMES_OR_PATHS = (
     "model.path",
@@ -86,6 +72,10 @@ def register_schemas() -> None:
     for group, classes in section_classes().items():
         for name, kind in classes.items():
             store.store(group=f"{group}/schema", name=name, node=kind)
+    for group in groups():
+        field = Config.__dataclass_fields__.get(group)
+        if field is not None and is_dataclass(field.type):
+            store.store(group=f"{group}/schema", name=group, node=field.type)
 
 
 def compose(overrides: Sequence[str], verb: str = "") -> Config:
@@ -115,7 +105,7 @@ def compose_preference_evaluation(overrides: Sequence[str]) -> PreferenceEvaluat
     for group in ("preference", "data"):
         if not any(override.startswith(f"{group}=") for override in overrides):
             raise InputError(f"config: {group} is missing: write {group}=NAME, one of `alignrun ls {group}`")
-    config = _composed("eval_preference", PreferenceEvaluationConfig, overrides)
+    config = with_templates(_composed("eval_preference", PreferenceEvaluationConfig, overrides))
     if config.preference.name == "none":
         raise InputError("config: preference=none prefers nothing: choose another of `alignrun ls preference`")
     return config
@@ -125,18 +115,26 @@ def _check_chosen(overrides: Sequence[str], otherwise: str = "") -> None:
     """Refuse a key of a group of which no choice is given."""
     for group in ("data", "preference"):
         given = [override for override in overrides if override.startswith(f"{group}.")]
-        if given and not any(override.startswith(f"{group}=") for override in overrides):
+        if given and not (named().configs or any(override.startswith(f"{group}=") for override in overrides)):
             raise InputError(f"config: {given[0]} also needs {group}=NAME{otherwise}")
 
 
 def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
     register_schemas()
     GlobalHydra.instance().clear()
+    own: list[str] = own_entries(kind, overrides)
     try:
         with initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
-            return typed(hydra_compose(name, overrides=list(overrides)), kind)
+            return typed(hydra_compose(name, overrides=[*overrides, *own]), kind)
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(explain(error, kind)) from error
+        raise InputError(blamed(explain(error, kind), overrides)) from error
+    except InputError as error:
+        raise InputError(blamed(str(error), overrides)) from error
+
+
+def own_entries(kind: type, overrides: Sequence[str]) -> list[str]:
+    """The overrides that add the user's own files. Raises InputError as `entries`."""
+    return entries(kind, overrides, lambda file: plain(load(file)))
 
 
 def compose_hydra(overrides: Sequence[str]) -> None:
@@ -165,7 +163,7 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
     """
     try:
         if added := next(_added(composed, ""), None):
-            raise InputError(_unknown(added, kind))
+            raise InputError(unknown_key(added, kind))
         missing = OmegaConf.missing_keys(composed)
         if missing:
             raise InputError(f"config: {', '.join(sorted(missing))} must be given")
@@ -180,9 +178,27 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
     except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
+    for group in ("algo", "preference"):
+        if isinstance(getattr(config, group, None), dict):
+            raise InputError(
+                f"config: {group}: the file of this choice must begin with `defaults: [NAME, _self_]`, with "
+                f"the NAME of another one in `alignrun ls {group}`"
+            )
     if config.data is not None:
         chosen_source(config.data)
     return config
+
+
+def _added(node: DictConfig, prefix: str) -> Iterator[str]:
+    """The keys that `+key=` has added to sections whose dataclasses do not have them."""
+    section = OmegaConf.get_type(node)
+    if section is None or not is_dataclass(section):
+        return
+    for name in map(str, node):
+        if name not in section.__dataclass_fields__:
+            yield f"{prefix}{name}"
+        elif not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):
+            yield from _added(node[name], f"{prefix}{name}.")
 
 
 def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
@@ -214,6 +230,16 @@ def dump(config: Composed) -> str:
     whole = plain(config)
     text = str(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
     return text if visible(text) == text else str(yaml.safe_dump(whole, sort_keys=False))
+
+
+def dump_explained(config: Composed) -> str:
+    """As `dump`, with the meaning of each key as a comment above it."""
+    listed = []
+    for key in keys(type(config)):
+        section = getattr(config, key.name)
+        known = replace(key, options=(type(section),), meaning=summary(type(section)))
+        listed.append(known if is_dataclass(section) else key)
+    return "\n".join([*explained(listed, plain(config)), ""])
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -328,125 +354,3 @@ def anchored(config: Config) -> Config:
         name: placed(GAMES[0], value) if name == "game" else value for name, value in config.model.architecture.items()
     }
     return replace(config, model=replace(config.model, architecture=architecture))
-
-
-def choices(group: str) -> list[str]:
-    """The choices of a group, sorted."""
-    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
-
-
-def groups() -> list[str]:
-    """The configuration groups, sorted."""
-    return sorted(path.name for path in config_folder().iterdir() if path.is_dir())
-
-
-def explain(error: Exception, kind: type = Config) -> str:
-    """One line for an error of Hydra or OmegaConf: what is wrong, and the closest valid name."""
-    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
-    if isinstance(error, OverrideParseException):
-        return unreadable(str(error.override))
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"config: {group}={name} does not exist{_nearest(name, choices(group))}"
-    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
-        return _unknown(str(cause.full_key or cause.key), kind)
-    lines = str(cause).splitlines() or [type(cause).__name__]
-    # Hydra names the file in the first line, and the problem in the second.
-    first = " ".join(lines[:2]) if lines[0].endswith("raised while composing config:") else lines[0]
-    full_key = getattr(cause, "full_key", None)
-    where = f"{full_key}: " if full_key and str(full_key) not in first else ""
-    if "Could not override" in first and "No match in the defaults list" in str(cause):
-        name = first.split("'")[1]
-        return f"config: unknown group {name}{_nearest(name, known_keys(kind), _groups_of(kind))}"
-    hint = next((f": {hint}" for words, hint in HINTS.items() if words in first), "")
-    return f"config: {where}{one_line(Exception(first))}{hint}"
-
-
-def _unknown(key: str, kind: type) -> str:
-    """One line for a key that its section does not have."""
-    if kind is not Config and key in _fields(Config):
-        example = "top_p or temperature" if kind is TournamentConfig else "rows or confidence"
-        what = "a tournament" if kind is TournamentConfig else "eval-preference"
-        return f"config: {key} is a section of runs; {what} has its own keys, such as {example}"
-    if owners := _owners(key):
-        return f"config: {key} is not valid here: it belongs to {', '.join(owners)}"
-    return f"config: unknown key {key}{_nearest(key, known_keys(kind))}"
-
-
-def _added(node: DictConfig, prefix: str) -> Iterator[str]:
-    """The keys that `+key=` has added to sections whose dataclasses do not have them."""
-    section = OmegaConf.get_type(node)
-    if section is None or not is_dataclass(section):
-        return
-    for name in map(str, node):
-        if name not in section.__dataclass_fields__:
-            yield f"{prefix}{name}"
-        elif not OmegaConf.is_missing(node, name) and isinstance(node[name], DictConfig):
-            yield from _added(node[name], f"{prefix}{name}.")
-
-
-def known_keys(kind: type = Config) -> list[str]:
-    """All keys of a run or a tournament, over all algorithms and preferences."""
-    keys = _flatten(OmegaConf.structured(kind), "")
-    sections = {name: part.type for name, part in Config.__dataclass_fields__.items() if name in _fields(kind)}
-    for name, section in sections.items():
-        if is_dataclass(section):
-            keys += _flatten(OmegaConf.structured(section), f"{name}.")
-    keys += [
-        f"{name}.{field}"
-        for name, classes in section_classes().items()
-        if name in sections
-        for own in classes.values()
-        for field in _fields(own)
-    ]
-    return sorted({*keys, *_groups_of(kind)})
-
-
-def _groups_of(kind: type) -> list[str]:
-    """The configuration groups of a run or a tournament."""
-    return groups() if kind is Config else [name for name in groups() if name in _fields(kind)]
-
-
-def _owners(key: str) -> list[str]:
-    """The other choices that have a key."""
-    group, _, field = key.partition(".")
-    classes = section_classes().get(group, {})
-    return sorted(f"{group}={name}" for name, config_class in classes.items() if field in _fields(config_class))
-
-
-def _fields(config_class: type) -> list[str]:
-    return list(config_class.__dataclass_fields__)  # type: ignore[attr-defined]
-
-
-def _flatten(node: Any, prefix: str) -> list[str]:
-    keys = []
-    for key in node:
-        keys.append(f"{prefix}{key}")
-        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
-            keys += _flatten(node[key], f"{prefix}{key}.")
-    return keys
-
-
-def _nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) -> str:
-    """A suggestion: a candidate known by another trainer's name, or the closest of the `offered` (by default all of
-    them): first within the given section, then by the last part, then by the whole name."""
-    known = alias(name)
-    if known and known.rpartition(" ")[2] in candidates:
-        return f": did you mean {known}{'=…' if ' ' in known else ''}?"
-    candidates = offered or candidates
-    section, _, field = name.rpartition(".")
-    own = {key.rpartition(".")[2]: key for key in candidates if section and key.rpartition(".")[0] == section}
-    last = {key.rpartition(".")[2]: key for key in reversed(candidates)}
-    same = [key for key in candidates if key.rpartition(".")[2] == field]
-    whole = {} if own else {key: key for key in candidates}  # a long section name makes all of its keys similar
-    match = _near(field, own, 0.75) or (" or ".join(same) if len(same) <= 4 else None)
-    if match := match or _near(name, whole, 0.75) or _near(field, last, 0.7):
-        return f": did you mean {match}?"
-    if 0 < len(own) <= 16:
-        return f": {section} has {', '.join(own)}"
-    return f": choose from {', '.join(candidates)}" if candidates and len(candidates) <= 12 else ": see `alignrun ls`"
-
-
-def _near(text: str, names: Mapping[str, str], cutoff: float) -> str | None:
-    """The value of the closest name; None if none is close."""
-    return next((names[found] for found in difflib.get_close_matches(text, names, 1, cutoff)), None)

@@ -1,12 +1,11 @@
 """`alignrun ls`: the available choices, one line each."""
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
 from alignrun.errors import InputError
-from alignrun.launch.compose import choices, config_folder, groups
+from alignrun.launch.choices import choice_files, choices, describe, groups
+from alignrun.launch.suggestions import close
 
 
 def show(group: str | None, console: Console) -> None:
@@ -16,20 +15,13 @@ def show(group: str | None, console: Console) -> None:
         InputError: there is no such group.
     """
     known = [name for name in groups() if choices(name)]
+    names = ", ".join(known)
     if group is not None and group not in known:
-        raise InputError(f"ls: there is no group {group}: choose from {', '.join(known)}")
+        raise InputError(f"ls: there is no group {group}{close(group, known) or f': choose from {names}'}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     for name in [group] if group else known:
-        for choice in choices(name):
-            table.add_row(f"{name}={choice}", describe(config_folder() / name / f"{choice}.yaml"))
+        for choice, file in sorted(choice_files(name).items()):
+            table.add_row(f"{name}={choice}", describe(file))
     console.print(table, highlight=False)
-
-
-def describe(file: Path) -> str:
-    """The first comment of a YAML file that is not one of Hydra's directives."""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and "@package" not in line:
-            return line.lstrip("# ")
-    return ""

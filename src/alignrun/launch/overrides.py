@@ -30,7 +30,7 @@ def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
 
     Args:
         overrides: as typed.
-        kind: the configuration they override, Config or TournamentConfig.
+        kind: the configuration they override, one of `ROOTS`.
         verb: the command that takes them.
 
     Raises:

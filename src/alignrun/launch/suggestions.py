@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-VERBS = ("eval", "eval-preference", "exploit", "resume", "top", "plan", "export", "ls", "config", "data")
+from alignrun.launch.commands import COMMANDS, VERBS
 
 ALIASES = {
     "batch_size": "train.batch_size",
@@ -171,6 +171,8 @@ def stray(arguments: Sequence[str], verb: str = "") -> str | None:
         return f"{command}: {word} is for sweeps of runs and not valid with a command: leave it out"
     if word.startswith("-") and word.lstrip("-").partition("=")[0] in HYDRA:
         return f"{command}: {word} is an option of Hydra, which alignrun does not take: see `alignrun --help`"
+    if word.startswith("--") and (near := close_option(word, verb)):
+        return f"{command}: {word} is not an option{near}"
     if word.startswith("-"):
         return f"{command}: {word.partition('=')[0]} is not an option: {_as_override(word, following, verb)}"
     if verb == "eval":
@@ -185,12 +187,25 @@ def stray(arguments: Sequence[str], verb: str = "") -> str | None:
     if word in ("alignrun", "train", "run", "fit", "sft", "dpo", "grpo", "ppo"):
         chosen = "" if word in ("alignrun", "train", "run", "fit") else f" algo={word}"
         return f"{word!r} is not a command, and a run needs none: write alignrun{chosen} key=value …"
-    near = difflib.get_close_matches(word, VERBS, n=1, cutoff=0.6)
-    if near and not place:
-        return f"{word!r} is neither a command nor key=value: did you mean {near[0]}?"
+    if not place and (near := close(word, VERBS)):
+        return f"{word!r} is neither a command nor key=value{near}"
     if word and Path(word).is_dir():
         return f"{word!r} is a folder: name a command for it, as in alignrun resume {shlex.quote(word)}"
     return f"{word!r} is neither a command nor key=value{_pair(word, following)}"
+
+
+def close(word: str, names: Sequence[str]) -> str:
+    """`: did you mean NAME?` for the closest name; empty if none is close."""
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def close_option(word: str, verb: str) -> str:
+    """As `close`, for the options of a command."""
+    command = COMMANDS[verb]
+    bare = {option.lstrip("-"): option for option in (*command.options, *command.files)}
+    near = difflib.get_close_matches(word.lstrip("-"), bare, n=1, cutoff=0.7)
+    return f": did you mean {bare[near[0]]}?" if near else ""
 
 
 def _as_override(option: str, following: Sequence[str], verb: str) -> str:

@@ -1,7 +1,7 @@
 """The definition of a sweep, recorded in its directory on first use so that no other sweep is mixed into it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
@@ -13,13 +13,18 @@ from alignrun.security.files import read_json
 FILE = "definition.json"
 
 
-def join(directory: Path, overrides: Sequence[Override]) -> None:
+def join(directory: Path, overrides: Sequence[Override], files: Mapping[str, str]) -> None:
     """Record the sweep's definition, or extend the recorded one by more values of a swept key, or more swept keys.
+
+    Args:
+        directory: of the sweep.
+        overrides: what it sets and sweeps.
+        files: option → the user's own files with their digests.
 
     Raises:
         InputError: a key that is not swept has another value there, or is missing.
     """
-    fixed = {_key(override): _value(override) for override in overrides if _belongs(override)}
+    fixed = {**files, **{_key(override): _value(override) for override in overrides if _belongs(override)}}
     swept = {_key(override) for override in overrides if _belongs(override) and override.is_sweep_override()}
     fixed = {key: value for key, value in fixed.items() if key not in swept}
     before = _read(directory / FILE)

@@ -100,7 +100,7 @@ def started_with(directory: Path) -> list[str] | None:
 def recorded(directory: Path) -> list[str] | None:
     """The overrides that the run itself has recorded, including those of a later `alignrun resume`."""
     stored = RunDirectory(directory).read_overrides()
-    return None if stored is None else [override for override in stored if not override.startswith("run.dir=")]
+    return None if stored is None else [override for override in stored if not override.startswith(("run.dir=", "--"))]
 
 
 def _places(sweep: Path, name: str) -> Iterator[Path]:

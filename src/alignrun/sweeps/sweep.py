@@ -19,9 +19,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from alignrun.config import Config
+from alignrun.config.shipped import config_folder
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
+from alignrun.launch.explaining import explain
 from alignrun.launch.overrides import opened, quoted
+from alignrun.launch.own_config import GROUP
+from alignrun.launch.own_files import PASSED_ON, named, passed_on
 from alignrun.run.directory import RunDirectory
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.merit import merit
@@ -62,19 +67,20 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     if directory is None:
         directory = fresh_directory(Path("runs") / "sweeps", key="hydra.sweep.dir")
     with holding(directory):
-        join(directory, parsed)
+        join(directory, parsed, named().digests())
+        overrides += compose.own_entries(Config, overrides)
         overrides += [f"hydra.sweep.dir={quoted(directory.absolute())}", *sweeper_settings(parsed)]
         swept = [override.get_key_element() for override in parsed if override.is_sweep_override()]
-        with variables(**{SWEPT: ",".join(swept)}):
+        with variables(**{SWEPT: ",".join(swept), PASSED_ON: "\n".join(named().arguments())}):
             return launch(directory, [*flags, *overrides], command, confidence, console)
 
 
 def launch(directory: Path, arguments: Sequence[str], command: str, confidence: float, console: Console) -> int:
     """Let Hydra launch the runs, and report how they ended. Raises as `sweep`, and RunError if a plugin fails."""
     compose.register_schemas()
-    entry = hydra.main(
-        version_base=compose.VERSION_BASE, config_path=str(compose.config_folder()), config_name="config"
-    )(run_job)
+    entry = hydra.main(version_base=compose.VERSION_BASE, config_path=str(config_folder()), config_name="config")(
+        run_job
+    )
     previous, sys.argv = sys.argv, ["alignrun", *arguments]
     try:
         with raising_errors():
@@ -83,7 +89,7 @@ def launch(directory: Path, arguments: Sequence[str], command: str, confidence: 
         summarise(directory, command, confidence, console)
         return 130
     except HydraException as error:
-        raise InputError(compose.explain(error)) from error
+        raise InputError(explain(error)) from error
     except Exception as error:  # any error of a launcher or sweeper: the ended runs are still reported
         summarise(directory, command, confidence, console)
         raise RunError(
@@ -203,7 +209,7 @@ def run_job(composed: DictConfig) -> float | None:
     """
     settings = HydraConfig.get()
     sweep_directory = Path(settings.sweep.dir).absolute()
-    overrides = list(settings.overrides.task)
+    overrides = [override for override in settings.overrides.task if not override.startswith(f"+{GROUP}")]
     directory = settle_in(sweep_directory, str(settings.sweep.subdir), overrides)
     command, run = command_for(directory, overrides), RunDirectory(directory)
     if command and busy(run):
@@ -246,7 +252,7 @@ def command_for(directory: Path, overrides: list[str]) -> list[str]:
     run, job = RunDirectory(directory), state(directory)
     if run.config_file.is_file():
         return [] if job is not None and not job.failed else ["resume", str(directory)]
-    return [*overrides, f"run.dir={quoted(directory)}"]
+    return [*passed_on(), *overrides, f"run.dir={quoted(directory)}"]
 
 
 def busy(run: RunDirectory) -> bool:
@@ -296,7 +302,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise InputError(compose.explain(error)) from error
+        raise InputError(explain(error)) from error
 
 
 def combinations(overrides: Sequence[Override]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from alignrun.config import AdapterConfig, AdapterKind, Config, Precision, Refer
 from alignrun.errors import InputError, one_line
 from alignrun.launch import compose
 from alignrun.launch.build import load_trained
+from alignrun.launch.choices import choices
 from alignrun.launch.overrides import quoted
 from alignrun.launch.pins import check_base
 from alignrun.models.backbone import Backbone
@@ -108,7 +109,7 @@ def _model_config(source: str, path: Path) -> Config:
         return _adapter_config(path)
     if (path / "config.json").is_file():
         return compose.compose(["model=path", f"model.path={quoted(path)}"])
-    if source in compose.choices("model") and source not in ("path", "game"):
+    if source in choices("model") and source not in ("path", "game"):
         return compose.compose([f"model={source}"])
     local = source.startswith(("/", ".", "~")) or path.exists() or path.parent.is_dir()
     if HUB_ID.fullmatch(source) and (not local or path.parent == Path()):
