@@ -57,6 +57,8 @@ def _readable(override: str, types: Sequence[Any]) -> str:
     key, _, value = override.partition("=")
     if not key:
         raise InputError(unreadable(override))
+    if key == "runs" and is_pattern(value) and not value.startswith("["):
+        return f"{key}=[{quoted(value)}]"
     text = bool(types) and all(kind is str for kind in types)
     listed = bool(types) and all(get_origin(kind) is list for kind in types)
     try:
@@ -86,6 +88,11 @@ def _readable(override: str, types: Sequence[Any]) -> str:
     if text and found is not None and not isinstance(found, str | QuotedString):
         return f"{key}={quoted(value)}"
     return override
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path has wildcards, as the shell has them: `*`, `?` or `[…]`."""
+    return re.search(r"[*?]|\[[^\]]", path) is not None
 
 
 def quoted(value: object) -> str:
