@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from alignrun.algorithms.base import discover as algorithms
-from alignrun.config import Config, TournamentConfig
+from alignrun.config import Config, GenerateConfig, SamplingConfig, TournamentConfig
 from alignrun.config.keys import Key, keys, summary
 from alignrun.data.sources import discover as sources
 from alignrun.preferences.base import discover as preferences
@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 DEFAULTS = "# Defaults, written by `make configs`:"
 WIDTH = 120
+ROOTS = {"config": Config, "eval": TournamentConfig, "generate": GenerateConfig, "chat": SamplingConfig}
+"""The class that types each file that is no choice of a group."""
 
 
 def rendered() -> dict[Path, str]:
@@ -63,7 +65,7 @@ def _typed(path: Path, given: dict[str, Any]) -> tuple[type, Any]:
     """The class that types a file, and the module whose docstring is its header."""
     group, name = path.parent.name, path.stem
     if path.parent == CONF:
-        return {"config": Config, "eval": TournamentConfig}[name], None
+        return ROOTS[name], None
     if group == "data":
         source = sources()[given["source"]]
         return source.config_class, _module(source) if name == given["source"] else None
@@ -77,7 +79,7 @@ def _typed(path: Path, given: dict[str, Any]) -> tuple[type, Any]:
 
 def _section(section: type, lines: Sequence[str], indent: str) -> Iterator[str]:
     """The lines of a section: what is given, each with its meaning, then every other key with its default."""
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()} if section in (Config, TournamentConfig) else ()
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} if section in ROOTS.values() else ()
     missing = {key.name: key for key in keys(section) if key.name not in groups}
     for name, comments, block in _blocks(lines, indent):
         key = missing.pop(name, None)
@@ -161,8 +163,9 @@ def reference() -> str:
         if source.config_class is not Config.__dataclass_fields__["data"].type:
             parts.append(_table(f"`data={name}`", keys(source.config_class), "data.", summary(_module(source))))
     known = {key.name for key in keys(Config)} - {"seed"}
-    own = [key for key in keys(TournamentConfig) if key.name not in known]
-    parts.append(_table("`alignrun eval`", own, "", summary(TournamentConfig)))
+    for verb in ("eval", "generate", "chat"):
+        own = [key for key in keys(ROOTS[verb]) if key.name not in known]
+        parts.append(_table(f"`alignrun {verb}`", own, "", summary(ROOTS[verb])))
     return "\n\n".join(parts) + "\n"
 
 

@@ -21,6 +21,7 @@ from alignrun.config.model import (
     ReferenceKind,
 )
 from alignrun.config.published import LongText, PublishedConfig, Quantize
+from alignrun.config.sampling import MODEL_TOKENS, Format, GenerateConfig, Rows, SamplingConfig
 from alignrun.config.schema import require, schema
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
@@ -39,6 +40,7 @@ from alignrun.config.training import (
 )
 
 __all__ = [
+    "MODEL_TOKENS",
     "AdapterConfig",
     "AdapterKind",
     "Artifact",
@@ -50,6 +52,8 @@ __all__ = [
     "DataConfig",
     "Engine",
     "EvaluationConfig",
+    "Format",
+    "GenerateConfig",
     "GenerationConfig",
     "LongText",
     "ModelConfig",
@@ -61,7 +65,9 @@ __all__ = [
     "Quantize",
     "ReferenceConfig",
     "ReferenceKind",
+    "Rows",
     "RunConfig",
+    "SamplingConfig",
     "Schedule",
     "SweepConfig",
     "TooLong",

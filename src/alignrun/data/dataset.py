@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
 from alignrun.data.drawn import select
@@ -50,6 +50,10 @@ class Dataset(ABC, Generic[Encoded]):
 
     def __len__(self) -> int:
         return len(self.encoded)
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """These rows as a data set of their own."""
+        return replace(self, examples=[self.examples[row] for row in rows], encoded=[self.encoded[row] for row in rows])
 
     def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
         """The batch of a step, a pure function of the seed and its arguments, see `rows_at`."""

@@ -24,7 +24,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from alignrun.config import Config, TournamentConfig
+from alignrun.config import Config, GenerateConfig, SamplingConfig, TournamentConfig
 from alignrun.config.shipped import config_folder as config_folder
 from alignrun.data.sources import chosen_source
 from alignrun.errors import InputError, one_line
@@ -63,7 +63,7 @@ GAMES = ("preference.game", "data.game")
 PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
 """Keys whose value is always a path, even if it does not exist yet."""
 
-Root = TypeVar("Root", Config, TournamentConfig)
+Root = TypeVar("Root", Config, TournamentConfig, GenerateConfig, SamplingConfig)
 
 
 @cache
@@ -72,6 +72,8 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="tournament", node=TournamentConfig)
+    store.store(name="completions", node=GenerateConfig)
+    store.store(name="sampling", node=SamplingConfig)
     for group, classes in section_classes().items():
         for name, kind in classes.items():
             store.store(group=f"{group}/schema", name=name, node=kind)
@@ -86,14 +88,39 @@ def compose(overrides: Sequence[str], verb: str = "") -> Config:
     return _composed("config", Config, readable(overrides, Config, verb))
 
 
+def compose_run(overrides: Sequence[str]) -> Config:
+    """`compose` for a single run, which has no launcher. Raises InputError for settings of Hydra, and as that does."""
+    launcher = [override for override in overrides if override.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    if launcher:
+        raise InputError(f"config: {launcher[0]} is for sweeps (-m): a single run has run.dir")
+    return compose(overrides)
+
+
 def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
     """Compose the configuration of a tournament from the overrides. Raises as `compose`."""
-    overrides = readable(overrides, TournamentConfig, "eval")
+    return _composed("eval", TournamentConfig, _own_sections(readable(overrides, TournamentConfig, "eval")))
+
+
+def compose_generation(overrides: Sequence[str]) -> GenerateConfig:
+    """Compose the configuration of `alignrun generate` from the overrides. Raises as `compose`."""
+    config = _composed("generate", GenerateConfig, _own_sections(readable(overrides, GenerateConfig, "generate")))
+    if config.out is None:
+        raise InputError("config: out must be given: name the file to write, as in out=completions.jsonl")
+    return config
+
+
+def compose_sampling(overrides: Sequence[str]) -> SamplingConfig:
+    """Compose the configuration of `alignrun chat` from the overrides. Raises as `compose`."""
+    return _composed("chat", SamplingConfig, readable(overrides, SamplingConfig, "chat"))
+
+
+def _own_sections(overrides: list[str]) -> list[str]:
+    """The overrides. Raises InputError where they change a part of what the runs bring."""
     for group in ("data", "preference"):
         given = [override for override in overrides if override.startswith(f"{group}.")]
         if given and not any(override.startswith(f"{group}=") for override in overrides):
             raise InputError(f"config: {given[0]} also needs {group}=NAME: without it, the runs' own is used")
-    return _composed("eval", TournamentConfig, overrides)
+    return overrides
 
 
 def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
@@ -145,8 +172,8 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
     except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
-    if config.data is not None:
-        chosen_source(config.data)
+    if (data := getattr(config, "data", None)) is not None:
+        chosen_source(data)
     return config
 
 
@@ -159,7 +186,7 @@ def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
         yield prefix.rstrip("."), node
 
 
-def plain(config: Config | TournamentConfig) -> dict[str, Any]:
+def plain(config: Config | TournamentConfig | GenerateConfig) -> dict[str, Any]:
     """The whole configuration as nested dictionaries of plain values."""
     container: dict[str, Any] = _plain(asdict(config))
     return container
@@ -174,7 +201,7 @@ def _plain(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
 
 
-def dump(config: Config | TournamentConfig) -> str:
+def dump(config: Config | TournamentConfig | GenerateConfig) -> str:
     """The whole configuration as YAML, with all defaults, and hidden characters as YAML escapes."""
     whole = plain(config)
     text = str(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
@@ -298,7 +325,8 @@ def explain(error: Exception, kind: type = Config) -> str:
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         key = str(cause.full_key or cause.key)
         if kind is not Config and key in _fields(Config):
-            return f"config: {key} is a section of runs; a tournament has its own keys, such as top_p or temperature"
+            verb = {TournamentConfig: "a tournament", GenerateConfig: "generate", SamplingConfig: "chat"}[kind]
+            return f"config: {key} is a section of runs; {verb} has its own keys, such as top_p or temperature"
         owners = _owners(key)
         if owners:
             return f"config: {key} is not valid here: it belongs to {', '.join(owners)}"
