@@ -1,7 +1,6 @@
 """The command line: the verbs, the overrides, and the one-line errors."""
 
 import argparse
-import errno
 import os
 import sys
 import warnings
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from alignrun import __version__
-from alignrun.errors import AlignrunError, InputError, one_line
+from alignrun.errors import AlignrunError, InputError, of_system
 from alignrun.launch.suggestions import stray
 from alignrun.security.terminal import PlainConsole, guard, say
 from alignrun.security.working_directory import distrust
@@ -27,7 +26,12 @@ alignrun resume RUN [--step N] [key=value …]  continue a stopped run, bit for 
 alignrun top RUN [--once]             a live view of a run: progress, metrics as sparklines, the last completions
 alignrun plan [plan.gpu=24GB] [key=value …]  parameters, predicted memory, and the batches that fit a GPU
 alignrun export RUN [--merge]         a PEFT adapter, or a merged model, for transformers and vLLM
-    eval, exploit, resume and export take --trust, for other people's runs that execute code or contact a server
+alignrun runs [DIR…] [--sort KEY]     the runs in a folder: steps, win rate, KL and state of each
+alignrun diff A B [--all]             what differs between two runs: configuration, inputs and results
+alignrun chat POLICY [POLICY] [--reference]  talk to a run or a model, or to two at once
+alignrun generate POLICY out=FILE [key=value …]  completions in a file; format=pairs labels them for algo=dpo
+    eval, exploit, resume, export, chat and generate take --trust, for other people's runs that execute code or contact
+    a server
 alignrun ls [GROUP]                   the available choices: algorithms, models, data, preferences, …
 alignrun config [key=value …]         the whole configuration that the overrides select, as YAML
 """
@@ -38,8 +42,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--to": {},
     "--once": {"action": "store_true"},
     "--interval": {"type": float, "default": 2.0},
+    "--sort": {},
+    "--reverse": {"action": "store_true"},
+    "--all": {"action": "store_true"},
+    "--reference": {"action": "store_true"},
 }
 """argparse settings of the options of all commands."""
+COUNTS = {"ls": "?", "runs": "*", "chat": "+"}
+"""Commands that do not take exactly one of each positional argument."""
+
+
+ALONE = ("ls", "plan", "config", "eval", "top", "export", "runs", "diff", "chat", "generate")
+"""Commands that are one process."""
+OPENS_NOTHING = {"ls", "plan", "config", "top", "runs", "diff"}
+"""Commands that take nothing from a stored run that would need trust."""
 
 
 def entry() -> None:
@@ -70,10 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, AlignrunError):
             job = _job()
             return _fail(str(error), error.exit_code) if job is None or job.should_report(error) else error.exit_code
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(f"disk full ({one_line(error)}): free space, then `alignrun resume RUN`", 1)
         if isinstance(error, OSError):
-            return _fail(f"{type(error).__name__}: {one_line(error)}", 1)
+            return _fail(str(of_system(error)), 1)
         raise
 
 
@@ -99,12 +113,14 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         if any("\ud800" <= character <= "\udfff" for character in argument):  # a byte that Python could not decode
             raise InputError(f"{argument!a} is not UTF-8: rename the file, or type it again")
     if verb == "help" or not {"-h", "--help"}.isdisjoint(arguments):
-        console.print(USAGE, end="", highlight=False, markup=False)
+        from alignrun.launch.verb_help import help_of
+
+        console.print(help_of(verb) or USAGE, end="", highlight=False, markup=False, soft_wrap=True)
         return 0
     if verb == "--version":
         console.print(f"alignrun {__version__}", highlight=False)
         return 0
-    alone = verb in ("ls", "plan", "config", "eval", "top", "export") or not {"-m", "--multirun"}.isdisjoint(arguments)
+    alone = verb in ALONE or not {"-m", "--multirun"}.isdisjoint(arguments)
     if alone and (job := _job()) and job.launched() > 1:
         raise InputError(f"alignrun {verb} is one process: start it without accelerate launch or torchrun")
     # No command gains from tokenizer threads; the user's own setting takes precedence.
@@ -154,6 +170,35 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         from alignrun.top import top
 
         return top(given.run, given.once, given.interval, console)
+    if verb == "runs":
+        given = _parse(verb, rest, ("folders",), ("--sort", "--reverse"))
+        from alignrun.browse.table import show_runs
+
+        return show_runs(given.folders, given.sort, given.reverse, console)
+    if verb == "diff":
+        given = _parse(verb, rest, ("first", "second"), ("--all",))
+        from alignrun.browse.diff import show_diff
+
+        return show_diff(given.first, given.second, given.all, console)
+    if verb == "chat":
+        overrides, others = _split(rest)
+        given = _parse(verb, others, ("policies",), ("--reference",))
+        from alignrun.launch.compose import compose_sampling
+
+        sampling = compose_sampling(overrides)
+        from alignrun.chat.command import chat
+
+        return chat(given.policies, given.reference, sampling, console)
+    if verb == "generate":
+        overrides, others = _split(rest)
+        given = _parse(verb, others, ("policy",), ("--reference",))
+        from alignrun.launch.compose import compose_generation
+
+        generation = compose_generation(overrides)
+        from alignrun.completions.command import generate
+
+        generate(given.policy, given.reference, generation, console)
+        return 0
     if verb == "export":
         given = _parse(verb, rest, ("run",), ("--step", "--merge", "--to"))
         from alignrun.launch.export import export
@@ -167,12 +212,9 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         return sweep(list(arguments), console)
     if problem := stray(arguments):
         raise InputError(problem)
-    launcher = [argument for argument in arguments if argument.lstrip("+~").startswith(("hydra.", "hydra/"))]
-    if launcher:
-        raise InputError(f"config: {launcher[0]} is for sweeps (-m): a single run has run.dir")
-    from alignrun.launch.compose import compose
+    from alignrun.launch.compose import compose_run
 
-    config = compose(arguments)
+    config = compose_run(arguments)
     from alignrun.launch.train import train
 
     return train(config, arguments, console)
@@ -182,8 +224,11 @@ def _trusting(arguments: Sequence[str], console: Console) -> int:
     """Run a command with trust in the runs it opens."""
     from alignrun.run.trust import accepting
 
-    if not {"-m", "--multirun", "ls", "plan", "config", "top"}.isdisjoint(arguments):
-        raise InputError("--trust is for commands that open a run: resume, eval, exploit, export, or a single training")
+    if not {"-m", "--multirun"}.isdisjoint(arguments) or set(arguments[:1]) & OPENS_NOTHING:
+        raise InputError(
+            "--trust is for commands that open a run: resume, eval, exploit, export, chat, generate, or a single "
+            "training"
+        )
     with accepting(True):
         return dispatch(arguments, console)
 
@@ -222,15 +267,16 @@ def _parse(
 ) -> argparse.Namespace:
     parser = _Parser(prog=f"alignrun {verb}", add_help=False, allow_abbrev=False)
     for name in names:
-        parser.add_argument(name, nargs="?" if verb == "ls" else None)
+        parser.add_argument(name, nargs=COUNTS.get(verb))
     for option in options:
         parser.add_argument(option, **OPTIONS[option])
     given, others = parser.parse_known_args(arguments)
-    if others and verb in ("resume", "exploit"):
+    if others and verb in ("resume", "exploit", "generate"):
         raise InputError(stray(others, verb) or "")
     if others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    if "" in (getattr(given, name, None) for name in (*names, "to")):
+    values = [getattr(given, name, None) for name in (*names, "to")]
+    if any(value == "" or (isinstance(value, list) and "" in value) for value in values):
         parser.error("an argument is empty: name a folder")
     return given
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-VERBS = ("eval", "exploit", "resume", "top", "plan", "export", "ls", "config")
+VERBS = ("eval", "exploit", "resume", "top", "plan", "export", "ls", "config", "runs", "diff", "chat", "generate")
 
 ALIASES = {
     "batch_size": "train.batch_size",
