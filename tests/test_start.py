@@ -12,13 +12,14 @@ import pytest
 
 from alignrun.algorithms.base import discover
 from alignrun.discovery import PACKAGES, SchemasFirstLoader, UnfinishedModule, config_classes, finish
+from alignrun.launch.suggestions import VERBS
 from alignrun.preferences import base as preferences
 
 HEAVY = ("torch", "transformers", "peft", "wandb", "matplotlib", "scipy", "accelerate", "datasets", "safetensors.torch")
 
 LIGHT: dict[str, int] = {
     "--help": 0,
-    **{f"{verb} --help": 0 for verb in ("eval", "exploit", "resume", "top", "plan", "export", "ls", "config")},
+    **{f"{verb} --help": 0 for verb in VERBS},
     "--version": 0,
     "ls": 0,
     "ls nothing": 2,
@@ -36,6 +37,12 @@ LIGHT: dict[str, int] = {
     "resume": 2,
     "export --nothing": 2,
     "top nowhere": 2,
+    "runs nowhere": 2,
+    "diff nowhere elsewhere": 2,
+    "chat": 2,
+    "chat nowhere top_p=2": 2,
+    "generate nowhere": 2,
+    "generate nowhere out=x formt=pairs": 2,
 }
 """Commands that end before a model is needed, and their exit codes."""
 

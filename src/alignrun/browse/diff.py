@@ -16,7 +16,7 @@ from alignrun.evaluation.results import Estimate
 from alignrun.reports.quantities import in_order, with_intervals
 from alignrun.run.directory import RunDirectory
 from alignrun.security.files import read_json
-from alignrun.security.text import clean, counted
+from alignrun.security.text import clean, counted, visible
 
 ABSENT = "–"
 OWN = ("run.dir", "started", "command")
@@ -103,10 +103,10 @@ def _as_text(known: list[bool], values: list[Any]) -> list[str]:
     """Two values as a reader can tell them apart."""
     plain = [clean(value if isinstance(value, str) else json.dumps(value, default=str)) for value in values]
     if plain[0] == plain[1] and values[0] != values[1]:  # a number and a text, or white space
-        plain = [clean(json.dumps(value, default=str)) for value in values]
+        plain = [visible(json.dumps(value, default=str)) for value in values]
     differ = next((n for n, pair in enumerate(zip(*plain, strict=False)) if pair[0] != pair[1]), 0)
     start = max(0, differ - SHOWN // 2) if max(map(len, plain)) > SHOWN else 0
-    cut = [("…" if start else "") + clean(text[start:], SHOWN) for text in plain]
+    cut = [f"{'…' if start else ''}{text[start:][:SHOWN]}{'…' if text[start + SHOWN :] else ''}" for text in plain]
     return [text if there else ABSENT for text, there in zip(cut, known, strict=True)]
 
 
