@@ -41,13 +41,13 @@ class Screen:
             return self._growing(f"{seat.name}: " if len(self._seats) > 1 else "")
 
         yield place
-        self._console.out()
+        self._write("\n")
 
     def end(self, seat: Seat, text: str, show: Show, *, ended: bool) -> None:
         """The whole of an answer is known."""
         show(text)
         if not self._columns:
-            self._console.out("" if text else "(no text)")
+            self._write("\n" if text else "(no text)\n")
         if not ended:
             self.remark(f"{seat.name} was cut off after {seat.max_new_tokens} tokens (max_new_tokens)")
 
@@ -60,18 +60,23 @@ class Screen:
 
     def _growing(self, label: str) -> Show:
         shown = ""
-        self._console.out(visible(label), style="bold", end="", highlight=False)
+        self._console.print(Text(label, style="bold"), end="", soft_wrap=True)
 
         def show(text: str) -> None:
             nonlocal shown
             now = visible(text)
             if now.startswith(shown):
-                self._console.out(now[len(shown) :], end="", highlight=False)
+                self._write(now[len(shown) :])
             else:  # a decoder that has changed what it said: all of it again
-                self._console.out(f"\n{now}", end="", highlight=False)
+                self._write(f"\n{now}")
             shown = now
 
         return show
+
+    def _write(self, piece: str) -> None:
+        """Write a piece of visible text as it is: rich would expand tabs from the start of each piece."""
+        self._console.file.write(piece)
+        self._console.file.flush()
 
     def _side_by_side(self) -> Iterator[Callable[[Seat], Show]]:
         texts = {seat.name: "" for seat in self._seats}
@@ -81,7 +86,7 @@ class Screen:
             grid = Table(box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
             for seat in self._seats:
                 grid.add_column(Text(seat.name), ratio=1, overflow="fold")
-            grid.add_row(*(Text(text) for text in texts.values()))
+            grid.add_row(*(Text(visible(text)) for text in texts.values()))  # `Text` itself drops some of it
             return grid
 
         with Live(console=self._console, auto_refresh=False) as live:
