@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 from alignrun import distributed
 from alignrun.completions.command import Written
@@ -179,9 +180,9 @@ class LoadedPolicy:
             batch_size=batch_size,
             seed=seed,
         )
-        given = [prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt] for prompt in prompts]
         examples = [
-            parse_row({"prompt": prompt}, f"prompts[{place}]", ColumnsConfig()) for place, prompt in enumerate(given)
+            parse_row({"prompt": _plain(prompt)}, f"prompts[{place}]", ColumnsConfig())
+            for place, prompt in enumerate(prompts)
         ]
         run = self._player.config
         generation = replace(run.generation, max_new_tokens=drawing.max_new_tokens)
@@ -314,6 +315,13 @@ def load_policy(
         player = find_player(fspath(source))
         player = reference_of(player) if reference else player
         return LoadedPolicy(player, Loader(device, None if dtype is None else Precision[dtype]).load(player))
+
+
+def _plain(prompt: Any) -> Any:
+    """A conversation as a list of dictionaries, as rows of data have it; anything else as it is, for `parse_row`."""
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str):
+        return prompt
+    return [dict(turn) if isinstance(turn, Mapping) else turn for turn in prompt]
 
 
 def _result(path: Path, code: int) -> TrainingResult:
