@@ -53,7 +53,10 @@ SECONDS = 60
 """Of CPU that a command may take; `PATIENCE` is by the clock, for one that hangs."""
 PATIENCE = 300
 GIGABYTES = 2.5
-IMPORTED = ("launch.train", "launch.export", "launch.listing", "tournament.command", "planning.plan", "top")
+IMPORTED = (
+    *("launch.train", "launch.export", "launch.listing", "tournament.command", "planning.plan", "top"),
+    *("browse.table", "browse.diff", "chat.command", "completions.command"),
+)
 """What commands import, done once for all of them."""
 
 
@@ -139,6 +142,9 @@ class Case:
             "export": ("export", str(run), "--to", str(self.folder / "out")),
             "exploit": ("exploit", str(run), "train.steps=1", f"run.dir={self.folder / 'response'}"),
             "top": ("top", str(run), "--once"),
+            "diff": ("diff", str(run), str(run)),
+            "chat": ("chat", str(run)),
+            "generate": ("generate", str(run), f"out={self.folder / 'completions.jsonl'}", "format=pairs", "prompts=2"),
         }
         for verb in verbs or given:
             yield Command(given[verb], **how)
@@ -170,6 +176,7 @@ def a_function_of_the_run(case: Case) -> Iterator[Command]:
     (case.folder / "theirs.py").write_text(trap(case) + "def prefer(*_): ...\n")
     run = case.edited("preference=function", "preference.function=theirs:prefer", preference={})
     yield from case.opened(run, "eval", "resume", "exploit", says="import and run .*--trust")
+    yield from case.opened(run, "generate", says="import and run .*--trust")
     yield from case.opened(run, "export", codes=(0,), says="adapter of step 2 written")
     yield from case.opened(run, "top", codes=(0,), says="nash_md on tiny")
     yield case.control(run)
@@ -184,7 +191,8 @@ def remote_code_of_a_model(case: Case) -> Iterator[Command]:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "evil", "auto_map": auto}))
     yield case.train("model=path", f"model.path={model}", says="trust_remote_code")
     run = case.edited(model={"source": "hub", "path": str(model), "trust_remote_code": True})
-    yield from case.opened(run, "eval", "resume", "export", "exploit", says="run code of the model .*--trust")
+    verbs = ("eval", "resume", "export", "exploit", "chat", "generate")
+    yield from case.opened(run, *verbs, says="run code of the model .*--trust")
 
 
 @scenario(quick=True)
@@ -255,6 +263,7 @@ def links_out_of_a_run(case: Case) -> Iterator[Command]:
         (run / place).unlink(missing_ok=True)
         (run / place).symlink_to(case.outside / ("secret.svg" if "." in place else ""))
         yield from case.opened(run, says=f"{re.escape(place)} is a link")
+        yield Command(("runs", str(run)), f"damaged: .*{re.escape(place)} is a link", codes=(0,))
 
 
 @scenario(quick=True)
@@ -385,13 +394,25 @@ def sequences_in_texts(case: Case) -> Iterator[Command]:
 @scenario(quick=True)
 def sequences_in_names(case: Case) -> Iterator[Command]:
     says = "]0;title"
-    for words in (("ls",), ("plan",), ("resume",), ("export",), ("exploit",), ("top",), ()):
+    for words in (
+        ("ls",),
+        ("plan",),
+        ("resume",),
+        ("export",),
+        ("exploit",),
+        ("top",),
+        ("runs",),
+        ("diff", "a"),
+        ("chat",),
+        (),
+    ):
         yield Command((*words, EVIL), re.escape(says))
     yield Command(("eval", f"runs=['{EVIL}']"), re.escape(says))
     yield Command(("-m", "seed=1,2", f"algo='{EVIL}'"), re.escape(says))
     yield Command(("config", *SMOKE, f"run.dir='{EVIL}'"), re.escape(says), codes=(0,))
     run = case.run(f"run{EVIL.replace('/', '')}")
     yield from case.opened(run, "top", codes=(0,), says=r"^runa␛\]0;title")
+    yield Command(("runs", str(case.folder)), r"runa␛\]0;title", codes=(0,))
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, EVIL: 1.0}) + "\n")
     (run / "samples.jsonl").write_text(json.dumps({"step": 1, "prompt": EVIL, "first": EVIL, "second": EVIL}) + "\n")
     yield from case.opened(run, "top", codes=(0,), says=r"\na␛\]0;title(.|\n)*\npolicy +a␛\]0;title")

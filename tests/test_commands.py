@@ -431,9 +431,10 @@ print([cli.main(command) for command in commands])
 
 LAYERS = [
     {"__main__"},
-    {"cli"},
+    {"cli", "api"},
+    {"chat", "completions"},
     {"tournament", "sweeps", "assessment"},
-    {"launch", "planning", "top"},
+    {"launch", "planning", "top", "browse"},
     {"reports"},
     {"evaluation"},
     {"training"},

@@ -94,6 +94,10 @@ def command(name: str, run: Path) -> tuple[int, str]:
             return said_by("resume", str(run))
         case "top":
             return said_by("top", str(run), "--once")
+        case "runs":
+            return said_by("runs", str(run.parent))
+        case "diff":
+            return said_by("diff", str(run), str(run), "--all")
         case "export":
             return said_by("export", str(run), "--to", str(run.parent / "out"))
     try:
@@ -175,14 +179,14 @@ def spoil(file: Path, draw: random.Random) -> str:
 
 
 COMMANDS = {
-    "config.yaml": ("resume", "export", "exploit", "eval", "top", "report", "finished"),
+    "config.yaml": ("resume", "export", "exploit", "eval", "top", "report", "finished", "runs", "diff"),
     "overrides.yaml": ("resume", "report", "sweep"),
-    "summary.json": ("resume", "finished", "top", "report", "sweep"),
-    "pins.json": ("resume", "report"),
-    "environment.json": ("report",),
-    "job.json": ("sweep",),
+    "summary.json": ("resume", "finished", "top", "report", "sweep", "runs", "diff"),
+    "pins.json": ("resume", "report", "diff"),
+    "environment.json": ("report", "diff"),
+    "job.json": ("sweep", "runs"),
     "resuming.json": ("resume",),
-    "metrics.jsonl": ("top", "report", "resume", "sweep"),
+    "metrics.jsonl": ("top", "report", "resume", "sweep", "runs", "diff"),
     "samples.jsonl": ("top", "report", "resume"),
     "state.json": ("checkpoint", "resume"),
     "manifest.json": ("checkpoint", "export"),

@@ -43,6 +43,12 @@ LIGHT: dict[str, int] = {
     "resume": 2,
     "export --nothing": 2,
     "top nowhere": 2,
+    "runs nowhere": 2,
+    "diff nowhere elsewhere": 2,
+    "chat": 2,
+    "chat nowhere top_p=2": 2,
+    "generate nowhere": 2,
+    "generate nowhere out=x formt=pairs": 2,
 }
 """Commands that end before a model is needed, and their exit codes."""
 

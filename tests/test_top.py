@@ -26,9 +26,11 @@ from alignrun import cli
 from alignrun import top as top_package
 from alignrun.errors import InputError
 from alignrun.run.directory import RunDirectory, append_jsonl, truncate_jsonl
+from alignrun.run.state import State, is_held
+from alignrun.security.text import clean
 from alignrun.top import top
-from alignrun.top.follow import Followed, State, Tail, is_held
-from alignrun.top.symbols import clean, figure, sparkline
+from alignrun.top.follow import Followed, Tail
+from alignrun.top.symbols import figure, sparkline
 from alignrun.top.view import View, share
 
 HOLDER = """

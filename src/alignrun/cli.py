@@ -1,7 +1,6 @@
 """The command line: the verbs, the overrides, and the one-line errors."""
 
 import argparse
-import errno
 import os
 import sys
 import warnings
@@ -12,16 +11,18 @@ from types import ModuleType
 from rich.console import Console
 
 from alignrun import __version__
-from alignrun.errors import AlignrunError, InputError, one_line
+from alignrun.errors import AlignrunError, InputError, of_system
 from alignrun.launch.commands import COMMANDS, OPTIONS, VERBS
 from alignrun.launch.own_files import named, split, using
 from alignrun.launch.suggestions import close_option, stray
 from alignrun.security.terminal import PlainConsole, guard, say
 from alignrun.security.working_directory import distrust
 
-ALONE = ("ls", "plan", "config", "data", "eval", "eval-preference", "top", "export")
+ALONE = (
+    *("ls", "plan", "config", "data", "eval", "eval-preference", "top", "export", "runs", "diff", "chat", "generate"),
+)
 """Commands of one process."""
-OPENS_NOTHING = {"ls", "plan", "config", "data", "top"}
+OPENS_NOTHING = {"ls", "plan", "config", "data", "top", "runs", "diff"}
 """Commands that take nothing from a stored run that would need trust."""
 HELP = {"-h", "--help"}
 MULTIRUN = {"-m", "--multirun"}
@@ -55,10 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, AlignrunError):
             job = _job()
             return _fail(str(error), error.exit_code) if job is None or job.should_report(error) else error.exit_code
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(f"disk full ({one_line(error)}): free space, then `alignrun resume RUN`", 1)
         if isinstance(error, OSError):
-            return _fail(f"{type(error).__name__}: {one_line(error)}", 1)
+            return _fail(str(of_system(error)), 1)
         raise
 
 
@@ -171,6 +170,35 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         from alignrun.top import top
 
         return top(given.run, given.once, given.interval, console)
+    if verb == "runs":
+        given = _parse(verb, rest)
+        from alignrun.browse.table import show_runs
+
+        return show_runs(given.folders, given.sort, given.reverse, console)
+    if verb == "diff":
+        given = _parse(verb, rest)
+        from alignrun.browse.diff import show_diff
+
+        return show_diff(given.first, given.second, given.all, console)
+    if verb == "chat":
+        overrides, others = _split(rest)
+        given = _parse(verb, others)
+        from alignrun.launch.compose import compose_sampling
+
+        sampling = compose_sampling(overrides)
+        from alignrun.chat.command import chat
+
+        return chat(given.policies, given.reference, sampling, console)
+    if verb == "generate":
+        overrides, others = _split(rest)
+        given = _parse(verb, others)
+        from alignrun.launch.compose import compose_generation
+
+        generation = compose_generation(overrides)
+        from alignrun.completions.command import generate
+
+        generate(given.policy, given.reference, generation, console)
+        return 0
     if verb == "export":
         given = _parse(verb, rest)
         if given.public and given.push is None:
@@ -189,12 +217,9 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         return sweep(list(arguments), console)
     if problem := stray(arguments):
         raise InputError(problem)
-    launcher = [argument for argument in arguments if argument.lstrip("+~").startswith(("hydra.", "hydra/"))]
-    if launcher:
-        raise InputError(f"config: {launcher[0]} is for sweeps (-m): a single run has run.dir")
-    from alignrun.launch.compose import compose
+    from alignrun.launch.compose import compose_run
 
-    config = compose(arguments)
+    config = compose_run(arguments)
     from alignrun.launch.train import train
 
     return train(config, [*named().arguments(), *arguments], console)
@@ -206,7 +231,8 @@ def _trusting(arguments: Sequence[str], console: Console) -> int:
 
     if not MULTIRUN.isdisjoint(arguments) or set(arguments[:1]) & OPENS_NOTHING:
         raise InputError(
-            "--trust is for commands that open a run: resume, eval, eval-preference, exploit, export, a single training"
+            "--trust is for commands that open a run: resume, eval, eval-preference, exploit, export, chat, "
+            "generate, or a single training"
         )
     with accepting(True):
         return dispatch(arguments, console)
@@ -266,7 +292,7 @@ def _parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
     command = COMMANDS[verb]
     parser = _Parser(prog=f"alignrun {verb}", add_help=False, allow_abbrev=False)
     for name in command.positional:
-        parser.add_argument(name.lower(), nargs="?" if f"[{name}" in command.usage else None)
+        parser.add_argument(name.lower(), nargs=command.many or ("?" if f"[{name}" in command.usage else None))
     options = [option for option in command.options if option != "--trust"]
     for option in options:
         parser.add_argument(option, **OPTIONS[option].settings)
@@ -277,7 +303,8 @@ def _parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
         raise InputError(stray(others, verb) or "")
     if others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    if "" in vars(given).values():
+    values = vars(given).values()
+    if any(value == "" or (isinstance(value, list) and "" in value) for value in values):
         parser.error("an argument is empty: name a folder")
     return given
 

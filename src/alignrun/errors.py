@@ -1,5 +1,7 @@
 """The two kinds of failure that are reported to the user on one line, without a traceback."""
 
+import errno
+
 
 class AlignrunError(Exception):
     """An expected failure: the message is one line that says what, where and how to fix it."""
@@ -19,6 +21,13 @@ class RunError(AlignrunError):
     """A run that cannot continue: a full disk, a loss that is not finite. Saved files stay."""
 
     exit_code = 1
+
+
+def of_system(error: OSError) -> RunError:
+    """A failure of the operating system, as when a disk is full, as ours."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(f"disk full ({one_line(error)}): free space, then `alignrun resume RUN`")
+    return RunError(f"{type(error).__name__}: {one_line(error)}")
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -1,6 +1,7 @@
 """`alignrun eval` on real runs of tiny models."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignrun import cli, games
-from alignrun.errors import RunError
+from alignrun.config import TournamentConfig, TrackerConfig
+from alignrun.errors import InputError, RunError
 from alignrun.preferences.base import build_preference
 from alignrun.tournament import command, sampling
+from alignrun.tournament.patterns import expanded
 
 
 def play(target: Path, runs: Sequence[object], *overrides: str) -> dict[str, Any]:
@@ -385,6 +388,31 @@ def test_wrong_ways(runs: Path, arguments: list[str], message: str, capsys: pyte
     assert "Traceback" not in error
     assert not Path("out").exists()
     assert sorted(path for path in runs.rglob("*")) == before
+
+
+def test_a_pattern_is_every_run_that_can_play(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("run-10", "run-9"):
+        shutil.copytree(runs / "a", tmp_path / name)
+    shutil.rmtree(tmp_path / "run-9" / "checkpoints")
+    (tmp_path / "run-8").mkdir()
+    (tmp_path / "run-7.txt").touch()
+    (shutil.copytree(runs / "b", tmp_path / "run-x") / "config.yaml").write_text("algo: [")
+    sources = [str(runs / "a"), f"{tmp_path}/run-*", f"{tmp_path}/run-1?"]
+    found, notes = expanded(TournamentConfig(runs=sources, tracker=TrackerConfig()))
+    assert found.runs == [str(runs / "a"), str(tmp_path / "run-10")]
+    assert notes[0] == f"{tmp_path / 'run-9'} is left out: it has no checkpoint"
+    assert notes[1].startswith(f"{tmp_path / 'run-x'} is left out: {tmp_path / 'run-x' / 'config.yaml'} cannot be read")
+    with pytest.raises(InputError, match="no run matches"):
+        expanded(TournamentConfig(runs=["nothing/*"], tracker=TrackerConfig()))
+    with pytest.raises(InputError, match=r"none can play: .*run-9 is left out: it has no checkpoint"):
+        expanded(TournamentConfig(runs=[f"{tmp_path}/run-9*"], tracker=TrackerConfig()))
+    plain = TournamentConfig(runs=[str(runs / "a"), "tiny"], tracker=TrackerConfig())
+    assert expanded(plain) == (plain, ())
+    arguments = ["samples_per_prompt=1", "prompts=2", "tracker=none", f"run.dir={tmp_path / 'cup'}"]
+    assert cli.main(["eval", f"runs={runs}/[ab]", *arguments]) == 0
+    results = json.loads((tmp_path / "cup" / "results.json").read_text())
+    assert [player["name"] for player in results["players"]] == ["a", "b", "reference"]
+    assert "runs:\n- " + str(runs / "a") in results["config"], "what it was played between, not the pattern"
 
 
 def test_a_feedback_model_is_no_player(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

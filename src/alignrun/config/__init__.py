@@ -22,6 +22,7 @@ from alignrun.config.model import (
 )
 from alignrun.config.preference_evaluation import JudgedRows, PreferenceEvaluationConfig
 from alignrun.config.published import LongText, PublishedConfig, Quantize
+from alignrun.config.sampling import MODEL_TOKENS, Format, GenerateConfig, Rows, SamplingConfig
 from alignrun.config.schema import FromData, require, schema
 from alignrun.config.served import ServedConfig
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
@@ -41,6 +42,7 @@ from alignrun.config.training import (
 )
 
 __all__ = [
+    "MODEL_TOKENS",
     "AdapterConfig",
     "AdapterKind",
     "Artifact",
@@ -52,7 +54,9 @@ __all__ = [
     "DataConfig",
     "Engine",
     "EvaluationConfig",
+    "Format",
     "FromData",
+    "GenerateConfig",
     "GenerationConfig",
     "JudgedRows",
     "LongText",
@@ -66,7 +70,9 @@ __all__ = [
     "Quantize",
     "ReferenceConfig",
     "ReferenceKind",
+    "Rows",
     "RunConfig",
+    "SamplingConfig",
     "Schedule",
     "ServedConfig",
     "SweepConfig",

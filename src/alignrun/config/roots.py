@@ -1,8 +1,14 @@
 """The configurations of the commands, and the files under conf/ that hold their defaults."""
 
-from alignrun.config import Config, PreferenceEvaluationConfig, TournamentConfig
+from alignrun.config import Config, GenerateConfig, PreferenceEvaluationConfig, SamplingConfig, TournamentConfig
 
-ROOTS: dict[str, type] = {"": Config, "eval": TournamentConfig, "eval-preference": PreferenceEvaluationConfig}
+ROOTS: dict[str, type] = {
+    "": Config,
+    "eval": TournamentConfig,
+    "eval-preference": PreferenceEvaluationConfig,
+    "generate": GenerateConfig,
+    "chat": SamplingConfig,
+}
 """Command → the class of its keys; the empty name trains."""
 
 

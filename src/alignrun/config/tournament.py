@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from alignrun.config.data import DataConfig
 from alignrun.config.model import Precision
+from alignrun.config.sampling import check_sampling
 from alignrun.config.schema import require, schema
 from alignrun.config.training import Artifact, RunConfig, TrackerConfig
 
@@ -83,11 +84,7 @@ class TournamentConfig:
         require(
             self.samples_per_prompt >= 1, "samples_per_prompt", f"must be at least 1, not {self.samples_per_prompt}"
         )
-        require(self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
-        require(self.temperature is None or self.temperature > 0, "temperature", "must be positive")
-        require(self.top_k >= 0, "top_k", f"must not be negative, not {self.top_k}")
-        require(0 < self.top_p <= 1, "top_p", f"must lie in (0, 1], not {self.top_p}")
+        check_sampling(self)
         require(self.kl_tau is None or self.kl_tau > 0, "kl_tau", "must be positive")
         require(self.batch_size >= 1, "batch_size", f"must be at least 1, not {self.batch_size}")
         require(0 < self.confidence < 1, "confidence", f"must lie in (0, 1), not {self.confidence}")
-        require(0 <= self.seed < 1 << 63, "seed", f"must lie in [0, 2**63), not {self.seed}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
 from alignrun.data.drawn import select
@@ -66,6 +66,10 @@ class Dataset(ABC, Generic[Encoded]):
     def refused(self) -> int:
         """How many rows the chat template or the tokenizer refuses."""
         return len(self.refusals)
+
+    def part(self, rows: Sequence[int]) -> Self:
+        """These rows as a data set of their own."""
+        return replace(self, examples=[self.examples[row] for row in rows], encoded=[self.encoded[row] for row in rows])
 
     def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
         """The batch of a step, a pure function of the seed and its arguments, see `rows_at`."""

@@ -96,6 +96,32 @@ def load_whole(config: DataConfig, wanted: Wanted = ()) -> Whole:
     return Whole(examples, len(reading.skips), tuple(_unread(reading.read.names, config.columns, wanted)))
 
 
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """Examples in the order of the source."""
+
+    examples: Examples
+    skipped: int
+    """Bad rows left out."""
+    apart: bool
+    """Whether the source keeps held-out rows apart, and these are left out."""
+
+
+def load_in_order(config: DataConfig, wanted: Wanted = (), *, apart: bool = True) -> Ordered:
+    """The examples in the order of the source; with `apart`, rows that it keeps held out follow those to train on.
+
+    Raises as `load_examples`, and if there are none.
+    """
+    rows = chosen_source(config).read(config)
+    reading, found = _Reading(config, wanted), Examples()
+    for side in (rows.train, (rows.heldout or ()) if apart else ()):
+        for record in reading.records(side):
+            found.add(record)
+    if not found:
+        raise InputError(f"data: {config.path or config.name} has no rows")
+    return Ordered(found, reading.skipped, rows.heldout is not None and not apart)
+
+
 @dataclass(slots=True)
 class _Reading:
     """Checks rows, and remembers what a user should know about all of them."""

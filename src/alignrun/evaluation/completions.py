@@ -33,7 +33,8 @@ class Drawn:
     tokens: list[list[list[int]]]
     """Their token ids, the end of the turn included."""
     log_probs: list[list[float]]
-    """[X, K] log π(y | x) at the sampling temperature, of the whole distribution even where sampling truncates it."""
+    """[X, K] log π(y | x) at the sampling temperature, of the whole distribution even where sampling truncates it;
+    empty if they were not scored."""
     ends: list[list[bool]]
     """[X, K] whether the completion ended by itself."""
 
@@ -63,8 +64,10 @@ def content_key(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def draw(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing, stream: str) -> Drawn:
-    """Sample K completions of every prompt, encoding each prompt once.
+def draw(
+    policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing, stream: str, *, scored: bool = True
+) -> Drawn:
+    """Sample K completions of every prompt, encoding each prompt once, and score them unless `scored` is false.
 
     `stream` picks the random numbers: two policies must not share them, since P(y ≻ y') is averaged over independent
     y and y'.
@@ -81,7 +84,8 @@ def draw(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing, strea
         ids = [[row[mask].tolist() for row, mask in zip(one.tokens, one.mask, strict=True)] for one in streams]
         for field, columns in ((drawn.texts, texts), (drawn.tokens, ids), (drawn.ends, ends)):
             field.extend(map(list, zip(*columns, strict=True)))
-    drawn.log_probs.extend(score(policy, role, prompts, drawn.tokens, drawing).tolist())
+    if scored:
+        drawn.log_probs.extend(score(policy, role, prompts, drawn.tokens, drawing).tolist())
     return drawn
 
 

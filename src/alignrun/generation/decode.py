@@ -6,7 +6,7 @@ role; a completion from a mixture has a row in two blocks.
 Shape legend: B prompts, K completions of each, S live sequences, R live model rows, T new tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Protocol
@@ -53,6 +53,7 @@ def sample_completions(
     sampling: Sampling,
     uniforms: Tensor,
     temperatures: Sequence[float] | None = None,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> list[Completions]:
     """Draw one completion of every prompt from each source: a role, or y ~ Π_n softmax((1−β) log π + β log μ).
 
@@ -66,6 +67,7 @@ def sample_completions(
         sampling: lengths, stop tokens, temperature and truncation.
         uniforms: [T, K, B] float64 in [0, 1) on the decoder's device, one number per token.
         temperatures: one per source; by default all use that of `sampling`.
+        watch: gets each position as it is drawn, [K·B] token ids with padding where a completion has ended.
 
     Returns:
         For each source, completions [B, T] of the B prompts, with T the longest length drawn.
@@ -103,6 +105,8 @@ def sample_completions(
         drawn = sample(log_probs, uniforms[position, index])
         tokens[index, position] = torch.where(done, sampling.pad_id, drawn)
         mask[index, position] = ~done
+        if watch is not None:
+            watch(tokens[:, position])
         done = done | torch.isin(drawn, stop)
         if position + 1 == length:
             break

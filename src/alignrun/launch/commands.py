@@ -28,6 +28,8 @@ class Command:
     options: tuple[str, ...] = ()
     positional: tuple[str, ...] = ()
     """What it takes besides options and overrides: RUN, GROUP, …"""
+    many: str = ""
+    """How many of them, as argparse has it: `*` or `+`; empty for one."""
     keys: str = ""
     """Whose keys it takes: `run`, `own` for those of this command, or no keys."""
     own_keys: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +48,10 @@ OPTIONS = {
     "--push": Option("upload the export to this repository of the Hugging Face Hub, as OWNER/NAME", "ID", {}),
     "--public": Option("make the repository of --push a public one"),
     "--examples": Option("how many examples to show; 3 by default", "N", {"type": int, "default": 3}),
+    "--sort": Option("name, algorithm, model, steps, win_rate, accuracy, kl, state, or any key or metric", "KEY", {}),
+    "--reverse": Option("the other way round; runs without a value stay last"),
+    "--all": Option("also what is the same"),
+    "--reference": Option("the reference of the run, too; for generate instead"),
     "--once": Option("print the view once, and end"),
     "--interval": Option("seconds between two readings; 2 by default", "SECONDS", {"type": float, "default": 2.0}),
     "--explain": Option("the meaning of every key as a comment above it"),
@@ -158,6 +164,48 @@ COMMANDS = {
         ),
         ("--merge", "--step", "--to", "--push", "--public", "--trust"),
         ("RUN",),
+    ),
+    "runs": Command(
+        "runs [DIR…] [--sort KEY]",
+        "the runs in a folder: steps, win rate, KL and state of each",
+        (
+            ("runs", "all below runs/, by name"),
+            ("runs runs/sweep --sort algo.kl_tau", "by a key of the configuration, which then has a column"),
+        ),
+        ("--sort", "--reverse"),
+        ("FOLDERS",),
+        many="*",
+    ),
+    "diff": Command(
+        "diff A B [--all]",
+        "what differs between two runs: configuration, inputs and results",
+        (("diff runs/A runs/B", "differences alone"), ("diff runs/A runs/B --all", "everything")),
+        ("--all",),
+        ("FIRST", "SECOND"),
+    ),
+    "chat": Command(
+        "chat POLICY [POLICY] [--reference] [key=value …]",
+        "talk to a run, a checkpoint or a model, or to two at once; /new starts over, /exit ends",
+        (
+            ("chat runs/A --reference", "a policy next to its reference"),
+            ("chat runs/A runs/B temperature=1", "two policies at another temperature"),
+        ),
+        ("--reference", "--trust"),
+        ("POLICIES",),
+        many="+",
+        keys="own",
+    ),
+    "generate": Command(
+        "generate POLICY out=FILE [--reference] [key=value …]",
+        "completions in a file; format=pairs labels them for algo=dpo",
+        (
+            ("generate runs/A out=c.jsonl rows=heldout samples=4", "four completions of each held-out prompt"),
+            ("generate runs/A format=pairs out=pairs.jsonl preference=sentiment", "pairs for the next round of DPO"),
+        ),
+        ("--reference", "--trust"),
+        ("POLICY",),
+        keys="own",
+        files=BOTH,
     ),
     "ls": Command(
         "ls [GROUP]",

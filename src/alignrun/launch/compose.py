@@ -17,7 +17,15 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignrun.config import Config, FromData, PreferenceEvaluationConfig, TournamentConfig, TrainConfig
+from alignrun.config import (
+    Config,
+    FromData,
+    GenerateConfig,
+    PreferenceEvaluationConfig,
+    SamplingConfig,
+    TournamentConfig,
+    TrainConfig,
+)
 from alignrun.config.keys import keys, summary
 from alignrun.config.literal import literal
 from alignrun.config.shipped import config_folder
@@ -34,6 +42,7 @@ from alignrun.security.files import read_yaml
 from alignrun.security.text import visible
 
 VERSION_BASE = "1.3"
+OTHERWISE = ": without it, the runs' own is used"
 PLUGINS = {
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
@@ -58,8 +67,8 @@ GAMES = ("preference.game", "data.game")
 PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
 """Keys whose value is always a path, even if it does not exist yet."""
 
-Root = TypeVar("Root", Config, TournamentConfig, PreferenceEvaluationConfig)
-Composed = Config | TournamentConfig | PreferenceEvaluationConfig
+Root = TypeVar("Root", Config, TournamentConfig, PreferenceEvaluationConfig, GenerateConfig, SamplingConfig)
+Composed = Config | TournamentConfig | PreferenceEvaluationConfig | GenerateConfig
 
 
 @cache
@@ -69,6 +78,8 @@ def register_schemas() -> None:
     store.store(name="schema", node=Config)
     store.store(name="tournament", node=TournamentConfig)
     store.store(name="preference_evaluation", node=PreferenceEvaluationConfig)
+    store.store(name="completions", node=GenerateConfig)
+    store.store(name="sampling", node=SamplingConfig)
     for group, classes in section_classes().items():
         for name, kind in classes.items():
             store.store(group=f"{group}/schema", name=name, node=kind)
@@ -91,11 +102,34 @@ def compose(overrides: Sequence[str], verb: str = "") -> Config:
     return replace(config, data=data, train=_with_length(config.train, overrides, start=True))
 
 
+def compose_run(overrides: Sequence[str]) -> Config:
+    """`compose` for a single run, which has no launcher. Raises InputError for settings of Hydra, and as that does."""
+    launcher = [override for override in overrides if override.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    if launcher:
+        raise InputError(f"config: {launcher[0]} is for sweeps (-m): a single run has run.dir")
+    return compose(overrides)
+
+
 def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:
     """Compose the configuration of a tournament from the overrides. Raises as `compose`."""
     overrides = readable(overrides, TournamentConfig, "eval")
-    _check_chosen(overrides, ": without it, the runs' own is used")
+    _check_chosen(overrides, OTHERWISE)
     return with_templates(_composed("eval", TournamentConfig, overrides))
+
+
+def compose_generation(overrides: Sequence[str]) -> GenerateConfig:
+    """Compose the configuration of `alignrun generate` from the overrides. Raises as `compose`."""
+    overrides = readable(overrides, GenerateConfig, "generate")
+    _check_chosen(overrides, OTHERWISE)
+    config = with_templates(_composed("generate", GenerateConfig, overrides))
+    if config.out is None:
+        raise InputError("config: out must be given: name the file to write, as in out=completions.jsonl")
+    return config
+
+
+def compose_sampling(overrides: Sequence[str]) -> SamplingConfig:
+    """Compose the configuration of `alignrun chat` from the overrides. Raises as `compose`."""
+    return _composed("chat", SamplingConfig, readable(overrides, SamplingConfig, "chat"))
 
 
 def compose_preference_evaluation(overrides: Sequence[str]) -> PreferenceEvaluationConfig:
@@ -184,8 +218,8 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
                 f"config: {group}: the file of this choice must begin with `defaults: [NAME, _self_]`, with "
                 f"the NAME of another one in `alignrun ls {group}`"
             )
-    if config.data is not None:
-        chosen_source(config.data)
+    if (data := getattr(config, "data", None)) is not None:
+        chosen_source(data)
     return config
 
 

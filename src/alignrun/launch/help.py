@@ -69,7 +69,7 @@ def show_command(verb: str, console: Console) -> None:
     _titled("Keys of this command alone", command.own_keys.items(), console)
     if command.keys == "own":
         root = ROOTS[verb]
-        borrowed = "; what is null is taken from the runs" if verb == "eval" else ""
+        borrowed = "; what is null is taken from the runs" if verb in ("eval", "generate", "chat") else ""
         console.print(f"\nKeys{borrowed}", style="bold", highlight=False)
         (section,) = sections(root)
         table(((path, short(key.default), key) for path, key in flat(section)), console)

@@ -69,6 +69,8 @@ def _readable(override: str, types: Sequence[Any]) -> str:
     override = opened(override)
     if not key:
         raise InputError(unreadable(override))
+    if key == "runs" and is_pattern(value) and not value.startswith("["):
+        return f"{key}=[{quoted(value)}]"
     text = bool(types) and all(kind is str for kind in types)
     listed = bool(types) and all(get_origin(kind) is list for kind in types)
     try:
@@ -103,6 +105,11 @@ def _readable(override: str, types: Sequence[Any]) -> str:
 def opened(override: str) -> str:
     """An override with Hydra's sign for a key that no schema names, where keys are the user's own."""
     return f"++{override}" if override.startswith(OPEN) else override
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path has wildcards, as the shell has them: `*`, `?` or `[…]`."""
+    return re.search(r"[*?]|\[[^\]]", path) is not None
 
 
 def quoted(value: object) -> str:

@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignrun.config import Config, PreferenceEvaluationConfig, TournamentConfig
+from alignrun.config import Config, GenerateConfig, PreferenceEvaluationConfig, TournamentConfig
 from alignrun.errors import InputError
 from alignrun.security.files import MEGABYTE, read_bytes
 
-Root = TypeVar("Root", Config, TournamentConfig, PreferenceEvaluationConfig)
+Root = TypeVar("Root", Config, TournamentConfig, PreferenceEvaluationConfig, GenerateConfig)
 
 
 def with_templates(config: Root) -> Root:

@@ -23,6 +23,7 @@ from alignrun.models.device import resolve
 from alignrun.run.directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.progress import Progress, summary_panel
+from alignrun.run.state import write_failure
 from alignrun.run.tracking import Tracking, finite, start_tracking
 from alignrun.run.trust import check_own, read_signature, signature_text
 from alignrun.security.files import is_step, read_json
@@ -33,7 +34,12 @@ from alignrun.training.trainer import Outcome, Progressed, Trainer
 
 
 def train(config: Config, overrides: Sequence[str], console: Console) -> int:
-    """Train a configuration from the first step to the last; returns the exit code.
+    """Train a configuration from the first step to the last; returns the exit code. Raises as `train_in_folder`."""
+    return train_in_folder(config, overrides, console)[1]
+
+
+def train_in_folder(config: Config, overrides: Sequence[str], console: Console) -> tuple[Path, int]:
+    """Train a configuration from the first step to the last; returns the folder of the run and the exit code.
 
     Raises:
         AlignrunError: bad input, or a run that cannot continue.
@@ -46,7 +52,7 @@ def train(config: Config, overrides: Sequence[str], console: Console) -> int:
             if distributed.is_main():
                 made = stack.enter_context(contextlib.closing(new_run(config)))
         path = distributed.broadcast(made.path if made else None)
-        return _train(config, overrides, made or RunDirectory(path), console)
+        return path, _train(config, overrides, made or RunDirectory(path), console)
 
 
 def new_run(config: Config) -> RunDirectory:
@@ -307,6 +313,7 @@ def _fit(
             if trainer.tracking is not None:
                 trainer.tracking.finish({}, 1)
                 if distributed.is_main() and isinstance(error, Exception):
+                    write_failure(run, error)
                     write_report(run, console)
             raise
     tracking = trainer.tracking

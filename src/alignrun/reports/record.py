@@ -63,8 +63,6 @@ class RunRecord:
 def read(run: RunDirectory) -> RunRecord:
     """Read the folder; what is missing is empty, what is broken is named in `unreadable`."""
     problems: list[str] = []
-    summary = _object(run.summary_file, problems)
-    metrics = [row for row in _lines(run.metrics_file, problems) if is_step(row.get("step"))]
     sampled = [row for row in _lines(run.samples_file, problems) if is_step(row.get("step"))]
     last = max((row["step"] for row in sampled), default=None)
     return RunRecord(
@@ -73,14 +71,25 @@ def read(run: RunDirectory) -> RunRecord:
         config_text=_text(run.config_file, YAML_LIMIT, []),
         overrides=tuple(map(str, _yaml(run.overrides_file, [], problems))),
         environment=_object(run.environment_file, problems),
-        summary=_numbers(summary) or None,
-        rows=tuple(sorted((Row(row["step"], _numbers(row)) for row in metrics), key=lambda row: row.step)),
+        summary=read_summary(run, problems),
+        rows=read_rows(run, problems),
         samples=tuple(_sample(row) for row in sampled if row["step"] == last),
         samples_step=last,
         figures={file.name: _figure(file) for file in sorted(run.path.glob("*.svg"))},
         changed=_strings(_object(run.pins_file, problems).get("changed")),
         unreadable=tuple(problems),
     )
+
+
+def read_summary(run: RunDirectory, problems: list[str]) -> dict[str, float] | None:
+    """The final metrics of a run; None if there are none. What is wrong with the file is added to the problems."""
+    return _numbers(_object(run.summary_file, problems)) or None
+
+
+def read_rows(run: RunDirectory, problems: list[str]) -> tuple[Row, ...]:
+    """The rows of metrics.jsonl in the order of their steps. What is wrong with it is added to the problems."""
+    metrics = [row for row in _lines(run.metrics_file, problems) if is_step(row.get("step"))]
+    return tuple(sorted((Row(row["step"], _numbers(row)) for row in metrics), key=lambda row: row.step))
 
 
 def _text(file: Path, limit: int, problems: list[str]) -> str:

@@ -56,6 +56,7 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.samples_file = self.path / "samples.jsonl"
         self.summary_file = self.path / "summary.json"
+        self.failure_file = self.path / "failure.json"
         self.environment_file = self.path / "environment.json"
         self.pins_file = self.path / "pins.json"
         self.report_file = self.path / "report.html"

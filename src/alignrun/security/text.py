@@ -32,6 +32,12 @@ def _code(character: str) -> str:
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else f"[U+{code:X}]"
 
 
+def clean(text: object, limit: int | None = None) -> str:
+    """Untrusted text on one line, harmless on a terminal; more than `limit` characters end in an ellipsis."""
+    line = " ".join(visible(str(text)).split())
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
+
+
 def counted(number: float, noun: str) -> str:
     """A count with its noun: `1 prompt`, `2 prompts`, `1,200 held-out prompts`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

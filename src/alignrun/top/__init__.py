@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.live import Live
 
 from alignrun.errors import InputError
-from alignrun.top.follow import Followed, State
+from alignrun.run.state import State
+from alignrun.top.follow import Followed
 from alignrun.top.view import View
 
 RESIZE_SECONDS = 0.2

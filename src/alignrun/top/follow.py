@@ -1,10 +1,8 @@
 """Follow a run's files on disk, reading only what is new."""
 
-import fcntl
 import math
 import os
 from array import array
-from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +10,8 @@ from alignrun.errors import InputError, one_line
 from alignrun.evaluation.results import Estimate
 from alignrun.reports.quantities import estimate
 from alignrun.run.directory import RunDirectory
-from alignrun.security.files import ROWS_LIMIT, is_step, open_regular, parse_json, read_json, read_yaml
+from alignrun.run.state import State, read_failure, state_of
+from alignrun.security.files import ROWS_LIMIT, is_step, open_regular, parse_json, read_yaml
 
 EVALUATION = "eval/"
 JUDGED = ("win_rate", "accuracy")
@@ -23,15 +22,6 @@ RECENT_STEPS = 20
 
 MOST_METRICS = 500
 """Limit for training and for evaluation metrics each: more than any run has, and few enough to draw."""
-
-
-class State(Enum):
-    """The state of a run."""
-
-    running = "running"
-    finished = "finished"
-    stopped = "not running"
-    unknown = "running or not: this file system has no locks"
 
 
 class Judged(NamedTuple):
@@ -90,6 +80,7 @@ class Followed:
         judged_name: which of the two; None while there is neither.
         left_out: whether there are more than `MOST_METRICS` metrics; only the first are shown.
         sample: the last row of samples.jsonl.
+        failure: why the run has failed; empty if it has not.
     """
 
     def __init__(self, path: str) -> None:
@@ -105,7 +96,7 @@ class Followed:
         """Read what is new. Raises InputError if the run has been deleted."""
         self._directory = RunDirectory.open(self.path)
         self._configure()
-        held = is_held(self._directory.path / ".lock")  # before the summary, which is written under the lock
+        state = state_of(self._directory, self.steps)  # before the rows: the last ones are written before it ends
         rows, anew = self._metrics.read()
         if anew:
             self._forget()
@@ -114,16 +105,14 @@ class Followed:
         samples, anew = self._samples.read()
         if samples or anew:
             self.sample = samples[-1] if samples else None
-        finished = self._finished_step() >= self.steps
-        self.state = State.running if held else State.finished if finished else State.stopped
-        if held is None and not finished:
-            self.state = State.unknown
+        self.state = state
+        self.failure = read_failure(self._directory) if state is State.failed else ""
 
     @property
     def seconds_left(self) -> float | None:
         """Estimate for the remaining training steps, from the latest ones; None without any."""
         recent = [value for value in self.training.get("seconds", [])[-RECENT_STEPS:] if math.isfinite(value)]
-        if not recent or self.state in (State.finished, State.stopped):
+        if not recent or self.state in (State.finished, State.stopped, State.failed):
             return None
         return sum(recent) / len(recent) * max(self.steps - self.step, 0)
 
@@ -147,12 +136,6 @@ class Followed:
         except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise InputError(f"{file} cannot be read as a run's configuration ({one_line(error, 160)})") from error
 
-    def _finished_step(self) -> float:
-        try:
-            return float(read_json(self._directory.summary_file)["step"])
-        except (InputError, ValueError, LookupError, TypeError):
-            return -math.inf
-
     def _record(self, row: dict[str, Any]) -> None:
         numbers = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
         values = {name: _number(value) for name, value in numbers.items() if name != "step"}
@@ -171,28 +154,6 @@ class Followed:
         if EVALUATION + name in values and name in known:
             whole = {f"{name}_low", f"{name}_high"} <= known.keys()
             self.judged.append(Judged(step, estimate(name, known if whole else {name: known[name]})))
-
-
-def is_held(lock: Path) -> bool | None:
-    """Whether a process holds the lock of a run; None if the file system has no locks.
-
-    A shared lock is refused while a process writes. It is released immediately, so that it never blocks a resume.
-    """
-    try:
-        descriptor = open_regular(lock)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -5,8 +5,6 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from alignrun.security.text import visible
-
 BLOCKS = "▁▂▃▄▅▆▇█"
 ABSENT = "–"
 
@@ -29,11 +27,6 @@ def sparkline(values: ArrayLike, width: int) -> str:
     if not flat:
         levels[finite] = np.rint((data[finite] - low) / (high - low) * (len(BLOCKS) - 1))
     return "".join(BLOCKS[level] if drawn else " " for level, drawn in zip(levels, finite, strict=True))
-
-
-def clean(text: object) -> str:
-    """Untrusted text on one line, harmless on a terminal."""
-    return " ".join(visible(str(text)).split())
 
 
 def figure(value: float) -> str:

@@ -13,12 +13,13 @@ from rich.text import Text
 
 from alignrun.evaluation.results import Estimate
 from alignrun.evaluation.settled import verdict
-from alignrun.top.follow import MOST_METRICS, Followed, State
-from alignrun.top.symbols import ABSENT, arrow, clean, figure, sparkline
+from alignrun.run.state import State
+from alignrun.security.text import clean
+from alignrun.top.follow import MOST_METRICS, Followed
+from alignrun.top.symbols import ABSENT, arrow, figure, sparkline
 
 LEADING = ("loss", "win_rate", "accuracy", "kl", "grad_norm")
 """Metrics that come first, and are dropped last when space is short."""
-STYLES = {State.running: "green", State.finished: "cyan", State.stopped: "yellow", State.unknown: "yellow"}
 UNLIMITED = 10_000
 """Lines when the output is not limited to the terminal's height."""
 TABLE_LINES = ((4, UNLIMITED), (3, UNLIMITED), (2, 13))
@@ -94,7 +95,7 @@ def share(space: int, wants: Sequence[tuple[int, int]]) -> list[int]:
 
 def _head(run: Followed, console: Console, width: int, live: bool) -> list[Text]:
     """The name and state, the progress bar, and the next command."""
-    dot = Text.assemble(("● ", STYLES[run.state]), run.state.value)
+    dot = Text.assemble(("● ", run.state.style), run.state.value)
     room = max(width - dot.cell_len - 1, 0)
     name = Text.assemble((clean(run.name), "bold"), "  ", clean(run.title))
     name.truncate(room, overflow="ellipsis", pad=True)
@@ -112,7 +113,9 @@ def _head(run: Followed, console: Console, width: int, live: bool) -> list[Text]
     if bar >= LEAST_BAR:
         progress = Text.assemble(("━" * filled, "cyan"), ("─" * (bar - filled), "dim"), "  ", line)
     lines = [Text.assemble(name, " ", dot), progress]
-    if run.state is State.stopped:
+    if run.failure:
+        lines += Text(clean(run.failure), style="red").wrap(console, width, overflow="fold")
+    if run.state in (State.stopped, State.failed):
         command = Text(f"continue with `alignrun resume {clean(shlex.quote(run.path))}`", style="yellow")
         lines += command.wrap(console, width, overflow="fold")
     elif not run.training and not run.evaluation:

@@ -44,6 +44,7 @@ from alignrun.run.tracking import start_tracking
 from alignrun.security.text import counted
 from alignrun.tournament.journal import Journal, journal_file
 from alignrun.tournament.lineup import Field, Lineup, line_up
+from alignrun.tournament.patterns import expanded
 from alignrun.tournament.players import Loader
 from alignrun.tournament.rules import Rules, agree, training_preference
 from alignrun.tournament.sampling import Questions, ask, introduce, sample_all
@@ -51,7 +52,13 @@ from alignrun.tournament.scoreboard import show
 
 
 def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -> int:
-    """Play a tournament; the exit code.
+    """Play a tournament; the exit code. Raises as `hold`."""
+    hold(config, arguments, console)
+    return 0
+
+
+def hold(config: TournamentConfig, arguments: Sequence[str], console: Console) -> tuple[RunDirectory, TournamentResult]:
+    """Play a tournament; its folder and its result.
 
     Args:
         config: the tournament.
@@ -61,6 +68,9 @@ def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -
     Raises:
         AlignrunError: bad input, or a preference that fails.
     """
+    config, left = expanded(config)
+    for note in left:
+        console.print(Text(note, style="dim"), soft_wrap=True)
     lineup = line_up(config)
     rules = agree(config, lineup.players)
     run = RunDirectory.create(config.run.dir or fresh_directory(Path("runs") / "tournaments"))
@@ -86,7 +96,7 @@ def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -
             temperature=rules.drawing.temperature,
             kl_tau=rules.kl_tau,
             comparisons=played.comparisons,
-            notes=(*rules.notes, *played.notes),
+            notes=(*left, *rules.notes, *played.notes),
             command=command,
             config=compose.dump(config),
             versions=environment()["versions"],
@@ -94,7 +104,7 @@ def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -
         _keep(config, run, result, played, console)
         for journal in played.journals:
             journal.close()
-    return 0
+    return run, result
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def line_up(config: TournamentConfig) -> Lineup:
     # The runs' own data and preferences are used where the command line names no others.
     asked = config.preference is None or config.hacking_gap
     sections = ["model", *["data"] * (config.data is None), *["preference"] * asked]
-    players = [find_player(source, name, sections) for source, name in zip(config.runs, names, strict=True)]
+    players = [_find("runs", source, name, sections) for source, name in zip(config.runs, names, strict=True)]
     if not config.names:  # two folders may have one name
         short = [player.name for player in players]
         players = [
@@ -97,7 +97,7 @@ def line_up(config: TournamentConfig) -> Lineup:
         known = [[player.name for player in players], [player.source for player in players]]
         place = next((each.index(config.reference_policy) for each in known if config.reference_policy in each), listed)
         if place == listed:
-            players.append(find_player(config.reference_policy, _free("reference", taken), sections))
+            players.append(_find("reference_policy", config.reference_policy, _free("reference", taken), sections))
         return Lineup(tuple(players), listed, (place,) * len(players), named=True)
     references: list[int | None] = []
     for player in players[:listed]:
@@ -107,16 +107,24 @@ def line_up(config: TournamentConfig) -> Lineup:
     return Lineup(tuple(players), listed, (*references, *[None] * (len(players) - listed)))
 
 
+def _find(key: str, source: str, name: str | None, sections: Sequence[str]) -> Player:
+    """`find_player`, with the key that names it in messages."""
+    try:
+        return find_player(source, name, sections)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+
+
 def _reference(player: Player, config: Config, players: list[Player]) -> int:
     """The place of a run's reference, put behind the players where it does not stand among them."""
     for place, other in enumerate(players):
-        if other.role is Role.reference and _same_reference(other.config, config):
+        if other.role is Role.reference and same_reference(other.config, config):
             return place
     players.append(Player(f"reference of {player.name}", f"the reference of {player.source}", config, None))
     return len(players) - 1
 
 
-def _same_reference(one: Config, other: Config) -> bool:
+def same_reference(one: Config, other: Config) -> bool:
     """Whether two configurations name one reference. Others may still turn out to be the same by their weights."""
     seeds = (one.seed, other.seed) if one.model.source in (ModelSource.random, ModelSource.game) else (0, 0)
     return seeds[0] == seeds[1] and (one.model, one.adapter.name, one.reference) == (

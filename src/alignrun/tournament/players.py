@@ -9,10 +9,10 @@ import torch
 
 from alignrun.algorithms.base import discover, opponent_of
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
-from alignrun.config import AdapterConfig, AdapterKind, Config, Precision, ReferenceConfig, ReferenceKind
+from alignrun.config import MODEL_TOKENS, AdapterConfig, AdapterKind, Config, Precision, ReferenceConfig, ReferenceKind
 from alignrun.errors import InputError, one_line
 from alignrun.launch import compose
-from alignrun.launch.build import load_trained
+from alignrun.launch.build import load_trained, trained_temperature
 from alignrun.launch.choices import choices
 from alignrun.launch.overrides import quoted
 from alignrun.launch.pins import check_base
@@ -53,6 +53,16 @@ class Player:
         """The optimiser step of the checkpoint."""
         return None if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step-").partition(".")[0])
 
+    @property
+    def temperature(self) -> float:
+        """The temperature at which it was trained; 1 for a model that was not trained here."""
+        return 1.0 if self.trained_from is None else trained_temperature(self.trained_from)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest completion of its run, in tokens."""
+        return MODEL_TOKENS if self.trained_from is None else self.trained_from.generation.max_new_tokens
+
 
 def find_player(source: str, name: str | None = None, sections: Sequence[str] = ("model",)) -> Player:
     """The player for a path, a name of `alignrun ls model`, or a hub id.
@@ -69,29 +79,37 @@ def find_player(source: str, name: str | None = None, sections: Sequence[str] = 
     if CHECKPOINT.fullmatch(path.name) and path.parent.name == "checkpoints":
         run = RunDirectory.open(path.parents[1])
         if not path.is_dir():
-            raise InputError(f"runs: {path} does not exist: see {run.checkpoints}")
+            raise InputError(f"{path} does not exist: see {run.checkpoints}")
         return _of_run(run, path, source, name or f"{run.path.name}@{path.name.removeprefix('step-')}", sections)
     if (path / "config.yaml").is_file():
         run = RunDirectory.open(path)
         newest = latest_checkpoint(run.checkpoints)
         if newest is None:
-            raise InputError(f"runs: {run.path} has no checkpoint yet: let the run reach one first")
+            raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
         return _of_run(run, newest, source, name or run.path.name, sections)
     if (path / "adapter_config.json").is_file() and (path.parent / "config.yaml").is_file():
         return _beside_run(RunDirectory.open(path.parent), path, source, name or f"{path.parent.name}/{path.name}")
     return Player(name or path.name, source, _model_config(source, path), None)
 
 
+def reference_of(player: Player) -> Player:
+    """The reference of a run's policy. Raises InputError for a model that was not trained here."""
+    config = player.trained_from
+    if config is None:
+        raise InputError(f"{player.source} was not trained here and has no reference: leave out --reference")
+    return Player(f"reference of {player.name}", f"the reference of {player.source}", config, None, config)
+
+
 def _of_run(run: RunDirectory, checkpoint: Path, source: str, name: str, sections: Sequence[str]) -> Player:
     config = _config_of(run, sections)
     if issubclass(discover()[config.algo.name], FeedbackAlgorithm):
-        raise InputError(f"runs: {run.path} is a feedback model and no policy: it can judge, with preference=NAME")
+        raise InputError(f"{run.path} is a feedback model and no policy: it can judge, with preference=NAME")
     return Player(name, source, config, checkpoint, config)
 
 
 def _config_of(run: RunDirectory, sections: Sequence[str]) -> Config:
     config = compose.load(run.config_file)
-    check_own(compose.plain(config), read_signature(run.signature_file), f"runs: {run.path}", sections)
+    check_own(compose.plain(config), read_signature(run.signature_file), f"{run.path}", sections)
     return config
 
 
@@ -117,8 +135,8 @@ def _model_config(source: str, path: Path) -> Config:
     try:
         RunDirectory.open(path)
     except InputError as error:
-        raise InputError(f"runs: {error}, or a model of `alignrun ls model`, or a hub id ORG/NAME") from None
-    raise InputError(f"runs: {source} is neither a run nor a model")
+        raise InputError(f"{error}, or a model of `alignrun ls model`, or a hub id ORG/NAME") from None
+    raise InputError(f"{source} is neither a run nor a model")
 
 
 def _adapter_config(folder: Path) -> Config:
@@ -128,10 +146,10 @@ def _adapter_config(folder: Path) -> Config:
             "base_model_name_or_path"
         ]  # a link in hubs' caches
     except (LookupError, TypeError) as error:
-        raise InputError(f"runs: {folder}/adapter_config.json cannot be read ({one_line(error, 100)})") from None
+        raise InputError(f"{folder}/adapter_config.json cannot be read ({one_line(error, 100)})") from None
     if not base:
-        raise InputError(f"runs: {folder} does not say which base it is for: name its run, or a merged model")
-    check_own({"model": {"source": "hub", "path": base}}, "", f"runs: {folder}")
+        raise InputError(f"{folder} does not say which base it is for: name its run, or a merged model")
+    check_own({"model": {"source": "hub", "path": base}}, "", f"{folder}")
     return compose.compose(
         [
             "model=path",
@@ -159,7 +177,7 @@ class Loader:
         if player.checkpoint is not None:  # before a model is loaded, to report damage early
             checkpoint = load_checkpoint(player.checkpoint)
         config = self._adjusted(player.config)
-        if self._loaded is None or not _share(self._loaded[0], config):
+        if self._loaded is None or not share_base(self._loaded[0], config):
             self._loaded = None  # two bases may not fit
             policy = load_trained(config, load_tokenizer(config.model))
             assert isinstance(policy, Policy)
@@ -187,7 +205,7 @@ class Loader:
         return replace(config, model=model, adapter=adapter)
 
 
-def _share(one: Config, other: Config) -> bool:
+def share_base(one: Config, other: Config) -> bool:
     """Whether two configurations differ in the trained weights alone."""
     return (one.model, one.adapter, one.reference, one.seed, opponent_of(one)) == (
         other.model,

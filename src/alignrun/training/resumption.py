@@ -63,6 +63,7 @@ def settle(run: RunDirectory) -> None:
     run.refuse_links()
     with writing(run.config_file):
         run.summary_file.unlink(missing_ok=True)
+        run.failure_file.unlink(missing_ok=True)
         if any(step > change.step for step, _ in list_checkpoints(run.checkpoints)):
             for folder in outputs:
                 discard_output(folder)

@@ -1,6 +1,7 @@
 """Signals that ask a run to stop: it finishes its step and saves."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,13 @@ REPEATED = {signal.SIGINT: 0.3, signal.SIGTERM: 5.0}
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], signal.Signals | None]]:
-    """Within the context, the first SIGTERM or Ctrl-C is only recorded; a second one acts immediately."""
+    """Within the context, the first SIGTERM or Ctrl-C is only recorded; a second one acts immediately.
+
+    Only the main thread can receive signals: in another one nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
     received: list[signal.Signals] = []
     previous: dict[signal.Signals, Any] = {}
     began = 0.0

@@ -50,18 +50,19 @@ def sample_streams(
     sampling: Sampling,
     generator: torch.Generator,
     temperatures: Sequence[float] | None = None,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> list[Completions]:
     """Draw one completion of every prompt from each source, all in one decoding loop.
 
     The random numbers are drawn for all prompts. Each process decodes its share of the prompts, and all processes
-    gather all completions.
+    gather all completions. In a single process, `watch` gets every position as in `sample_completions`.
     """
     roles = decoding_roles(sources)
     shape, device = (sampling.max_new_tokens, len(sources), len(prompts)), policy.device
     uniforms = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
     if distributed.size() == 1:
         decoder = policy.decoder(prompts, roles, sampling.max_new_tokens)
-        return sample_completions(decoder, len(prompts), sources, sampling, uniforms, temperatures)
+        return sample_completions(decoder, len(prompts), sources, sampling, uniforms, temperatures, watch)
     index = torch.tensor(distributed.share(len(prompts)), device=device)
     part = select(prompts, index)
     with distributed.raise_together():

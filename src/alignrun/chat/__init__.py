@@ -1,0 +1,1 @@
+"""`alignrun chat`: talk to policies."""

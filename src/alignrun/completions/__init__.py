@@ -1,0 +1,1 @@
+"""`alignrun generate`: the completions of a policy in a file."""

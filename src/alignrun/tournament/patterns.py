@@ -1,0 +1,71 @@
+"""Wildcards among the runs of a tournament: `runs='runs/sweep/*'` is every run that can play."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from alignrun.algorithms.base import discover
+from alignrun.algorithms.common.feedback import FeedbackAlgorithm
+from alignrun.browse.find import natural
+from alignrun.config import TournamentConfig
+from alignrun.errors import InputError, one_line
+from alignrun.launch import compose
+from alignrun.launch.overrides import is_pattern
+from alignrun.run.directory import RunDirectory
+from alignrun.training.checkpoint import latest_checkpoint
+
+
+def expanded(config: TournamentConfig) -> tuple[TournamentConfig, tuple[str, ...]]:
+    """The tournament with the runs that its patterns match, and a note for each that is left out.
+
+    A pattern takes folders with a config.yaml and passes over the others. A run that was named otherwise too is taken
+    once. Raises InputError for a pattern that no run matches.
+    """
+    if not any(_is_pattern(source) for source in config.runs):
+        return config, ()
+    named = {Path(source).expanduser().resolve() for source in config.runs if not _is_pattern(source)}
+    runs: list[str] = []
+    notes: list[str] = []
+    for source in config.runs:
+        if not _is_pattern(source):
+            runs.append(source)
+            continue
+        found = [path for path in _matches(source) if (path / "config.yaml").is_file()]
+        if not found:
+            raise InputError(f"runs: no run matches {source}: see `alignrun runs`")
+        for path in found:
+            if path.resolve() in named:
+                continue
+            named.add(path.resolve())
+            if problem := _problem(path):
+                notes.append(f"{path} is left out: {problem}")
+            else:
+                runs.append(str(path))
+    if not runs:
+        raise InputError(f"runs: of what {', '.join(config.runs)} matches, none can play: {notes[0]}")
+    return replace(config, runs=runs), tuple(notes)
+
+
+def _is_pattern(source: str) -> bool:
+    return is_pattern(source) and not Path(source).expanduser().exists()
+
+
+def _matches(pattern: str) -> Sequence[Path]:
+    path = Path(pattern).expanduser()
+    root = Path(path.anchor)
+    try:
+        return sorted(root.glob(str(path.relative_to(root))), key=lambda found: natural(str(found)))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"runs: {pattern} is no pattern: {one_line(error, 100)}") from None
+
+
+def _problem(path: Path) -> str:
+    """Why a run cannot play; empty if it can. Damage that shows only when it is loaded ends the tournament."""
+    try:
+        run = RunDirectory.open(path)
+        algorithm = compose.load(run.config_file).algo.name
+    except InputError as error:
+        return one_line(error)
+    if issubclass(discover()[algorithm], FeedbackAlgorithm):
+        return "it is a feedback model"
+    return "" if latest_checkpoint(run.checkpoints) else "it has no checkpoint"
