@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from alignrun.config import JudgedRows, PreferenceEvaluationConfig
-from alignrun.data.loading import load_examples, load_whole
+from alignrun.data.loading import load_examples, load_in_order
 from alignrun.data.shapes import CATEGORIES, category_column, recognised
 from alignrun.data.store import Examples, Kind, first_below
 from alignrun.errors import InputError
@@ -38,7 +38,7 @@ def read_pairs(config: PreferenceEvaluationConfig, kind: PreferenceKind, report:
     read = kind.columns(config.preference)
     wanted = None if read is None else {*read, *([config.category] if config.category else CATEGORIES)}
     if config.rows is JudgedRows.all:
-        whole = load_whole(data, wanted)
+        whole = load_in_order(data, wanted)
         found, skipped, notes = whole.examples, whole.skipped, whole.notes
     else:
         split = load_examples(data, wanted)

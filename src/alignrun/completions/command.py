@@ -32,12 +32,11 @@ from alignrun.data.prompts import PromptSet
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.comparisons import compare
 from alignrun.evaluation.completions import Drawing, content_key, draw
-from alignrun.launch.build import build_preference, distinct_prompts, make_encoding
+from alignrun.launch.build import distinct_prompts, make_encoding
 from alignrun.models.policy import Policy
-from alignrun.preferences.base import Preference, discover
+from alignrun.preferences.base import Preference, build_preference, discover, preference_in_words
 from alignrun.security.text import counted
 from alignrun.tournament.players import Loader, Player, find_player, reference_of
-from alignrun.tournament.rules import preference_in_words
 from alignrun.types import Example
 
 VERSION = 1

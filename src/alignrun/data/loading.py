@@ -75,28 +75,6 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """All rows of a data set, none held out."""
-
-    examples: Examples
-    skipped: int
-    """Bad rows left out."""
-    notes: tuple[str, ...] = ()
-    """As in `Loaded`."""
-
-
-def load_whole(config: DataConfig, wanted: Wanted = ()) -> Whole:
-    """Every example of the source, held-out rows last, with the `wanted` columns. Raises as `load_examples`."""
-    source = chosen_source(config)
-    rows = source.read(config)
-    reading, examples = _Reading(config, RowReader(config.columns, wanted)), Examples()
-    for part in (rows.train, rows.heldout or ()):
-        for record in reading.records(part):
-            examples.add(record)
-    return Whole(examples, len(reading.skips), tuple(_unread(reading.read.names, config.columns, wanted)))
-
-
-@dataclass(frozen=True, slots=True)
 class Ordered:
     """Examples in the order of the source."""
 
@@ -105,6 +83,8 @@ class Ordered:
     """Bad rows left out."""
     apart: bool
     """Whether the source keeps held-out rows apart, and these are left out."""
+    notes: tuple[str, ...] = ()
+    """As in `Loaded`."""
 
 
 def load_in_order(config: DataConfig, wanted: Wanted = (), *, apart: bool = True) -> Ordered:
@@ -113,13 +93,14 @@ def load_in_order(config: DataConfig, wanted: Wanted = (), *, apart: bool = True
     Raises as `load_examples`, and if there are none.
     """
     rows = chosen_source(config).read(config)
-    reading, found = _Reading(config, wanted), Examples()
+    reading, found = _Reading(config, RowReader(config.columns, wanted)), Examples()
     for side in (rows.train, (rows.heldout or ()) if apart else ()):
         for record in reading.records(side):
             found.add(record)
     if not found:
         raise InputError(f"data: {config.path or config.name} has no rows")
-    return Ordered(found, reading.skipped, rows.heldout is not None and not apart)
+    notes = tuple(_unread(reading.read.names, config.columns, wanted))
+    return Ordered(found, len(reading.skips), rows.heldout is not None and not apart, notes)
 
 
 @dataclass(slots=True)
