@@ -245,7 +245,7 @@ def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
 @cache
 def _schema(classes: tuple[tuple[str, type], ...]) -> DictConfig:
     """The schema of a run with these classes of sections, to be merged into copies."""
-    base = OmegaConf.structured(Config)
+    base: DictConfig = OmegaConf.structured(Config)
     for group, kind in classes:
         base[group] = kind
     return base
