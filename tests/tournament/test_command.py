@@ -110,7 +110,7 @@ def test_policies_of_different_references_relate_to_their_own(runs: Path, tmp_pa
     named = play(tmp_path / "v", [runs / "b", runs / "from_a"], "reference_policy=tiny")
     assert named["reference"] == "reference"
     assert one(named, "from_a")["regularised"] is not None
-    assert one(named, "from_a")["kl"]["value"] > alone["kl"]["value"]
+    assert abs(one(named, "from_a")["kl"]["value"] - alone["kl"]["value"]) > 1, "another reference"
 
 
 def test_a_run_that_is_the_reference_of_another_takes_part(
