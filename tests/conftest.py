@@ -30,9 +30,10 @@ def pytest_configure() -> None:
 
 
 LONGEST = (
-    *("test_processes", "test_soak", "test_commands", "test_sweep_plugins", "test_trainer", "test_real_model"),
-    *("test_online_games", "test_game_lm", "test_game_pairs", "test_bad_input_at_scale", "test_command", "test_resume"),
-    *("test_feedback", "test_server", "test_bad_input", "test_serving", "test_memory"),
+    *("test_processes", "test_real_model", "test_sweep_plugins", "test_soak", "test_trainer", "test_commands"),
+    *("test_memory", "test_hostile", "test_resume", "test_bad_input_at_scale", "test_feedback", "test_resuming"),
+    *("test_command", "test_game_pairs", "test_online_games", "test_game_lm", "test_best_response", "test_standings"),
+    *("test_damaged_runs", "test_export", "test_server", "test_bad_input", "test_serving"),
 )
 """Files that take longest, in order: they start first, so that no worker is left with one of them at the end."""
 

@@ -7,6 +7,7 @@ import gc
 import os
 
 import memo
+import torch
 from markupsafe import Markup
 
 from alignrun.evaluation import bootstrap, intervals, standings
@@ -18,8 +19,9 @@ share_draws = standings.SHARE_DRAWS
 
 
 def install() -> None:
-    """Compose each choice of groups once, draw and resample little, and trust the disk."""
+    """Compose each choice of groups once, draw and resample little, and trust the disk; `auto` is float32."""
     memo.install()
+    torch.cpu.get_capabilities = dict  # some CPUs multiply bfloat16, and numbers would differ from those of others
     blank_figures()
     few_resamples()
     os.fsync = lambda _: None  # no test pulls the plug, and waiting for the disk is half of the time of a tiny write

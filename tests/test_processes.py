@@ -197,7 +197,7 @@ def test_round_robin_counts_every_item_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(item for steps in taken for item, counts in steps if counts) == list("abcd")
 
 
-RUN = ("experiment=smoke", "model.device=cpu", "train.checkpoint_every=1", "evaluation.every=2")
+RUN = ("experiment=smoke", "model.device=cpu", "model.dtype=float32", "train.checkpoint_every=1", "evaluation.every=2")
 
 
 STEPS = ("train.steps=4", "train.micro_batch_size=null", "optim.epsilon=1e-4", "optim.schedule=constant")
