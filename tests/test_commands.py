@@ -52,6 +52,8 @@ def test_every_choice_composes(override: str) -> None:
         "preference=reward_model": ["preference.path=some/model"],
         "preference=pair_model": ["preference.path=some/model"],
         "preference=general_preference": ["preference.path=some/model"],
+        "preference=measure": ["preference.measure=brevity"],
+        "preference=panel": ["preference.members={a: {name: letters}, b: {name: sentiment}}"],
         "preference=judge": ["preference.url=http://localhost/v1", "preference.model=m"],
         "preference=reward_server": ["preference.url=http://localhost", "preference.model=m"],
     }

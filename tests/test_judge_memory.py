@@ -123,7 +123,7 @@ def test_less_fits_next_to_a_judge_and_nothing_where_its_pass_does_not(monkeypat
         return plan.largest_batches(config, (AdapterKind.lora,), (0.05,))[AdapterKind.lora][0]
 
     alone, mib = fit(), 1 << 20
-    beside = fit(Judge("preference", 20 * mib, 10 * mib))
-    assert alone.learned > beside.learned > 0 < beside.drawn < alone.drawn
+    judged = fit(Judge("preference", 20 * mib, 10 * mib))
+    assert alone.learned > judged.learned > 0 < judged.drawn < alone.drawn
     assert fit(Judge("preference", 20 * mib, 30 * mib)) == Fit(0, 0)
     assert fit(Judge("preference", 20 * mib, 30 * mib, device="cuda:1")) == alone
