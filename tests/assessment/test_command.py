@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reports.checks import check
 
 from alignrun import cli
 
@@ -120,6 +121,21 @@ def test_judgebench_and_pandalm_are_recognised(capsys: pytest.CaptureFixture[str
         assert found["quality"]["agreement"]["human_agreement"] == pytest.approx(15 / 20)
 
 
+def test_hostile_texts_are_shown_and_do_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "<script>alert(1)</script>\x1b[31m\u202e"
+    rows = [
+        {"prompt": evil, "chosen": evil + "a", "rejected": evil + "b", "subset": f"{evil}{n % 2}"} for n in range(8)
+    ]
+    found = evaluated("preference=sentiment", "data=jsonl", f"data.path={written('evil.jsonl', rows)}")
+    assert found["quality"]["ties"] == 8
+    out = capsys.readouterr().out
+    assert "\x1b[31m" not in out
+    assert "\u202e" not in out
+    page = Path("out/report.html").read_text()
+    check(page)
+    assert "&lt;script&gt;alert" in page
+
+
 def test_cycles_are_found_and_rewards_have_none() -> None:
     names = ["rock", "paper", "scissors"]
     rows = [{"prompt": f"p{n}", "chosen": names[n % 3], "rejected": names[(n + 2) % 3]} for n in range(3)]
@@ -179,6 +195,8 @@ def test_a_trained_feedback_model_is_asked_without_a_policy() -> None:
         (["preference=learned", "preference.path=nowhere", "data=bundled"], "nowhere does not exist"),
         (["preference=letters", "data=jsonl", "data.path=tie.jsonl", "data.columns.label=l"], "all ties"),
         (["preference=letters", "data=jsonl", "data.path=tie.jsonl", "category=subset"], "no row has this column"),
+        (["preference=letters", "data=bundled", "data.max_prompt_tokens=9"], "no policy reads the rows"),
+        (["preference=letters", "data=bundled", "data.eval_size=9"], "write pairs=N for fewer pairs"),
         (["preference=letters", "runs/x"], "'runs/x' is not key=value"),
     ],
 )

@@ -17,7 +17,7 @@ TABLE = [
     ("q", "same", "size", 1.0, 0.5, 0.9, 0.1, "a"),
     ("q", "bb", "a", 0.5, 0.7, 0.8, 0.6, "b"),
     ("r", "xyz", "x", 1.0, 0.3, 0.4, 0.2, "b"),
-    ("s", "u", "uvw", 1.0, 0.8, 0.9, 0.7, "b"),
+    ("s", "u", "uvw", 1.0, 0.2, 0.3, 0.1, "b"),
 ]
 
 
@@ -33,23 +33,24 @@ def test_every_number_is_that_of_a_count() -> None:
     found = measure_quality(judged(TABLE), None, 20, 0.95, 0)
     assert isinstance(found, Quality)
     assert (found.pairs, found.decided, found.prompts, found.ties) == (6, 5, 4, 1)
-    assert found.accuracy.value == pytest.approx((1 + 0 + 0.5 + 0 + 1) / 5)
+    assert found.accuracy.value == pytest.approx((1 + 0 + 0.5 + 0 + 0) / 5)
     assert found.accuracy.low <= found.accuracy.value <= found.accuracy.high
     assert found.longer_accuracy.value == pytest.approx((1 + 0 + 0.5 + 1 + 0) / 5)
-    assert [(one.name, one.pairs, one.accuracy.value) for one in found.categories] == [("a", 3, 0.5), ("b", 2, 0.5)]
+    assert [(one.name, one.pairs, one.accuracy.value) for one in found.categories] == [("a", 3, 0.5), ("b", 2, 0.0)]
     position, length = found.position, found.length
     assert position is not None
     assert position.first_wins.value == pytest.approx(np.mean([(one + 1 - other) / 2 for *_, one, other, _ in TABLE]))
     assert position.consistent.value == pytest.approx(4 / 6)  # all but the second and the third
-    assert position.chosen_first.value == pytest.approx(4 / 5)
-    assert position.chosen_second.value == pytest.approx(2 / 5)
+    assert position.chosen_first.value == pytest.approx(3 / 5)
+    assert position.chosen_second.value == pytest.approx(1 / 5)
     assert length is not None
-    assert length.preferred.value == pytest.approx((1 + 1 + 0 + 0) / 4)
+    assert length.preferred.value == pytest.approx((1 + 1 + 0 + 1) / 4)
     assert length.right.value == pytest.approx(2 / 4)
     assert length.where_right is not None
     assert length.where_right.value == pytest.approx(1 / 2)
     assert length.where_wrong is not None
-    assert length.where_wrong.value == pytest.approx(1 / 2)
+    assert length.where_wrong.value == 0
+    assert found.macro_accuracy == pytest.approx(1 / 4)
     assert found.calibration.brier == pytest.approx(np.mean([(row[4] - row[3]) ** 2 for row in TABLE]))
     assert found.intransitivity is None
 

@@ -5,6 +5,7 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def _measure(
             None if questions.categories is None else [questions.categories[row] for row in known],
         )
         # A reward is transitive, and its answers for further pairs would cost more passes.
-        ask = None if isinstance(preference, Reward) else lambda more: judge(preference, more, report)[0]
+        ask = None if isinstance(preference, Reward) else partial(_complete, preference, report=report)
         quality = measure_quality(judged, ask, config.triples, config.confidence, config.seed)
     except torch.OutOfMemoryError as error:
         raise RunError(f"out of memory ({one_line(error, 120)}): lower preference.batch_tokens") from error
@@ -143,6 +144,12 @@ def judge(
     if not probabilities:
         return np.zeros(0), None
     return np.concatenate(probabilities), np.concatenate(orders) if orders else None
+
+
+def _complete(preference: Preference, examples: Sequence[Example], report: Callable[[str], None]) -> Floats:
+    """[N] P(chosen ≻ rejected) of the pairs that complete triples."""
+    report(f"{counted(len(examples), 'more pair')} to complete triples")
+    return judge(preference, examples, report)[0]
 
 
 def _keep(run: RunDirectory, result: PreferenceResult, judged: JudgedPairs, console: Console) -> None:
@@ -201,7 +208,9 @@ def _table(result: PreferenceResult) -> Table:
 def _categories(result: PreferenceResult) -> Table:
     found = category_rows(result.quality.categories)
     more = f"the {SHOWN} largest of {len(found)}: the report has all" if len(found) > SHOWN else None
-    table = Table(title=Text(f"Accuracy by {result.category}"), caption=more, title_justify="left")
+    table = Table(
+        title=Text(f"Accuracy by {result.category}"), caption=more, title_justify="left", caption_justify="left"
+    )
     table.add_column("")
     table.add_column("pairs", justify="right")
     table.add_column("accuracy", justify="right")

@@ -40,6 +40,11 @@ class PreferenceEvaluationConfig:
     """Seed of the intervals and of what is drawn at random."""
 
     def __post_init__(self) -> None:
+        for key in ("max_prompt_tokens", "max_completion_tokens"):
+            unset = getattr(self.data, key) is None
+            require(unset, f"data.{key}", "is not valid with eval-preference, where no policy reads the rows")
+        sized = self.rows is JudgedRows.heldout or self.data.eval_size == DataConfig.eval_size
+        require(sized, "data.eval_size", "is for rows=heldout: write pairs=N for fewer pairs")
         require(self.pairs is None or self.pairs >= 1, "pairs", f"must be at least 1, not {self.pairs}")
         require(self.triples >= 0, "triples", f"must not be negative, not {self.triples}")
         require(0 < self.confidence < 1, "confidence", f"must lie in (0, 1), not {self.confidence}")
