@@ -394,19 +394,9 @@ def sequences_in_texts(case: Case) -> Iterator[Command]:
 @scenario(quick=True)
 def sequences_in_names(case: Case) -> Iterator[Command]:
     says = "]0;title"
-    for words in (
-        ("ls",),
-        ("plan",),
-        ("resume",),
-        ("export",),
-        ("exploit",),
-        ("top",),
-        ("runs",),
-        ("diff", "a"),
-        ("chat",),
-        (),
-    ):
+    for words in (("ls",), ("plan",), ("resume",), ("export",), ("exploit",), ("top",), ("runs",), ("chat",), ()):
         yield Command((*words, EVIL), re.escape(says))
+    yield Command(("diff", EVIL, "a"), re.escape(says))
     yield Command(("eval", f"runs=['{EVIL}']"), re.escape(says))
     yield Command(("-m", "seed=1,2", f"algo='{EVIL}'"), re.escape(says))
     yield Command(("config", *SMOKE, f"run.dir='{EVIL}'"), re.escape(says), codes=(0,))
