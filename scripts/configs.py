@@ -30,7 +30,11 @@ DEFAULTS = "# Defaults, written by `make configs`:"
 
 def rendered() -> dict[Path, str]:
     """The text of every file that is made from the dataclasses."""
-    texts = {path: path.read_text("utf-8") for path in CONF.rglob("*.yaml") if path.parent.name != "experiment"}
+    texts = {
+        path: path.read_text("utf-8")
+        for path in CONF.rglob("*.yaml")
+        if path.parent.name not in ("experiment", "recipe")
+    }
     for group, names in (("algo", algorithms()), ("preference", preferences()), ("data", sources())):
         for name in names:
             texts.setdefault(CONF / group / f"{name}.yaml", created(group, name))

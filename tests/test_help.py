@@ -11,6 +11,7 @@ from alignrun import cli
 from alignrun.algorithms.dpo import DPOConfig
 from alignrun.config import Config, TournamentConfig
 from alignrun.config.keys import docstrings
+from alignrun.config.roots import ROOTS
 from alignrun.launch import compose
 from alignrun.launch.choices import choices, groups
 from alignrun.launch.commands import COMMANDS, OPTIONS, VERBS
@@ -117,8 +118,8 @@ def test_every_command_explains_itself(verb: str, capsys: pytest.CaptureFixture[
     for line, what in command.examples:
         assert line in out
         assert what in out
-    if command.keys == "tournament":
-        assert all(f"{path}=" in out for path, _ in flat(sections(TournamentConfig)[0]))
+    if command.keys == "own":
+        assert all(f"{path}=" in out for path, _ in flat(sections(ROOTS[verb])[0]))
     elif command.keys:
         assert all(f"  {group} " in out for group in groups())
 
@@ -133,6 +134,12 @@ def test_examples_compose() -> None:
                 compose.compose(overrides, verb)
             if verb == "eval":
                 compose.compose_tournament(overrides)
+            if verb == "eval-preference":
+                compose.compose_preference_evaluation(overrides)
+            if verb == "generate":
+                compose.compose_generation(overrides)
+            if verb == "chat":
+                compose.compose_sampling(overrides)
 
 
 @pytest.mark.parametrize(

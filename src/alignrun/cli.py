@@ -114,27 +114,27 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         show(given.group, console)
         return 0
     if verb == "plan":
-        from alignrun.launch.compose import compose
+        from alignrun.launch.compose import compose, with_recipe
 
         sizes = [argument for argument in rest if argument.startswith("plan.")]
-        config = compose([argument for argument in rest if argument not in sizes], verb)
+        config = compose(with_recipe([argument for argument in rest if argument not in sizes]), verb)
         from alignrun.planning.plan import gpu_sizes, show_plan
 
         show_plan(config, console, gpu_sizes(sizes))
         return 0
     if verb == "config":
-        from alignrun.launch.compose import compose, dump, dump_explained
+        from alignrun.launch.compose import compose, dump, dump_explained, with_recipe
 
         shown = dump_explained if "--explain" in rest else dump
-        config = compose([argument for argument in rest if argument != "--explain"], verb)
+        config = compose(with_recipe([argument for argument in rest if argument != "--explain"]), verb)
         console.print(shown(config), end="", highlight=False, markup=False, soft_wrap=True)
         return 0
     if verb == "data":
         overrides, others = _split(rest)
         given = _parse(verb, others)
-        from alignrun.launch.compose import compose
+        from alignrun.launch.compose import compose, with_recipe
 
-        config = compose(overrides, verb)
+        config = compose(with_recipe(overrides), verb)
         from alignrun.launch.data_view import show_data
 
         show_data(config, given.examples, console)
@@ -217,9 +217,11 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         return sweep(list(arguments), console)
     if problem := stray(arguments):
         raise InputError(problem)
-    from alignrun.launch.compose import compose_run
+    from alignrun.launch.compose import compose_run, recipe_of
 
     config = compose_run(arguments)
+    if recipe := recipe_of(arguments):
+        console.print(f"recipe: {recipe}, for this model; recipe=null leaves it out", highlight=False, markup=False)
     from alignrun.launch.train import train
 
     return train(config, [*named().arguments(), *arguments], console)

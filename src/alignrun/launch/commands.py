@@ -79,7 +79,7 @@ COMMANDS = {
         "a tournament: win rates, the equilibrium, and how exploitable each policy is",
         (
             ("eval runs='[runs/A,runs/B]' prompts=64", "two runs and their reference, on 64 held-out prompts"),
-            ("eval runs='[runs/A,smollm2-135m]' preference=panel", "a run and a model, with another judge"),
+            ("eval runs='[runs/A,smollm2-135m]' preference=style_panel", "a run and a model, with another judge"),
         ),
         ("--trust",),
         keys="own",

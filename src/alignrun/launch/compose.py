@@ -32,7 +32,7 @@ from alignrun.config.shipped import config_folder
 from alignrun.config.yaml_text import explained
 from alignrun.data.sources import chosen_source
 from alignrun.errors import InputError, one_line
-from alignrun.launch.choices import groups
+from alignrun.launch.choices import choices, groups
 from alignrun.launch.explaining import explain, unknown_key
 from alignrun.launch.overrides import readable, section_classes
 from alignrun.launch.own_config import blamed, entries
@@ -89,6 +89,21 @@ def register_schemas() -> None:
             store.store(group=f"{group}/schema", name=group, node=field.type)
 
 
+def recipe_of(overrides: Sequence[str]) -> str | None:
+    """The recipe of the model that the overrides choose, unless they choose a recipe, an experiment or own files."""
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    model = given.get("model", "")
+    chosen = "recipe" in given or "experiment" in given or named().configs
+    return model if not chosen and model in choices("recipe") else None
+
+
+def with_recipe(overrides: Sequence[str]) -> list[str]:
+    """The overrides with that recipe, as a run of the command line has it; `recipe=null` chooses none."""
+    recipe = recipe_of(overrides)
+    rest = [override for override in overrides if override != "recipe=null"]
+    return [*rest, f"recipe={recipe}"] if recipe else rest
+
+
 def compose(overrides: Sequence[str], verb: str = "") -> Config:
     """Compose the configuration of a run from the overrides.
 
@@ -103,11 +118,12 @@ def compose(overrides: Sequence[str], verb: str = "") -> Config:
 
 
 def compose_run(overrides: Sequence[str]) -> Config:
-    """`compose` for a single run, which has no launcher. Raises InputError for settings of Hydra, and as that does."""
+    """`compose` for a single run, with the recipe of its model. Raises InputError for settings of a launcher, which it
+    does not have, and as `compose` does."""
     launcher = [override for override in overrides if override.lstrip("+~").startswith(("hydra.", "hydra/"))]
     if launcher:
         raise InputError(f"config: {launcher[0]} is for sweeps (-m): a single run has run.dir")
-    return compose(overrides)
+    return compose(with_recipe(overrides))
 
 
 def compose_tournament(overrides: Sequence[str]) -> TournamentConfig:

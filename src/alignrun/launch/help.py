@@ -92,6 +92,7 @@ def overview() -> Iterator[tuple[str, str]]:
     for section in sections(Config):
         if section.prefix and not section.choice:
             yield section.prefix.rstrip("."), summary(section.kind).removesuffix(".")
+    yield "recipe", f"what a model is trained on where no experiment is chosen: {', '.join(choices('recipe'))}"
     yield "experiment", f"presets: {', '.join(choices('experiment'))}"
     yield "seed", "seed of everything random"
 

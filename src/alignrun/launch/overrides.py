@@ -41,7 +41,7 @@ def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
     types = key_types(kind)
     for override in overrides:
         key, _, value = override.partition("=")
-        if (key in get_type_hints(kind) and key not in types) or key == "experiment":
+        if (key in get_type_hints(kind) and key not in types) or key in ("experiment", "recipe"):
             _check_section(key, value)
     free = [key for key, hints in types.items() if any(get_origin(hint) is dict for hint in hints)]
     found = []

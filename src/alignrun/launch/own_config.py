@@ -181,7 +181,7 @@ def _included(file: Path, name: str, above: tuple[Path, ...]) -> Path:
 def _choices(file: Path, entry: Any, kind: type) -> Iterator[tuple[str, str]]:
     for key, choice in entry.items() if isinstance(entry, dict) else [(str(entry), None)]:
         group = str(key).removeprefix("override ").strip().lstrip("/")
-        known = [*groups_of(kind), *(["experiment"] if kind is Config else [])]
+        known = [*groups_of(kind), *(["experiment", "recipe"] if kind is Config else [])]
         if group.startswith("hydra"):
             raise InputError(f"{file}: defaults: {group} is for the command line of a sweep: write {group}=… there")
         if group not in known:

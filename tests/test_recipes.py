@@ -1,0 +1,57 @@
+"""A model brings what it is trained on, unless the command line says otherwise."""
+
+import pytest
+import yaml
+
+from alignrun import cli
+from alignrun.config import Config
+from alignrun.launch.choices import choices
+from alignrun.launch.compose import compose, compose_run, recipe_of
+
+LARGE = "model=llama-8b"
+
+
+def test_a_large_model_is_trained_on_real_prompts_with_a_published_judge_and_real_lengths() -> None:
+    config = compose_run([LARGE, "algo=nash_md"])
+    assert (config.data.path, config.data.split) == ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs")
+    assert config.preference.path == "RLHFlow/pair-preference-model-LLaMA3-8B"
+    assert (config.generation.max_new_tokens, config.generation.temperature) == (512, 1.0)
+    assert config.train.steps >= 100
+    assert 0 < config.evaluation.every < config.train.steps
+    assert 0 < config.train.checkpoint_every < config.train.steps
+
+
+def test_what_is_typed_takes_precedence() -> None:
+    config = compose_run([LARGE, "data=bundled", "preference=sentiment", "generation=short", "train.steps=7"])
+    assert (config.data.source, config.preference.name, config.generation.max_new_tokens) == (
+        "bundled",
+        "sentiment",
+        16,
+    )
+    assert config.train.steps == 7
+    assert config.evaluation.every == 100, "the rest of the recipe stays"
+
+
+@pytest.mark.parametrize("without", [["recipe=null"], ["experiment=smoke"], ["recipe=qwen-7b"]])
+def test_another_choice_replaces_it(without: list[str]) -> None:
+    assert recipe_of([LARGE, *without]) is None
+    assert recipe_of([LARGE]) == "llama-8b"
+    assert recipe_of(["model=tiny"]) is recipe_of([]) is None
+
+
+def test_without_it_the_settings_are_those_of_the_demo() -> None:
+    assert compose_run([LARGE, "recipe=null"]) == compose([LARGE])
+
+
+@pytest.mark.parametrize("recipe", choices("recipe"))
+def test_the_command_line_shows_plans_and_names_it(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", f"model={recipe}"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["name"] == "ultrafeedback"
+    assert isinstance(compose_run([f"model={recipe}", "algo=dpo"]), Config), "whatever is trained"
+    assert cli.main([f"model={recipe}", "tracker=none", "model.device=cpu"]) == 2
+    assert f"recipe: {recipe}, for this model; recipe=null leaves it out" in capsys.readouterr().out
+
+
+def test_a_recipe_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([LARGE, "recipe=lama-8b"]) == 2
+    assert "recipe=lama-8b does not exist: did you mean llama-8b?" in capsys.readouterr().err
