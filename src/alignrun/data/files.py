@@ -150,8 +150,8 @@ def _read_list(path: Path, max_row_mb: float) -> Iterator[tuple[str, Any]]:
         try:
             for index, content in enumerate(list_elements(file, int(max_row_mb * _MEGABYTE))):
                 origin = f"{path.name}[{index}]"
-                large = content is None
-                yield origin, _too_large(origin, max_row_mb) if large else _decode(content, origin, hint)
+                value = _too_large(origin, max_row_mb) if content is None else _decode(content, origin, hint)
+                yield origin, value
         except ListError as error:
             raise InputError(f"data: {path} holds {error}; {hint}") from error
 
