@@ -428,7 +428,7 @@ def damaged_files(case: Case) -> Iterator[Command]:
             run = case.run(f"{Path(name).name}-{number}")
             (run / name).write_text(content)
             first = "export" if name.startswith(("config", "checkpoints")) else "resume"
-            says = "no checkpoint in .* is whole" if name.startswith("checkpoints") else re.escape(name)
+            says = "every checkpoint in .* is damaged" if name.startswith("checkpoints") else re.escape(name)
             yield from case.opened(run, first, says=says)
             if name == "config.yaml":
                 yield from case.opened(run, "top", says=says)

@@ -9,8 +9,10 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(alignrun.run.wandb_run, "INIT_TIMEOUT", 0.3)
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
+    monkeypatch.setattr(wandb, "run", None)  # left by a test that broke it
     monkeypatch.chdir(tmp_path)
     wandb.teardown()
     yield Bench(tmp_path / "run")
@@ -518,3 +522,61 @@ def test_a_wandb_server_that_does_not_answer(bench: Bench, monkeypatch: pytest.M
     assert [row["step"] for row in bench.rows()] == [1, 2]
     (path,) = bench.wandb_files()
     assert wandb_history(path) == {1: {"train/loss": 1.0}, 2: {"train/loss": 0.5}}
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"{}"), (401, b"{}"), (200, b"<html>")])
+def test_a_wandb_server_that_knows_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], status: int, body: bytes
+) -> None:
+    """Such an answer opened a run, whose upload then crashed wandb's process."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        began = time.monotonic()
+        tracking = bench.start(WandbMode.online)
+        tracking.log(1, {"loss": 1.0})
+        tracking.finish({})
+        assert time.monotonic() - began < 30
+        server.shutdown()
+    (notice,) = bench.notices
+    assert notice.startswith("wandb: could not go online (Failed to authenticate with http://127.0.0.1:")
+    assert ", so the run is recorded offline; upload it later with `wandb sync" in notice
+    (path,) = bench.wandb_files()
+    assert wandb_history(path) == {1: {"train/loss": 1.0}}
+    assert "panic" not in capfd.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps to find the process")
+def test_a_killed_wandb_process_leaves_no_traceback_at_the_end(tmp_path: Path) -> None:
+    program = """
+import os, subprocess, sys
+from pathlib import Path
+from alignrun.config import TrackerConfig, WandbMode
+from alignrun.run.directory import RunDirectory
+from alignrun.run.tracking import start_tracking
+tracking = start_tracking(TrackerConfig(mode=WandbMode.offline), RunDirectory(Path(sys.argv[1])), {}, resume_step=None)
+listing = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+(service,) = (int(line.split()[0]) for line in listing.stdout.splitlines() if "wandb" in line)
+os.kill(service, 9)
+for step in range(1, 50):
+    tracking.log(step, {"loss": 1.0})
+tracking.finish({})
+"""
+    (tmp_path / "run").mkdir()
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "run"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    (line,) = [line for line in done.stderr.splitlines() if "recorded offline" not in line]
+    assert line.startswith("wandb failed and is disabled from here on")

@@ -23,7 +23,7 @@ _DEFAULTS: Record = tuple(each.default for each in fields(Example))
 _VALUES = attrgetter(*(each.name for each in fields(Example)))
 _FORM = 2
 """The version of Python's marshal format. Later ones write the same value in several ways."""
-_HELD, _OBJECTS = 1 << 24, 128
+_HELD, _OBJECTS = 1 << 18, 128
 """Bytes that stay in memory, as all of a small data set does, and those of them that Python adds to an example."""
 
 

@@ -89,6 +89,7 @@ class Tracking:
         try:
             action(self.wandb)
         except Exception as error:
+            self.wandb.abandon()
             self.wandb = None
             self._notify(f"wandb failed and is disabled from here on, metrics.jsonl continues: {one_line(error)}")
 

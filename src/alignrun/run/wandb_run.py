@@ -5,6 +5,7 @@ values of `tracker.*` over both. Metrics of training batches are named `train/â€
 `eval/â€¦`, so that neither replaces the other in the summary.
 """
 
+import atexit
 import contextlib
 import os
 import tempfile
@@ -96,6 +97,10 @@ class WandbTracker:
             self._upload(self._adapter, ["end"], dict(summary))
         self.run.finish(exit_code=exit_code)
 
+    def abandon(self) -> None:
+        """End wandb's process with this one, without a traceback: it may have crashed."""
+        atexit.register(_end_process)  # runs before wandb's own hook, which it removes
+
     def _upload(self, folder: Path, aliases: list[str], metadata: dict[str, Any]) -> None:
         import wandb
 
@@ -138,9 +143,10 @@ def start_wandb(
         return None
     folder = Path(settings.root_dir) if os.environ.get("WANDB_DIR") else run.path
     upload = f"upload it later with `wandb sync {folder / 'wandb'}/offline-run-*`"
-    if mode != "offline" and (reason := _no_credentials(wandb)):
+    if mode != "offline" and (reason := _refused(wandb)):
         mode = "offline"
         notify(f"wandb: {reason}, so the run is recorded offline; {upload}")
+        _restart(wandb)
     before = _read(run) if resuming else {}
     arguments: dict[str, Any] = {
         **names(config, settings, run.path.name, resolved_config, before),
@@ -163,15 +169,25 @@ def start_wandb(
         if mode == "offline":
             raise
         notify(f"wandb: could not go online, so the run is recorded offline ({one_line(error, 120)}); {upload}")
-        # wandb's background process keeps retrying, and keeps the run id, until it ends.
-        with contextlib.suppress(SystemExit):
-            wandb.teardown()
-        with elsewhere():
-            wandb.setup(wandb.Settings(silent=True))
+        _restart(wandb)
         opened = wandb.init(**arguments | {"mode": "offline"})
     kept = {"id": opened.id} | {name: arguments[name] for name in ("name", "group") if arguments[name]}
     location = opened.url or str(Path(opened.dir).parent)
     return WandbTracker(opened, location, kept, config.artifact, run.adapter, best)
+
+
+def _restart(wandb: Any) -> None:
+    """Replace wandb's process, which would keep retrying, and keep the run id."""
+    _end_process()
+    with elsewhere():
+        wandb.setup(wandb.Settings(silent=True))
+
+
+def _end_process() -> None:
+    import wandb
+
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()
 
 
 def names(
@@ -203,12 +219,15 @@ def _job_type(resolved_config: Mapping[str, Any]) -> str:
     return "exploit" if algo.get("name") == "best_response" else "train"
 
 
-def _no_credentials(wandb: Any) -> str | None:
-    """Why wandb cannot be online, or None. It never prompts."""
+def _refused(wandb: Any) -> str | None:
+    """Why wandb cannot be online, or None. It never prompts, and asks the server for ten seconds at most.
+
+    wandb's process crashes some time after the start if the server answers without knowing the user.
+    """
     try:
-        return None if wandb.login(verify=False, prompt=False) else "no API key found"
+        return None if wandb.login(verify=True, prompt=False) else "no API key found"
     except Exception as error:
-        return one_line(error)
+        return f"could not go online ({one_line(error, 160)})"
 
 
 def _read(run: RunDirectory) -> dict[str, str]:
