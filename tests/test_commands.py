@@ -125,10 +125,12 @@ def test_plans_count_the_published_parameters(model: str, parameters: int, layer
 
 
 def test_plan_reads_no_weights_and_orders_the_adapters(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "algo=nash_md", "model=llama-8b"]) == 0
+    judge = ["preference=judge", "preference.url=http://localhost/v1", "preference.model=m"]
+    assert cli.main(["plan", "algo=nash_md", "model=llama-8b", *judge]) == 0
     out = capsys.readouterr().out
     assert "8,030.3M parameters, lora rank 16 on 224 layers: 41.9M trained" in out
     assert "<|start_header_id|>user<|end_header_id|>" in out
+    assert "judging: 256 questions a step, 32 for each prompt" in out
     peaks = {
         name: make_plan(compose.compose(["model=llama-8b", f"adapter={name}"])).peak
         for name in ("lora", "qlora", "none")
