@@ -130,7 +130,8 @@ def test_plan_reads_no_weights_and_orders_the_adapters(capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "8,030.3M parameters, lora rank 16 on 224 layers: 41.9M trained" in out
     assert "<|start_header_id|>user<|end_header_id|>" in out
-    assert "judging: 256 questions a step, 32 for each prompt" in out
+    prompts = compose.compose(["model=llama-8b"]).train.batch_size
+    assert f"judging: {32 * prompts:,} questions a step, 32 for each prompt" in out
     peaks = {
         name: make_plan(compose.compose(["model=llama-8b", f"adapter={name}"])).peak
         for name in ("lora", "qlora", "none")
