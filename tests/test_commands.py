@@ -153,10 +153,13 @@ def test_the_presets_of_published_experiments_fit_a_gpu_of_80_gb(preset: str) ->
 
 
 def test_plan_reads_no_weights_and_orders_the_adapters(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "algo=nash_md", "model=llama-8b"]) == 0
+    judge = ["preference=judge", "preference.url=http://localhost/v1", "preference.model=m"]
+    assert cli.main(["plan", "algo=nash_md", "model=llama-8b", *judge]) == 0
     out = capsys.readouterr().out
     assert "8,030.3M parameters, lora rank 16 on 224 layers: 41.9M trained" in out
     assert "<|start_header_id|>user<|end_header_id|>" in out
+    prompts = compose.compose_run(["model=llama-8b"]).train.batch_size
+    assert f"judging: {32 * prompts:,} questions a step, 32 for each prompt" in out
 
     def peak(*overrides: str) -> int:
         return make_plan(compose.compose(["model=llama-8b", "generation.max_new_tokens=16", *overrides])).peak

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from helpers import ONLINE, PAIR_BY_PAIR
-from rich.console import Console
 
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common import rollout
@@ -16,7 +15,6 @@ from alignrun.generation.streams import Source, decoding_rows
 from alignrun.launch.build import assemble
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
-from alignrun.planning.plan import show_plan
 
 
 @pytest.mark.parametrize("name", ONLINE)
@@ -56,11 +54,10 @@ def test_a_step_is_as_large_as_it_says(name: str, monkeypatch: pytest.MonkeyPatc
     assert before == base + policy_size * (1 + work.copies + work.value)
 
 
-def test_a_plan_says_what_is_asked_of_a_judge(capsys: pytest.CaptureFixture[str]) -> None:
-    """8 samples and 32 prompts, all pairs in both orders: 4,096 questions."""
+def test_a_judge_is_asked_a_quarter_of_all_questions() -> None:
+    """8 samples and 32 prompts, all pairs in both orders, are 4,096 questions."""
     judge = ["preference=judge", "preference.url=http://localhost/v1", "preference.model=m"]
     settings = ["experiment=smoke", "algo=nash_md", "train.batch_size=32"]
-    show_plan(compose([*settings, *judge]), Console(), [24])
-    assert "judging: 1,024 questions a step, 32 for each prompt" in capsys.readouterr().out
+    assert 32 * workload(compose([*settings, *judge])).questions == 1024
     assert 32 * workload(compose([*settings, *judge, "algo.opponents_per_sample=null"])).questions == 4096
     assert workload(compose([*settings, "preference=sentiment"])).questions == 0

@@ -46,6 +46,8 @@ def test_the_linear_vader_is_the_librarys_to_the_last_bit() -> None:
         words = [draw.choice(draw.choice(vocabulary)) for _ in range(draw.choice((0, 1, 2, 3, 4, 5, 8, 30, 60)))]
         text = " ".join(words)
         assert ours.polarity_scores(text) == library.polarity_scores(text), text
+    idiom = "and so it was the kiss of death for us"  # two words after the one in the lexicon
+    assert ours.polarity_scores(idiom) == library.polarity_scores(idiom)
 
 
 def test_the_linear_vader_is_linear() -> None:

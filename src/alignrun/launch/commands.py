@@ -95,7 +95,7 @@ COMMANDS = {
             ),
             (
                 "eval-preference preference=learned preference.path=runs/pm data=pandalm data.path=FILE rows=heldout",
-                "a preference model of yours, on the rows that its run has held out",
+                "a preference model, on what its run has held out",
             ),
         ),
         ("--trust",),
