@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from hydra.core.override_parser.types import Override
 
@@ -13,7 +14,7 @@ from alignrun.security.files import read_json
 FILE = "definition.json"
 
 
-def join(directory: Path, overrides: Sequence[Override], files: Mapping[str, str]) -> None:
+def join(directory: Path, overrides: Sequence[Override], files: Mapping[str, str] = MappingProxyType({})) -> None:
     """Record the sweep's definition, or extend the recorded one by more values of a swept key, or more swept keys.
 
     Args:
