@@ -1,5 +1,8 @@
 """A model brings what it is trained on, unless the command line says otherwise."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -7,7 +10,9 @@ from alignrun import cli
 from alignrun.config import Config
 from alignrun.launch.choices import choices
 from alignrun.launch.compose import compose, compose_run, recipe_of
+from alignrun.planning.plan import make_plan
 
+ROOT = Path(__file__).parents[1]
 LARGE = "model=llama-8b"
 
 
@@ -55,3 +60,11 @@ def test_the_command_line_shows_plans_and_names_it(recipe: str, capsys: pytest.C
 def test_a_recipe_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([LARGE, "recipe=lama-8b"]) == 2
     assert "recipe=lama-8b does not exist: did you mean llama-8b?" in capsys.readouterr().err
+
+
+def test_the_page_says_what_the_plan_predicts() -> None:
+    page = (ROOT / "docs/recipes.md").read_text()
+    rows = re.findall(r"^\| `alignrun ([^`]*)` (?:\|.*)?\| ([\d.]+) GiB \|", page, re.MULTILINE)
+    assert len(rows) == 7
+    for command, said in rows:
+        assert make_plan(compose_run(command.split())).peak / 2**30 == pytest.approx(float(said), abs=0.051), command

@@ -24,6 +24,7 @@ from alignrun.preferences.judge.config import JudgeConfig
 from alignrun.preferences.learned import EmbeddedPreference, LearnedConfig, LearnedPreference
 from alignrun.preferences.pair_model import PairModel
 from alignrun.preferences.pairrm import PairRM
+from alignrun.preferences.panel import PanelConfig
 
 
 def every_order(count: int) -> torch.Tensor:
@@ -219,11 +220,14 @@ def test_every_draw_fits_what_is_declared() -> None:
         assert draw_among(generator, 2, others, asked).shape == (2, 2, pairs_among(others, asked))
 
 
+SENTIMENT = {"name": "sentiment"}
+
+
 def test_a_preference_says_before_it_is_built_whether_it_judges_pair_by_pair() -> None:
     kinds = preferences.discover()
     configs = {
         "sentiment": (kinds["sentiment"].config_class(), None),
-        "panel": (kinds["panel"].config_class(), None),
+        "panel": (PanelConfig(members={"a": SENTIMENT, "b": SENTIMENT}), None),
         "matrix": (kinds["matrix"].config_class(), None),
         "judge": (JudgeConfig(url="http://localhost/v1", model="m", cache=False), None),
         "function": (FunctionConfig(function="a:b"), FunctionPreference("a:b", same_first_letter)),
@@ -232,6 +236,8 @@ def test_a_preference_says_before_it_is_built_whether_it_judges_pair_by_pair() -
         "pair_model": (None, PairModel),
         "pairrm": (None, PairRM),
     }
+    asking = PanelConfig(members={"a": SENTIMENT, "b": {"name": "function", "function": "a:b"}})
+    assert kinds["panel"].by_pair(asking), "a panel with one member that judges pairs"
     for name, (config, built) in configs.items():
         found = built if built is not None or config is None else kinds[name].build(config)
         assert kinds[name].by_pair(config) == (False if found is None else found.by_pair), name

@@ -38,6 +38,10 @@ CASES = {
     "self_play": ((), NASH),
     "nash_ema": (("algo.ema_decay=0.9",), NASH),
     "nash_prox": (("algo.anchor_tau=0.1",), NASH),
+    "comal": (
+        ("algo.kl_tau=0", "train.steps=800", "optim.learning_rate=2e-3", "optim.schedule=constant"),
+        [1 / 3, 2 / 9, 4 / 9],
+    ),
     "nash_md": (("algo.mix_beta=0.5", "algo.mix_beta_end=0"), NASH),
     "online_ipo": ((), NASH),
     "ipo_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5).tolist()),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Tools, discover
 from alignrun.algorithms.common.rollout import Rollouts
-from alignrun.games import CYC, best_response, equilibrium, geometric_mixture, mixture_equilibrium
+from alignrun.games import CYC, best_response, equilibrium, geometric_mixture, mixture_equilibrium, nash_equilibrium
 from alignrun.generation.streams import Mixture, Source, Stream
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
@@ -43,6 +43,7 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
     "self_play": ((), NASH),
     "nash_ema": ((), NASH),
     "nash_prox": (("algo.anchor_tau=0.1",), NASH),
+    "comal": (("algo.kl_tau=0",), nash_equilibrium(CYC)),
     "nash_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5)),
     "online_ipo": (PAIR, NASH),
     "ipo_md": (

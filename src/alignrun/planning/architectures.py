@@ -1,4 +1,4 @@
-"""The architectures of the models that the presets of conf/preference name, so that a plan needs no network."""
+"""The architectures of the judges that the presets under conf/ name, so that a plan needs no network."""
 
 from typing import Any
 
@@ -11,6 +11,26 @@ _LLAMA_3_8B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "tie_word_embeddings": False,
+}
+_QWEN_3_0_6B = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+_PYTHIA_1B = {
+    "model_type": "gpt_neox",
+    "vocab_size": 50304,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 8,
+    "use_parallel_residual": True,
 }
 _DEBERTA_V3_LARGE = {
     "model_type": "deberta-v2",
@@ -32,6 +52,8 @@ _DEBERTA_V3_LARGE = {
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Skywork/Skywork-Reward-V2-Llama-3.1-8B": _LLAMA_3_8B | {"num_labels": 1},
+    "Skywork/Skywork-Reward-V2-Qwen3-0.6B": _QWEN_3_0_6B | {"num_labels": 1},
+    "cleanrl/EleutherAI_pythia-1b-deduped__reward__tldr": _PYTHIA_1B | {"num_labels": 1},
     "RLHFlow/pair-preference-model-LLaMA3-8B": _LLAMA_3_8B,
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": _LLAMA_3_8B | {"vocab_size": 128257},
     "llm-blender/PairRM-hf": _DEBERTA_V3_LARGE
