@@ -16,6 +16,7 @@ from alignrun.reports import figures
 drawn = figures.inline
 resamples = intervals.RESAMPLES
 share_draws = standings.SHARE_DRAWS
+fsync = os.fsync
 
 
 def install() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick
 import torch
 from torch import Tensor
 
@@ -118,6 +119,7 @@ def test_a_failed_save_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def save_for_ever(folder: Path) -> None:
+    os.fsync = quick.fsync  # a write takes its time, in which the kill may fall
     for step in range(1, 1_000_000):
         for fill in (0.25, 0.75):  # the second replaces the first
             save(folder, step, fill=fill, size=20_000)

@@ -73,7 +73,7 @@ def test_each_kind_of_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--examples=-1"], "must not be negative"),
         (["--examples=x"], "invalid int value"),
-        (["--exampels=3"], "unrecognized arguments"),
+        (["--exampels=3"], "--exampels=3 is not an option: did you mean --examples?"),
         (["data=jsonl", "data.path=none.jsonl"], "there is no file"),
         (["algo=dpo", "data.train_on=all"], "data.train_on=all is for algo=sft"),
         (["algo=dpo", "data=inline", "data.prompts=[a]"], "holds no pair"),

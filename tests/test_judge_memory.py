@@ -111,7 +111,7 @@ def test_a_judge_elsewhere_or_unknown_is_said(folders: dict[str, Path], capsys: 
     assert cli.main(["plan", *SMOKE, "preference=panel", members]) == 0
     said = capsys.readouterr().out
     assert "weights of preference.members.a (on cuda:1, not in the peak)" in said
-    assert "judging" not in said
+    assert "judging: activations" not in said
     assert "preference.members.b is not counted: the configuration of no/b is not on this machine" in said
 
 

@@ -209,9 +209,9 @@ def test_a_copy_can_be_edited_and_used(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_tournament_has_files_too(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("t.yaml").write_text("defaults: [preference: panel]\nruns: [a, b]\nprompts: 5\n")
+    Path("t.yaml").write_text("defaults: [preference: letters]\nruns: [a, b]\nprompts: 5\n")
     config = composed("eval", "--config", "t.yaml", "seed=2")
-    assert (config.runs, config.prompts, config.preference.name, config.seed) == (["a", "b"], 5, "panel", 2)
+    assert (config.runs, config.prompts, config.preference.name, config.seed) == (["a", "b"], 5, "function", 2)
     Path("t.yaml").write_text("preference: {temperature: 2}\nruns: [a]\n")
     assert "t.yaml: preference has no choice: name one under `defaults:`" in refused(
         capsys, "eval", "--config", "t.yaml"

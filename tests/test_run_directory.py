@@ -61,6 +61,7 @@ def test_layout_of_a_run(run: RunDirectory) -> None:
         "environment.json",
         "pins.json",
         "report.html",
+        "failure.json",
         "wandb_run.json",
         "checkpoints",
         "adapter",

@@ -168,7 +168,7 @@ def test_nor_does_a_run_that_reads_it(
 ) -> None:
     """Names of data stand in what a run says while it is assembled; [/y] was a traceback there, [red] was lost."""
 
-    def assemble(config: Any, notify: Any) -> None:
+    def assemble(config: Any, notify: Any, *_: Any) -> None:
         notify(f"10 prompts of {config.data.path}")
         raise InputError(f"{config.data.path} cannot be read")
 

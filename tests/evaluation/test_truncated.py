@@ -1,6 +1,7 @@
 """Truncated sampling: what cannot be measured is left out, and said."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from alignrun.generation.sampling import truncate
 from alignrun.launch.build import make_encoding
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
+from alignrun.preferences.base import Preference
 from alignrun.reports.run import run_page
 from alignrun.types import Evaluation, Example
 
@@ -37,14 +39,11 @@ def against(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return Policy.load(config.model, config.adapter, config.reference, tokenizer, config.seed, [], str(folder))
 
 
-class Longer:
-    """Prefers the longer completion, and counts nothing."""
+class Longer(Preference):
+    """Prefers the longer completion."""
 
-    def __call__(self, prompts: list[str], first: list[str], second: list[str]) -> torch.Tensor:
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> torch.Tensor:
         return torch.tensor([float(len(a) > len(b)) for a, b in zip(first, second, strict=True)])
-
-    def counts(self) -> dict[str, float]:
-        return {}
 
 
 def evaluated(policy: Policy, kind: type, config: EvaluationConfig, prompts: int = 8) -> Evaluation:

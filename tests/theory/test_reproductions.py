@@ -1,16 +1,30 @@
 """Numbers that papers print, and bounds that they prove, hold for our games and equations."""
 
 import sys
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-from reproductions import Number, bounds, distortion, egpo, unregularised
-
 from alignrun.games import Game, extragradient_step, mirror_descent_step, nash_md_step
+
+PACKAGE = Path(__file__).parents[2] / "scripts/reproductions"
+
+
+def load(*names: str) -> list[Any]:
+    """Modules of the package, without the rest of scripts/, whose names tests use for files of their own."""
+    spec = spec_from_file_location(PACKAGE.name, PACKAGE / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[PACKAGE.name] = package = module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return [package, *(import_module(f"{PACKAGE.name}.{name}") for name in names)]
+
+
+package, bounds, distortion, egpo, unregularised = load("bounds", "distortion", "egpo", "unregularised")
 
 
 @pytest.mark.parametrize("method", egpo.TABULAR[0.1, 0.1])
@@ -60,7 +74,7 @@ def test_optimistic_steps_converge_where_multiplicative_weights_spiral_away() ->
 
 
 @pytest.mark.parametrize("experiment", bounds.EXPERIMENTS, ids=lambda experiment: experiment.name)
-def test_the_bounds_of_the_theorems_hold(experiment: "bounds.Experiment") -> None:
+def test_the_bounds_of_the_theorems_hold(experiment: Any) -> None:
     assert all(curve.holds for curve in experiment.run().curves)
 
 
@@ -72,4 +86,4 @@ def test_rlhf_loses_exponentially_where_nash_loses_nothing() -> None:
 
 
 def test_a_number_that_differs_is_noticed() -> None:
-    assert not Number("x", 1.0, 1.01, relative=2e-3).agrees
+    assert not package.Number("x", 1.0, 1.01, relative=2e-3).agrees

@@ -38,7 +38,8 @@ def explain(error: Exception, kind: type = Config) -> str:
         return unreadable(str(error.override))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"config: {group}={name} does not exist{nearest(name, choices(group))}"
+        suggestion = nearest(name, choices(group)).replace("`alignrun ls`", f"`alignrun ls {group}`")
+        return f"config: {group}={name} does not exist{suggestion}"
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         return unknown_key(str(cause.full_key or cause.key), kind)
     lines = str(cause).splitlines() or [type(cause).__name__]
