@@ -345,7 +345,7 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     assert isinstance(merged, DictConfig)
     config = typed(merged, Config)
     # A file is read only where it is typed: what a stored configuration says is the template itself.
-    config = with_templates(config) if any("chat_template=" in override for override in overrides) else config
+    config = with_templates(config) if any("chat_template" in override for override in overrides) else config
     return replace(config, train=_with_length(config.train, overrides))
 
 
