@@ -231,7 +231,8 @@ def _trusting(arguments: Sequence[str], console: Console) -> int:
     """Run a command with trust in the runs it opens."""
     from alignrun.run.trust import accepting
 
-    if not MULTIRUN.isdisjoint(arguments) or set(arguments[:1]) & OPENS_NOTHING:
+    starts = any(argument.partition("=")[0] == "--config" for argument in arguments)  # with a run, perhaps
+    if not MULTIRUN.isdisjoint(arguments) or (set(arguments[:1]) & OPENS_NOTHING and not starts):
         raise InputError(
             "--trust is for commands that open a run: resume, eval, eval-preference, exploit, export, chat, "
             "generate, or a single training"

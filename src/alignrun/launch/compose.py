@@ -153,7 +153,7 @@ def compose_preference_evaluation(overrides: Sequence[str]) -> PreferenceEvaluat
     overrides = readable(overrides, PreferenceEvaluationConfig, "eval-preference")
     _check_chosen(overrides)
     for group in ("preference", "data"):
-        if not any(override.startswith(f"{group}=") for override in overrides):
+        if not (named().configs or any(override.startswith(f"{group}=") for override in overrides)):
             raise InputError(f"config: {group} is missing: write {group}=NAME, one of `alignrun ls {group}`")
     config = with_templates(_composed("eval_preference", PreferenceEvaluationConfig, overrides))
     if config.preference.name == "none":
