@@ -174,6 +174,7 @@ def _notes(found: Sequence[Found]) -> Iterator[str]:
     total = Found()
     for one in found:
         total.tournaments += one.tournaments
+        total.evaluations += one.evaluations
         total.links += one.links
         total.left += one.left
     return total.notes()
