@@ -112,6 +112,7 @@ def test_a_template_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(InputError, match=r"preference\.members\.a\.chat_template=.* is neither a Jinja template nor"):
         compose.compose(["experiment=smoke", "preference=panel", members])
     assert "neither a Jinja template nor a file" in refused_smoke(capsys, tmp_path, f"model.chat_template={file}")
+    assert "neither a Jinja template nor a file" in refused_smoke(capsys, tmp_path, f"model.chat_template={'x' * 5000}")
     for content, part in (
         (b"\xff{{", "not UTF-8"),
         (b"no template", "no Jinja template"),

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from alignrun.config import Config, GenerateConfig, PreferenceEvaluationConfig, TournamentConfig
 from alignrun.errors import InputError
 from alignrun.security.files import MEGABYTE, read_bytes
+from alignrun.security.text import clean
 
 Root = TypeVar("Root", Config, TournamentConfig, PreferenceEvaluationConfig, GenerateConfig)
 
@@ -39,9 +40,13 @@ def _with_template(section: Any, place: str) -> Any:
 
 
 def _text(where: str, name: str) -> str:
-    file = Path(name).expanduser()
-    if not file.is_file():
-        raise InputError(f"{where} is neither a Jinja template nor a file: check the path")
+    try:
+        file = Path(name).expanduser()
+        found = file.is_file()
+    except (OSError, ValueError, RuntimeError):  # no path: too long, or the home of nobody
+        found = False
+    if not found:
+        raise InputError(f"{clean(where, 200)} is neither a Jinja template nor a file: check the path")
     try:
         text = read_bytes(file.resolve(), MEGABYTE).decode()
     except UnicodeDecodeError as error:
