@@ -260,8 +260,8 @@ def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
         yield prefix.rstrip("."), node
 
 
-def plain(config: Composed) -> dict[str, Any]:
-    """The whole configuration as nested dictionaries of plain values."""
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration, or a section of one, as nested dictionaries of plain values."""
     container: dict[str, Any] = _plain(asdict(config))
     return container
 
