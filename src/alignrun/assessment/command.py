@@ -102,11 +102,11 @@ def _measure(
         )
     left_out = len(probabilities) - len(known)
     notes = [*questions.notes]
-    if config.rows is JudgedRows.all and trained_on(config.preference, config.data):
-        notes.append(f"{config.preference.path} was trained on rows of these data: rows=heldout leaves them out.")
+    for path in trained_on(config.preference, config.data) if config.rows is JudgedRows.all else ():
+        notes.append(f"{path} was trained on rows of these data: rows=heldout leaves them out.")
     notes += [f"{name}: {value:g}" for name, value in preference.counts().items()]
     if left_out:
-        notes.append(f"{counted(left_out, 'pair')} could not be judged and are left out.")
+        notes.append(f"Left out: {counted(left_out, 'pair')} that could not be judged.")
     if isinstance(preference, Reward):
         notes.append("A reward is transitive: no triple is asked.")
     elif quality.intransitivity is None and config.triples:
