@@ -145,14 +145,14 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         tournament = compose_tournament(rest)
         from alignrun.tournament.command import play
 
-        return play(tournament, rest, console)
+        return play(tournament, [*named().arguments(), *rest], console)
     if verb == "eval-preference":
         from alignrun.launch.compose import compose_preference_evaluation
 
         evaluation = compose_preference_evaluation(rest)
         from alignrun.assessment.command import evaluate
 
-        return evaluate(evaluation, rest, console)
+        return evaluate(evaluation, [*named().arguments(), *rest], console)
     if verb == "exploit":
         overrides, others = _split(rest)
         given = _parse(verb, others)

@@ -137,6 +137,13 @@ def test_hostile_texts_are_shown_and_do_nothing(capsys: pytest.CaptureFixture[st
     assert "&lt;script&gt;alert" in page
 
 
+def test_a_file_says_what_is_evaluated_and_is_in_the_command() -> None:
+    Path("mine.yaml").write_text("defaults:\n  - preference: letters\n  - data: bundled_pairs\ntriples: 0\n")
+    found = evaluated("--config", "mine.yaml", "pairs=3")
+    assert found["quality"]["pairs"] == 3
+    assert found["command"] == f"alignrun eval-preference --config={Path('mine.yaml').absolute()} pairs=3 run.dir=out"
+
+
 def test_cycles_are_found_and_rewards_have_none() -> None:
     names = ["rock", "paper", "scissors"]
     rows = [{"prompt": f"p{n}", "chosen": names[n % 3], "rejected": names[(n + 2) % 3]} for n in range(3)]

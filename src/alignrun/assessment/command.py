@@ -44,7 +44,7 @@ def evaluate(config: PreferenceEvaluationConfig, arguments: Sequence[str], conso
 
     Args:
         config: of the evaluation.
-        arguments: the overrides that describe it, for the report.
+        arguments: of the command, for the report.
         console: receives progress messages and the table.
 
     Raises:
