@@ -33,7 +33,7 @@ from alignrun.security.text import counted
 from alignrun.types import Example
 
 CHUNK = 128
-"""Pairs that are asked about at once; a line says how far it is after each."""
+"""Pairs judged in one call; progress is printed after each call."""
 SHOWN = 24
 """Categories on the terminal; the report has all."""
 RESULT_FILE, JUDGMENTS_FILE = "preference.json", "judgments.jsonl"

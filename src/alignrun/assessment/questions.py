@@ -31,7 +31,7 @@ class Questions:
 
 
 def read_pairs(config: PreferenceEvaluationConfig, kind: PreferenceKind, report: Callable[[str], None]) -> Questions:
-    """The pairs of the data, as configured. Raises InputError for rows that are no pairs, and for a lacking column."""
+    """The pairs of the data, as configured. Raises InputError for rows that are not pairs, and a missing column."""
     data, shape = recognised(config.data)
     if shape:
         report(f"data: read as {shape}'s columns; set data.columns to read them otherwise")

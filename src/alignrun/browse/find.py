@@ -44,7 +44,7 @@ class Found:
 
 
 def find_runs(parent: Path) -> Found:
-    """The runs at or below a folder. Raises InputError if it is none."""
+    """The runs at or below a folder. Raises InputError if it is not a folder."""
     if not parent.is_dir():
         problem = "is a file" if parent.exists() else "does not exist"
         raise InputError(f"alignrun runs: {parent} {problem}: name a folder that holds runs")

@@ -1,4 +1,4 @@
-"""What an export tells those it is shared with, and its upload to the Hugging Face Hub."""
+"""The results and the command on an export's card, and its upload to the Hugging Face Hub."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""Many requests to one server: side by side, each once, and not at all where the answer is known."""
+"""Concurrent requests to one server, each sent once, and none whose answer is cached."""
 
 import asyncio
 import hashlib
