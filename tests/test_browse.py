@@ -119,9 +119,10 @@ def test_what_is_damaged_is_a_row_and_what_is_no_run_is_not(
     (make(folder / "other", steps=1) / "config.yaml").write_text("algo: 3\nmodel: {name: x}\n")
     (folder / "sweep" / "1").mkdir()
     (folder / "sweep" / "1" / "job.json").write_text('{"exit_code": 2, "overrides": []}')
-    (folder / "cup").mkdir()
-    for name in ("results.json", "config.yaml", "environment.json"):
-        (folder / "cup" / name).write_text("{}")
+    for place, result in (("cup", "results.json"), ("judge", "preference.json")):
+        (folder / place).mkdir()
+        for name in (result, "config.yaml", "environment.json"):
+            (folder / place / name).write_text("{}")
     (folder / "notes").mkdir()
     (folder / "notes" / "config.yaml").write_text("a: 1")
     lines = listed(capsys, str(folder))
@@ -131,9 +132,10 @@ def test_what_is_damaged_is_a_row_and_what_is_no_run_is_not(
     assert after["torn"].startswith("damaged: config.yaml cannot be read (")
     assert after["other"] == "damaged: config.yaml is not the configuration of a run"
     assert after["sweep/1"] == "damaged: it never began: exit code 2 in its sweep"
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         f"7 runs in {folder}: 4 damaged, 1 stopped, 1 finished, 1 failed",
         "1 tournament not listed: the report.html of each shows it",
+        "1 evaluated preference not listed: the report.html of each shows it",
         "2 links not followed: name the folder that a link leads to",
     ]
     assert listed(capsys, str(folder / "link"))[1].split()[0].endswith("link"), "a folder that is named may be a link"
@@ -183,7 +185,7 @@ def test_values_that_look_alike_are_told_apart(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = make(tmp_path / "a", "model.system_prompt='Be  kind.'", "tracker.name='1'")
-    second = make(tmp_path / "b", "model.system_prompt='Be kind.'", f"model.chat_template='{'x' * 5000}y'")
+    second = make(tmp_path / "b", "model.system_prompt='Be kind.'", f"model.chat_template='{{{{{'x' * 5000}}}}}y'")
     assert cli.main(["diff", str(first), str(second)]) == 0
     out = capsys.readouterr().out
     prompt = next(line for line in out.splitlines() if line.startswith("model.system_prompt"))

@@ -180,7 +180,7 @@ def test_what_cannot_be_answered_is_said(
     assert "a reads 1024 tokens: the conversation has 50" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", io.StringIO("/nwe\n"))
     assert cli.main(["chat", str(runs / "a")]) == 0
-    assert "/nwe is no command: /new starts over" in capsys.readouterr().err
+    assert "/nwe is not a command: /new starts over" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), encoding="utf-8"))
     assert cli.main(["chat", str(runs / "a")]) == 2
     assert "standard input is not UTF-8" in capsys.readouterr().err

@@ -207,3 +207,12 @@ def test_all_ties_are_an_error_and_no_empty_file(
     assert cli.main(["generate", str(run), "format=pairs", "prompts=3", "out=p.jsonl"]) == 1
     assert "none of 3 prompts has two completions of which one is preferred" in capsys.readouterr().err
     assert not Path("p.jsonl").exists()
+
+
+def test_dollars_in_a_judges_template_are_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = ["preference=judge", "preference.url=http://127.0.0.1:9", "preference.model=m", "preference.retries=0"]
+    template = r"preference.template='\${{prompt}} {first} {second}'"
+    assert (
+        cli.main(["generate", str(run), "format=pairs", "out=d.jsonl", "prompts=1", "samples=2", *judge, template]) == 1
+    )
+    assert "preference=judge: http://127.0.0.1:9/chat/completions failed 1 times" in capsys.readouterr().err

@@ -54,6 +54,16 @@ def test_what_would_be_trained_on(
     assert "\x1b" not in out + every
 
 
+def test_a_column_that_only_the_judge_reads_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it judges no pair to train on, and the policy alone."""
+    Path("answers.py").write_text("def right(completions, answer):\n    return [0.0] * len(completions)\n")
+    lines = [{"prompt": f"Q{n}", "chosen": "a", "rejected": "b", "answer": "a", "other": 1} for n in range(30)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judge = ["preference=function", "preference.function=answers:right", "preference.kind=reward"]
+    out = shown(capsys, "algo=dpo", "data=jsonl", f"data.path={tmp_path / 'r.jsonl'}", *judge)
+    assert "columns that are not read: other\n" in out
+
+
 def test_each_kind_of_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
     pairs = shown(capsys, "algo=dpo", "train.epochs=2", "train.batch_size=8", "--examples=1")
     assert "100 rows to train on, 8 held out" in pairs

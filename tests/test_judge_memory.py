@@ -107,12 +107,14 @@ def test_presets_are_planned_without_a_network() -> None:
 
 def test_a_judge_elsewhere_or_unknown_is_said(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     elsewhere = f"a: {{name: reward_model, path: {folders['pair']}, device: 'cuda:1'}}"
-    members = f"preference.members={{{elsewhere}, b: {{name: pair_model, path: no/b}}}}"
+    served = "c: {name: reward_server, url: 'http://here:1', model: m}"
+    members = f"preference.members={{{elsewhere}, b: {{name: pair_model, path: no/b}}, {served}}}"
     assert cli.main(["plan", *SMOKE, "preference=panel", members]) == 0
     said = capsys.readouterr().out
     assert "weights of preference.members.a (on cuda:1, not in the peak)" in said
     assert "judging: activations" not in said
     assert "preference.members.b is not counted: the configuration of no/b is not on this machine" in said
+    assert "preference.members.c is not counted: http://here:1 serves it" in said
 
 
 def test_less_fits_next_to_a_judge_and_nothing_where_its_pass_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

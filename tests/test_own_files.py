@@ -19,7 +19,8 @@ def composed(*arguments: str) -> Any:
     """The configuration of a command line."""
     own, overrides = split(arguments)
     with using(own):
-        return compose.compose_tournament(overrides[1:]) if own.verb == "eval" else compose.compose(overrides)
+        other = {"eval": compose.compose_tournament, "eval-preference": compose.compose_preference_evaluation}
+        return other[own.verb](overrides[1:]) if own.verb else compose.compose(overrides)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -106,6 +107,15 @@ def run_of(overrides: list[str], signed: bool) -> Path:
     return folder
 
 
+def test_a_file_chooses_what_is_evaluated_and_on_what(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("judged.yaml").write_text("defaults:\n  - preference: letters\n  - data: bundled_pairs\ntriples: 3\n")
+    config = composed("eval-preference", "--config", "judged.yaml", "pairs=5")
+    assert (config.preference.name, config.data.source) == ("function", "bundled_pairs")
+    assert (config.triples, config.pairs) == (3, 5)
+    Path("judged.yaml").write_text("triples: 3\n")
+    assert "must be given" in refused(capsys, "eval-preference", "--config", "judged.yaml")
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_a_run_is_a_start_of_another(signed: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """In a folder of its own; what it would execute is applied only if the user wrote it, or trusts who did."""
@@ -123,6 +133,10 @@ def test_a_run_is_a_start_of_another(signed: bool, capsys: pytest.CaptureFixture
     assert refused(capsys, "config", "--config", str(folder)) == error, "a folder is a run whatever it holds"
     assert "was not written by you on this machine and would import and run preference.function=evil:run" in error
     assert composed("--config", str(folder), "preference=letters").preference.function is not None
+    assert cli.main(["config", "--trust", "--config", str(folder)]) == 0
+    assert "function: evil:run" in capsys.readouterr().out
+    assert cli.main(["--trust", "config"]) == 2
+    assert "--trust is for commands that open a run" in capsys.readouterr().err
     assert cli.main(["--trust", "--config", str(folder), "train.steps=0"]) == 2
     assert "train.steps must be at least 1" in capsys.readouterr().err
 

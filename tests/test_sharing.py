@@ -11,12 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
 from alignrun import cli
 from alignrun.config import ModelConfig, ModelSource
+from alignrun.errors import RunError
+from alignrun.launch import sharing
 from alignrun.models import sources
 from alignrun.models.tiny import byte_tokenizer, random_llama
 
@@ -126,6 +129,16 @@ def test_what_cannot_be_uploaded_is_refused_in_one_line(run: Path, hub: Hub, tmp
     done = export(run, hub, "--to", str(tmp_path / "out"), "--push", "me/nash")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert f"the export is complete in {tmp_path / 'out'}" in done.stderr
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        def whoami(self) -> None:
+            httpx2.get("http://127.0.0.1:9")  # a port at which nothing listens
+
+    monkeypatch.setattr(sharing, "_api", Away)
+    with pytest.raises(RunError, match=r"^--push me/nash: the hub cannot be reached \(.*refused\)$"):
+        sharing.check_push("me/nash")
 
 
 def test_public_without_an_upload_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

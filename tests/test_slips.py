@@ -105,7 +105,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["generate", "a", "out=x", "preference=letters"], "labels pairs, and format=jsonl has none"),
         (["generate", "a", "out=x", "data.path=y"], "also needs data=NAME"),
         (["generate", "tiny", "out=x"], "data must be given"),
-        (["generate", "tiny", "out=nowhere/x", "data=bundled"], "nowhere is no folder"),
+        (["generate", "tiny", "out=nowhere/x", "data=bundled"], "nowhere is not a folder"),
         (["generate", "tiny", "out=afile", "data=bundled"], "afile exists: choose another out"),
         (["chat", "tiny", "--reference"], "has no reference"),
         (["genrate", "a"], "did you mean generate?"),

@@ -13,15 +13,16 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from alignrun import cli
-from alignrun.config import SweepConfig
+from alignrun.config import Config, SweepConfig
 from alignrun.errors import InputError
-from alignrun.launch.overrides import quoted
+from alignrun.launch import compose
+from alignrun.launch.overrides import opened, quoted
 from alignrun.run.directory import RunDirectory
 from alignrun.run.fresh import fresh_directory
 from alignrun.sweeps import sweep
 from alignrun.sweeps.definition import join
 from alignrun.sweeps.job import Job, members, settle_in, started_with, state, write_job
-from alignrun.sweeps.sweep import split_directory
+from alignrun.sweeps.sweep import combinations, parse, planned_steps, split_directory
 from alignrun.sweeps.table import setting_of, summarise
 
 
@@ -240,3 +241,24 @@ def test_a_directory_that_is_none_is_refused(given: str) -> None:
 def test_quoted_values_are_taken_to_the_letter(value: str) -> None:
     (parsed,) = sweep.parse([f"x={quoted(value)}"])
     assert parsed.value() == value
+
+
+def test_keys_of_a_dictionary_are_swept() -> None:
+    """Hydra composes a sweep itself: it must be asked to add them, and only once."""
+    weights = opened("preference.weights.formality=1,2", Config)
+    assert weights == "++preference.weights.formality=1,2"
+    assert opened("preference.weights=null", Config) == "preference.weights=null"
+    others = [opened(f"preference.weights.{name}=1", Config) for name in ("readability", "spokenness")]
+    given = ["experiment=smoke", "preference=style_panel", "preference.rule=mean", *others, weights]
+    found = [compose.compose(one).preference.weights["formality"] for one in combinations(parse(given))]
+    assert found == [1, 2]
+
+
+def test_a_recipe_decides_how_long_a_run_is() -> None:
+    """Hydra composes the sweep without it; each run adds that of its model."""
+    composed = OmegaConf.create({"train": {"steps": 24, "epochs": None}})
+    assert planned_steps(composed, ["model=tiny"]) == 24
+    assert planned_steps(composed, ["model=qwen-7b"]) == 0
+    assert planned_steps(composed, ["model=qwen-7b", "recipe=null"]) == 24
+    composed.train.epochs = 2
+    assert planned_steps(composed, ["model=tiny"]) == 0

@@ -1,4 +1,4 @@
-"""Theorems on convergence, beside what the exact iterations do on a game."""
+"""Convergence theorems, compared with the exact iterations on a game."""
 
 import torch
 

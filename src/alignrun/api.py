@@ -336,7 +336,7 @@ def _result(path: Path, code: int) -> TrainingResult:
 
 @contextmanager
 def _working(trust: bool = False) -> Iterator[None]:
-    """Within the context, failures are our own exceptions, and transformers is quiet about its future.
+    """Within the context, failures are our own exceptions, and FutureWarnings of transformers are hidden.
 
     Raises InputError in one of several processes, and RunError for a failure of the operating system.
     """

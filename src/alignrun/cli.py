@@ -145,14 +145,14 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         tournament = compose_tournament(rest)
         from alignrun.tournament.command import play
 
-        return play(tournament, rest, console)
+        return play(tournament, [*named().arguments(), *rest], console)
     if verb == "eval-preference":
         from alignrun.launch.compose import compose_preference_evaluation
 
         evaluation = compose_preference_evaluation(rest)
         from alignrun.assessment.command import evaluate
 
-        return evaluate(evaluation, rest, console)
+        return evaluate(evaluation, [*named().arguments(), *rest], console)
     if verb == "exploit":
         overrides, others = _split(rest)
         given = _parse(verb, others)
@@ -231,7 +231,8 @@ def _trusting(arguments: Sequence[str], console: Console) -> int:
     """Run a command with trust in the runs it opens."""
     from alignrun.run.trust import accepting
 
-    if not MULTIRUN.isdisjoint(arguments) or set(arguments[:1]) & OPENS_NOTHING:
+    starts = any(argument.partition("=")[0] == "--config" for argument in arguments)  # with a run, perhaps
+    if not MULTIRUN.isdisjoint(arguments) or (set(arguments[:1]) & OPENS_NOTHING and not starts):
         raise InputError(
             "--trust is for commands that open a run: resume, eval, eval-preference, exploit, export, chat, "
             "generate, or a single training"

@@ -124,7 +124,8 @@ def test_judgebench_and_pandalm_are_recognised(capsys: pytest.CaptureFixture[str
 def test_hostile_texts_are_shown_and_do_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     evil = "<script>alert(1)</script>\x1b[31m\u202e"
     rows = [
-        {"prompt": evil, "chosen": evil + "a", "rejected": evil + "b", "subset": f"{evil}{n % 2}"} for n in range(8)
+        {"prompt": evil, "chosen": evil + "a", "rejected": evil + "b", "subset": f"{evil}\ud800{n % 2}"}
+        for n in range(8)
     ]
     found = evaluated("preference=sentiment", "data=jsonl", f"data.path={written('evil.jsonl', rows)}")
     assert found["quality"]["ties"] == 8
@@ -134,6 +135,13 @@ def test_hostile_texts_are_shown_and_do_nothing(capsys: pytest.CaptureFixture[st
     page = Path("out/report.html").read_text()
     check(page)
     assert "&lt;script&gt;alert" in page
+
+
+def test_a_file_says_what_is_evaluated_and_is_in_the_command() -> None:
+    Path("mine.yaml").write_text("defaults:\n  - preference: letters\n  - data: bundled_pairs\ntriples: 0\n")
+    found = evaluated("--config", "mine.yaml", "pairs=3")
+    assert found["quality"]["pairs"] == 3
+    assert found["command"] == f"alignrun eval-preference --config={Path('mine.yaml').absolute()} pairs=3 run.dir=out"
 
 
 def test_cycles_are_found_and_rewards_have_none() -> None:
@@ -174,6 +182,10 @@ def test_a_trained_feedback_model_is_asked_without_a_policy() -> None:
     found = evaluated(*judge, *data)
     assert found["quality"]["pairs"] == 20
     assert any("rows=heldout" in note for note in found["notes"])
+    Path("out/config.yaml").unlink()
+    members = "preference.members={a: {name: learned, path: model}, b: {name: letters}}"
+    found = evaluated("preference=panel", members, *data, "pairs=3")
+    assert any(note.startswith("model was trained on rows of these data") for note in found["notes"])
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,14 @@ def test_a_template_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     typed = ["experiment=smoke", given[1], "model.chat_template_kwargs.enable_thinking=true"]
     file.write_text(THINKING)
     assert compose.compose(typed).model.chat_template_kwargs == {"enable_thinking": True}
+    members = f"preference.members={{a: {{name: skywork_v2, chat_template: {file}}}, b: {{name: letters}}}}"
+    panel = compose.compose(["experiment=smoke", "preference=panel", members]).preference
+    assert panel.members["a"].chat_template == THINKING
     file.unlink()
+    with pytest.raises(InputError, match=r"preference\.members\.a\.chat_template=.* is neither a Jinja template nor"):
+        compose.compose(["experiment=smoke", "preference=panel", members])
     assert "neither a Jinja template nor a file" in refused_smoke(capsys, tmp_path, f"model.chat_template={file}")
+    assert "neither a Jinja template nor a file" in refused_smoke(capsys, tmp_path, f"model.chat_template={'x' * 5000}")
     for content, part in (
         (b"\xff{{", "not UTF-8"),
         (b"no template", "no Jinja template"),

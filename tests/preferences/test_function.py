@@ -76,6 +76,13 @@ def test_functions_of_two_and_three_texts_work_as_before() -> None:
     assert FunctionPreference("mine:f", pairwise)(asked(), ["2", "2"], ["4", "4"]).tolist() == [1.0, 0.0]
 
 
+def test_values_of_a_model_bring_no_graph() -> None:
+    """Members of a panel are asked in threads, where gradients are on."""
+    weight = torch.ones(2, requires_grad=True)
+    found = FunctionReward("mine:f", lambda _prompts, _completions: weight * 3, 1.0).rewards(["a", "b"], ["x", "y"])
+    assert (found.tolist(), found.requires_grad) == ([3.0, 3.0], False)
+
+
 def test_rows_that_share_a_prompt_and_not_the_answer_are_told_apart() -> None:
     rows = [{"prompt": "Which?", "answer": answer} for answer in ("1", "2")]
     reward = FunctionReward("mine:f", examples.last_number, 1.0)

@@ -33,7 +33,7 @@ from alignrun.security.text import counted
 from alignrun.types import Example
 
 CHUNK = 128
-"""Pairs that are asked about at once; a line says how far it is after each."""
+"""Pairs judged in one call; progress is printed after each call."""
 SHOWN = 24
 """Categories on the terminal; the report has all."""
 RESULT_FILE, JUDGMENTS_FILE = "preference.json", "judgments.jsonl"
@@ -44,7 +44,7 @@ def evaluate(config: PreferenceEvaluationConfig, arguments: Sequence[str], conso
 
     Args:
         config: of the evaluation.
-        arguments: the overrides that describe it, for the report.
+        arguments: of the command, for the report.
         console: receives progress messages and the table.
 
     Raises:
@@ -102,11 +102,11 @@ def _measure(
         )
     left_out = len(probabilities) - len(known)
     notes = [*questions.notes]
-    if config.rows is JudgedRows.all and trained_on(config.preference, config.data):
-        notes.append(f"{config.preference.path} was trained on rows of these data: rows=heldout leaves them out.")
+    for path in trained_on(config.preference, config.data) if config.rows is JudgedRows.all else ():
+        notes.append(f"{path} was trained on rows of these data: rows=heldout leaves them out.")
     notes += [f"{name}: {value:g}" for name, value in preference.counts().items()]
     if left_out:
-        notes.append(f"{counted(left_out, 'pair')} could not be judged and are left out.")
+        notes.append(f"Left out: {counted(left_out, 'pair')} that could not be judged.")
     if isinstance(preference, Reward):
         notes.append("A reward is transitive: no triple is asked.")
     elif quality.intransitivity is None and config.triples:

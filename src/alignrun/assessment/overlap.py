@@ -13,11 +13,15 @@ SAME = ("source", "path", "subset", "split", "game")
 """The keys by which two data sets have the same rows to train on."""
 
 
-def trained_on(section: Any, data: DataConfig) -> bool:
-    """Whether the run that a preference's `path` names, or belongs to, has trained on these data."""
-    path = getattr(section, "path", None)
-    if not path:
-        return False
+def trained_on(section: Any, data: DataConfig) -> list[str]:
+    """The `path` of a preference, and of a panel's members, where the run that it names has trained on these data."""
+    paths = [getattr(section, "path", None)]
+    found = [str(path) for path in paths if path and _has_trained(path, data)]
+    return found + [path for one in getattr(section, "members", {}).values() for path in trained_on(one, data)]
+
+
+def _has_trained(path: str, data: DataConfig) -> bool:
+    """Whether the run at a path, or above it, has trained on these data."""
     folder = Path(path).expanduser()
     with contextlib.suppress(InputError, OSError, LookupError, TypeError, AttributeError):
         for place in (folder, folder.parent):

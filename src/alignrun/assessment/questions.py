@@ -11,7 +11,7 @@ from alignrun.data.shapes import CATEGORIES, category_column, recognised
 from alignrun.data.store import Examples, Kind, first_below
 from alignrun.errors import InputError
 from alignrun.preferences.base import Kind as PreferenceKind
-from alignrun.security.text import counted
+from alignrun.security.text import clean, counted
 from alignrun.types import Example
 
 MISSING = "(none)"
@@ -31,7 +31,7 @@ class Questions:
 
 
 def read_pairs(config: PreferenceEvaluationConfig, kind: PreferenceKind, report: Callable[[str], None]) -> Questions:
-    """The pairs of the data, as configured. Raises InputError for rows that are no pairs, and for a lacking column."""
+    """The pairs of the data, as configured. Raises InputError for rows that are not pairs, and a missing column."""
     data, shape = recognised(config.data)
     if shape:
         report(f"data: read as {shape}'s columns; set data.columns to read them otherwise")
@@ -54,13 +54,13 @@ def read_pairs(config: PreferenceEvaluationConfig, kind: PreferenceKind, report:
         )
     examples, sampled = _drawn(found, config)
     column = config.category or category_column({name for example in examples for name in example.columns or {}})
-    values = [str((example.columns or {}).get(str(column), MISSING)) for example in examples]
+    values = [clean((example.columns or {}).get(str(column), MISSING)) for example in examples]
     if config.category and set(values) == {MISSING}:
         raise InputError(f"category={config.category}: no row has this column: name another, or leave it out")
     # A column that nobody has named may say something else in every row.
     most = len(values) if config.category else len(values) // 2
     sorted_into = 1 < len(set(values)) <= most
-    left_out = (f"{skipped:,} rows cannot be used and are left out.",) if skipped else ()
+    left_out = (f"Left out: {counted(skipped, 'row')} that cannot be used.",) if skipped else ()
     return Questions(_for_preference(examples, read), values if sorted_into else None, column, (*left_out, *sampled))
 
 

@@ -38,7 +38,7 @@ class Entry:
     done: int = 0
     """Steps so far."""
     steps: int = 0
-    """Steps that it is to have."""
+    """Planned steps."""
 
     def setting(self, key: str) -> str:
         """A value of the configuration as text; empty if it has none."""
@@ -63,7 +63,7 @@ def read_entry(path: Path, name: str) -> Entry:
 
 
 def open_entry(path: Path, name: str) -> Entry:
-    """Read a run. Raises InputError if its folder is damaged, or none of a run."""
+    """Read a run. Raises InputError if its folder is damaged, or not that of a run."""
     run = RunDirectory.open(path)
     stored = read_yaml(run.config_file)
     config = dict(flat(stored))
@@ -100,7 +100,7 @@ def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _job(path: Path) -> str:
-    """How a sweep ended a run that never began; empty if this is none."""
+    """Why a run of a sweep never started; empty for other folders."""
     if (path / "config.yaml").exists():
         return ""
     try:

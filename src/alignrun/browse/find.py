@@ -28,11 +28,15 @@ class Found:
     left: int = 0
     """Folders that could not be read, or were too many or too deep to look into."""
     tournaments: int = 0
+    evaluations: int = 0
+    """Folders of `alignrun eval-preference`."""
 
     def notes(self) -> Iterator[str]:
         """What is not listed, in sentences."""
         if self.tournaments:
             yield f"{counted(self.tournaments, 'tournament')} not listed: the report.html of each shows it"
+        if self.evaluations:
+            yield f"{counted(self.evaluations, 'evaluated preference')} not listed: the report.html of each shows it"
         if self.links:
             yield f"{counted(self.links, 'link')} not followed: name the folder that a link leads to"
         if self.left:
@@ -40,7 +44,7 @@ class Found:
 
 
 def find_runs(parent: Path) -> Found:
-    """The runs at or below a folder. Raises InputError if it is none."""
+    """The runs at or below a folder. Raises InputError if it is not a folder."""
     if not parent.is_dir():
         problem = "is a file" if parent.exists() else "does not exist"
         raise InputError(f"alignrun runs: {parent} {problem}: name a folder that holds runs")
@@ -58,8 +62,10 @@ def find_runs(parent: Path) -> Found:
             found.left += 1
             continue
         names = {entry.name for entry in entries}
-        if _is_tournament(names):
+        if _holds("results.json", names):
             found.tournaments += 1
+        elif _holds("preference.json", names):
+            found.evaluations += 1
         elif _is_run(names):
             found.folders.append(folder)
         else:
@@ -74,9 +80,9 @@ def _is_run(names: set[str]) -> bool:
     return bool(names & set(MARKS if "config.yaml" in names else MARKS[-2:]))
 
 
-def _is_tournament(names: set[str]) -> bool:
-    """`alignrun eval` writes results.json and no metrics."""
-    return "results.json" in names and not names & {"metrics.jsonl", "checkpoints"}
+def _holds(results: str, names: set[str]) -> bool:
+    """Whether a folder has such results, as `eval` and `eval-preference` write them, and nothing of a run."""
+    return results in names and not names & {"metrics.jsonl", "checkpoints"}
 
 
 def natural(text: str) -> list[Any]:

@@ -76,7 +76,7 @@ def show_runs(folders: Sequence[str], sort: str | None, reverse: bool, console: 
         console: where they are printed.
 
     Raises:
-        InputError: a folder does not exist, or no run has what is to be sorted by.
+        InputError: a folder does not exist, or no run has the key to sort by.
     """
     if not folders and not Path(FOLDER).is_dir():
         raise InputError("alignrun runs: there is no folder runs here: name one, as in `alignrun runs DIR`")
@@ -174,6 +174,7 @@ def _notes(found: Sequence[Found]) -> Iterator[str]:
     total = Found()
     for one in found:
         total.tournaments += one.tournaments
+        total.evaluations += one.evaluations
         total.links += one.links
         total.left += one.left
     return total.notes()

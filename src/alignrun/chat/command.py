@@ -57,7 +57,7 @@ def _about(seat: Seat) -> str:
 
 
 def _messages(talking: bool) -> Iterator[str]:
-    """What is typed, or the lines of standard input; blank ones are passed over, and `/exit` is the last."""
+    """The lines that are typed, or those of standard input, up to `/exit`; blank ones are skipped."""
     if talking:
         with contextlib.suppress(ImportError):
             importlib.import_module("readline")  # `input` then edits lines and remembers them
@@ -93,7 +93,7 @@ def _answer(message: str, answering: Sequence[Seat], screen: Screen, talking: bo
         screen.remark("a new conversation")
         return
     if re.fullmatch(r"/[a-z]+", message):
-        screen.remark(f"{message} is no command: {NEW} starts over, {EXIT} ends")
+        screen.remark(f"{message} is not a command: {NEW} starts over, {EXIT} ends")
         return
     try:
         encoded = [seat.encode(message) for seat in answering]

@@ -25,7 +25,7 @@ class Screen:
     """Shows answers as they grow."""
 
     def __init__(self, console: Console, seats: Sequence[Seat], *, talking: bool) -> None:
-        """`talking`: somebody types; remarks then stand among the answers, and else on standard error."""
+        """`talking`: a user types; remarks are printed between the answers, otherwise to standard error."""
         self._console, self._seats, self._talking = console, seats, talking
         wide = console.width >= COLUMN * len(seats)
         self._columns = len(seats) > 1 and wide and console.is_terminal and not console.is_dumb_terminal
@@ -52,7 +52,7 @@ class Screen:
             self.remark(f"{seat.name} was cut off after {seat.max_new_tokens} tokens (max_new_tokens)")
 
     def remark(self, text: str) -> None:
-        """Say something that is no answer."""
+        """Print a remark, which is not part of an answer."""
         if self._talking:
             self._console.print(Text(text, style="dim"), soft_wrap=True)
         else:

@@ -21,7 +21,7 @@ from alignrun.tournament.players import Loader, Player, find_player, reference_o
 from alignrun.types import Example, Message, Role
 
 MOST = 2
-"""Policies at once, besides their references."""
+"""Policies at once, their references not counted."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Seat:
     player: Player
     policy: Policy
     role: Role
-    """Whose weights of the loaded policy answer."""
+    """The weights of the loaded policy that answer."""
     config: SamplingConfig
     turns: list[Message] = field(default_factory=list)
     """The conversation so far."""

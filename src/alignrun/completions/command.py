@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.text import Text
 
@@ -33,6 +32,7 @@ from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.comparisons import compare
 from alignrun.evaluation.completions import Drawing, content_key, draw
 from alignrun.launch.build import distinct_prompts, make_encoding
+from alignrun.launch.compose import plain
 from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference, build_preference, discover, preference_in_words
 from alignrun.security.text import counted
@@ -172,7 +172,7 @@ def _key(
     if content is None:  # quantised weights have no digest: their place and time stand for them
         stamp = None if player.checkpoint is None else player.checkpoint.stat().st_mtime_ns
         content = json.dumps([player.source, str(player.checkpoint), stamp, repr(player.config.model)])
-    section = None if preference is None else OmegaConf.to_container(OmegaConf.structured(preference), enum_to_str=True)
+    section = None if preference is None else plain(preference)
     texts = [example.asked.identity for example in prompts.examples]
     parts = [VERSION, content, texts, asdict(drawing), config.format.name, _generator(config, player), section]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

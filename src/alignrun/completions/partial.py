@@ -21,7 +21,7 @@ def refuse_existing(out: Path) -> None:
     if os.path.lexists(out):
         raise InputError(f"{out} exists: {ELSEWHERE}")
     if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder: create it, or {ELSEWHERE}")
+        raise InputError(f"{out.parent} is not a folder: create it, or {ELSEWHERE}")
 
 
 class Partial:

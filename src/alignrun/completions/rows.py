@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,3 @@ def _instruction(example: Example) -> str:
             "instructions: use format=jsonl"
         )
     return turns[0]["content"]
-
-
-Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], NDArray[np.float64]]
-"""Prompts and [X, K] completions → [X, K, K] P(y_i ≻ y_j | x)."""

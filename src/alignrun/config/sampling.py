@@ -8,7 +8,7 @@ from alignrun.config.model import Precision
 from alignrun.config.schema import require, schema
 
 MODEL_TOKENS = 512
-"""Longest completion of a model that no run says it of."""
+"""Longest completion of a model that belongs to no run."""
 
 
 @schema

@@ -15,7 +15,7 @@ UNPACKED, _UNPACKED_TIMES = 64_000_000, 100
 
 
 class _Unpacked(io.RawIOBase):
-    """What a packed file holds, as far as that is no more than a file of texts can hold."""
+    """The decompressed content of a file, up to a size that text can have."""
 
     def __init__(self, path: Path) -> None:
         self._file, self._path = gzip.GzipFile(path), path

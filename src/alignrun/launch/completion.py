@@ -53,7 +53,8 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 """Shell → the script that asks for candidates."""
 
 FILES = frozenset(["data.path", "data.eval_path", "model.path", "reference.path", "preference.path", "algo.opponent"])
-FILES |= {"run.dir", "preference.game", "data.game", "preference.cache", "hydra.sweep.dir"}
+FILES |= {"run.dir", "preference.game", "data.game", "preference.cache", "preference.tokenizer", "out"}
+FILES |= {"model.chat_template", "preference.chat_template", "hydra.sweep.dir"}
 """Keys whose values may be paths."""
 RUNS = ("runs", "runs/*")
 """Folders in which `RUN` is looked for: runs, and those of sweeps and tournaments."""
@@ -116,8 +117,12 @@ def _candidates(before: list[str], word: str) -> Iterator[str]:
     if not before:
         yield from (f"{name} " for name in VERBS)
     match command.positional:
-        case ("RUN",) if not [other for other in before[1:] if "=" not in other and not other.startswith("-")]:
+        case ("RUN" | "POLICY",) if not [other for other in before[1:] if "=" not in other and other[:1] != "-"]:
             yield from _runs(word)
+        case ("POLICIES",) | ("FIRST", "SECOND"):
+            yield from _runs(word)
+        case ("FOLDERS",):
+            yield from _paths(word, folders=True)
         case ("GROUP",):
             yield from (f"{group} " for group in groups())
         case ("CHOICE", "DEST"):
@@ -126,11 +131,14 @@ def _candidates(before: list[str], word: str) -> Iterator[str]:
             yield from (f"{name} " for name in SCRIPTS)
         case ("TOPIC",):
             yield from (f"{name} " for name in (*VERBS, *groups()))
-            yield from (_to_the_dot(f"{key} ", word) for key in _keys(word, before, "run"))
+            yield from (_to_the_dot(f"{key} ", word) for key in _keys(word, before, ""))
+    root = verb if command.keys == "own" else ""
+    if root:
+        yield from (f"{group}=" for group in groups() if group in ROOTS[root].__dataclass_fields__)
+    elif command.keys and not command.positional:
+        yield from (f"{group}=" for group in groups())
     if command.keys:
-        if command.keys == "run" and not command.positional:
-            yield from (f"{group}=" for group in groups())
-        yield from (_to_the_dot(f"{key}=", word) for key in (*command.own_keys, *_keys(word, before, command.keys)))
+        yield from (_to_the_dot(f"{key}=", word) for key in (*command.own_keys, *_keys(word, before, root)))
 
 
 def _to_the_dot(key: str, word: str) -> str:
@@ -139,11 +147,12 @@ def _to_the_dot(key: str, word: str) -> str:
 
 
 def _keys(word: str, before: Sequence[str], root: str) -> Iterator[str]:
-    """The keys that begin with a word, of the chosen algorithm and preference or of all."""
-    own = contents(config_folder() / ("eval.yaml" if root == "tournament" else "config.yaml"))
+    """The keys of a command of `ROOTS` that begin with a word, of the chosen algorithm and preference or of all."""
+    own = contents(config_folder() / f"{file_of(root)}.yaml")
     yield from _flat({name: value for name, value in own.items() if name not in ("defaults", "hydra")}, "")
     for group in groups():
-        if group != "experiment" and (word.startswith(f"{group}.") or f"{group}.".startswith(word)):
+        known = group in ROOTS[root].__dataclass_fields__
+        if known and (word.startswith(f"{group}.") or f"{group}.".startswith(word)):
             yield from (key for file in _files(group, before) for key in _flat(contents(file), f"{group}."))
 
 

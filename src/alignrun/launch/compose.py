@@ -153,7 +153,7 @@ def compose_preference_evaluation(overrides: Sequence[str]) -> PreferenceEvaluat
     overrides = readable(overrides, PreferenceEvaluationConfig, "eval-preference")
     _check_chosen(overrides)
     for group in ("preference", "data"):
-        if not any(override.startswith(f"{group}=") for override in overrides):
+        if not (named().configs or any(override.startswith(f"{group}=") for override in overrides)):
             raise InputError(f"config: {group} is missing: write {group}=NAME, one of `alignrun ls {group}`")
     config = with_templates(_composed("eval_preference", PreferenceEvaluationConfig, overrides))
     if config.preference.name == "none":
@@ -260,8 +260,8 @@ def _floats(node: Any, prefix: str) -> Iterator[tuple[str, float]]:
         yield prefix.rstrip("."), node
 
 
-def plain(config: Composed) -> dict[str, Any]:
-    """The whole configuration as nested dictionaries of plain values."""
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration, or a section of one, as nested dictionaries of plain values."""
     container: dict[str, Any] = _plain(asdict(config))
     return container
 
@@ -345,7 +345,7 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     assert isinstance(merged, DictConfig)
     config = typed(merged, Config)
     # A file is read only where it is typed: what a stored configuration says is the template itself.
-    config = with_templates(config) if any("chat_template=" in override for override in overrides) else config
+    config = with_templates(config) if any("chat_template" in override for override in overrides) else config
     return replace(config, train=_with_length(config.train, overrides))
 
 

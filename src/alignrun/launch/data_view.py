@@ -9,6 +9,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from alignrun.algorithms.base import discover
+from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import BadRows, Config, DataConfig, TooLong
 from alignrun.data.dataset import Dataset, Read
 from alignrun.data.demonstrations import DemonstrationSet
@@ -46,7 +47,8 @@ def show_data(config: Config, examples: int, console: Console) -> None:
     kind.check(config)
     # Rows that a run would refuse are counted, so that all of what is wrong is seen at once.
     lenient = replace(config.data, bad_rows=BadRows.skip, too_long=TooLong.skip)
-    loaded = load_examples(lenient, judging.columns(config.preference) if kind.online else ())
+    trains_policy = not issubclass(kind, FeedbackAlgorithm)  # which the preference evaluates, also offline
+    loaded = load_examples(lenient, judging.columns(config.preference) if trains_policy else ())
     encoding = replace(make_encoding(config), data=lenient)
     step = -(-len(loaded.train) // MANY)
     train = kind.dataset(config.algo, loaded.train[::step] if step > 1 else loaded.train, encoding)

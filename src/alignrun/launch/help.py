@@ -88,7 +88,7 @@ def _option(name: str) -> str:
 def overview() -> Iterator[tuple[str, str]]:
     """(name, meaning) of every group and section of a run's keys."""
     yield "algo", f"what is trained, and how: {', '.join(choices('algo'))}"
-    yield "preference", f"who judges: {', '.join(choices('preference'))}"
+    yield "preference", f"what judges the completions: {', '.join(choices('preference'))}"
     for section in sections(Config):
         if section.prefix and not section.choice:
             yield section.prefix.rstrip("."), summary(section.kind).removesuffix(".")

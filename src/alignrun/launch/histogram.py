@@ -18,7 +18,7 @@ def histogram(values: Sequence[int]) -> list[str]:
     stretches = [(place + first) * size for place in range(len(counts))]
     names = [str(start) if size == 1 else f"{start}-{start + size - 1}" for start in stretches]
     width, most = max(map(len, names)), max(counts)
-    # A bar of no length would say that there are none.
+    # A bar of length 0 would look like an empty bin.
     bars = ["█" * ceil(WIDTH * count / most) for count in counts]
     return [
         f"{name:>{width}}  {bar} {count:,}" if count else f"{name:>{width}}"

@@ -32,7 +32,7 @@ class Found:
 
     @property
     def remark(self) -> str:
-        """Whose key it is, unless it is a run's."""
+        """The command that a key belongs to; empty for a key of runs."""
         command = command_of(self.sections[0].root)
         return f" (of `alignrun {command}`)" if command else ""
 

@@ -21,9 +21,6 @@ from alignrun.discovery import PACKAGES, config_classes
 from alignrun.errors import InputError
 from alignrun.launch.suggestions import stray
 
-OPEN = "model.chat_template_kwargs"
-"""A section whose keys are the user's own."""
-
 
 def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
     """The overrides of a run or a tournament in Hydra's grammar.
@@ -43,15 +40,10 @@ def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
         key, _, value = override.partition("=")
         if (key in get_type_hints(kind) and key not in types) or key in ("experiment", "recipe"):
             _check_section(key, value)
-    free = [key for key, hints in types.items() if any(get_origin(hint) is dict for hint in hints)]
-    found = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        read = _readable(override, types.get(key.lstrip("+"), ()))
-        # Keys of a dictionary are the user's: Hydra adds new ones only where it is asked to.
-        new = any(key.startswith(f"{name}.") or (key == name and value.startswith("{")) for name in free)
-        found.append(f"++{read}" if new else read)
-    return found
+    return [
+        opened(_readable(override, types.get(override.partition("=")[0].lstrip("+"), ())), kind)
+        for override in overrides
+    ]
 
 
 def _check_section(key: str, value: str) -> None:
@@ -66,7 +58,6 @@ def _check_section(key: str, value: str) -> None:
 
 def _readable(override: str, types: Sequence[Any]) -> str:
     key, _, value = override.partition("=")
-    override = opened(override)
     if not key:
         raise InputError(unreadable(override))
     if key == "runs" and is_pattern(value) and not value.startswith("["):
@@ -102,9 +93,12 @@ def _readable(override: str, types: Sequence[Any]) -> str:
     return override
 
 
-def opened(override: str) -> str:
-    """An override with Hydra's sign for a key that no schema names, where keys are the user's own."""
-    return f"++{override}" if override.startswith(OPEN) else override
+def opened(override: str, kind: type) -> str:
+    """An override with `++` where it is one of a dictionary's keys, which are the user's: without, Hydra adds none."""
+    key, _, value = override.partition("=")
+    free = [name for name, hints in key_types(kind).items() if any(get_origin(hint) is dict for hint in hints)]
+    new = any(key.startswith(f"{name}.") or (key == name and value.startswith("{")) for name in free)
+    return f"++{override}" if new else override
 
 
 def is_pattern(path: str) -> bool:

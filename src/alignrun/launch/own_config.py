@@ -63,7 +63,7 @@ def entries(kind: type, overrides: Sequence[str], stored: Stored) -> list[str]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is a run or the configuration of one, whose folder then holds other files that runs keep."""
+    """Whether a path is a folder, or the config.yaml in the folder of a run."""
     run = RunDirectory(path.parent)
     kept = (run.environment_file, run.overrides_file, run.signature_file, run.metrics_file, run.checkpoints)
     return path.is_dir() or (path.name == run.config_file.name and any(file.exists() for file in kept))

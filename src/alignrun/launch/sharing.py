@@ -1,4 +1,4 @@
-"""What an export tells those it is shared with, and its upload to the Hugging Face Hub."""
+"""The results and the command on an export's card, and its upload to the Hugging Face Hub."""
 
 import json
 import shlex
@@ -79,6 +79,7 @@ def _api() -> Any:
 
 @contextmanager
 def _hub_errors(repository: str, kept: str) -> Iterator[None]:
+    import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     try:
@@ -92,5 +93,5 @@ def _hub_errors(repository: str, kept: str) -> Iterator[None]:
         if code in (401, 403):
             raise InputError(f"--push {repository}: the hub refuses your token: {LOG_IN}{kept}") from None
         raise RunError(f"--push {repository}: the hub answers {one_line(error, 160)}{kept}") from None
-    except OSError as error:  # no route, no name, a connection that breaks
+    except (OSError, httpx2.TransportError) as error:  # no route, no name, a connection that breaks
         raise RunError(f"--push {repository}: the hub cannot be reached ({one_line(error, 120)}){kept}") from None

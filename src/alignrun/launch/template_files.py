@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from alignrun.config import Config, GenerateConfig, PreferenceEvaluationConfig, TournamentConfig
 from alignrun.errors import InputError
 from alignrun.security.files import MEGABYTE, read_bytes
+from alignrun.security.text import clean
 
 Root = TypeVar("Root", Config, TournamentConfig, PreferenceEvaluationConfig, GenerateConfig)
 
@@ -19,18 +20,33 @@ def with_templates(config: Root) -> Root:
     """
     for group in ("model", "preference"):
         section: Any = getattr(config, group, None)
-        value = getattr(section, "chat_template", None)
-        if value and "{" not in value:  # every template that writes a message has braces
-            text = _text(f"config: {group}.chat_template={value}", value)
-            changed: Any = {group: replace(section, chat_template=text)}
-            config = replace(config, **changed)
+        written: Any = {group: _with_template(section, group)}
+        if written[group] is not section:
+            config = replace(config, **written)
     return config
 
 
+def _with_template(section: Any, place: str) -> Any:
+    """A section with its own template, or those of its members, as text."""
+    changed: dict[str, Any] = {}
+    value = getattr(section, "chat_template", None)
+    if value and "{" not in value:  # every template that writes a message has braces
+        changed["chat_template"] = _text(f"config: {place}.chat_template={value}", value)
+    if members := getattr(section, "members", None):
+        written = {name: _with_template(one, f"{place}.members.{name}") for name, one in members.items()}
+        if any(written[name] is not members[name] for name in members):
+            changed["members"] = written
+    return replace(section, **changed) if changed else section
+
+
 def _text(where: str, name: str) -> str:
-    file = Path(name).expanduser()
-    if not file.is_file():
-        raise InputError(f"{where} is neither a Jinja template nor a file: check the path")
+    try:
+        file = Path(name).expanduser()
+        found = file.is_file()
+    except (OSError, ValueError, RuntimeError):  # no path: too long, or the home of nobody
+        found = False
+    if not found:
+        raise InputError(f"{clean(where, 200)} is neither a Jinja template nor a file: check the path")
     try:
         text = read_bytes(file.resolve(), MEGABYTE).decode()
     except UnicodeDecodeError as error:

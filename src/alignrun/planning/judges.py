@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from alignrun.algorithms.base import discover as algorithms
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
-from alignrun.config import AdapterConfig, AdapterKind, Config, ModelSource, PublishedConfig, Quantize
+from alignrun.config import AdapterConfig, AdapterKind, Config, ModelSource, PublishedConfig, Quantize, ServedConfig
 from alignrun.errors import InputError
 from alignrun.models.cards import FILE, adapter_folder
 from alignrun.models.device import find_dtype, resolve
@@ -69,6 +69,8 @@ def _judges(config: Config, section: Any, place: str, prompt_tokens: int, held: 
         yield _of_run(config, section, place, feedback or "reward", prompt_tokens, held)
     elif isinstance(section, PublishedConfig):
         yield _published(config, section, place, prompt_tokens, held)
+    elif isinstance(section, ServedConfig):
+        yield Judge(place, 0, 0, unknown=f"{section.url} serves it")
 
 
 def _published(config: Config, section: PublishedConfig, place: str, prompt_tokens: int, held: set[Any]) -> Judge:

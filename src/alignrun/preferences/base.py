@@ -62,7 +62,7 @@ class Preference(ABC):
         return  # most need nothing
 
     def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
-        """Completions that it will be asked about: what can be prepared meanwhile may start now."""
+        """Completions that will be judged soon: a preference may start on them in the background."""
         return  # most cannot
 
     def counts(self) -> dict[str, float]:

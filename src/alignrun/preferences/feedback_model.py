@@ -101,7 +101,7 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
     base of its own, with its own tokenizer; without `backbone` on `model.device=auto`.
 
     Raises:
-        InputError: the path holds no feedback model of this kind, or its base is not to be had.
+        InputError: the path holds no feedback model of this kind, or its base is not available.
     """
     folder, card = find_card(path, kind)
     config = base_config(card, path)

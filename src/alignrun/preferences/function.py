@@ -94,7 +94,7 @@ class UserFunction:
         self._check((("a row", as_prompt(prompt).columns) for prompt in texts[0]), RunError)
         try:
             returned = call(self._function, self._arguments, texts)
-            values = torch.as_tensor(returned, dtype=torch.float32).flatten().cpu()
+            values = torch.as_tensor(returned, dtype=torch.float32).detach().flatten().cpu()
         except ModuleNotFoundError as error:
             raise RunError(
                 f"{failed}: {one_line(error)}: install it, or import it at the top of the function's module, since the "

@@ -136,7 +136,7 @@ class Panel(Preference):
         return {f"panel/{name}": mean for name, mean in means.items()} | {"panel_worst": min(means.values())} | inner
 
     def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
-        """Let every member start."""
+        """Let every member start on them."""
         for member in self._members.values():
             member.expect(prompts, completions)
 

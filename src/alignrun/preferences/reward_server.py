@@ -6,7 +6,7 @@ SGLang's /classify and /v1/rerank (docs.sglang.io, native API).
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,7 @@ class RewardServer(Reward):
 
     def counts(self) -> dict[str, float]:
         """What was asked, and found in the cache, by all processes."""
-        counted = {name: float(value) for name, value in asdict(self.stats).items()}
-        total = distributed.all_reduce_sum(torch.tensor(list(counted.values()))).tolist()
-        return {f"{self._config.name}/{name}": value for name, value in zip(counted, total, strict=True)}
+        return self._asking.counts(self._config.name)
 
     def _rewards(self, rows: Sequence[tuple[str, str]]) -> Tensor:
         requests = {(identity(prompt), completion): self._request(prompt, completion) for prompt, completion in rows}

@@ -17,9 +17,9 @@ from alignrun.preferences.worker import Compute, Task, Texts, by_row
 from alignrun.preferences.workers import workers
 
 KEPT = 1 << 16
-"""Scores that are remembered, in about 10 MiB; those that were not asked for longest are forgotten first."""
+"""Scores that are remembered, in about 10 MiB; the least recently used ones are dropped first."""
 PAYS = 0.05
-"""Seconds of CPU time from which work is shared out."""
+"""The least CPU time, in seconds, that is shared out over processes."""
 
 Row = tuple[str, ...]
 

@@ -29,7 +29,7 @@ async def _result(returned: Awaitable[Any]) -> Any:
 def by_path(path: str, names: Sequence[str]) -> Callable[[Texts], list[float]]:
     """The function of a path, which is given texts of these names, for a process without torch.
 
-    It raises ValueError for values that are no scores.
+    It raises ValueError for values that are not scores.
     """
     function = import_function(path)
     arguments = Arguments(function, names)
@@ -38,7 +38,7 @@ def by_path(path: str, names: Sequence[str]) -> Callable[[Texts], list[float]]:
         returned = call(function, arguments, texts)
         values = [float(value) for value in (returned.tolist() if hasattr(returned, "tolist") else returned)]
         if len(values) != len(texts[0]) or not all(map(math.isfinite, values)):
-            raise ValueError("these are no scores")
+            raise ValueError("these are not scores")
         return values
 
     return compute

@@ -29,7 +29,7 @@ class State(Enum):
 
 
 def state_of(run: RunDirectory, steps: float) -> State:
-    """The state of a run that is to have so many steps."""
+    """The state of a run with this many planned steps."""
     held = is_held(run.path / ".lock")  # before the summary, which is written under the lock
     if held:
         return State.running

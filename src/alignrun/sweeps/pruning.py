@@ -44,7 +44,7 @@ class Watch:
     """Compares a run of a sweep with the others while it trains."""
 
     def __init__(self, config: SweepConfig, steps: int, run: Path, sweep_directory: Path) -> None:
-        """`steps` is 0 for a run of epochs, whose own configuration says how many steps they are."""
+        """`steps` is 0 where only the configuration of the run itself says how many they are."""
         self._config, self._steps = config, steps
         self._run, self._sweep_directory = run, sweep_directory
         self._size, self._judged = 0, 0

@@ -52,12 +52,12 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     """
     flags = [argument for argument in arguments if argument.startswith("-")]
     directory, overrides = split_directory([argument for argument in arguments if argument not in flags])
-    overrides = [opened(override) for override in overrides]
+    overrides = [opened(override, Config) for override in overrides]
     parsed = parse(overrides)
     if any(override.get_key_element() == "run.dir" for override in parsed):
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
     check_launcher(parsed)
-    configs = [compose.compose(combination) for combination in combinations(parsed)]
+    configs = [compose.compose(compose.with_recipe(combination)) for combination in combinations(parsed)]
     from alignrun.launch.checks import check  # needs torch; mistakes in the overrides are reported before
 
     for config in configs:
@@ -219,8 +219,7 @@ def run_job(composed: DictConfig) -> float | None:
         (directory / JOB).unlink(missing_ok=True)
         # Only these sections: a sweeper may have sampled other values that the run itself refuses.
         rule: Any = OmegaConf.to_object(composed.sweep)
-        steps = 0 if composed.train.get("epochs") else composed.train.steps
-        watch = Watch(rule, steps, directory, sweep_directory)
+        watch = Watch(rule, planned_steps(composed, overrides), directory, sweep_directory)
         with variables(**wandb_names(sweep_directory, directory, overrides)):
             exit_code, pruned = run_to_its_end([sys.executable, "-m", "alignrun", *command], watch)
         directory.mkdir(parents=True, exist_ok=True)  # a run that could not start has removed it
@@ -236,6 +235,11 @@ def run_job(composed: DictConfig) -> float | None:
         return None
     found = merit(read_summary(directory))
     return next(reversed(scores(directory).values()), None) if found is None else found
+
+
+def planned_steps(composed: DictConfig, overrides: Sequence[str]) -> int:
+    """The steps of a run, or 0 where only its own configuration says them: with epochs, or a recipe that it adds."""
+    return 0 if composed.train.get("epochs") or compose.recipe_of(overrides) else int(composed.train.steps)
 
 
 def wandb_names(sweep_directory: Path, directory: Path, overrides: Sequence[str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ def hold(config: TournamentConfig, arguments: Sequence[str], console: Console) -
 
     Args:
         config: the tournament.
-        arguments: the overrides that describe it, for the report.
+        arguments: of the command, for the report.
         console: receives progress messages.
 
     Raises:

@@ -56,7 +56,7 @@ def _matches(pattern: str) -> Sequence[Path]:
     try:
         return sorted(root.glob(str(path.relative_to(root))), key=lambda found: natural(str(found)))
     except (ValueError, NotImplementedError) as error:
-        raise InputError(f"runs: {pattern} is no pattern: {one_line(error, 100)}") from None
+        raise InputError(f"runs: {pattern} is not a pattern: {one_line(error, 100)}") from None
 
 
 def _problem(path: Path) -> str:

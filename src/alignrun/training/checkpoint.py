@@ -53,7 +53,7 @@ class Checkpoint:
 def examples_of(checkpoint: Checkpoint, batch_size: int) -> int:
     """The examples that the steps of a checkpoint have taken; one that does not record it took whole batches.
 
-    Raises InputError for a number that is none.
+    Raises InputError if the recorded value is not a number of examples.
     """
     found = checkpoint.state.get("examples", checkpoint.step * batch_size)
     if not is_step(found):

@@ -42,7 +42,7 @@ class FeedbackAlgorithm(OfflineAlgorithm):
 
     @classmethod
     def card(cls, config: Config) -> AdapterCard:
-        """What will be written beside the adapter, but for the fingerprint of its base."""
+        """What will be written next to the adapter, but for the fingerprint of its base."""
         return AdapterCard(
             kind=cls.kind,
             base="",

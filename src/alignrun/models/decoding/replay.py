@@ -115,11 +115,11 @@ class ReplayedSteps:
     @staticmethod
     def _beside(work: Callable[[Forward], Tensor], forward: Forward) -> Tensor:
         """Run on a side stream, as recording requires."""
-        current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
-        beside.wait_stream(current)
-        with torch.cuda.stream(beside):
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
             result = work(forward)
-        current.wait_stream(beside)
+        current.wait_stream(side)
         return result
 
 

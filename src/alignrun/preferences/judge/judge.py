@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -46,9 +46,7 @@ class JudgePreference(Preference):
 
     def counts(self) -> dict[str, float]:
         """What was asked, found in the cache, and answered without a verdict, since the start, by all processes."""
-        counted = asdict(self.stats)
-        total = distributed.all_reduce_sum(torch.tensor([float(value) for value in counted.values()])).tolist()
-        return {f"judge/{name}": value for name, value in zip(counted, total, strict=True)}
+        return self._asking.counts(self._config.name)
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] the average of both orders; equal completions tie without being judged. Processes share the questions."""

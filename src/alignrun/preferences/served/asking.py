@@ -1,14 +1,15 @@
-"""Many requests to one server: side by side, each once, and not at all where the answer is known."""
+"""Concurrent requests to one server, each sent once, and none whose answer is cached."""
 
 import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import httpx2
+import torch
 
 from alignrun import distributed
 from alignrun.config import ServedConfig
@@ -51,6 +52,12 @@ class Asking(Generic[Meaning]):
     def all(self, requests: Mapping[Question, dict[str, Any]]) -> dict[Question, Answered[Meaning]]:
         """The answer to every request. Raises RunError where one fails; what was answered before it is kept."""
         return asyncio.run(self._all(requests)) if requests else {}
+
+    def counts(self, name: str) -> dict[str, float]:
+        """The statistics of all processes since the start, as metrics of `name`."""
+        counted = asdict(self.stats)
+        total = distributed.all_reduce_sum(torch.tensor([float(value) for value in counted.values()])).tolist()
+        return {f"{name}/{key}": value for key, value in zip(counted, total, strict=True)}
 
     async def _all(self, requests: Mapping[Question, dict[str, Any]]) -> dict[Question, Answered[Meaning]]:
         slots = asyncio.Semaphore(max(1, self._concurrency // distributed.size()))

@@ -39,7 +39,7 @@ class AnswerCache:
             ) from error
 
     def _keep_a_log(self) -> None:
-        """With a log beside the file readers never wait, nor does a writer for the disk.
+        """With a write-ahead log, readers never wait, nor does a writer for the disk.
 
         Where several processes open a new file at once, SQLite refuses all but one of them without any patience.
         """
@@ -56,17 +56,17 @@ class AnswerCache:
 
     def get(self, question: str) -> str | None:
         """The answer, where there is one. Raises RunError where the file cannot be read."""
-        with self._told_in_one_line():
+        with self._in_one_line():
             row = self._connection.execute("SELECT answer FROM answers WHERE question = ?", (question,)).fetchone()
         return None if row is None else str(row[0])
 
     def put(self, question: str, answer: str) -> None:
         """Keep an answer, whatever happens next. Raises RunError where the file cannot be written."""
-        with self._told_in_one_line():
+        with self._in_one_line():
             self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (question, answer))
 
     @contextmanager
-    def _told_in_one_line(self) -> Iterator[None]:
+    def _in_one_line(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""Requests to a server that judges: retries, what a refusal means, and the key, which is shown nowhere."""
+"""Requests to a server that judges: retries, errors, and the API key, which is never printed."""
 
 import json
 from typing import Any
@@ -13,12 +13,12 @@ AGAIN = "then repeat the command, or `alignrun resume RUN`"
 
 
 class ServedClient:
-    """Sends requests, again where that may help; where it does not, says what to change."""
+    """Sends requests with retries; errors say what to change."""
 
     too_long = "raise preference.max_answer_mb"
-    """What else to do about an answer that is too long."""
+    """What to change where an answer is too long."""
     refused = "check preference.model and preference.extra"
-    """What to do about a refusal that says nothing better."""
+    """What to check after a refusal, by default."""
 
     def __init__(self, config: ServedConfig, url: str) -> None:
         """`url` is complete. Raises InputError where the environment holds a key that cannot be sent."""
@@ -33,7 +33,7 @@ class ServedClient:
         return http.connect(self._key, self._config.concurrency, headers, who, f", {AGAIN}")
 
     async def send(self, connection: httpx2.AsyncClient, request: dict[str, Any]) -> Any:
-        """The JSON that the server answers, None where it is none, after as many attempts as it takes.
+        """The JSON that the server answers, or None if it is not JSON; failed attempts are repeated.
 
         Raises:
             RunError: it refuses the request, or does not answer.

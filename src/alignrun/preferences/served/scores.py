@@ -16,7 +16,7 @@ def scores_in(body: Any, listed: str, names: tuple[str, ...]) -> list[float]:
         names: what the score is called in a result; the first one that is there counts.
 
     Raises:
-        ValueError: there is not exactly one result, or its scores are no finite numbers; says which, in words.
+        ValueError: there is not exactly one result, or a score is not a finite number; says which.
     """
     found = body.get(listed, body) if isinstance(body, dict) else body
     if isinstance(found, list):
@@ -30,7 +30,7 @@ def scores_in(body: Any, listed: str, names: tuple[str, ...]) -> list[float]:
     if values and isinstance(values[-1], list):
         values = values[-1]
     if not is_scores(values):
-        raise ValueError("a score that is no finite number")
+        raise ValueError("a score that is not a finite number")
     return [float(one) for one in values]
 
 
