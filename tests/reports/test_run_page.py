@@ -29,10 +29,22 @@ def test_a_finished_run_is_told_with_its_numbers(tmp_path: Path) -> None:
     assert any(label.startswith("Win rate against the reference by KL. step 0: 0.500 at 0 nats") for label in labels)
 
 
-def test_an_interval_around_one_half_says_so(tmp_path: Path) -> None:
+def test_no_lead_claims_more_than_its_interval(tmp_path: Path) -> None:
     summary = {"step": 2, "win_rate": 0.52, "win_rate_low": 0.4, "win_rate_high": 0.6}
     page = check(run_page(write_run(tmp_path / "run", summary=summary)))
-    assert "(90% interval 40.0% to 60.0%, which includes one half)." in page.text
+    lead = "What nash_md has trained cannot be told apart from its reference on held-out prompts (52.0%, 90% interval"
+    assert f"{lead} 40.0% to 60.0%)." in page.text
+    assert "is preferred" not in page.text
+    few = check(run_page(write_run(tmp_path / "few", summary=summary | {"prompts": 7})))
+    assert "in this sample (90% interval 40.0% to 60.0%; fewer than 8 prompts settle no difference)." in few.text
+    alone = {"step": 2, "win_rate": 1.0, "prompts": 1}
+    one = check(run_page(write_run(tmp_path / "one", summary=alone)))
+    assert (
+        "100.0% of the time on held-out prompts (no interval; fewer than 8 prompts settle no difference)." in one.text
+    )
+    chance = {"step": 2, "accuracy": 0.52, "accuracy_low": 0.4, "accuracy_high": 0.6}
+    pairs = check(run_page(write_run(tmp_path / "pairs", summary=chance)))
+    assert "has trained cannot be told apart from chance on held-out pairs (52.0%, 90%" in pairs.text
 
 
 def test_samples_are_those_of_the_last_evaluation_policy_first(tmp_path: Path) -> None:

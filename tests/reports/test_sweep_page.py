@@ -20,7 +20,10 @@ def test_settings_are_shown_in_the_order_given() -> None:
         "2.15 [2.05, 2.25]", "53.5 [52.5, 54.5]",
     ]  # fmt: skip
     assert rows[2] == ["3 algo.kl_tau=0.2", "1, 2; 1 failed", "0.571", "0.563", "0.700", "53.5"]
-    assert "Of 3 settings, algo.kl_tau=0.01 comes first, with a win rate of 58.8% at the matched KL." in page.text
+    assert (
+        "Of 3 settings, algo.kl_tau=0.01 comes first, with a win rate of 58.8% (57.3% to 60.3%) at the matched KL."
+        in page.text
+    )
     assert "Ranked by win rate at the matched KL." in page.text
     assert "0.680 nats" in page.text
 
@@ -34,7 +37,10 @@ def test_failed_runs_are_named_and_not_linked() -> None:
 
 def test_a_single_setting_is_not_said_to_win() -> None:
     page = check(sweep_page(dataclasses.replace(sweep(), settings=sweep().settings[:1], runs=sweep().runs[:2])))
-    assert "The only setting is algo.kl_tau=0.01, with a win rate of 58.8% at the matched KL." in page.text
+    assert (
+        "The only setting is algo.kl_tau=0.01, with a win rate of 58.8% (57.3% to 60.3%) at the matched KL."
+        in page.text
+    )
     assert "2 runs of 1 setting " in page.text
 
 

@@ -9,7 +9,7 @@ from reports.checks import Page, check
 from reports.examples import bound, crowd, exactly, near, player, rock_paper_scissors, tournament
 from rich.console import Console
 
-from alignrun.evaluation.results import Bound, Estimate, TournamentResult
+from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
 from alignrun.reports.headline import headline
 from alignrun.reports.tournament_page import tournament_page
 from alignrun.tournament.scoreboard import show
@@ -50,7 +50,7 @@ def test_the_headline_names_the_winner() -> None:
     assert list(headline(tournament())) == [
         "nash_md is the most preferred: it beats the others 63.0% (57.0% to 69.0%) of the time.",
         "It is preferred to every other policy, at 95% confidence.",
-        "The equilibrium of the win matrix mixes nash_md 91.0% and ipo 9.0%.",
+        "The equilibrium of the win matrix mixes nash_md 91.0% (83.0% to 99.0%) and ipo 9.0% (0.0% to 20.0%).",
         "The best of 16 responses to nash_md beats it 55.6% (53.6% to 57.6%) of the time: "
         "it is at least that exploitable.",
     ]
@@ -71,7 +71,7 @@ def test_few_prompts_claim_nothing() -> None:
     assert list(headline(few)) == [
         "nash_md wins most often in this sample: it beats the others 63.0% (57.0% to 69.0%) of the time.",
         "No policy is preferred to every other at 95% confidence: fewer than 8 prompts settle no difference.",
-        "The equilibrium of the win matrix mixes nash_md 91.0% and ipo 9.0%.",
+        "The equilibrium of the win matrix mixes nash_md 91.0% (83.0% to 99.0%) and ipo 9.0% (0.0% to 20.0%).",
         "The best of 16 responses to nash_md beats it 55.6% (53.6% to 57.6%) of the time, "
         "which does not show that it is exploitable.",
     ]
@@ -106,6 +106,33 @@ def test_a_winner_need_not_be_the_favourite() -> None:
         "ipo is the most preferred: it beats the others 90.0% (84.0% to 96.0%) of the time.",
         "nash_md is preferred to every other policy, at 95% confidence.",
     ]
+
+
+def test_no_lead_claims_more_than_its_intervals() -> None:
+    """Who is ahead within the noise is not called the most preferred."""
+    (half, *rest), *others = tournament().matrix
+    level = ((half, near(0.52), *rest[1:]), *others)
+    first, second, *last = tournament().players
+
+    def lead(*players: PlayerResult) -> str:
+        return next(iter(headline(tournament(players=players, matrix=level))))
+
+    ahead = "nash_md beats the others most often, 63.0% (57.0% to 69.0%) of the time, but the intervals do not show"
+    assert lead(first, second, *last).startswith(ahead), "within the interval of another, and not preferred to it"
+    low = [dataclasses.replace(one, average=near(0.4)) for one in (second, *last)]
+    assert lead(first, *low).startswith("nash_md is the most preferred")
+    unsure = dataclasses.replace(first, average=near(0.52))
+    assert lead(unsure, *[dataclasses.replace(one, average=near(0.5)) for one in low]).startswith("No policy can be")
+    pair = tournament(
+        players=(dataclasses.replace(unsure, average=Estimate(0.551, 0.395, 0.684)), last[-1]),
+        matrix=((half, near(0.551, 0.2)), (near(0.449, 0.2), half)),
+    )
+    assert next(iter(headline(pair))) == (
+        "nash_md cannot be told apart from reference: it is preferred 55.1% (39.5% to 68.4%) of the time."
+    )
+    assert next(iter(headline(rock_paper_scissors()))) == (
+        "rock, paper and scissors win equally often: each beats the others 50.0% of the time."
+    )
 
 
 def test_an_exact_result_has_no_intervals() -> None:

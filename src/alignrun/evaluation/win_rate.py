@@ -82,5 +82,7 @@ class WinRateEvaluator:
             per_prompt = np.mean(wins, axis=0).tolist()
             rate = mean_estimate(per_prompt, self._config.confidence, self._seed, SHARE)
             metrics = metrics_of("win_rate", rate) | metrics | self._preference.counts() | self._preference.drain()
-            lines.insert(0, ("win rate against the reference", in_words(rate, self._config.confidence)))
+            lines.insert(
+                0, ("win rate against the reference", in_words(rate, self._config.confidence, "the reference"))
+            )
         return Evaluation(metrics=metrics, lines=lines, samples=samples)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from alignrun.evaluation.results import Estimate
-from alignrun.evaluation.settled import caution, verdict
+from alignrun.evaluation.settled import caution, undecided, verdict
 from alignrun.evaluation.truncation import left_out
 from alignrun.reports import curves, figures
 from alignrun.reports.page import render
@@ -88,20 +88,25 @@ def _headline(record: RunRecord, final: Mapping[str, Estimate]) -> str:
     """The one result that the run is about, as a sentence."""
     algorithm = record.setting("algo.name") or "the run"
     if "win_rate" in final:
-        found = final["win_rate"]
+        found, other = final["win_rate"], "its reference"
         where = "" if record.setting("preference.name") == "matrix" else " on held-out prompts"
         said = f"is preferred to its reference {percent(found.value)} of the time{where}"
     elif "accuracy" in final:
-        found = final["accuracy"]
+        found, other, where = final["accuracy"], "chance", " on held-out pairs"
         said = f"sides with people on {percent(found.value)} of held-out pairs"
     else:
         return ""
-    sentence = f"What {algorithm} {'has trained' if record.summary else 'has trained so far'} {said}"
+    what = f"What {algorithm} {'has trained' if record.summary else 'has trained so far'}"
     if not found.high - found.low > EXACT:
-        return f"{sentence}."
+        asked = final.get("prompts")
+        unsettled = caution(int(asked.value)) if asked and math.isfinite(asked.value) else ""
+        return f"{what} {said}{f' (no interval; {unsettled})' if unsettled else ''}."
     interval = f"{_confidence(record)} interval {percent(found.low)} to {percent(found.high)}"
-    unsettled = f"; {caution(found.prompts)}" if caution(found.prompts) else ", which includes one half"
-    return f"{sentence} ({interval}{'' if verdict(found) else unsettled})."
+    if verdict(found):
+        return f"{what} {said} ({interval})."
+    if unsettled := caution(found.prompts):
+        return f"{what} {said} in this sample ({interval}; {unsettled})."
+    return f"{what} {undecided(found, other)}{where} ({percent(found.value)}, {interval})."
 
 
 def _notes(record: RunRecord) -> list[str]:

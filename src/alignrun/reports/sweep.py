@@ -7,10 +7,12 @@ from markupsafe import Markup
 
 from alignrun.evaluation.ranking import ONE_EVALUATION
 from alignrun.evaluation.results import Estimate, RunResult, SettingResult, SweepResult
+from alignrun.evaluation.settled import undecided
 from alignrun.reports import figures
+from alignrun.reports.headline import share_in_words
 from alignrun.reports.page import render
 from alignrun.reports.quantities import in_order, quantity
-from alignrun.reports.text import Shown, number, percent, rate, shown
+from alignrun.reports.text import EXACT, Shown, number, percent, rate, shown
 from alignrun.security.text import counted
 
 
@@ -52,11 +54,19 @@ def _headline(result: SweepResult) -> str:
         return f"None of the {counted(len(result.runs), 'run')} has finished."
     best = result.settings[0]
     rates = (("at the matched KL", best.matched), ("at the end", best.metrics.get("win_rate")))
-    found = [f", with a win rate of {percent(value.value)} {when}" for when, value in rates if value is not None]
+    found = [f", with a win rate of {_with_interval(value)} {when}" for when, value in rates if value is not None]
     name, count = best.setting or "the default", len(result.settings)
     place = f"Of {count} settings, {name} comes first" if count > 1 else f"The only setting is {name}"
     unsettled = " The intervals over seeds do not show that it is the best." if count > 1 and not result.settled else ""
     return f"{place}{''.join(found[:1])}.{unsettled}"
+
+
+def _with_interval(rate: Estimate) -> str:
+    """A win rate and what its interval over seeds leaves open."""
+    if not rate.high - rate.low > EXACT:
+        return f"{percent(rate.value)} (no interval)"
+    unsettled = undecided(rate, "the reference")
+    return f"{share_in_words(rate)[:-1]}{unsettled and ', which '}{unsettled})"
 
 
 def _matched(setting: SettingResult) -> Shown:
