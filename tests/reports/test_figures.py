@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from alignrun.evaluation.results import Estimate
 from alignrun.reports import figures
-from alignrun.reports.curves import Curve, Line
+from alignrun.reports.curves import Curve, Line, all_curves, running_mean
 from alignrun.reports.figures import Mark, Trail
 from alignrun.reports.quantities import quantity
+from alignrun.reports.record import Row
 
 MARKS = [
     Mark("1 $x_1$ < y", Estimate(2.0, 1.5, 2.75), Estimate(0.6, 0.52, 0.7)),
@@ -97,3 +98,25 @@ def test_colours_are_the_page_s() -> None:
     assert "var(--series-0)" in svg
     assert "var(--muted)" in svg
     assert "<style" not in svg
+
+
+def test_a_win_rate_has_its_half_and_a_running_mean(drawn: list[Figure]) -> None:
+    rng = np.random.default_rng(0)
+    raw = 0.5 + rng.normal(size=200) / 10
+    rows = [Row(step, {"win_rate": value, "learning_rate": value}) for step, value in enumerate(raw.tolist(), start=1)]
+    curves = {curve.name: curve for curve in all_curves(rows)}
+    for curve in curves.values():
+        figures.curve(curve, "key")
+    (axes,), (rates,) = (figure.axes for figure in drawn)
+    whole = np.convolve(raw, np.full(11, 1 / 11), "valid")
+    np.testing.assert_allclose(axes.lines[1].get_ydata()[5:-5], whole)
+    np.testing.assert_allclose(axes.lines[1].get_ydata()[[0, 1, -1]], [raw[0], raw[:3].mean(), raw[-1]])
+    assert axes.lines[2].get_ydata()[0] == 0.5
+    assert len(rates.lines) == 1, "a schedule does not scatter, and has no half"
+
+
+def test_a_running_mean_keeps_a_straight_line_and_skips_what_is_missing() -> None:
+    straight = Line("training", tuple((float(step), 2.0 * step) for step in range(100)))
+    np.testing.assert_allclose(running_mean(straight).points, straight.points)
+    holed = Line("training", tuple((float(step), float("nan") if step % 3 else 1.0) for step in range(100)))
+    assert {value for _, value in running_mean(holed).points[2:-2]} == {1.0}

@@ -162,7 +162,14 @@ def test_a_long_line_becomes_means_of_neighbours(tmp_path: Path) -> None:
     assert panel.training.points[0] == (2.0, 2 / 3)
     assert thin(Line("x", ((0.0, math.nan), (1.0, 3.0), (2.0, math.nan))), 2).points[0] == (0.5, 3.0)
     run = write_run(tmp_path / "run", [{"step": row.step} | row.values for row in rows])
-    assert "Each point of training is the mean of 3." in check(run_page(run)).text
+    text = check(run_page(run)).text
+    assert "Each point of training is the mean of 3. Bold: the running mean of 61 values of training." in text
+
+
+def test_the_line_of_no_difference_is_explained(tmp_path: Path) -> None:
+    text = check(run_page(whole_run(tmp_path / "run"))).text
+    assert text.count("Horizontal line: ½, no difference.") == 1
+    assert "running mean" not in text, "so few steps are all shown"
 
 
 def test_samples_without_words_are_no_trouble(tmp_path: Path) -> None:

@@ -75,6 +75,10 @@ def _plot(measured: curves.Curve, index: int) -> Plot:
     notes = [measured.quantity.note] if measured.training and measured.evaluations else []
     if measured.training and measured.training.mean_of > 1:
         notes.append(f"Each point of training is the mean of {measured.training.mean_of}.")
+    if measured.running:
+        notes.append(f"Bold: the running mean of {measured.running.mean_of} values of training.")
+    if measured.quantity.even is not None:
+        notes.append(f"Horizontal line: {measured.quantity.even:.1g}, no difference.".replace("0.5", "½"))
     return Plot(measured.quantity.title, figures.curve(measured, f"curve{index}"), " ".join(notes))
 
 
