@@ -7,6 +7,7 @@ import math
 import pytest
 from reports.checks import Page, check
 from reports.examples import bound, crowd, exactly, near, player, rock_paper_scissors, tournament
+from rich.cells import cell_len
 from rich.console import Console
 
 from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
@@ -217,3 +218,33 @@ def test_only_a_bound_is_called_one(proposals: int) -> None:
     )
     rows = {row[0] for row in page_of(tournament(players=players)).rows("properties")}
     assert ("exploitability" in rows, "exploitability, at least" in rows) == (proposals == 0, proposals > 0)
+
+
+@pytest.mark.parametrize("result", [tournament(), crowd(), rock_paper_scissors()], ids=["four", "crowd", "exact"])
+def test_tables_of_the_terminal_fit_eighty_columns_and_lose_nothing(result: TournamentResult) -> None:
+    shown = io.StringIO()
+    show(result, Console(file=shown, width=80))
+    tables = [line for line in shown.getvalue().splitlines() if line[:1] in "┏┃┡│├└"]
+    assert max(map(cell_len, tables)) <= 80
+    assert "…" not in "".join(tables)
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in tables if line[0] == "│"]
+    cells = [cell.rstrip("*") for row in rows for cell in row]
+    for row, entries in enumerate(result.matrix):
+        for column, entry in enumerate(entries):
+            assert row == column or f"{entry.value:.3f}" in cells
+    for key, each in enumerate(result.players, start=1):
+        found = each.win_rate
+        assert (
+            found is None
+            or found.low == found.high
+            or (f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})" in cells)
+        )
+        assert each.name in cells or f"{key}  {each.name}" in shown.getvalue().splitlines()
+
+
+def test_a_wide_terminal_has_each_table_in_one_piece() -> None:
+    shown = io.StringIO()
+    show(tournament(), Console(file=shown, width=220))
+    assert shown.getvalue().count("┏") == 2
+    header = next(line for line in shown.getvalue().splitlines() if "nash_md" in line)
+    assert [cell.strip() for cell in header.strip("┃").split("┃")] == ["", "nash_md", "ipo", "dpo", "reference"]
