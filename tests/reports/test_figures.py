@@ -63,6 +63,16 @@ def test_a_curve_has_training_as_a_line_and_evaluations_with_whiskers(drawn: lis
     np.testing.assert_allclose(whiskers(axes), [[[2, 0.4], [2, 0.52]]])
 
 
+@pytest.mark.parametrize(("values", "scale"), [((0.5, 0.01), "log"), ((0.5, 0.4), "linear"), ((0.5, 0.0), "linear")])
+def test_the_distance_to_an_equilibrium(values: tuple[float, float], scale: str, drawn: list[Figure]) -> None:
+    points = tuple((10 * place, Estimate(value, value, value)) for place, value in enumerate(values))
+    figures.distance(Curve("kl_equilibrium", quantity("kl_equilibrium"), None, points), "key")
+    (axes,) = drawn[0].axes
+    assert axes.get_yscale() == scale
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [(0, values[0]), (10, values[1])])
+    assert scale == "log" or axes.get_ylim()[0] == 0, "a distance is read from 0"
+
+
 def test_a_legend_names_every_policy(drawn: list[Figure]) -> None:
     names = [f"{key} name" for key in range(1, 25)]
     figures.frontier([Mark(name, MARKS[0].kl, MARKS[0].win_rate) for name in names], "key")

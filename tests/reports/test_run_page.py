@@ -82,12 +82,36 @@ def test_a_game_shows_its_policy_and_no_interval(tmp_path: Path) -> None:
     )
     run.config_file.write_text("algo: {name: nash_md}\npreference: {name: matrix}\n")
     page = check(run_page(run))
-    assert "is preferred to its reference 50.0% of the time." in page.text
+    assert "What nash_md has trained can be exploited by 0.070, which is 0 at an equilibrium; at the start" in page.text
+    assert "it was 0.080. It is preferred to its reference 50.0% of the time." in page.text
     assert "interval" not in page.text
     assert "probability of a 0.500" in page.text
     assert "probability of each action" in page.text
     assert "exploitability by step: 0.080 at step 0, 0.070 at step 10" in page.attributes("aria-label")
     assert "Samples" not in page.text
+
+
+def test_a_game_leads_with_its_distance_to_the_equilibrium(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "eval/win_rate": 0.5, "eval/kl_equilibrium": 0.5 * 0.8**step, "eval/duality_gap": 0.3,
+         "eval/exploitability": 0.1}
+        for step in range(0, 21, 5)
+    ]  # fmt: skip
+    final = {name.removeprefix("eval/"): value for name, value in rows[-1].items()}
+    page = check(run_page(write_run(tmp_path / "run", rows, summary=final)))
+    lead = "What nash_md has trained is 0.00576 nats from the equilibrium of its game, KL(equilibrium ‖ policy)"
+    assert f"{lead}; at the start it was 0.500." in page.text
+    assert page.text.index("Distance to the equilibrium") < page.text.index("Final figures")
+    drawn = "KL(equilibrium ‖ policy), nats by step: 0.500 at step 0, 0.00576 at step 20"
+    assert page.attributes("aria-label").count(drawn) == 1, "drawn once"
+    assert [row[0] for row in page.rows("final")][:3] == [
+        "KL(equilibrium ‖ policy), nats", "duality gap", "exploitability",
+    ]  # fmt: skip
+    against = check(run_page(write_run(tmp_path / "against", rows, summary=final | {"opponent/gain": 0.1})))
+    assert "from the equilibrium" not in against.text, "a best response has another goal"
+    rows[-1]["eval/kl_equilibrium"] = None
+    young = check(run_page(write_run(tmp_path / "young", rows)))
+    assert "leaves a duality gap of 0.300" in young.text, "what is not finite leads nothing"
 
 
 def test_a_feedback_model_shows_its_diagram_as_an_image(tmp_path: Path) -> None:

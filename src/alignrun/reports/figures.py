@@ -68,6 +68,25 @@ def curve(measured: Curve, key: str) -> Markup:
     return inline(draw, SMALL, key, measured.in_words())
 
 
+def distance(measured: Curve, key: str) -> Markup:
+    """How far a policy is from the equilibrium of its game by step; logarithmic where it shrinks tenfold or more."""
+    points = [(float(step), estimate.value) for step, estimate in measured.evaluations]
+    values = [value for _, value in points]
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        axes.plot(*_columns(points), markevery=max(1, len(points) // FEW), **_style(0))
+        if min(values) > 0 and max(values) >= 10 * min(values):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=min(0.0, *values))
+        axes.locator_params(axis="x", nbins=6, integer=True)
+        axes.set_xlabel("step")
+        axes.set_ylabel(measured.quantity.title)
+
+    return inline(draw, LARGE, key, measured.in_words())
+
+
 def path(marks: Sequence[Mark], key: str) -> Markup:
     """Where the evaluations of one run stand, in the order of their steps."""
 

@@ -68,6 +68,12 @@ QUANTITIES = {
     "intransitive": Quantity("intransitive triples", rate),
     "intransitive_high": Quantity("intransitive triples, upper end", rate),
 }
+DISTANCES = {
+    "kl_equilibrium": "is {} nats from the equilibrium of its game, KL(equilibrium ‖ policy)",
+    "duality_gap": "leaves a duality gap of {}, which is 0 at the equilibrium",
+    "exploitability": "can be exploited by {}, which is 0 at an equilibrium",
+}
+"""What says how far a policy is from the equilibrium of a game, the best first, and how a sentence says it."""
 OVER_PROMPTS = dict.fromkeys(("accuracy", "length_accuracy", "over_length"), "decided_prompts")
 """The metric that says over how many prompts another's interval is, where that is not `prompts`."""
 ORDER = {name: place for place, name in enumerate(QUANTITIES)}
