@@ -2,13 +2,13 @@
 
 import dataclasses
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from reports.browser import CHROMIUM, dump
 from reports.checks import Page, check
 from reports.examples import (
     COMPARISONS,
@@ -143,23 +143,6 @@ assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     tests = str(Path(__file__).parents[1])
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {tests!r}){code}"], check=True)
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def dump(file: Path, profile: Path) -> str:
-    """The document after a browser has loaded it and run whatever it may run."""
-    assert CHROMIUM
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-        "--virtual-time-budget=2000", "--dump-dom", file.as_uri(),
-    ]  # fmt: skip
-    try:
-        return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout.decode()
-    except (subprocess.SubprocessError, OSError) as error:
-        pytest.skip(f"the browser does not start here: {error}")
 
 
 @pytest.mark.slow
