@@ -101,18 +101,17 @@ def _actions(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
 
 
 def running_mean(line: Line) -> Line:
-    """Means of a window around each point, as wide as `SHARE_OF_RUN` has it, and narrower at both ends.
+    """Means of a window around each point, as wide as `SHARE_OF_RUN` has it: m_t = mean of the finite x_s, |s − t| ≤ h.
 
-    m_t = mean of the finite x_s, |s − t| ≤ min(h, distance of t to the nearer end): windows stay centred, so that the
-    mean of a straight line is the line.
+    Only where the window is whole, so that it stays centred: the mean of a straight line is the line, and neither end
+    follows single values.
     """
     values = [value for _, value in line.points]
     half = max(2, round(len(values) / SHARE_OF_RUN / 2))
     means = []
-    for place, (step, _) in enumerate(line.points):
-        reach = min(half, place, len(values) - 1 - place)
-        finite = [value for value in values[place - reach : place + reach + 1] if math.isfinite(value)]
-        means.append((step, sum(finite) / len(finite) if finite else math.nan))
+    for place in range(half, len(values) - half):
+        finite = [value for value in values[place - half : place + half + 1] if math.isfinite(value)]
+        means.append((line.points[place][0], sum(finite) / len(finite) if finite else math.nan))
     return Line("running mean", tuple(means), 2 * half + 1)
 
 

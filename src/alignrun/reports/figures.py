@@ -78,6 +78,7 @@ def distance(measured: Curve, key: str) -> Markup:
         axes.plot(*_columns(points), markevery=max(1, len(points) // FEW), **_style(0))
         if min(values) > 0 and max(values) >= 10 * min(values):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         else:
             axes.set_ylim(bottom=min(0.0, *values))
         axes.locator_params(axis="x", nbins=6, integer=True)
