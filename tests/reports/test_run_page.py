@@ -199,3 +199,16 @@ def test_the_line_of_no_difference_is_explained(tmp_path: Path) -> None:
 def test_samples_without_words_are_no_trouble(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [training(1), training(2)], [sample(1, ""), {"step": 1}])
     assert check(run_page(run)).text.count("P(policy ≻ reference)") == 1
+
+
+def test_a_sample_that_was_cut_off_is_marked(tmp_path: Path) -> None:
+    rows = [
+        sample(1, "one", first_ended=False, second_ended=True),
+        sample(1, "two", first_ended=True, second_ended=False),
+        sample(1, "three", first_ended="no"),
+        sample(1, "older"),
+    ]
+    page = check(run_page(write_run(tmp_path / "run", samples=rows)))
+    assert page.text.count("cut off") == 2
+    assert "policy cut off one reference It is a hall." in page.text
+    assert "policy two reference cut off It is a hall." in page.text

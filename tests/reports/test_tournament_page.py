@@ -4,13 +4,17 @@ import dataclasses
 import io
 import math
 
+import numpy as np
 import pytest
 from reports.checks import Page, check
-from reports.examples import bound, crowd, exactly, near, player, rock_paper_scissors, tournament
+from reports.examples import answers, bound, crowd, exactly, judged, near, player, rock_paper_scissors, tournament
 from rich.cells import cell_len
 from rich.console import Console
 
+from alignrun.evaluation.completions import Drawn
 from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
+from alignrun.evaluation.tournament_results import answers as answers_of
+from alignrun.reports.browsing import MARKUP, browsable, left_out
 from alignrun.reports.headline import headline
 from alignrun.reports.tournament_page import tournament_page
 from alignrun.tournament.scoreboard import show
@@ -248,3 +252,46 @@ def test_a_wide_terminal_has_each_table_in_one_piece() -> None:
     assert shown.getvalue().count("┏") == 2
     header = next(line for line in shown.getvalue().splitlines() if "nash_md" in line)
     assert [cell.strip() for cell in header.strip("┃").split("┃")] == ["", "nash_md", "ipo", "dpo", "reference"]
+
+
+def test_every_completion_is_on_the_page_without_a_script() -> None:
+    page = check(tournament_page(tournament(), answers()))
+    sides = [attributes for tag, attributes in page.tags if "data-player" in attributes]
+    assert len(sides) == 3 * 4 * 2
+    for each in answers():
+        assert each.prompt in page.text
+        for one in each.completions:
+            assert one.text in page.text
+    assert page.text.count("cut off") == 3 * 4, "the second of each"
+    assert sides[2] == {
+        "class": "side", "data-player": "1", "data-length": str(len(answers()[0].completions[2].text)),
+        "data-p": f"{judged(0, 1, 0, 0):.4f},,{judged(0, 1, 2, 0):.4f},{judged(0, 1, 3, 0):.4f}",
+    }  # fmt: skip
+    rates = " ".join(f"≻ {j + 1}: {judged(0, 1, j, 0):.3f}" for j in (0, 2, 3))
+    assert f"P {rates}" in page.text
+    assert "Side by side" not in page.text
+
+
+def test_a_page_that_would_be_too_large_says_what_is_left_out() -> None:
+    many = answers(50)
+    size = sum(len(one.text) + MARKUP for one in many[0].completions) + len(many[0].prompt)
+    assert len(browsable(many, 10 * size)) in (9, 10)
+    assert browsable(many[:3]) == many[:3]
+    assert len(browsable(many, 1)) == 1, "one prompt at least"
+    assert left_out(many[:9], many) == "The first 9 of 50 prompts; completions.jsonl holds all."
+    assert left_out(many, many) == ""
+
+
+def test_completions_are_shown_with_what_was_said_of_them() -> None:
+    """Each against those of the same number: player i's k-th over player j's, read off the table by hand."""
+    rng = np.random.default_rng(0)
+    table = rng.random((2, 3, 2, 3, 2))
+    drawn = [
+        Drawn([[f"{i}{x}{k}" for k in range(2)] for x in range(2)], [], [], [[k == i for k in range(2)] for _ in "xy"])
+        for i in range(3)
+    ]
+    shown = list(answers_of(["first", "second"], drawn, table))
+    assert [one.prompt for one in shown] == ["first", "second"]
+    assert [one.text for one in shown[1].completions] == ["010", "011", "110", "111", "210", "211"]
+    assert [one.ended for one in shown[0].completions] == [True, False, False, True, False, False]
+    assert shown[1].completions[3].preferences == (table[1, 1, 1, 0, 1], None, table[1, 1, 1, 2, 1])

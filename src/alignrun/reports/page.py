@@ -12,8 +12,8 @@ from markupsafe import Markup
 from alignrun.reports.text import ABSENT, clip, number, rate
 from alignrun.security.text import counted, visible
 
-PROMPT_LIMIT, COMPLETION_LIMIT = 1000, 3000
-"""Characters of a sample to show."""
+PROMPT_LIMIT, COMPLETION_LIMIT = 2000, 10_000
+"""Characters of a prompt and of a completion to show."""
 
 
 @cache
