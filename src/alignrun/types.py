@@ -196,6 +196,10 @@ class Sample:
     second: str
     preference: float | None
     """P(first ≻ second | prompt); None where nothing judges."""
+    first_ended: bool | None = None
+    """Whether the first ended by itself rather than at the length limit; None where that is not known."""
+    second_ended: bool | None = None
+    """The same of the second."""
 
 
 @dataclass(frozen=True, slots=True)

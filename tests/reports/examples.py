@@ -1,14 +1,16 @@
 """Results as tournaments, sweeps and runs leave them, for tests and for looking at."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignrun.evaluation.results import (
+    Answers,
     Bound,
     Comparison,
+    Completion,
     Estimate,
     PlayerResult,
     Point,
@@ -122,6 +124,27 @@ def tournament(**changes: Any) -> TournamentResult:
         versions={"python": "3.11.7", "torch": "2.13.0", "bitsandbytes": None},
     )
     return replace(found, **changes)
+
+
+def answers(
+    count: int = 3, text: Callable[[int, int, int], str] | None = None, players: int = 4
+) -> tuple[Answers, ...]:
+    """Two completions of each of the players of `tournament` for every prompt; the last of each is cut off."""
+    write = text or (lambda x, i, k: f"Answer {k} of player {i} to prompt {x}." + " More." * ((3 * x + i) % 4))
+    places = range(players)
+
+    def completion(x: int, i: int, k: int) -> Completion:
+        preferences = (None if i == j else judged(x, i, j, k) for j in places)
+        return Completion(i, write(x, i, k), k == 0, tuple(preferences))
+
+    return tuple(
+        Answers(f"Prompt {x}?", tuple(completion(x, i, k) for i in places for k in range(2))) for x in range(count)
+    )
+
+
+def judged(x: int, i: int, j: int, k: int) -> float:
+    """P(player i ≻ player j) of their completions k for prompt x."""
+    return 0.5 + (j - i) * (0.1 + 0.01 * ((7 * x + 3 * k) % 5))
 
 
 def rock_paper_scissors() -> TournamentResult:

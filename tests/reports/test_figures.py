@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from alignrun.evaluation.results import Estimate
 from alignrun.reports import figures
-from alignrun.reports.curves import Curve, Line
+from alignrun.reports.curves import Curve, Line, all_curves, running_mean
 from alignrun.reports.figures import Mark, Trail
 from alignrun.reports.quantities import quantity
+from alignrun.reports.record import Row
 
 MARKS = [
     Mark("1 $x_1$ < y", Estimate(2.0, 1.5, 2.75), Estimate(0.6, 0.52, 0.7)),
@@ -62,6 +63,18 @@ def test_a_curve_has_training_as_a_line_and_evaluations_with_whiskers(drawn: lis
     np.testing.assert_allclose(whiskers(axes), [[[2, 0.4], [2, 0.52]]])
 
 
+@pytest.mark.parametrize(("values", "scale"), [((0.5, 0.01), "log"), ((0.5, 0.4), "linear"), ((0.5, 0.0), "linear")])
+def test_the_distance_to_an_equilibrium(values: tuple[float, float], scale: str, drawn: list[Figure]) -> None:
+    points = tuple((10 * place, Estimate(value, value, value)) for place, value in enumerate(values))
+    figures.distance(Curve("kl_equilibrium", quantity("kl_equilibrium"), None, points), "key")
+    (axes,) = drawn[0].axes
+    assert axes.get_yscale() == scale
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [(0, values[0]), (10, values[1])])
+    drawn[0].draw_without_rendering()
+    assert not any("$" in label.get_text() for label in axes.get_yticklabels()), "text is not mathematics here"
+    assert scale == "log" or axes.get_ylim()[0] == 0, "a distance is read from 0"
+
+
 def test_a_legend_names_every_policy(drawn: list[Figure]) -> None:
     names = [f"{key} name" for key in range(1, 25)]
     figures.frontier([Mark(name, MARKS[0].kl, MARKS[0].win_rate) for name in names], "key")
@@ -97,3 +110,25 @@ def test_colours_are_the_page_s() -> None:
     assert "var(--series-0)" in svg
     assert "var(--muted)" in svg
     assert "<style" not in svg
+
+
+def test_a_win_rate_has_its_half_and_a_running_mean(drawn: list[Figure]) -> None:
+    rng = np.random.default_rng(0)
+    raw = 0.5 + rng.normal(size=200) / 10
+    rows = [Row(step, {"win_rate": value, "learning_rate": value}) for step, value in enumerate(raw.tolist(), start=1)]
+    curves = {curve.name: curve for curve in all_curves(rows)}
+    for curve in curves.values():
+        figures.curve(curve, "key")
+    (axes,), (rates,) = (figure.axes for figure in drawn)
+    whole = np.convolve(raw, np.full(11, 1 / 11), "valid")
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), whole)
+    np.testing.assert_allclose(axes.lines[1].get_xdata(), range(6, 196))
+    assert axes.lines[2].get_ydata()[0] == 0.5
+    assert len(rates.lines) == 1, "a schedule does not scatter, and has no half"
+
+
+def test_a_running_mean_keeps_a_straight_line_and_skips_what_is_missing() -> None:
+    straight = Line("training", tuple((float(step), 2.0 * step) for step in range(100)))
+    np.testing.assert_allclose(running_mean(straight).points, straight.points[2:-2])
+    holed = Line("training", tuple((float(step), float("nan") if step % 3 else 1.0) for step in range(100)))
+    assert {value for _, value in running_mean(holed).points} == {1.0}

@@ -2,17 +2,18 @@
 
 import dataclasses
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from reports.browser import CHROMIUM, dump
 from reports.checks import Page, check
 from reports.examples import (
     COMPARISONS,
     HOSTILE,
+    answers,
     crowd,
     player,
     rock_paper_scissors,
@@ -24,6 +25,7 @@ from reports.examples import (
     write_run,
 )
 
+from alignrun.evaluation.results import Answers
 from alignrun.reports.run import run_page
 from alignrun.reports.sweep import sweep_page
 from alignrun.reports.tournament_page import tournament_page
@@ -32,6 +34,7 @@ from alignrun.security.text import visible
 PAGES: dict[str, Callable[[Path], str]] = {
     "run": lambda folder: run_page(whole_run(folder / "run")),
     "tournament": lambda _: tournament_page(tournament()),
+    "browsed": lambda _: tournament_page(tournament(), answers()),
     "exact": lambda _: tournament_page(rock_paper_scissors()),
     "crowd": lambda _: tournament_page(crowd()),
     "sweep": lambda _: sweep_page(sweep()),
@@ -57,7 +60,7 @@ def hostile_run(folder: Path) -> str:
     return run_page(run)
 
 
-def hostile_tournament() -> str:
+def hostile_tournament(browsed: Sequence[Answers] = ()) -> str:
     players = (
         player(f"a{NAME}{HOSTILE}", 0.6, source=HOSTILE, training_preference=HOSTILE),
         player(f"b{HOSTILE}", None),
@@ -77,7 +80,8 @@ def hostile_tournament() -> str:
             command=HOSTILE,
             config=HOSTILE,
             versions={HOSTILE: HOSTILE},
-        )
+        ),
+        browsed,
     )
 
 
@@ -96,6 +100,7 @@ def hostile_sweep() -> str:
 HOSTILE_PAGES: dict[str, Callable[[Path], str]] = {
     "run": hostile_run,
     "tournament": lambda _: hostile_tournament(),
+    "browsed": lambda _: hostile_tournament(answers(2, lambda *_: HOSTILE, players=2)),
     "sweep": lambda _: hostile_sweep(),
 }
 
@@ -125,10 +130,10 @@ def test_links_of_a_sweep_stay_below_it() -> None:
 
 
 def test_text_without_end_is_cut_and_says_so(tmp_path: Path) -> None:
-    page = check(run_page(write_run(tmp_path / "run", samples=[sample(1, "W" * 100_000, prompt="é\n" * 900)])))
-    assert page.html.count("W") < 3100
-    assert "The first 3,000 of 100,000 characters." in page.text
-    assert "The first 1,000 of 1,800 characters." in page.text
+    page = check(run_page(write_run(tmp_path / "run", samples=[sample(1, "W" * 100_000, prompt="é\n" * 1100)])))
+    assert page.html.count("W") < 10_100
+    assert "The first 10,000 of 100,000 characters." in page.text
+    assert "The first 2,000 of 2,200 characters." in page.text
 
 
 def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(tmp_path: Path) -> None:
@@ -143,23 +148,6 @@ assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     tests = str(Path(__file__).parents[1])
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {tests!r}){code}"], check=True)
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def dump(file: Path, profile: Path) -> str:
-    """The document after a browser has loaded it and run whatever it may run."""
-    assert CHROMIUM
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-        "--virtual-time-budget=2000", "--dump-dom", file.as_uri(),
-    ]  # fmt: skip
-    try:
-        return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout.decode()
-    except (subprocess.SubprocessError, OSError) as error:
-        pytest.skip(f"the browser does not start here: {error}")
 
 
 @pytest.mark.slow

@@ -29,10 +29,22 @@ def test_a_finished_run_is_told_with_its_numbers(tmp_path: Path) -> None:
     assert any(label.startswith("Win rate against the reference by KL. step 0: 0.500 at 0 nats") for label in labels)
 
 
-def test_an_interval_around_one_half_says_so(tmp_path: Path) -> None:
+def test_no_lead_claims_more_than_its_interval(tmp_path: Path) -> None:
     summary = {"step": 2, "win_rate": 0.52, "win_rate_low": 0.4, "win_rate_high": 0.6}
     page = check(run_page(write_run(tmp_path / "run", summary=summary)))
-    assert "(90% interval 40.0% to 60.0%, which includes one half)." in page.text
+    lead = "What nash_md has trained cannot be told apart from its reference on held-out prompts (52.0%, 90% interval"
+    assert f"{lead} 40.0% to 60.0%)." in page.text
+    assert "is preferred" not in page.text
+    few = check(run_page(write_run(tmp_path / "few", summary=summary | {"prompts": 7})))
+    assert "in this sample (90% interval 40.0% to 60.0%; fewer than 8 prompts settle no difference)." in few.text
+    alone = {"step": 2, "win_rate": 1.0, "prompts": 1}
+    one = check(run_page(write_run(tmp_path / "one", summary=alone)))
+    assert (
+        "100.0% of the time on held-out prompts (no interval; fewer than 8 prompts settle no difference)." in one.text
+    )
+    chance = {"step": 2, "accuracy": 0.52, "accuracy_low": 0.4, "accuracy_high": 0.6}
+    pairs = check(run_page(write_run(tmp_path / "pairs", summary=chance)))
+    assert "has trained cannot be told apart from chance on held-out pairs (52.0%, 90%" in pairs.text
 
 
 def test_samples_are_those_of_the_last_evaluation_policy_first(tmp_path: Path) -> None:
@@ -70,12 +82,36 @@ def test_a_game_shows_its_policy_and_no_interval(tmp_path: Path) -> None:
     )
     run.config_file.write_text("algo: {name: nash_md}\npreference: {name: matrix}\n")
     page = check(run_page(run))
-    assert "is preferred to its reference 50.0% of the time." in page.text
+    assert "What nash_md has trained can be exploited by 0.070, which is 0 at an equilibrium; at the start" in page.text
+    assert "it was 0.080. It is preferred to its reference 50.0% of the time." in page.text
     assert "interval" not in page.text
     assert "probability of a 0.500" in page.text
     assert "probability of each action" in page.text
     assert "exploitability by step: 0.080 at step 0, 0.070 at step 10" in page.attributes("aria-label")
     assert "Samples" not in page.text
+
+
+def test_a_game_leads_with_its_distance_to_the_equilibrium(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "eval/win_rate": 0.5, "eval/kl_equilibrium": 0.5 * 0.8**step, "eval/duality_gap": 0.3,
+         "eval/exploitability": 0.1}
+        for step in range(0, 21, 5)
+    ]  # fmt: skip
+    final = {name.removeprefix("eval/"): value for name, value in rows[-1].items()}
+    page = check(run_page(write_run(tmp_path / "run", rows, summary=final)))
+    lead = "What nash_md has trained is 0.00576 nats from the equilibrium of its game, KL(equilibrium ‖ policy)"
+    assert f"{lead}; at the start it was 0.500." in page.text
+    assert page.text.index("Distance to the equilibrium") < page.text.index("Final figures")
+    drawn = "KL(equilibrium ‖ policy), nats by step: 0.500 at step 0, 0.00576 at step 20"
+    assert page.attributes("aria-label").count(drawn) == 1, "drawn once"
+    assert [row[0] for row in page.rows("final")][:3] == [
+        "KL(equilibrium ‖ policy), nats", "duality gap", "exploitability",
+    ]  # fmt: skip
+    against = check(run_page(write_run(tmp_path / "against", rows, summary=final | {"opponent/gain": 0.1})))
+    assert "from the equilibrium" not in against.text, "a best response has another goal"
+    rows[-1]["eval/kl_equilibrium"] = None
+    young = check(run_page(write_run(tmp_path / "young", rows)))
+    assert "leaves a duality gap of 0.300" in young.text, "what is not finite leads nothing"
 
 
 def test_a_feedback_model_shows_its_diagram_as_an_image(tmp_path: Path) -> None:
@@ -150,9 +186,29 @@ def test_a_long_line_becomes_means_of_neighbours(tmp_path: Path) -> None:
     assert panel.training.points[0] == (2.0, 2 / 3)
     assert thin(Line("x", ((0.0, math.nan), (1.0, 3.0), (2.0, math.nan))), 2).points[0] == (0.5, 3.0)
     run = write_run(tmp_path / "run", [{"step": row.step} | row.values for row in rows])
-    assert "Each point of training is the mean of 3." in check(run_page(run)).text
+    text = check(run_page(run)).text
+    assert "Each point of training is the mean of 3. Bold: the running mean of 61 values of training." in text
+
+
+def test_the_line_of_no_difference_is_explained(tmp_path: Path) -> None:
+    text = check(run_page(whole_run(tmp_path / "run"))).text
+    assert text.count("Horizontal line: ½, no difference.") == 1
+    assert "running mean" not in text, "so few steps are all shown"
 
 
 def test_samples_without_words_are_no_trouble(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [training(1), training(2)], [sample(1, ""), {"step": 1}])
     assert check(run_page(run)).text.count("P(policy ≻ reference)") == 1
+
+
+def test_a_sample_that_was_cut_off_is_marked(tmp_path: Path) -> None:
+    rows = [
+        sample(1, "one", first_ended=False, second_ended=True),
+        sample(1, "two", first_ended=True, second_ended=False),
+        sample(1, "three", first_ended="no"),
+        sample(1, "older"),
+    ]
+    page = check(run_page(write_run(tmp_path / "run", samples=rows)))
+    assert page.text.count("cut off") == 2
+    assert "policy cut off one reference It is a hall." in page.text
+    assert "policy two reference cut off It is a hall." in page.text

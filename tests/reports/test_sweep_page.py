@@ -1,10 +1,12 @@
 """The page of a sweep: its order, its failures, its links."""
 
 import dataclasses
+from typing import Any
 
 from reports.checks import check
 from reports.examples import sweep
 
+from alignrun.reports.settings import own, shared
 from alignrun.reports.sweep import sweep_page
 
 
@@ -20,7 +22,10 @@ def test_settings_are_shown_in_the_order_given() -> None:
         "2.15 [2.05, 2.25]", "53.5 [52.5, 54.5]",
     ]  # fmt: skip
     assert rows[2] == ["3 algo.kl_tau=0.2", "1, 2; 1 failed", "0.571", "0.563", "0.700", "53.5"]
-    assert "Of 3 settings, algo.kl_tau=0.01 comes first, with a win rate of 58.8% at the matched KL." in page.text
+    assert (
+        "Of 3 settings, algo.kl_tau=0.01 comes first, with a win rate of 58.8% (57.3% to 60.3%) at the matched KL."
+        in page.text
+    )
     assert "Ranked by win rate at the matched KL." in page.text
     assert "0.680 nats" in page.text
 
@@ -34,7 +39,10 @@ def test_failed_runs_are_named_and_not_linked() -> None:
 
 def test_a_single_setting_is_not_said_to_win() -> None:
     page = check(sweep_page(dataclasses.replace(sweep(), settings=sweep().settings[:1], runs=sweep().runs[:2])))
-    assert "The only setting is algo.kl_tau=0.01, with a win rate of 58.8% at the matched KL." in page.text
+    assert (
+        "The only setting is algo.kl_tau=0.01, with a win rate of 58.8% (57.3% to 60.3%) at the matched KL."
+        in page.text
+    )
     assert "2 runs of 1 setting " in page.text
 
 
@@ -78,3 +86,27 @@ def test_a_sweep_that_judged_nothing_or_failed_altogether() -> None:
     empty = tuple(dataclasses.replace(each, metrics={}, failed=2, matched=None) for each in settings)
     page = check(sweep_page(dataclasses.replace(sweep(), runs=failed, settings=empty, matched_kl=None)))
     assert "None of the 6 runs has finished." in page.text
+
+
+def test_what_all_settings_share_is_said_once() -> None:
+    taus = ("algo.kl_tau=0.01", "algo.kl_tau=0.05", "algo.kl_tau=0.2")
+
+    def together(tau: str) -> dict[str, Any]:
+        words = ("algo=nash_md", "prompts.path='my prompts'", tau)
+        return {"setting": " ".join(words), "overrides": words}
+
+    pairs = zip(sweep().settings, taus, strict=True)
+    settings = tuple(dataclasses.replace(each, **together(tau)) for each, tau in pairs)
+    runs = tuple(dataclasses.replace(each, **together(each.setting)) for each in sweep().runs)
+    page = check(sweep_page(dataclasses.replace(sweep(), settings=settings, runs=runs)))
+    assert page.text.count("algo=nash_md") == 1
+    assert "all settings algo=nash_md prompts.path='my prompts'" in page.text
+    rows = page.rows("sortable")
+    assert [row[0] for row in rows[1:4]] == [f"{place} {tau}" for place, tau in enumerate(taus, start=1)]
+    assert [row[1] for row in rows[5:]] == [taus[number // 2] for number in range(6)]
+    assert "Of 3 settings, algo.kl_tau=0.01 comes first" in page.text
+    alone = check(sweep_page(dataclasses.replace(sweep(), settings=settings[:1], runs=runs[:2])))
+    assert "The only setting is algo=nash_md prompts.path='my prompts' algo.kl_tau=0.01" in alone.text
+    default = dataclasses.replace(settings[0], setting="algo=nash_md", overrides=("algo=nash_md",))
+    assert shared([default, settings[1]]) == ("algo=nash_md",)
+    assert own(default.setting, default.overrides, ("algo=nash_md",)) == ""

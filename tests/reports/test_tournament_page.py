@@ -4,12 +4,17 @@ import dataclasses
 import io
 import math
 
+import numpy as np
 import pytest
 from reports.checks import Page, check
-from reports.examples import bound, crowd, exactly, near, player, rock_paper_scissors, tournament
+from reports.examples import answers, bound, crowd, exactly, judged, near, player, rock_paper_scissors, tournament
+from rich.cells import cell_len
 from rich.console import Console
 
-from alignrun.evaluation.results import Bound, Estimate, TournamentResult
+from alignrun.evaluation.completions import Drawn
+from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
+from alignrun.evaluation.tournament_results import answers as answers_of
+from alignrun.reports.browsing import MARKUP, browsable, left_out
 from alignrun.reports.headline import headline
 from alignrun.reports.tournament_page import tournament_page
 from alignrun.tournament.scoreboard import show
@@ -50,7 +55,7 @@ def test_the_headline_names_the_winner() -> None:
     assert list(headline(tournament())) == [
         "nash_md is the most preferred: it beats the others 63.0% (57.0% to 69.0%) of the time.",
         "It is preferred to every other policy, at 95% confidence.",
-        "The equilibrium of the win matrix mixes nash_md 91.0% and ipo 9.0%.",
+        "The equilibrium of the win matrix mixes nash_md 91.0% (83.0% to 99.0%) and ipo 9.0% (0.0% to 20.0%).",
         "The best of 16 responses to nash_md beats it 55.6% (53.6% to 57.6%) of the time: "
         "it is at least that exploitable.",
     ]
@@ -71,7 +76,7 @@ def test_few_prompts_claim_nothing() -> None:
     assert list(headline(few)) == [
         "nash_md wins most often in this sample: it beats the others 63.0% (57.0% to 69.0%) of the time.",
         "No policy is preferred to every other at 95% confidence: fewer than 8 prompts settle no difference.",
-        "The equilibrium of the win matrix mixes nash_md 91.0% and ipo 9.0%.",
+        "The equilibrium of the win matrix mixes nash_md 91.0% (83.0% to 99.0%) and ipo 9.0% (0.0% to 20.0%).",
         "The best of 16 responses to nash_md beats it 55.6% (53.6% to 57.6%) of the time, "
         "which does not show that it is exploitable.",
     ]
@@ -106,6 +111,33 @@ def test_a_winner_need_not_be_the_favourite() -> None:
         "ipo is the most preferred: it beats the others 90.0% (84.0% to 96.0%) of the time.",
         "nash_md is preferred to every other policy, at 95% confidence.",
     ]
+
+
+def test_no_lead_claims_more_than_its_intervals() -> None:
+    """Who is ahead within the noise is not called the most preferred."""
+    (half, *rest), *others = tournament().matrix
+    level = ((half, near(0.52), *rest[1:]), *others)
+    first, second, *last = tournament().players
+
+    def lead(*players: PlayerResult) -> str:
+        return next(iter(headline(tournament(players=players, matrix=level))))
+
+    ahead = "nash_md beats the others most often, 63.0% (57.0% to 69.0%) of the time, but the intervals do not show"
+    assert lead(first, second, *last).startswith(ahead), "within the interval of another, and not preferred to it"
+    low = [dataclasses.replace(one, average=near(0.4)) for one in (second, *last)]
+    assert lead(first, *low).startswith("nash_md is the most preferred")
+    unsure = dataclasses.replace(first, average=near(0.52))
+    assert lead(unsure, *[dataclasses.replace(one, average=near(0.5)) for one in low]).startswith("No policy can be")
+    pair = tournament(
+        players=(dataclasses.replace(unsure, average=Estimate(0.551, 0.395, 0.684)), last[-1]),
+        matrix=((half, near(0.551, 0.2)), (near(0.449, 0.2), half)),
+    )
+    assert next(iter(headline(pair))) == (
+        "nash_md cannot be told apart from reference: it is preferred 55.1% (39.5% to 68.4%) of the time."
+    )
+    assert next(iter(headline(rock_paper_scissors()))) == (
+        "rock, paper and scissors win equally often: each beats the others 50.0% of the time."
+    )
 
 
 def test_an_exact_result_has_no_intervals() -> None:
@@ -190,3 +222,76 @@ def test_only_a_bound_is_called_one(proposals: int) -> None:
     )
     rows = {row[0] for row in page_of(tournament(players=players)).rows("properties")}
     assert ("exploitability" in rows, "exploitability, at least" in rows) == (proposals == 0, proposals > 0)
+
+
+@pytest.mark.parametrize("result", [tournament(), crowd(), rock_paper_scissors()], ids=["four", "crowd", "exact"])
+def test_tables_of_the_terminal_fit_eighty_columns_and_lose_nothing(result: TournamentResult) -> None:
+    shown = io.StringIO()
+    show(result, Console(file=shown, width=80))
+    tables = [line for line in shown.getvalue().splitlines() if line[:1] in "┏┃┡│├└"]
+    assert max(map(cell_len, tables)) <= 80
+    assert "…" not in "".join(tables)
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in tables if line[0] == "│"]
+    cells = [cell.rstrip("*") for row in rows for cell in row]
+    for row, entries in enumerate(result.matrix):
+        for column, entry in enumerate(entries):
+            assert row == column or f"{entry.value:.3f}" in cells
+    for key, each in enumerate(result.players, start=1):
+        found = each.win_rate
+        assert (
+            found is None
+            or found.low == found.high
+            or (f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})" in cells)
+        )
+        assert each.name in cells or f"{key}  {each.name}" in shown.getvalue().splitlines()
+
+
+def test_a_wide_terminal_has_each_table_in_one_piece() -> None:
+    shown = io.StringIO()
+    show(tournament(), Console(file=shown, width=220))
+    assert shown.getvalue().count("┏") == 2
+    header = next(line for line in shown.getvalue().splitlines() if "nash_md" in line)
+    assert [cell.strip() for cell in header.strip("┃").split("┃")] == ["", "nash_md", "ipo", "dpo", "reference"]
+
+
+def test_every_completion_is_on_the_page_without_a_script() -> None:
+    page = check(tournament_page(tournament(), answers()))
+    sides = [attributes for tag, attributes in page.tags if "data-player" in attributes]
+    assert len(sides) == 3 * 4 * 2
+    for each in answers():
+        assert each.prompt in page.text
+        for one in each.completions:
+            assert one.text in page.text
+    assert page.text.count("cut off") == 3 * 4, "the second of each"
+    assert sides[2] == {
+        "class": "side", "data-player": "1", "data-length": str(len(answers()[0].completions[2].text)),
+        "data-p": f"{judged(0, 1, 0, 0):.4f},,{judged(0, 1, 2, 0):.4f},{judged(0, 1, 3, 0):.4f}",
+    }  # fmt: skip
+    rates = " ".join(f"≻ {j + 1}: {judged(0, 1, j, 0):.3f}" for j in (0, 2, 3))
+    assert f"P {rates}" in page.text
+    assert "Side by side" not in page.text
+
+
+def test_a_page_that_would_be_too_large_says_what_is_left_out() -> None:
+    many = answers(50)
+    size = sum(len(one.text) + MARKUP for one in many[0].completions) + len(many[0].prompt)
+    assert len(browsable(many, 10 * size)) in (9, 10)
+    assert browsable(many[:3]) == many[:3]
+    assert len(browsable(many, 1)) == 1, "one prompt at least"
+    assert left_out(many[:9], many) == "The first 9 of 50 prompts; completions.jsonl holds all."
+    assert left_out(many, many) == ""
+
+
+def test_completions_are_shown_with_what_was_said_of_them() -> None:
+    """Each against those of the same number: player i's k-th over player j's, read off the table by hand."""
+    rng = np.random.default_rng(0)
+    table = rng.random((2, 3, 2, 3, 2))
+    drawn = [
+        Drawn([[f"{i}{x}{k}" for k in range(2)] for x in range(2)], [], [], [[k == i for k in range(2)] for _ in "xy"])
+        for i in range(3)
+    ]
+    shown = list(answers_of(["first", "second"], drawn, table))
+    assert [one.prompt for one in shown] == ["first", "second"]
+    assert [one.text for one in shown[1].completions] == ["010", "011", "110", "111", "210", "211"]
+    assert [one.ended for one in shown[0].completions] == [True, False, False, True, False, False]
+    assert shown[1].completions[3].preferences == (table[1, 1, 1, 0, 1], None, table[1, 1, 1, 2, 1])

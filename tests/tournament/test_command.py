@@ -55,6 +55,11 @@ def test_it_leaves_everything_in_its_place(runs: Path, tmp_path: Path, capsys: p
     assert results["reference"] == "reference"
     rows = [json.loads(line) for line in (tmp_path / "t" / "completions.jsonl").read_text().splitlines()]
     assert len(rows) == 3 * results["prompts"] * results["samples_per_prompt"] == 3 * 8 * 4
+    page = (tmp_path / "t" / "report.html").read_text()
+    assert page.count("data-player=") == len(rows), "all can be browsed"
+    assert page.count("cut off</span>") == sum(not row["ended"] for row in rows)
+    samples = [json.loads(line) for line in (runs / "a" / "samples.jsonl").read_text().splitlines()]
+    assert all(isinstance(row[name], bool) for row in samples for name in ("first_ended", "second_ended"))
     matrix = values(results)
     assert np.allclose(matrix + matrix.T, 1)
     assert one(results, "a")["win_rate"]["value"] == matrix[0, 2]

@@ -15,7 +15,8 @@ from alignrun.data.dataset import Dataset
 from alignrun.data.pairs import PairSet
 from alignrun.evaluation.calibration import accuracy
 from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
-from alignrun.evaluation.settled import caution
+from alignrun.evaluation.results import Estimate
+from alignrun.evaluation.settled import undecided
 from alignrun.models.device import batch_to
 from alignrun.security.text import counted
 from alignrun.types import Evaluation, Example
@@ -126,7 +127,8 @@ def accuracy_line(metrics: dict[str, float], confidence: float) -> tuple[str, st
     if "accuracy_low" not in metrics:
         return "held-out accuracy", "none: every held-out pair is a tie"
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
-    warned = caution(int(metrics["decided_prompts"]))
+    found = Estimate(metrics["accuracy"], low, high, int(metrics["decided_prompts"]))
+    warned = undecided(found, "chance")
     return (
         "held-out accuracy",
         f"{metrics['accuracy']:z.3f}  ({confidence:.0%} interval {low:z.3f} to {high:z.3f}, "

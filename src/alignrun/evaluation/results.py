@@ -81,6 +81,27 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """What a player has written, for readers."""
+
+    player: int
+    """Its place among the players."""
+    text: str
+    ended: bool
+    """Whether it ends by itself rather than at the length limit."""
+    preferences: tuple[float | None, ...]
+    """P(this ≻ the completion of the same number of each player | prompt); None for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Every completion of a prompt: those of a player together, in the order of the players."""
+
+    prompt: str
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TournamentResult:
     """Every policy against every other."""
 

@@ -26,13 +26,27 @@ def caution(prompts: int | None) -> str:
     return f"fewer than {FEWEST_PROMPTS} prompts settle no difference" if too_few(prompts) else ""
 
 
-def in_words(found: Estimate, confidence: float) -> str:
-    """`0.612  (95% interval 0.540 to 0.671, 40 held-out prompts)`, and what too few prompts leave open."""
+def undecided(found: Estimate, other: str, border: float = 0.5) -> str:
+    """What a sentence may say of a value whose interval holds the border; empty where the difference is settled.
+
+    Args:
+        found: the value.
+        other: what the border stands for, as `the reference` does for a win rate of ½.
+        border: the value without a difference.
+    """
+    return "" if verdict(found, border) else caution(found.prompts) or f"cannot be told apart from {other}"
+
+
+def in_words(found: Estimate, confidence: float, other: str = "") -> str:
+    """`0.612  (95% interval 0.540 to 0.671, 40 held-out prompts)`, and what is not settled.
+
+    With `other`, the value is a win rate against it, and an interval around ½ settles nothing.
+    """
     if found.prompts is None:
         return f"{found.value:.3f}"
     ends = f"{found.low:.3f} to {found.high:.3f}"
     interval = f"{confidence:.0%} interval {ends}" if found.high > found.low else "no interval"
-    warned = caution(found.prompts)
+    warned = undecided(found, other) if other else caution(found.prompts)
     return f"{found.value:.3f}  ({interval}, {counted(found.prompts, 'held-out prompt')}{warned and ': '}{warned})"
 
 

@@ -3,7 +3,7 @@
 Shape legend: X prompts, n players, K completions of each for a prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from alignrun.evaluation.completions import Drawn
 from alignrun.evaluation.diversity import distinct
 from alignrun.evaluation.exact import played
 from alignrun.evaluation.intervals import SHARE, UNBOUNDED, Limits
-from alignrun.evaluation.results import Bound, Comparison, Estimate, PlayerResult
+from alignrun.evaluation.results import Answers, Bound, Comparison, Completion, Estimate, PlayerResult
 
 Array = NDArray[np.float64]
 MANY = 1_000_000
@@ -195,6 +195,25 @@ def exact_standing(
 
 def _exact(value: float) -> Estimate:
     return Estimate(float(value), float(value), float(value))
+
+
+def answers(prompts: Sequence[str], drawn: Sequence[Drawn], table: Array) -> Iterator[Answers]:
+    """All completions of each prompt, with what was judged of them: table [X, n, K, n, K]."""
+    players, samples = table.shape[1:3]
+    for x, prompt in enumerate(prompts):
+        yield Answers(
+            prompt,
+            tuple(
+                Completion(
+                    player=i,
+                    text=drawn[i].texts[x][k],
+                    ended=drawn[i].ends[x][k],
+                    preferences=tuple(None if i == j else float(table[x, i, k, j, k]) for j in range(players)),
+                )
+                for i in range(players)
+                for k in range(samples)
+            ),
+        )
 
 
 def examples(

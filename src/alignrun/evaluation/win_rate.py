@@ -63,9 +63,11 @@ class WinRateEvaluator:
                 if not truncated:
                     ratios = log_ratio(self._policy, Role.policy, prompts, ours, self._config.temperature)
                     moved += float(ratios.double().sum())
-                totals += torch.stack([ours.mask.sum(), theirs.mask.sum(), self._policy.ends(ours).sum()]).to(totals)
+                ended, other_ended = self._policy.ends(ours), self._policy.ends(theirs)
+                totals += torch.stack([ours.mask.sum(), theirs.mask.sum(), ended.sum()]).to(totals)
                 drawn += [probability for probability in preferred if probability is not None]
-                samples += [Sample(*row) for row in zip(map(str, prompts.texts), first, second, preferred, strict=True)]
+                rows = (map(str, prompts.texts), first, second, preferred, ended.tolist(), other_ended.tolist())
+                samples += [Sample(*row) for row in zip(*rows, strict=True)]
             wins.append(drawn)
         draws = len(self._prompts) * self._config.samples_per_prompt
         length, reference_length, ends = (totals / draws).tolist()
@@ -82,5 +84,7 @@ class WinRateEvaluator:
             per_prompt = np.mean(wins, axis=0).tolist()
             rate = mean_estimate(per_prompt, self._config.confidence, self._seed, SHARE)
             metrics = metrics_of("win_rate", rate) | metrics | self._preference.counts() | self._preference.drain()
-            lines.insert(0, ("win rate against the reference", in_words(rate, self._config.confidence)))
+            lines.insert(
+                0, ("win rate against the reference", in_words(rate, self._config.confidence, "the reference"))
+            )
         return Evaluation(metrics=metrics, lines=lines, samples=samples)

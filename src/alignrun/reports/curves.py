@@ -10,6 +10,10 @@ from alignrun.reports.record import Row
 
 POINTS = 400
 """A line of more steps than this is drawn as means of neighbours: no screen shows more."""
+FEW = 30
+"""A line of so few steps shows each, and no running mean."""
+SHARE_OF_RUN = 20
+"""The running mean is over one in so many steps of a run."""
 EVAL, ACTIONS = "eval/", "actions"
 HIDDEN = {"epoch", "seconds", "prompts", "decided_pairs", "decided_prompts", "reference_length", "kl_k3"}
 """Metrics whose curve tells nothing that another does not."""
@@ -35,6 +39,8 @@ class Curve:
     evaluations: tuple[tuple[int, Estimate], ...]
     actions: tuple[Line, ...] = ()
     """Probabilities of a game's actions, as the curve of the policy."""
+    running: Line | None = None
+    """The running mean of the training line; None where that is short or does not scatter."""
 
     def in_words(self) -> str:
         """A text alternative of the plot."""
@@ -73,7 +79,9 @@ def _curve(name: str, rows: Sequence[Row], evaluated: list[tuple[int, dict[str, 
     points = [(step, estimate) for step, estimate in points if math.isfinite(estimate.value)]
     if len(points) + sum(math.isfinite(value) for _, value in training) < 2:
         return None
-    return Curve(name, quantity(name), thin(Line("training", tuple(training))) if training else None, tuple(points))
+    line, known = Line("training", tuple(training)), quantity(name)
+    running = thin(running_mean(line)) if known.smooth and len(training) > FEW else None
+    return Curve(name, known, thin(line) if training else None, tuple(points), running=running)
 
 
 def _actions(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
@@ -92,6 +100,21 @@ def _actions(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
     return Curve(ACTIONS, label, None, (), tuple(lines))
 
 
+def running_mean(line: Line) -> Line:
+    """Means of a window around each point, as wide as `SHARE_OF_RUN` has it: m_t = mean of the finite x_s, |s − t| ≤ h.
+
+    Only where the window is whole, so that it stays centred: the mean of a straight line is the line, and neither end
+    follows single values.
+    """
+    values = [value for _, value in line.points]
+    half = max(2, round(len(values) / SHARE_OF_RUN / 2))
+    means = []
+    for place in range(half, len(values) - half):
+        finite = [value for value in values[place - half : place + half + 1] if math.isfinite(value)]
+        means.append((line.points[place][0], sum(finite) / len(finite) if finite else math.nan))
+    return Line("running mean", tuple(means), 2 * half + 1)
+
+
 def thin(line: Line, limit: int = POINTS) -> Line:
     """Means of equally many neighbours where there are more points than `limit`."""
     size = math.ceil(len(line.points) / limit)
@@ -102,4 +125,4 @@ def thin(line: Line, limit: int = POINTS) -> Line:
         steps, values = zip(*line.points[start : start + size], strict=True)
         finite = [value for value in values if math.isfinite(value)]
         means.append((sum(steps) / len(steps), sum(finite) / len(finite) if finite else math.nan))
-    return Line(line.name, tuple(means), size)
+    return Line(line.name, tuple(means), max(size, line.mean_of))

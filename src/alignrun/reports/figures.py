@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from alignrun.evaluation.results import Estimate
-from alignrun.reports.curves import Curve, Line
+from alignrun.reports.curves import FEW, Curve, Line
 from alignrun.reports.svg import INK, MUTED, PAPER, SERIES, inline
 from alignrun.reports.text import clip
 
@@ -21,8 +21,6 @@ SMALL, LARGE = (3.9, 2.4), (4.4, 3.9)
 """Inches: at the width of a phone the text of both has the size of the page's small print."""
 MARKERS = "osD^vPX<>*hd"
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
-FEW = 30
-"""A line of so few points shows each."""
 WIN_RATE, KL = "win rate against the reference", "KL(policy ‖ reference), nats"
 
 
@@ -50,7 +48,12 @@ def curve(measured: Curve, key: str) -> Markup:
         axes = figure.subplots()
         if measured.training:
             dots = "." if len(measured.training.points) <= FEW else None
-            axes.plot(*_columns(measured.training.points), color=MUTED, alpha=0.65, linewidth=1, marker=dots)
+            faint = 0.35 if measured.running else 0.65
+            axes.plot(*_columns(measured.training.points), color=MUTED, alpha=faint, linewidth=1, marker=dots)
+        if measured.running:
+            axes.plot(*_columns(measured.running.points), color=MUTED, linewidth=1.8)
+        if measured.quantity.even is not None:
+            axes.axhline(measured.quantity.even, color=INK, linewidth=0.8)
         for index, line in enumerate(measured.actions):
             axes.plot(*_columns(line.points), label=clip(line.name, 16), markevery=0.1, **_style(index))
         if measured.evaluations:
@@ -63,6 +66,26 @@ def curve(measured: Curve, key: str) -> Markup:
         axes.set_xlabel("step")
 
     return inline(draw, SMALL, key, measured.in_words())
+
+
+def distance(measured: Curve, key: str) -> Markup:
+    """How far a policy is from the equilibrium of its game by step; logarithmic where it shrinks tenfold or more."""
+    points = [(float(step), estimate.value) for step, estimate in measured.evaluations]
+    values = [value for _, value in points]
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        axes.plot(*_columns(points), markevery=max(1, len(points) // FEW), **_style(0))
+        if min(values) > 0 and max(values) >= 10 * min(values):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        else:
+            axes.set_ylim(bottom=min(0.0, *values))
+        axes.locator_params(axis="x", nbins=6, integer=True)
+        axes.set_xlabel("step")
+        axes.set_ylabel(measured.quantity.title)
+
+    return inline(draw, LARGE, key, measured.in_words())
 
 
 def path(marks: Sequence[Mark], key: str) -> Markup:

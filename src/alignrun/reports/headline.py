@@ -16,8 +16,7 @@ def headline(result: TournamentResult) -> Iterator[str]:
     """Who is preferred, whether to everyone, what the equilibrium plays, and how exploitable the favourite is."""
     best = favourite(result)
     if len(result.players) > 1:
-        how = "wins most often in this sample" if caution(_prompts(result)) else "is the most preferred"
-        yield f"{_name(best)} {how}: it beats the others {_share(best.average)} of the time."
+        yield _ahead(result, best)
         yield _against_everyone(result, best)
     yield _equilibrium(result)
     if best.exploitability is not None:
@@ -34,6 +33,29 @@ def certainty(result: TournamentResult) -> str:
     return "exactly" if result.samples_per_prompt == 0 else f"at {result.confidence:.0%} confidence"
 
 
+def _ahead(result: TournamentResult, best: PlayerResult) -> str:
+    """Who wins most often, and whether by more than the intervals leave open."""
+    wins = f"{share_in_words(best.average)} of the time"
+    others = [player for player in result.players if player is not best]
+    level = [_name(best)] + [_name(one) for one in others if best.average.value - one.average.value <= EXACT]
+    if len(level) > 1:
+        return f"{_few(level)} win equally often: each beats the others {wins}."
+    if caution(_prompts(result)):
+        return f"{_name(best)} wins most often in this sample: it beats the others {wins}."
+    if len(others) == 1 and not verdict(best.average):
+        return f"{_name(best)} cannot be told apart from {_name(others[0])}: it is preferred {wins}."
+    if _beats_all(result, best) or all(one.average.high < best.average.low for one in others):
+        return f"{_name(best)} is the most preferred: it beats the others {wins}."
+    if not verdict(best.average):
+        return f"No policy can be told apart from the others: {_name(best)} beats them most often, {wins}."
+    return f"{_name(best)} beats the others most often, {wins}, but the intervals do not show that it is ahead."
+
+
+def _beats_all(result: TournamentResult, player: PlayerResult) -> bool:
+    row = result.players.index(player)
+    return all(verdict(entry) > 0 for column, entry in enumerate(result.matrix[row]) if column != row)
+
+
 def _prompts(result: TournamentResult) -> int | None:
     """Over how many prompts its numbers are means; None where they are exact."""
     return result.prompts if result.samples_per_prompt else None
@@ -44,9 +66,9 @@ def _against_everyone(result: TournamentResult, best: PlayerResult) -> str:
     if unsettled := caution(_prompts(result)):
         return f"No policy is preferred to every other {certainty(result)}: {unsettled}."
     names = [_name(player) for player in result.players]
-    for row, name in enumerate(names):
-        if all(verdict(result.matrix[row][column]) > 0 for column in range(len(names)) if column != row):
-            subject = "It" if result.players[row] is best else name
+    for player in result.players:
+        if _beats_all(result, player):
+            subject = "It" if player is best else _name(player)
             return f"{subject} is preferred to every other policy, {certainty(result)}."
     row = result.players.index(best)
     others = [column for column in range(len(names)) if column != row]
@@ -66,14 +88,16 @@ def _equilibrium(result: TournamentResult) -> str:
     if not played:
         return "The equilibrium of the win matrix is not known."
     if len(played) == 1:
-        return f"The equilibrium of the win matrix plays {_name(played[0])} alone."
-    return f"The equilibrium of the win matrix mixes {_few([f'{_name(p)} {percent(p.share.value)}' for p in played])}."
+        only = played[0].share
+        sure = "" if not only.high - only.low > EXACT else f" (a share of {percent(only.low)} to {percent(only.high)})"
+        return f"The equilibrium of the win matrix plays {_name(played[0])} alone{sure}."
+    return f"The equilibrium of the win matrix mixes {_few([f'{_name(p)} {share_in_words(p.share)}' for p in played])}."
 
 
 def _exploitable(best: PlayerResult) -> str:
     bound = best.exploitability
     assert bound is not None
-    wins = _share(Estimate(0.5 + bound.gain.value, 0.5 + bound.gain.low, 0.5 + bound.gain.high))
+    wins = share_in_words(Estimate(0.5 + bound.gain.value, 0.5 + bound.gain.low, 0.5 + bound.gain.high))
     if bound.proposals == 0:
         return f"A best response to {_name(best)} beats it {wins} of the time."
     beats = f"The best of {bound.proposals} responses to {_name(best)} beats it {wins} of the time"
@@ -98,7 +122,7 @@ def _name(player: PlayerResult) -> str:
     return clip(player.name, NAME)
 
 
-def _share(measured: Estimate) -> str:
+def share_in_words(measured: Estimate) -> str:
     """A probability in a sentence, with its interval where it has one."""
     exact = not measured.high - measured.low > EXACT
     interval = "" if exact else f" ({percent(measured.low)} to {percent(measured.high)})"

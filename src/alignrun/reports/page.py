@@ -1,6 +1,9 @@
 """Templates filled in: the one place where text becomes HTML."""
 
+import base64
+import hashlib
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -9,8 +12,20 @@ from markupsafe import Markup
 from alignrun.reports.text import ABSENT, clip, number, rate
 from alignrun.security.text import counted, visible
 
-PROMPT_LIMIT, COMPLETION_LIMIT = 1000, 3000
-"""Characters of a sample to show."""
+PROMPT_LIMIT, COMPLETION_LIMIT = 2000, 10_000
+"""Characters of a prompt and of a completion to show."""
+
+
+@cache
+def script() -> Markup:
+    """The script of every page, to stand as it is between the tags."""
+    return Markup(files("alignrun.reports").joinpath("templates/script.js").read_text(encoding="utf-8"))
+
+
+@cache
+def script_hash() -> str:
+    """What the page's policy allows to run: this script and nothing else, sha256 in base64 as CSP level 2 has it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()}"
 
 
 def render(template: str, **values: Any) -> str:
@@ -32,6 +47,8 @@ def _environment() -> Environment:
     environment.globals |= {
         "rate": rate,
         "number": number,
+        "script": script(),
+        "script_hash": script_hash(),
         "PROMPT_LIMIT": PROMPT_LIMIT,
         "COMPLETION_LIMIT": COMPLETION_LIMIT,
     }

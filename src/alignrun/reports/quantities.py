@@ -21,6 +21,10 @@ class Quantity:
     """The title of its curve, where training measures something else than evaluations do."""
     note: str = ""
     """What that is."""
+    even: float | None = None
+    """The value without a difference: a line across its curve."""
+    smooth: bool = True
+    """Whether its training values scatter, so that a running mean is drawn over them."""
 
     @property
     def title(self) -> str:
@@ -34,8 +38,9 @@ QUANTITIES = {
         rate,
         "win rate",
         "Training: against the algorithm's opponent. Evaluations: against the reference.",
+        even=0.5,
     ),
-    "accuracy": Quantity("held-out accuracy", rate, "accuracy"),
+    "accuracy": Quantity("held-out accuracy", rate, "accuracy", even=0.5),
     "length_accuracy": Quantity("accuracy of choosing the longer", rate),
     "over_length": Quantity("accuracy above the longer", rate),
     "loss": Quantity("loss"),
@@ -43,8 +48,8 @@ QUANTITIES = {
     "exploitability": Quantity("exploitability", rate),
     "duality_gap": Quantity("duality gap"),
     "kl_equilibrium": Quantity("KL(equilibrium ‖ policy), nats"),
-    "opponent/gain": Quantity("gain against the opponent", rate),
-    "opponent/win_rate": Quantity("win rate against the opponent", rate),
+    "opponent/gain": Quantity("gain against the opponent", rate, even=0.0),
+    "opponent/win_rate": Quantity("win rate against the opponent", rate, even=0.5),
     "perplexity": Quantity("perplexity"),
     "rewards/margin": Quantity("reward margin"),
     "margin": Quantity("reward margin"),
@@ -53,7 +58,7 @@ QUANTITIES = {
     "reference_length": Quantity("length of the reference, tokens"),
     "eos_rate": Quantity("completions that end by themselves", rate),
     "grad_norm": Quantity("gradient norm"),
-    "learning_rate": Quantity("learning rate"),
+    "learning_rate": Quantity("learning rate", smooth=False),
     "ece": Quantity("expected calibration error", rate),
     "brier": Quantity("Brier score", rate),
     "log_loss": Quantity("log loss, nats"),
@@ -63,6 +68,12 @@ QUANTITIES = {
     "intransitive": Quantity("intransitive triples", rate),
     "intransitive_high": Quantity("intransitive triples, upper end", rate),
 }
+DISTANCES = {
+    "kl_equilibrium": "is {} nats from the equilibrium of its game, KL(equilibrium ‖ policy)",
+    "duality_gap": "leaves a duality gap of {}, which is 0 at the equilibrium",
+    "exploitability": "can be exploited by {}, which is 0 at an equilibrium",
+}
+"""What says how far a policy is from the equilibrium of a game, the best first, and how a sentence says it."""
 OVER_PROMPTS = dict.fromkeys(("accuracy", "length_accuracy", "over_length"), "decided_prompts")
 """The metric that says over how many prompts another's interval is, where that is not `prompts`."""
 ORDER = {name: place for place, name in enumerate(QUANTITIES)}

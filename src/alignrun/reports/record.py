@@ -157,7 +157,8 @@ def _sample(row: Mapping[str, Any]) -> Sample:
     prompt, first, second = (str(row.get(name, "")) for name in ("prompt", "first", "second"))
     preference = row.get("preference")
     judged = isinstance(preference, int | float) and math.isfinite(preference)
-    return Sample(prompt, first, second, preference if judged else None)
+    ends = (found if isinstance(found := row.get(f"{name}_ended"), bool) else None for name in ("first", "second"))
+    return Sample(prompt, first, second, preference if judged else None, *ends)
 
 
 def _figure(file: Path) -> bytes | None:

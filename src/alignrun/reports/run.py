@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from alignrun.evaluation.results import Estimate
-from alignrun.evaluation.settled import caution, verdict
+from alignrun.evaluation.settled import caution, undecided, verdict
 from alignrun.evaluation.truncation import left_out
 from alignrun.reports import curves, figures
+from alignrun.reports.headline import share_in_words
 from alignrun.reports.page import render
-from alignrun.reports.quantities import POLICY, QUANTITIES, in_order, quantity, with_intervals
+from alignrun.reports.quantities import DISTANCES, POLICY, QUANTITIES, in_order, quantity, with_intervals
 from alignrun.reports.record import RunRecord, read
 from alignrun.reports.text import EXACT, Shown, percent, shown
 from alignrun.run.directory import RunDirectory
@@ -35,16 +36,24 @@ def run_page(run: RunDirectory) -> str:
     summary = with_intervals(record.summary) if record.summary else None
     final = summary or (evaluated[-1][1] if evaluated else {})
     drawn = [(measured, _plot(measured, index)) for index, measured in enumerate(curves.all_curves(record.rows))]
+    lead = _distance(final)
+    far = next(
+        (figures.distance(each, "distance") for each, _ in drawn if each.name == lead and each.evaluations), None
+    )
+    drawn = [(each, plot) for each, plot in drawn if far is None or each.name != lead]
+    names = [name for name in DISTANCES if name in final] + [name for name in in_order(final) if name not in DISTANCES]
     return render(
         "run.html",
+        distance=far,
+        distance_title=quantity(lead).title if lead else "",
         title=record.path.name,
-        headline=_headline(record, final),
+        headline=_headline(record, final, evaluated),
         status=_status(record),
         unreadable=record.unreadable,
         notes=_notes(record),
         facts=_facts(record),
-        final=[_figure(name, final[name]) for name in in_order(final) if _is_main(name)],
-        more_final=[_figure(name, final[name]) for name in in_order(final) if not _is_main(name)],
+        final=[_figure(name, final[name]) for name in names if _is_main(name)],
+        more_final=[_figure(name, final[name]) for name in names if not _is_main(name)],
         final_step=None if summary else evaluated[-1][0] if evaluated else None,
         confidence=_confidence(record),
         intervals=any(found.high - found.low > EXACT for found in final.values()),
@@ -75,6 +84,10 @@ def _plot(measured: curves.Curve, index: int) -> Plot:
     notes = [measured.quantity.note] if measured.training and measured.evaluations else []
     if measured.training and measured.training.mean_of > 1:
         notes.append(f"Each point of training is the mean of {measured.training.mean_of}.")
+    if measured.running:
+        notes.append(f"Bold: the running mean of {measured.running.mean_of} values of training.")
+    if measured.quantity.even is not None:
+        notes.append(f"Horizontal line: {measured.quantity.even:.1g}, no difference.".replace("0.5", "½"))
     return Plot(measured.quantity.title, figures.curve(measured, f"curve{index}"), " ".join(notes))
 
 
@@ -84,24 +97,49 @@ def _confidence(record: RunRecord) -> str:
     return f"{confidence:.0%}" if isinstance(confidence, float) else "confidence"
 
 
-def _headline(record: RunRecord, final: Mapping[str, Estimate]) -> str:
+def _distance(final: Mapping[str, Estimate]) -> str | None:
+    """The metric that says how far the policy of a game is from the equilibrium; None without a game.
+
+    A policy that is trained against a frozen opponent is not on its way there.
+    """
+    if any(name.startswith("opponent/") for name in final):
+        return None
+    return next((name for name in DISTANCES if name in final and math.isfinite(final[name].value)), None)
+
+
+def _headline(
+    record: RunRecord, final: Mapping[str, Estimate], evaluated: list[tuple[int, dict[str, Estimate]]]
+) -> str:
     """The one result that the run is about, as a sentence."""
     algorithm = record.setting("algo.name") or "the run"
+    what = f"What {algorithm} {'has trained' if record.summary else 'has trained so far'}"
+    if (measure := _distance(final)) is not None:
+        form = quantity(measure).form
+        first = next((values[measure] for _, values in evaluated if measure in values), final[measure])
+        far = (
+            f"{what} {DISTANCES[measure].format(form(final[measure].value))}; at the start it was {form(first.value)}."
+        )
+        wins = f" It is preferred to its reference {share_in_words(final['win_rate'])} of the time."
+        return far + (wins if "win_rate" in final else "")
     if "win_rate" in final:
-        found = final["win_rate"]
+        found, other = final["win_rate"], "its reference"
         where = "" if record.setting("preference.name") == "matrix" else " on held-out prompts"
         said = f"is preferred to its reference {percent(found.value)} of the time{where}"
     elif "accuracy" in final:
-        found = final["accuracy"]
+        found, other, where = final["accuracy"], "chance", " on held-out pairs"
         said = f"sides with people on {percent(found.value)} of held-out pairs"
     else:
         return ""
-    sentence = f"What {algorithm} {'has trained' if record.summary else 'has trained so far'} {said}"
     if not found.high - found.low > EXACT:
-        return f"{sentence}."
+        asked = final.get("prompts")
+        unsettled = caution(int(asked.value)) if asked and math.isfinite(asked.value) else ""
+        return f"{what} {said}{f' (no interval; {unsettled})' if unsettled else ''}."
     interval = f"{_confidence(record)} interval {percent(found.low)} to {percent(found.high)}"
-    unsettled = f"; {caution(found.prompts)}" if caution(found.prompts) else ", which includes one half"
-    return f"{sentence} ({interval}{'' if verdict(found) else unsettled})."
+    if verdict(found):
+        return f"{what} {said} ({interval})."
+    if unsettled := caution(found.prompts):
+        return f"{what} {said} in this sample ({interval}; {unsettled})."
+    return f"{what} {undecided(found, other)}{where} ({percent(found.value)}, {interval})."
 
 
 def _notes(record: RunRecord) -> list[str]:

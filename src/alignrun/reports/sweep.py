@@ -1,5 +1,6 @@
 """The page of a sweep: which setting came out best, and the way of every run."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -7,10 +8,13 @@ from markupsafe import Markup
 
 from alignrun.evaluation.ranking import ONE_EVALUATION
 from alignrun.evaluation.results import Estimate, RunResult, SettingResult, SweepResult
+from alignrun.evaluation.settled import undecided
 from alignrun.reports import figures
+from alignrun.reports.headline import share_in_words
 from alignrun.reports.page import render
 from alignrun.reports.quantities import in_order, quantity
-from alignrun.reports.text import Shown, number, percent, rate, shown
+from alignrun.reports.settings import own, shared
+from alignrun.reports.text import EXACT, Shown, number, percent, rate, shown
 from alignrun.security.text import counted
 
 
@@ -19,11 +23,18 @@ def sweep_page(result: SweepResult) -> str:
     names = in_order({name: None for setting in result.settings for name in setting.metrics})
     names = [name for name in names if not name.endswith(("_low", "_high"))]
     seeds = {run.name: run.seed for run in result.runs}
+    common = shared(result.settings)
+
+    def named(one: RunResult | SettingResult) -> str:
+        return own(one.setting, one.overrides, common)
+
     return render(
         "sweep.html",
         title="Sweep",
         result=result,
-        headline=_headline(result),
+        shared=common,
+        named=named,
+        headline=_headline(result, common),
         confidence=f"{result.confidence:.0%}",
         matched_kl=None if result.matched_kl is None else number(result.matched_kl),
         has_matched=any(setting.matched is not None for setting in result.settings),
@@ -35,28 +46,37 @@ def sweep_page(result: SweepResult) -> str:
         ],
         runs=[(run, _link(run), [_final(run, name) for name in names]) for run in result.runs],
         failed=[
-            f"{run.name} ({run.setting}, exit code {run.exit_code})"
-            for run in result.runs if run.exit_code and run.pruned is None
+            f"{run.name} ({named(run)}, exit code {run.exit_code})"
+            for run in result.runs
+            if run.exit_code and run.pruned is None
         ],
         pruned=[
-            f"{run.name} ({run.setting}, after step {run.pruned})" for run in result.runs if run.pruned is not None
+            f"{run.name} ({named(run)}, after step {run.pruned})" for run in result.runs if run.pruned is not None
         ],
         frontier=_frontier(result),
     )  # fmt: skip
 
 
-def _headline(result: SweepResult) -> str:
+def _headline(result: SweepResult, common: Sequence[str]) -> str:
     """The best setting, as a sentence."""
     finished = sum(run.exit_code == 0 for run in result.runs)
     if not finished:
         return f"None of the {counted(len(result.runs), 'run')} has finished."
     best = result.settings[0]
     rates = (("at the matched KL", best.matched), ("at the end", best.metrics.get("win_rate")))
-    found = [f", with a win rate of {percent(value.value)} {when}" for when, value in rates if value is not None]
-    name, count = best.setting or "the default", len(result.settings)
+    found = [f", with a win rate of {_with_interval(value)} {when}" for when, value in rates if value is not None]
+    name, count = own(best.setting, best.overrides, common) or "the default", len(result.settings)
     place = f"Of {count} settings, {name} comes first" if count > 1 else f"The only setting is {name}"
     unsettled = " The intervals over seeds do not show that it is the best." if count > 1 and not result.settled else ""
     return f"{place}{''.join(found[:1])}.{unsettled}"
+
+
+def _with_interval(rate: Estimate) -> str:
+    """A win rate and what its interval over seeds leaves open."""
+    if not rate.high - rate.low > EXACT:
+        return f"{percent(rate.value)} (no interval)"
+    unsettled = undecided(rate, "the reference")
+    return f"{share_in_words(rate)[:-1]}{unsettled and ', which '}{unsettled})"
 
 
 def _matched(setting: SettingResult) -> Shown:
@@ -83,7 +103,8 @@ def _final(run: RunResult, name: str) -> Shown:
 
 
 def _frontier(result: SweepResult) -> Markup | None:
-    groups = [setting.setting for setting in result.settings]
+    common = shared(result.settings)
+    groups = [own(setting.setting, setting.overrides, common) or "default" for setting in result.settings]
     group_of = {name: group for group, setting in enumerate(result.settings) for name in setting.runs}
     trails = [
         figures.Trail(group_of[run.name], _marks(run, group_of[run.name]))

@@ -1,14 +1,15 @@
 """The page of a tournament: who is preferred to whom, and whether anyone is an equilibrium."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
+from alignrun.evaluation.results import Answers, Bound, Estimate, PlayerResult, TournamentResult
 from alignrun.evaluation.settled import verdict
 from alignrun.reports import figures
+from alignrun.reports.browsing import browsable, left_out
 from alignrun.reports.curves import Line
 from alignrun.reports.headline import certainty, headline, ratings_in_words
 from alignrun.reports.page import render
@@ -37,12 +38,15 @@ class Property:
     get: Callable[[PlayerResult], Shown]
 
 
-def tournament_page(result: TournamentResult) -> str:
-    """The HTML of a tournament's report."""
+def tournament_page(result: TournamentResult, answers: Sequence[Answers] = ()) -> str:
+    """The HTML of a tournament's report; with the answers to its prompts, all of them can be browsed."""
+    browsed = browsable(answers)
     return render(
         "tournament.html",
         title="Tournament",
         result=result,
+        answers=browsed,
+        left_out=left_out(browsed, answers),
         headline=list(headline(result)),
         certainty=certainty(result),
         exact=result.samples_per_prompt == 0,

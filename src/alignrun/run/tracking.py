@@ -14,7 +14,7 @@ from alignrun.run.wandb_run import WandbTracker, start_wandb
 from alignrun.security.terminal import say
 from alignrun.types import Sample
 
-COLUMNS = ("prompt", "first", "second", "preference")
+COLUMNS, ENDS = ("prompt", "first", "second", "preference"), ("first_ended", "second_ended")
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -37,7 +37,9 @@ class JsonlTracker:
     def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Append a row per sample."""
         for sample in samples:
-            append_jsonl(self.samples_file, {"step": step} | {name: getattr(sample, name) for name in COLUMNS})
+            row = {name: getattr(sample, name) for name in COLUMNS}
+            ends = {name: ended for name in ENDS if (ended := getattr(sample, name)) is not None}
+            append_jsonl(self.samples_file, {"step": step} | row | ends)
 
 
 class Tracking:

@@ -14,6 +14,7 @@ from alignrun.errors import InputError, one_line
 from alignrun.evaluation.ranking import ONE_EVALUATION, rank
 from alignrun.evaluation.results import Estimate, Point, RunResult, SettingResult, SweepResult
 from alignrun.reports.record import read
+from alignrun.reports.settings import own, shared
 from alignrun.run.directory import RunDirectory, write_text_atomic
 from alignrun.security.files import read_json
 from alignrun.security.text import counted
@@ -93,22 +94,21 @@ def print_ranking(result: SweepResult, console: Console) -> None:
     console.print(
         Text(f"{counted(len(result.runs), 'run')} in {result.directory}, ranked by {result.ranked_by}", "bold")
     )
-    words = [list(setting.overrides) for setting in result.settings]
-    shared = [word for word in words[0] if all(word in others for others in words)] if len(words) > 1 else []
-    if shared:
-        console.print(Text(f"all with {' '.join(shared)}"))
+    common = shared(result.settings)
+    if common:
+        console.print(Text(f"all with {' '.join(common)}"))
     names = [name for name in COLUMNS if any(name in setting.metrics for setting in result.settings)]
     matched = [f"win rate at KL {result.matched_kl:.3g}"] if any(s.matched for s in result.settings) else []
     table = Table(Column("setting", overflow="fold"), "runs", *matched, *names)
     exit_codes = {run.name: run.exit_code for run in result.runs if run.pruned is None}
-    for setting, own in zip(result.settings, words, strict=True):
+    for setting in result.settings:
         runs = ", ".join(setting.runs)
         if setting.failed:
             codes = sorted({exit_codes.get(name, 0) for name in setting.runs} - {0})
             runs += f"\n{setting.failed} failed (exit code {', '.join(map(str, codes))})"
         if setting.pruned:
             runs += f"\n{setting.pruned} stopped early"
-        cells = [" ".join(word for word in own if word not in shared), runs]
+        cells = [own("", setting.overrides, common), runs]
         cells += [_matched(setting)] * len(matched) + [_shown(setting.metrics.get(name)) for name in names]
         table.add_row(*map(Text, cells))
     console.print(table)

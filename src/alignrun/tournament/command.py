@@ -19,13 +19,14 @@ from alignrun.errors import AlignrunError, RunError, one_line
 from alignrun.evaluation.comparisons import against, compare
 from alignrun.evaluation.completions import CompletionCache
 from alignrun.evaluation.exact import GameEvaluator
-from alignrun.evaluation.results import Comparison, TournamentResult
+from alignrun.evaluation.results import Answers, Comparison, TournamentResult
 from alignrun.evaluation.settled import caution
 from alignrun.evaluation.tournament_results import (
     Entry,
     Sampled,
     Settings,
     Standing,
+    answers,
     exact_standing,
     examples,
     sampled_standing,
@@ -118,6 +119,8 @@ class _Played:
     notes: tuple[str, ...] = ()
     completions: tuple[dict[str, Any], ...] = ()
     """Rows of completions.jsonl."""
+    answers: tuple[Answers, ...] = ()
+    """The same by prompt, and judged."""
     journals: tuple[Journal, ...] = ()
     """Journals of the comparisons, obsolete once the results are saved."""
 
@@ -265,7 +268,8 @@ def _judge(
         for text, log_prob, ended in zip(*row, strict=True)
     )
     prompts = len(questions.texts)
-    return standing, _Played(prompts, field.reference, comparisons, tuple(notes), completions, tuple(journals))
+    judged = tuple(answers(questions.texts, drawn, table))
+    return standing, _Played(prompts, field.reference, comparisons, tuple(notes), completions, judged, tuple(journals))
 
 
 def _trained_otherwise(config: TournamentConfig, field: Field, rules: Rules) -> list[tuple[Any, list[int]]]:
@@ -293,7 +297,7 @@ def _keep(
     if rows:
         write_text_atomic(run.path / "completions.jsonl", "".join(rows))
     show(result, console)
-    write_text_atomic(run.report_file, tournament_page(result))
+    write_text_atomic(run.report_file, tournament_page(result, played.answers))
     tracking = start_tracking(
         config.tracker, run, compose.plain(config), resume_step=None, notify=lambda text: console.print(Text(text))
     )

@@ -1,39 +1,48 @@
 """A tournament on the terminal: the win matrix, the players, and what both say in a few sentences."""
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from alignrun.evaluation.results import Bound, Estimate, TournamentResult
 from alignrun.evaluation.settled import caution, verdict
+from alignrun.reports.fitted import Column, fitted
 from alignrun.reports.headline import headline, ratings_in_words
 from alignrun.security.text import counted
 
 ABSENT = "–"
+NAME = 24
+"""Columns of the screen beyond which a name stands above the tables, once, with a number."""
 
 
 def show(result: TournamentResult, console: Console) -> None:
-    """Print it."""
-    console.print(_matrix(result), highlight=False)
-    console.print(_players(result), highlight=False)
+    """Print it, in tables that fit the console; where names are long, the tables have their numbers."""
+    names = [player.name for player in result.players]
+    if max(map(cell_len, names)) > NAME:
+        for key, name in enumerate(names, start=1):
+            console.print(Text(f"{key}  {name}"), soft_wrap=True)
+        names = [str(key) for key in range(1, len(names) + 1)]
+    for table in (*_matrix(result, names, console.width), *_players(result, names, console.width)):
+        console.print(table, highlight=False)
     for line in (*headline(result), ratings_in_words(result), *result.notes):
         console.print(Text(line), soft_wrap=True)
 
 
-def _matrix(result: TournamentResult) -> Table:
-    table = Table(
-        title="P(row ≻ column): the row beats the column",
-        caption=_caption(result),
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("")
-    for player in result.players:
-        table.add_column(Text(player.name), justify="right")
-    for place, (player, row) in enumerate(zip(result.players, result.matrix, strict=True)):
-        cells = ["" if column == place else f"{cell.value:.3f}{_mark(cell)}" for column, cell in enumerate(row)]
-        table.add_row(Text(player.name), *cells)
-    return table
+def _matrix(result: TournamentResult, names: list[str], width: int) -> list[Table]:
+    columns = [
+        Column(
+            name,
+            [
+                "" if row == column else f"{entries[column].value:.3f}{_mark(entries[column])}"
+                for row, entries in enumerate(result.matrix)
+            ],
+        )
+        for column, name in enumerate(names)
+    ]
+    tables = fitted("P(row ≻ column): the row beats the column", names, columns, width)
+    tables[-1].caption = _caption(result)
+    return tables
 
 
 def _caption(result: TournamentResult) -> str | None:
@@ -48,11 +57,10 @@ def _mark(cell: Estimate) -> str:
     return "" if exact else "*" if verdict(cell) else " "
 
 
-def _players(result: TournamentResult) -> Table:
-    table = Table(title=Text(f"{result.preference}, {counted(result.prompts, 'prompt')}"), title_justify="left")
-    table.add_column("")
-    reference = "own reference" if result.reference is None else result.reference
-    own = [ABSENT if result.reference else player.reference or ABSENT for player in result.players]
+def _players(result: TournamentResult, names: list[str], width: int) -> list[Table]:
+    named = dict(zip((player.name for player in result.players), names, strict=True))
+    reference = "own reference" if result.reference is None else named.get(result.reference, result.reference)
+    own = [ABSENT if result.reference else named.get(player.reference or "", ABSENT) for player in result.players]
     columns = [
         ("reference", own),
         (f"≻ {reference}", [_interval(player.win_rate) for player in result.players]),
@@ -66,12 +74,8 @@ def _players(result: TournamentResult) -> Table:
         ("distinct-2", [f"{player.distinct[1]:.2f}" if player.distinct else ABSENT for player in result.players]),
         ("hacking gap", [_interval(player.hacking_gap) for player in result.players]),
     ]
-    shown = [(title, cells) for title, cells in columns if set(cells) != {ABSENT}]
-    for title, _ in shown:
-        table.add_column(Text(title), justify="right")
-    for place, player in enumerate(result.players):
-        table.add_row(Text(player.name), *(cells[place] for _, cells in shown))
-    return table
+    shown = [Column(title, cells) for title, cells in columns if set(cells) != {ABSENT}]
+    return fitted(f"{result.preference}, {counted(result.prompts, 'prompt')}", names, shown, width)
 
 
 def _number(value: Estimate | None, digits: int) -> str:

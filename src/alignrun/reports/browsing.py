@@ -1,0 +1,30 @@
+"""The completions of a tournament on its page: as many as a browser bears, and a word where that is not all."""
+
+from collections.abc import Sequence
+
+from alignrun.evaluation.results import Answers
+from alignrun.reports.page import COMPLETION_LIMIT, PROMPT_LIMIT
+from alignrun.security.text import counted
+
+MOST = 8_000_000
+"""Characters of a page beyond which the completions of further prompts are left to completions.jsonl."""
+MARKUP = 400
+"""Characters of a page that a completion takes in addition to its text."""
+
+
+def browsable(answers: Sequence[Answers], most: int = MOST) -> Sequence[Answers]:
+    """The first prompts whose completions fit on a page, at least one."""
+    size = 0
+    for place, one in enumerate(answers):
+        size += min(len(one.prompt), PROMPT_LIMIT)
+        size += sum(min(len(each.text), COMPLETION_LIMIT) + MARKUP for each in one.completions)
+        if place and size > most:
+            return answers[:place]
+    return answers
+
+
+def left_out(shown: Sequence[Answers], answers: Sequence[Answers]) -> str:
+    """What is not on the page; empty where all is."""
+    if len(shown) == len(answers):
+        return ""
+    return f"The first {len(shown):,} of {counted(len(answers), 'prompt')}; completions.jsonl holds all."

@@ -1,0 +1,59 @@
+"""A table that is wider than the terminal, as several below each other that are not."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+HEADING = 14
+"""Columns of the screen up to which a heading stays in one line."""
+FRAME = 3
+"""Columns of the screen that a column takes in addition to its text: a space on either side and a border."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading and a cell for every row."""
+
+    title: str
+    cells: Sequence[str]
+
+    @property
+    def width(self) -> int:
+        """How wide it is: cells are not broken where they fit, headings are."""
+        return max(min(cell_len(self.title), HEADING), *map(cell_len, self.cells))
+
+
+def fitted(title: str, names: Sequence[str], columns: Sequence[Column], width: int) -> list[Table]:
+    """Tables no wider than `width`, each with the names of the rows and as many columns as fit, in their order.
+
+    A name, or a single cell, that is itself too wide is broken into lines. Nothing is left out.
+    """
+    head = min(max(map(cell_len, names)), max(width // 3, 8))
+    tables: list[Table] = []
+    for group in _groups(columns, width - head - FRAME - 1):
+        table = Table(
+            title=Text(title if not tables else f"{title} (continued)"), title_justify="left", caption_justify="left"
+        )
+        table.add_column("", width=head, overflow="fold")
+        for column in group:
+            most = width - head - 2 * FRAME - 1
+            heading = Text(column.title, overflow="fold")
+            table.add_column(heading, justify="right", overflow="fold", width=max(min(column.width, most), 1))
+        for place, name in enumerate(names):
+            table.add_row(Text(name), *(Text(column.cells[place]) for column in group))
+        tables.append(table)
+    return tables
+
+
+def _groups(columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
+    """The columns, as many together as the width has room for."""
+    group: list[Column] = []
+    for column in columns:
+        if group and sum(one.width + FRAME for one in (*group, column)) > width:
+            yield group
+            group = []
+        group.append(column)
+    yield group

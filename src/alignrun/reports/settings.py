@@ -1,0 +1,18 @@
+"""What the settings of a sweep have in common, and in what they differ."""
+
+from collections.abc import Sequence
+
+from alignrun.evaluation.results import SettingResult
+
+
+def shared(settings: Sequence[SettingResult]) -> tuple[str, ...]:
+    """The overrides of every setting, in their order; none where there is one setting, or they are not known."""
+    if len(settings) < 2:
+        return ()
+    first, *others = (setting.overrides for setting in settings)
+    return tuple(word for word in first if all(word in words for words in others))
+
+
+def own(setting: str, overrides: Sequence[str], common: Sequence[str]) -> str:
+    """What of a setting is not common to all, as typed; empty for the default."""
+    return " ".join(word for word in overrides if word not in common) if overrides else setting
