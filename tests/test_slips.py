@@ -91,7 +91,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["diff", "kl=0.1", "afile"], NOT_A_RUN),
         (["runs", "nowhere"], "nowhere does not exist"),
         (["runs", ""], "is empty: name a folder"),
-        (["runs", "--srt", "x"], "unrecognized arguments: --srt"),
+        (["runs", "--srt", "x"], "--srt is not an option: did you mean --sort?"),
         (["diff", "a"], "required: second"),
         (["chat"], "required: policies"),
         (["chat", "a", "b", "c"], "name one or two"),
