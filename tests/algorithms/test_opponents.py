@@ -241,6 +241,9 @@ def test_a_preference_says_before_it_is_built_whether_it_judges_pair_by_pair() -
     for name, (config, built) in configs.items():
         found = built if built is not None or config is None else kinds[name].build(config)
         assert kinds[name].by_pair(config) == (False if found is None else found.by_pair), name
+    judge = {"name": "judge", "url": "http://localhost/v1", "model": "m", "cache": False}
+    panel = PanelConfig(members={"a": {"name": "sentiment"}, "b": judge})
+    assert kinds["panel"].by_pair(panel) is kinds["panel"].build(panel).by_pair is True, "as one of its members does"
     scores = FunctionConfig(function="a:b", kind=FunctionKind.reward)
     assert kinds["function"].by_pair(scores) is FunctionReward("a:b", letters, 1.0).by_pair is False
     assert not EmbeddedPreference.by_pair

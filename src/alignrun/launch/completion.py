@@ -6,6 +6,7 @@ reads only the YAML files that the word needs, and imports neither Hydra nor tor
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def _candidates(before: list[str], word: str) -> Iterator[str]:
             yield from (_to_the_dot(f"{key} ", word) for key in _keys(word, before, ""))
     root = verb if command.keys == "own" else ""
     if root:
-        yield from (f"{group}=" for group in groups() if group in ROOTS[root].__dataclass_fields__)
+        yield from (f"{group}=" for group in _groups_of(root))
     elif command.keys and not command.positional:
         yield from (f"{group}=" for group in groups())
     if command.keys:
@@ -150,10 +151,15 @@ def _keys(word: str, before: Sequence[str], root: str) -> Iterator[str]:
     """The keys of a command of `ROOTS` that begin with a word, of the chosen algorithm and preference or of all."""
     own = contents(config_folder() / f"{file_of(root)}.yaml")
     yield from _flat({name: value for name, value in own.items() if name not in ("defaults", "hydra")}, "")
-    for group in groups():
-        known = group in ROOTS[root].__dataclass_fields__
-        if known and (word.startswith(f"{group}.") or f"{group}.".startswith(word)):
+    for group in _groups_of(root):
+        if word.startswith(f"{group}.") or f"{group}.".startswith(word):
             yield from (key for file in _files(group, before) for key in _flat(contents(file), f"{group}."))
+
+
+def _groups_of(root: str) -> list[str]:
+    """The groups that the sections of a command come from."""
+    own = {field.name for field in fields(ROOTS[root])}
+    return [group for group in groups() if group in own]
 
 
 def _flat(content: dict[str, Any], prefix: str) -> Iterator[str]:

@@ -24,7 +24,8 @@ class OnlineAlgorithm(Algorithm):
     def notes(self) -> Sequence[str]:
         """How many pairs are judged, where each is a question."""
         config = self.tools.config
-        asked, every = (self.pairs(config, opponents) for opponents in (config.algo.opponents_per_sample, None))
+        opponents = getattr(config.algo, "opponents_per_sample", None)
+        asked, every = (self.pairs(config, count) for count in (opponents, None))
         if not (self.tools.preference.by_pair and every):
             return super().notes()
         share = f"all {every}" if asked == every else f"{asked} of {every}"

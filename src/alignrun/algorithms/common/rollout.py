@@ -195,8 +195,8 @@ class Rollouts:
 
     @property
     def _opponents(self) -> int | None:
-        """Opponents of a completion; None where all pairs come at the price of reading each completion once."""
-        opponents: int | None = self._tools.config.algo.opponents_per_sample
+        """Opponents of a completion; None for all of them, as where each completion is read once for all pairs."""
+        opponents: int | None = getattr(self._tools.config.algo, "opponents_per_sample", None)
         return opponents if self._tools.preference.by_pair else None
 
     def _drawing(self, step: int, purpose: int = 0) -> torch.Generator:
