@@ -24,6 +24,7 @@ from alignrun.evaluation.results import Estimate, PlayerResult, TournamentResult
 from alignrun.launch import compose
 from alignrun.launch.build import make_encoding
 from alignrun.launch.overrides import quoted
+from alignrun.launch.own_files import split, using
 from alignrun.launch.train import resume as resume_run
 from alignrun.launch.train import train_in_folder
 from alignrun.models.policy import Policy
@@ -166,6 +167,10 @@ class LoadedPolicy:
         """
         if isinstance(prompts, str):
             raise InputError("generate takes a list of prompts: write generate([prompt])")
+        numbers = {"samples": samples, "max_new_tokens": max_new_tokens, "top_k": top_k, "batch_size": batch_size}
+        for name, value in numbers.items():
+            if not isinstance(value, int | None):
+                raise InputError(f"{name} must be a whole number, not {value!r}")
         config = SamplingConfig(max_new_tokens, temperature, top_k, top_p, seed=seed)
         if samples < 1 or batch_size < 1:
             raise InputError(f"samples and batch_size must be at least 1, not {samples} and {batch_size}")
@@ -201,7 +206,7 @@ def train(*overrides: str, quiet: bool = False, trust: bool = False) -> Training
     """Train, as `alignrun key=value …` does: `train("algo=nash_md", "model=tiny", "train.steps=20")`.
 
     Args:
-        overrides: `key=value`, as on the command line.
+        overrides: `key=value`, as on the command line; also `--config=FILE` and `--config-dir=DIR`.
         quiet: whether to print nothing.
         trust: whether runs of others that the overrides name may execute code or contact servers.
 
@@ -209,8 +214,8 @@ def train(*overrides: str, quiet: bool = False, trust: bool = False) -> Training
         InputError: bad configuration, data or model. Nothing has been changed.
         RunError: the run has failed, or was stopped by a signal; what was saved can be resumed.
     """
-    with _working(trust):
-        path, code = train_in_folder(compose.compose_run(overrides), overrides, _console(quiet))
+    with _working(trust), _files(overrides) as typed:
+        path, code = train_in_folder(compose.compose_run(typed), overrides, _console(quiet))
     return _result(path, code)
 
 
@@ -315,6 +320,17 @@ def load_policy(
         player = find_player(fspath(source))
         player = reference_of(player) if reference else player
         return LoadedPolicy(player, Loader(device, None if dtype is None else Precision[dtype]).load(player))
+
+
+@contextmanager
+def _files(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Within the context, the user's own configuration files are in use; the overrides without them."""
+    for override in overrides:
+        if not isinstance(override, str):
+            raise InputError(f"{override!r} is not an override: write train('algo=dpo', 'model=tiny')")
+    own, rest = split(overrides)
+    with using(own):
+        yield rest
 
 
 def _plain(prompt: Any) -> Any:

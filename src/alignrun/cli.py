@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # next to another busy process, threads then wait for a core that a spinning thread occupies.
     os.environ.setdefault("GOMP_SPINCOUNT", "100")
     # Without a terminal, lines are not wrapped to its width.
-    console = PlainConsole(width=None if sys.stdout.isatty() else 160)
+    console = PlainConsole(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
     try:
         return dispatch(arguments, console)
     except KeyboardInterrupt:
@@ -179,7 +179,7 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         given = _parse(verb, rest)
         from alignrun.browse.diff import show_diff
 
-        return show_diff(given.first, given.second, given.all, console)
+        return show_diff(given.a, given.b, given.all, console)
     if verb == "chat":
         overrides, others = _split(rest)
         given = _parse(verb, others)
@@ -295,7 +295,9 @@ def _parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
     command = COMMANDS[verb]
     parser = _Parser(prog=f"alignrun {verb}", add_help=False, allow_abbrev=False)
     for name in command.positional:
-        parser.add_argument(name.lower(), nargs=command.many or ("?" if f"[{name}" in command.usage else None))
+        parser.add_argument(
+            name.lower(), metavar=name, nargs=command.many or ("?" if f"[{name}" in command.usage else None)
+        )
     options = [option for option in command.options if option != "--trust"]
     for option in options:
         parser.add_argument(option, **OPTIONS[option].settings)

@@ -429,4 +429,4 @@ def test_a_feedback_model_is_no_player(tmp_path: Path, capsys: pytest.CaptureFix
     train = ["experiment=smoke", "algo=reward_model", "data=jsonl", f"data.path={pairs}", f"run.dir={run}"]
     assert cli.main(train) == 0
     assert cli.main(["eval", f"runs=[{run}]"]) == 2
-    assert "is a feedback model and no policy" in capsys.readouterr().err
+    assert "is a feedback model, not a policy" in capsys.readouterr().err

@@ -64,12 +64,12 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
             seen.add(text)
     if source.shared:
         heldout = Examples(train[: config.eval_size])
-        return Loaded(train, heldout, len(reading.skips), _left_over(len(train), len(heldout)), reading.skips)
+        return Loaded(train, heldout, len(reading.skips), _left_over(len(train), len(heldout), share), reading.skips)
     for record in reading.records(rows.heldout or ()):
         hold_out(record)
     if not train or not heldout:
         raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on", reading.skips)
-    unread, unused = _unread(reading.read.names, config.columns, wanted), _left_over(held, len(heldout))
+    unread, unused = _unread(reading.read.names, config.columns, wanted), _left_over(held, len(heldout), share)
     notes = [*unread, *unused, *seen.notes(heldout)]
     return Loaded(train, heldout, len(reading.skips), tuple(notes), reading.skips)
 
@@ -146,9 +146,11 @@ def _unread(names: Iterable[str], columns: ColumnsConfig, wanted: Wanted) -> lis
     return [f"columns that are not read: {', '.join(unread[:_NAMED])}{more}"] if unread else []
 
 
-def _left_over(held: int, used: int) -> tuple[str, ...]:
-    """What to know where not all held-out rows are evaluated on."""
-    change = "data.eval_size=null takes all, and a smaller data.eval_fraction leaves more to train on"
+def _left_over(held: int, used: int, share: float) -> tuple[str, ...]:
+    """What to know where not all held-out rows are evaluated on; `share` of the rows is held out, if it is not 0."""
+    change = "data.eval_size=null takes all" + ", and a smaller data.eval_fraction leaves more to train on" * bool(
+        share
+    )
     return (f"{used} of {held} held-out rows are evaluated on: {change}",) if used < held else ()
 
 

@@ -62,7 +62,8 @@ def check_length(config: Config) -> None:
     """Refuse a warm-up that is longer than the run, where its length is known. Raises InputError."""
     if 0 < config.train.steps < config.optim.warmup_steps:
         raise InputError(
-            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}"
+            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}, all "
+            "steps of the run: lower it, as with optim.warmup_steps=0"
         )
 
 

@@ -181,7 +181,7 @@ COMMANDS = {
         "what differs between two runs: configuration, inputs and results",
         (("diff runs/A runs/B", "differences alone"), ("diff runs/A runs/B --all", "everything")),
         ("--all",),
-        ("FIRST", "SECOND"),
+        ("A", "B"),
     ),
     "chat": Command(
         "chat POLICY [POLICY] [--reference] [key=value …]",

@@ -120,7 +120,7 @@ def _candidates(before: list[str], word: str) -> Iterator[str]:
     match command.positional:
         case ("RUN" | "POLICY",) if not [other for other in before[1:] if "=" not in other and other[:1] != "-"]:
             yield from _runs(word)
-        case ("POLICIES",) | ("FIRST", "SECOND"):
+        case ("POLICIES",) | ("A", "B"):
             yield from _runs(word)
         case ("FOLDERS",):
             yield from _paths(word, folders=True)

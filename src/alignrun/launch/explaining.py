@@ -129,4 +129,6 @@ def nearest(name: str, candidates: Sequence[str], offered: Sequence[str] = ()) -
 
 def _near(text: str, names: Mapping[str, str], cutoff: float) -> str | None:
     """The value of the closest name; None if none is close."""
+    # One wrong letter of three is a third of a name.
+    cutoff = min(cutoff, 0.6) if len(text) <= 4 else cutoff
     return next((names[found] for found in difflib.get_close_matches(text, names, 1, cutoff)), None)

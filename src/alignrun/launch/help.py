@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from alignrun.config import Config
@@ -98,13 +99,19 @@ def overview() -> Iterator[tuple[str, str]]:
 
 
 def _titled(title: str, rows: Iterable[tuple[str, str]], console: Console) -> None:
+    rows = list(rows)
+    if not rows:
+        return
+    if title:
+        console.print(f"\n{title}", style="bold", highlight=False)
+    if max(len(name) for name, _ in rows) > console.width // 2 - 4:  # too wide for two columns
+        for name, meaning in rows:
+            console.print(f"  {name}", highlight=False, markup=False, soft_wrap=True)
+            console.print(Padding(meaning, (0, 0, 0, 6)), highlight=False)
+        return
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column()
     for name, meaning in rows:
         grid.add_row(f"  {name}", meaning)
-    if not grid.row_count:
-        return
-    if title:
-        console.print(f"\n{title}", style="bold", highlight=False)
     console.print(grid, highlight=False)

@@ -14,7 +14,7 @@ from alignrun.config.shipped import config_folder
 from alignrun.config.yaml_text import inline
 from alignrun.errors import InputError
 from alignrun.launch.choices import choice_files, choices, describe, groups
-from alignrun.launch.commands import VERBS
+from alignrun.launch.commands import COMMANDS, VERBS
 from alignrun.launch.explaining import known_keys, nearest
 from alignrun.launch.key_table import Section, flat, sections
 from alignrun.launch.yaml_files import contents
@@ -59,6 +59,10 @@ def show_topic(topic: str, console: Console) -> None:
             before = heading
         if others := [path for path in known_keys() if path.endswith(f".{topic}")]:
             console.print(f"See also {', '.join(others)}.", highlight=False)
+    elif own := {command.own_keys[topic]: name for name, command in COMMANDS.items() if topic in command.own_keys}:
+        for meaning, name in own.items():
+            console.print(f"{topic} (of `alignrun {name}` alone)", style="bold", highlight=False)
+            console.print(f"  {meaning}", highlight=False)
     elif inner := [one for section in everywhere() for one in flat(section) if one[0].startswith(f"{topic}.")]:
         table(((path, short(key.default), key) for path, key in dict(inner).items()), console)
     else:

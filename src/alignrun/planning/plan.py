@@ -341,6 +341,8 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
     if questions := workload(config).questions:
         total = counted(questions * config.train.batch_size, "question")
         console.print(f"judging: {total} a step, {questions} for each prompt: pairs in both orders", highlight=False)
+    drawn = " / generation.batch_size" * discover()[config.algo.name].online
+    console.print(f"largest train.micro_batch_size{drawn}", highlight=False)
     console.print(_fits(config, sizes), highlight=False)
 
 
@@ -373,10 +375,7 @@ def _fits(config: Config, sizes: Sequence[float]) -> Table:
     model = replace(config.model, dtype=dtype, device="cuda")
     full = config.adapter.name is AdapterKind.none
     online = discover()[config.algo.name].online
-    table = Table(
-        box=None, pad_edge=False, title="largest train.micro_batch_size" + (" / generation.batch_size" * online),
-        title_justify="left", title_style="",
-    )  # fmt: skip
+    table = Table(box=None, pad_edge=False)
     table.add_column("on one GPU of", no_wrap=True)
     for size in sizes:
         table.add_column(f"{size:g} GB", justify="right", no_wrap=True)

@@ -31,6 +31,7 @@ def typed_members(members: Mapping[str, Any]) -> dict[str, Any]:
 
 def _typed(member: str, given: Any) -> Any:
     key = f"preference.members.{member}"
+    given = {"name": given} if isinstance(given, str) else given
     require(re.fullmatch(r"[\w-]+", member) is not None, key, "must be named with letters, digits, _ and -")
     if is_dataclass(given):
         return given

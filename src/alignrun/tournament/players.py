@@ -103,7 +103,7 @@ def reference_of(player: Player) -> Player:
 def _of_run(run: RunDirectory, checkpoint: Path, source: str, name: str, sections: Sequence[str]) -> Player:
     config = _config_of(run, sections)
     if issubclass(discover()[config.algo.name], FeedbackAlgorithm):
-        raise InputError(f"{run.path} is a feedback model and no policy: it can judge, with preference=NAME")
+        raise InputError(f"{run.path} is a feedback model, not a policy: it can judge, with preference=NAME")
     return Player(name, source, config, checkpoint, config)
 
 
