@@ -114,6 +114,8 @@ def test_what_all_settings_share_is_said_once() -> None:
     assert "The only setting is algo=nash_md prompts.path='my prompts' algo.kl_tau=0.01" in alone.text
     default = dataclasses.replace(settings[0], setting="algo=nash_md", overrides=("algo=nash_md",))
     assert shared([default, settings[1]]) == ("algo=nash_md",)
+    two = dataclasses.replace(settings[1], overrides=("algo=nash_md", taus[1]))
+    assert shared([*settings[:1], two, settings[2]]) == ("algo=nash_md",), "two of three is not all"
     assert own(default.setting, default.overrides, ("algo=nash_md",)) == ""
 
 
