@@ -168,3 +168,31 @@ def test_differences_are_a_longest_common_subsequence(tmp_path: Path) -> None:
             for j, b in enumerate(other):
                 lengths[i + 1][j + 1] = lengths[i][j] + 1 if a == b else max(lengths[i][j + 1], lengths[i + 1][j])
         assert len(first) == lengths[-1][-1]
+
+
+@browsed
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1000])
+def test_policies_are_rows_on_a_phone(width: int, tmp_path: Path) -> None:
+    """Where the cells of the table stand: a policy's next to each other on a phone, below each other elsewhere."""
+    place = """
+      const cells = (row) => [...row.cells].map((cell) => cell.getBoundingClientRect());
+      const rows = [...document.querySelectorAll(".policies tr")].map(cells);
+      const near = (one, other) => Math.abs(one - other) < 1;
+      const across = (cut, side) => cut.every((cell) => near(cell[side], cut[0][side]));
+      const policy = (place) => rows.map((row) => row[place]);
+      return [1, 2, 3, 4].map((at) => [across(policy(at), "top"), across(policy(at), "left")]).concat(
+        [[rows.every((row) => across(row, "left")), rows.every((row) => across(row, "top"))]]);
+    """
+    html = re.sub(r"<meta http-equiv[^>]*>", "", tournament_page(tournament()))
+    tell = f"<script>parent.postMessage(JSON.stringify((() => {{ {place} }})()), '*')</script>"
+    (tmp_path / "report.html").write_text(html.replace("</body>", f"{tell}</body>"), encoding="utf-8")
+    frame = tmp_path / "frame.html"  # a browser's window cannot be as narrow as a frame
+    frame.write_text(
+        "<title>-</title><script>addEventListener('message', e => document.title = e.data)</script>"
+        f"<iframe src='report.html' style='width:{width}px;height:800px;border:0'></iframe>"
+    )
+    found = re.search(r"<title>(.*?)</title>", dump(frame, tmp_path / "profile"))
+    assert found
+    phone = width < 640
+    assert json.loads(found[1]) == [[phone, not phone]] * 4 + [[phone, not phone]]

@@ -1,13 +1,18 @@
 """The page of a sweep: its order, its failures, its links."""
 
 import dataclasses
+import io
 from typing import Any
 
+import pytest
 from reports.checks import check
-from reports.examples import sweep
+from reports.examples import near, sweep
+from rich.cells import cell_len
+from rich.console import Console
 
 from alignrun.reports.settings import own, shared
 from alignrun.reports.sweep import sweep_page
+from alignrun.sweeps.table import COLUMNS, print_ranking
 
 
 def test_settings_are_shown_in_the_order_given() -> None:
@@ -109,4 +114,19 @@ def test_what_all_settings_share_is_said_once() -> None:
     assert "The only setting is algo=nash_md prompts.path='my prompts' algo.kl_tau=0.01" in alone.text
     default = dataclasses.replace(settings[0], setting="algo=nash_md", overrides=("algo=nash_md",))
     assert shared([default, settings[1]]) == ("algo=nash_md",)
+    two = dataclasses.replace(settings[1], overrides=("algo=nash_md", taus[1]))
+    assert shared([*settings[:1], two, settings[2]]) == ("algo=nash_md",), "two of three is not all"
     assert own(default.setting, default.overrides, ("algo=nash_md",)) == ""
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_the_table_of_the_terminal_fits_and_loses_no_digit(width: int) -> None:
+    many = {name: near(0.123, 0.011) for name in COLUMNS}
+    settings = tuple(dataclasses.replace(each, metrics=many, overrides=(each.setting,)) for each in sweep().settings)
+    shown = io.StringIO()
+    print_ranking(dataclasses.replace(sweep(), settings=settings), Console(file=shown, width=width))
+    tables = [line for line in shown.getvalue().splitlines() if line[:1] in "┏┃┡│├└"]
+    assert max(map(cell_len, tables)) <= width
+    assert shown.getvalue().count("0.123 [0.112, 0.134]") == len(settings) * len(COLUMNS)
+    assert "…" not in shown.getvalue()
+    assert "1 failed (exit code 1)" in shown.getvalue()

@@ -267,8 +267,8 @@ def test_every_completion_is_on_the_page_without_a_script() -> None:
         "class": "side", "data-player": "1", "data-length": str(len(answers()[0].completions[2].text)),
         "data-p": f"{judged(0, 1, 0, 0):.4f},,{judged(0, 1, 2, 0):.4f},{judged(0, 1, 3, 0):.4f}",
     }  # fmt: skip
-    rates = " ".join(f"≻ {j + 1}: {judged(0, 1, j, 0):.3f}" for j in (0, 2, 3))
-    assert f"P {rates}" in page.text
+    rates = " ".join(f"{j + 1}: {judged(0, 1, j, 0):.3f}" for j in (0, 2, 3))
+    assert f"P over {rates}" in page.text
     assert "Side by side" not in page.text
 
 

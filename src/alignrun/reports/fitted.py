@@ -23,21 +23,24 @@ class Column:
     @property
     def width(self) -> int:
         """How wide it is: cells are not broken where they fit, headings are."""
-        return max(min(cell_len(self.title), HEADING), *map(cell_len, self.cells))
+        lines = (line for cell in self.cells for line in cell.split("\n"))
+        return max((min(cell_len(self.title), HEADING), *map(cell_len, lines)))
 
 
-def fitted(title: str, names: Sequence[str], columns: Sequence[Column], width: int) -> list[Table]:
+def fitted(title: str, names: Sequence[str], columns: Sequence[Column], width: int, corner: str = "") -> list[Table]:
     """Tables no wider than `width`, each with the names of the rows and as many columns as fit, in their order.
 
     A name, or a single cell, that is itself too wide is broken into lines. Nothing is left out.
     """
-    head = min(max(map(cell_len, names)), max(width // 3, 8))
+    head = min(max(map(cell_len, names), default=0), max(width // 3, 8))
     tables: list[Table] = []
     for group in _groups(columns, width - head - FRAME - 1):
         table = Table(
-            title=Text(title if not tables else f"{title} (continued)"), title_justify="left", caption_justify="left"
+            title=Text(f"{title} (continued)".strip() if tables else title) if title or tables else None,
+            title_justify="left",
+            caption_justify="left",
         )
-        table.add_column("", width=head, overflow="fold")
+        table.add_column(corner, width=head, overflow="fold")
         for column in group:
             most = width - head - 2 * FRAME - 1
             heading = Text(column.title, overflow="fold")

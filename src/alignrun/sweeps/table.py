@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
 from rich.text import Text
 
 from alignrun.errors import InputError, one_line
 from alignrun.evaluation.ranking import ONE_EVALUATION, rank
 from alignrun.evaluation.results import Estimate, Point, RunResult, SettingResult, SweepResult
+from alignrun.reports.fitted import Column, fitted
 from alignrun.reports.record import read
 from alignrun.reports.settings import own, shared
 from alignrun.run.directory import RunDirectory, write_text_atomic
@@ -98,24 +98,29 @@ def print_ranking(result: SweepResult, console: Console) -> None:
     if common:
         console.print(Text(f"all with {' '.join(common)}"))
     names = [name for name in COLUMNS if any(name in setting.metrics for setting in result.settings)]
-    matched = [f"win rate at KL {result.matched_kl:.3g}"] if any(s.matched for s in result.settings) else []
-    table = Table(Column("setting", overflow="fold"), "runs", *matched, *names)
     exit_codes = {run.name: run.exit_code for run in result.runs if run.pruned is None}
-    for setting in result.settings:
-        runs = ", ".join(setting.runs)
-        if setting.failed:
-            codes = sorted({exit_codes.get(name, 0) for name in setting.runs} - {0})
-            runs += f"\n{setting.failed} failed (exit code {', '.join(map(str, codes))})"
-        if setting.pruned:
-            runs += f"\n{setting.pruned} stopped early"
-        cells = [own("", setting.overrides, common), runs]
-        cells += [_matched(setting)] * len(matched) + [_shown(setting.metrics.get(name)) for name in names]
-        table.add_row(*map(Text, cells))
-    console.print(table)
+    columns = [Column("runs", [_runs(setting, exit_codes) for setting in result.settings])]
+    if any(setting.matched for setting in result.settings):
+        columns.append(Column(f"win rate at KL {result.matched_kl:.3g}", [*map(_matched, result.settings)]))
+    columns += [Column(name, [_shown(setting.metrics.get(name)) for setting in result.settings]) for name in names]
+    settings = [own("", setting.overrides, common) for setting in result.settings]
+    for table in fitted("", settings, columns, console.width, "setting"):
+        console.print(table)
     if len(result.settings) > 1 and not result.settled:
         console.print(Text("The intervals over seeds do not show that the first is the best."), soft_wrap=True)
     for note in result.notes:
         console.print(Text(note), soft_wrap=True)
+
+
+def _runs(setting: SettingResult, exit_codes: dict[str, int]) -> str:
+    """The runs of a setting, and how many of them have not finished."""
+    runs = ", ".join(setting.runs)
+    if setting.failed:
+        codes = sorted({exit_codes.get(name, 0) for name in setting.runs} - {0})
+        runs += f"\n{setting.failed} failed (exit code {', '.join(map(str, codes))})"
+    if setting.pruned:
+        runs += f"\n{setting.pruned} stopped early"
+    return runs
 
 
 def _matched(setting: SettingResult) -> str:
