@@ -304,7 +304,7 @@ def test_games_from_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'trian' is neither a command nor key=value" in refuse(capsys, "trian")
-    assert "required: run" in refuse(capsys, "resume")
+    assert "required: RUN" in refuse(capsys, "resume")
     assert "invalid int value: 'x'" in refuse(capsys, "resume", "run", "--step", "x")
     assert "there is no group algos" in refuse(capsys, "ls", "algos")
     assert "unrecognized arguments: --fast" in refuse(capsys, "export", "run", "--fast")

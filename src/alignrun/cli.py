@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # next to another busy process, threads then wait for a core that a spinning thread occupies.
     os.environ.setdefault("GOMP_SPINCOUNT", "100")
     # Without a terminal, lines are not wrapped to its width.
-    console = PlainConsole(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+    console = PlainConsole(width=None if sys.stdout.isatty() else 160)
     try:
         return dispatch(arguments, console)
     except KeyboardInterrupt:

@@ -487,7 +487,7 @@ def test_a_run_trains_and_evaluates_on_a_panel(folders: dict[str, Path], tmp_pat
     [
         ("{}", "preference.members must name at least two, as in preference.members='{helpful:"),
         ("{a: {name: letters}}", "preference.members must name at least two"),
-        ("{a: letters, b: {name: letters}}", "preference.members.a must be a section with the name of a preference"),
+        ("{a: 3, b: {name: letters}}", "preference.members.a must be a section with the name of a preference"),
         ("{a: {name: mesure}}", "preference.members.a.name has no mesure: did you mean measure?"),
         ("{a: {name: none}}", "preference.members.a.name has no none: "),
         ("{a: {name: measure, measur: brevity}}", "preference.members.a.measur is unknown: did you mean measure?"),

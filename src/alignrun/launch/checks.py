@@ -61,9 +61,10 @@ def chosen_preference(section: Any) -> preferences.Kind:
 def check_length(config: Config) -> None:
     """Refuse a warm-up that is longer than the run, where its length is known. Raises InputError."""
     if 0 < config.train.steps < config.optim.warmup_steps:
+        warmup, steps = config.optim.warmup_steps, config.train.steps
         raise InputError(
-            f"config: optim.warmup_steps={config.optim.warmup_steps} is more than train.steps={config.train.steps}, all "
-            "steps of the run: lower it, as with optim.warmup_steps=0"
+            f"config: optim.warmup_steps={warmup} is more than train.steps={steps}, the whole run: lower it, as with "
+            "optim.warmup_steps=0"
         )
 
 
