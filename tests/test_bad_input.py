@@ -34,7 +34,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         ),
         (
             ["preference.path=x"],
-            "belongs to preference=bradley_terry, preference=general_preference, ",
+            "belongs to preference=armorm, preference=bradley_terry, ",
         ),
         (["train.step=3"], "unknown key train.step: did you mean train.steps?"),
         (["modle=tiny"], "unknown key modle: did you mean model?"),
@@ -42,7 +42,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         (["learning_rate=1"], "did you mean optim.learning_rate?"),
         (["algo=nash"], "algo=nash does not exist: did you mean nash_"),
         (["model=lama-8b"], "model=lama-8b does not exist: did you mean llama-8b?"),
-        (["experiment=nothing"], "choose from"),
+        (["experiment=nothing"], "experiment=nothing does not exist: see `alignrun ls`"),
         (["seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer: give a whole number"),
         (["algo.kl_tau=abc"], "algo.kl_tau: Value 'abc' of type 'str' could not be converted to Float: give a number"),
         (["algo.kl_tau=inf"], "algo.kl_tau must be a finite number, not inf"),
@@ -127,8 +127,8 @@ def test_hardware_that_is_not_here(capsys: pytest.CaptureFixture[str], overrides
 
 
 def test_a_hub_model_that_cannot_be_reached(capsys: pytest.CaptureFixture[str]) -> None:
-    """The large models assemble up to their weights: architecture, adapter and prompt are told first."""
-    error = refuse(capsys, "algo=nash_md", "model=llama-8b", "tracker=none", "model.device=cpu")
+    """The large models assemble up to their weights: architecture, adapter and prompt are checked first."""
+    error = refuse(capsys, "algo=nash_md", "model=llama-8b", "recipe=null", "tracker=none", "model.device=cpu")
     assert "meta-llama/Llama-3.1-8B-Instruct cannot be loaded" in error
     assert "model=path model.path=DIR" in error
     assert "no/such-model" in refuse(capsys, *SMOKE, "model=path", "model.path=no/such-model")
@@ -276,7 +276,7 @@ def test_preferences_that_misbehave(
     given = (*SMOKE, "preference.kind=preference", "train.steps=1")
     for name, expected in (
         ("wide", "returned a value outside [0, 1]"),
-        ("short", "returned 1 value for 256 prompts"),
+        ("short", "returned 1 value for 64 prompts"),
         ("broken", "failed: KeyError: 'no such\\nthing'"),
         ("unsure", "is not finite"),
     ):
