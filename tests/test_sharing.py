@@ -2,11 +2,8 @@
 
 import base64
 import json
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -96,39 +93,50 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def export(run: Path, hub: Hub, *arguments: str, token: str | None = "hf_right") -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, since the hub's address is read when its library is imported."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(run.parent / "hf")}
-    environment |= {} if token is None else {"HF_TOKEN": token}
-    command = [sys.executable, "-m", "alignrun", "export", str(run), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture
+def export(
+    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command with the stand-in as its hub: exit code, standard output and errors."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(run.parent / "no-token"))
+
+    def exported(*arguments: str, token: str | None = "hf_right") -> tuple[int, str, str]:
+        if token is None:
+            monkeypatch.delenv("HF_TOKEN", raising=False)
+        else:
+            monkeypatch.setenv("HF_TOKEN", token)
+        capsys.readouterr()
+        return (cli.main(["export", str(run), *arguments]), *capsys.readouterr())
+
+    return exported
 
 
-def test_an_upload_is_the_exported_folder(run: Path, hub: Hub, tmp_path: Path) -> None:
-    done = export(run, hub, "--to", str(tmp_path / "out"), "--push", "me/nash")
-    assert done.returncode == 0, done.stderr
-    assert "uploaded to" in done.stdout
+def test_an_upload_is_the_exported_folder(export: Callable[..., Any], hub: Hub, tmp_path: Path) -> None:
+    code, out, error = export("--to", str(tmp_path / "out"), "--push", "me/nash")
+    assert code == 0, error
+    assert "uploaded to" in out
     assert hub.repositories["me/nash"]["visibility"] == "private"
     written = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     assert {name: hub.files[name] for name in written} == written
     assert {"README.md", "adapter_model.safetensors", "adapter_config.json"} <= set(written)
 
 
-def test_what_cannot_be_uploaded_is_refused_in_one_line(run: Path, hub: Hub, tmp_path: Path) -> None:
+def test_what_cannot_be_uploaded_is_refused_in_one_line(export: Callable[..., Any], hub: Hub, tmp_path: Path) -> None:
     for repository, token, said in (
         ("me/nash", None, "nobody is logged in to the hub: log in with `hf auth login`"),
         ("me/nash", "hf_wrong", "the hub refuses your token"),
         ("nash", "hf_right", "names no owner: write --push OWNER/NAME"),
     ):
-        done = export(run, hub, "--to", str(tmp_path / "out"), "--push", repository, token=token)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert said in done.stderr
+        code, _, error = export("--to", str(tmp_path / "out"), "--push", repository, token=token)
+        assert (code, error.count("\n")) == (2, 1), error
+        assert said in error
         assert not (tmp_path / "out").exists(), "nothing is exported before it is known who asks"
     hub.broken = True
-    done = export(run, hub, "--to", str(tmp_path / "out"), "--push", "me/nash")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-    assert f"the export is complete in {tmp_path / 'out'}" in done.stderr
+    code, _, error = export("--to", str(tmp_path / "out"), "--push", "me/nash")
+    assert (code, error.count("\n")) == (1, 1), error
+    assert f"the export is complete in {tmp_path / 'out'}" in error
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
