@@ -191,7 +191,7 @@ def test_a_wrong_file_ends_in_one_line(text: str, expected: str, capsys: pytest.
         (["cp", "algo/dpo", "conf/algo/dpo.yaml"], "algo=dpo exists: choose another name than dpo.yaml"),
         (["cp", "algo/dpo", "conf/algo/mine.yaml"], "conf/algo/mine.yaml exists, and is not overwritten"),
         (["cp", "experiment/panel", "file"], "write file/ or file.yaml"),
-        (["cp", "experiment/panel"], "required: dest"),
+        (["cp", "experiment/panel"], "required: DEST"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_ends_in_one_line(

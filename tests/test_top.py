@@ -382,7 +382,7 @@ def test_bad_input_is_one_line(smoke: Path, tmp_path: Path, capsys: pytest.Captu
         ([str(smoke), "--interval", "nan"], "--interval must be a positive number of seconds, not nan"),
         ([str(smoke), "--often"], "unrecognized arguments: --often"),
         ([str(broken)], "config.yaml cannot be read"),
-        ([], "arguments are required: run"),
+        ([], "arguments are required: RUN"),
     ):
         assert cli.main(["top", *arguments]) == 2
         error = capsys.readouterr().err

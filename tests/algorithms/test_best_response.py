@@ -135,7 +135,7 @@ def test_the_preference_can_be_another(smoke: Path, tmp_path: Path) -> None:
         (["exploit", "RUN", "adapter=none"], "needs adapter=lora"),
         (["exploit", "RUN", "preference=none"], "needs a preference"),
         (["exploit", "RUN", "seed=8"], "was trained on another base"),
-        (["exploit"], "required: run"),
+        (["exploit"], "required: RUN"),
         (["experiment=smoke", "algo=best_response", "algo.opponent=nowhere"], "name a finished run"),
     ],
 )
