@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from wandb.proto import wandb_internal_pb2
 import alignrun.run.wandb_run
 from alignrun.config import Artifact, TrackerConfig, WandbMode
 from alignrun.errors import RunError
+from alignrun.run import wandb_run
 from alignrun.run.directory import RunDirectory
 from alignrun.run.tracking import Tracking, start_tracking
 from alignrun.sweeps.sweep import wandb_names
@@ -576,7 +579,23 @@ for step in range(1, 50):
 tracking.finish({})
 """
     (tmp_path / "run").mkdir()
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "run"], capture_output=True, text=True, timeout=60)
+    # With the process of another test named in the environment, it would not start one of its own.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    command = [sys.executable, "-c", program, tmp_path / "run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     (line,) = [line for line in done.stderr.splitlines() if "recorded offline" not in line]
     assert line.startswith("wandb failed and is disabled from here on")
+
+
+def test_a_wandb_process_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb waits for it without a limit; one that hung held a run for good."""
+    process = subprocess.Popen(["sleep", "60"])
+    hanging = SimpleNamespace(_connection=SimpleNamespace(_proc=SimpleNamespace(_process=process)))
+    monkeypatch.setattr("wandb.sdk.wandb_setup._singleton", hanging)
+    monkeypatch.setattr("wandb.teardown", process.wait)
+    monkeypatch.setattr(wandb_run, "PATIENCE", 0.1)
+    started = time.monotonic()
+    wandb_run._end_process()
+    assert process.returncode == -signal.SIGKILL
+    assert time.monotonic() - started < 30

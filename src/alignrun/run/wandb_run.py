@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from alignrun.security.files import read_json
 from alignrun.security.working_directory import elsewhere
 from alignrun.types import Sample
 
+PATIENCE = 10.0
+"""Seconds that wandb's process gets to end."""
 PROJECT = "alignrun"
 INIT_TIMEOUT = 15.0
 """Seconds that wandb may take to connect."""
@@ -146,7 +149,6 @@ def start_wandb(
     if mode != "offline" and (reason := _refused(wandb)):
         mode = "offline"
         notify(f"wandb: {reason}, so the run is recorded offline; {upload}")
-        _restart(wandb)
     before = _read(run) if resuming else {}
     arguments: dict[str, Any] = {
         **names(config, settings, run.path.name, resolved_config, before),
@@ -184,10 +186,20 @@ def _restart(wandb: Any) -> None:
 
 
 def _end_process() -> None:
+    """End wandb's process, by force if it takes longer than ten seconds: wandb would wait for it without a limit."""
     import wandb
+    from wandb.sdk import wandb_setup
 
+    connection = getattr(wandb_setup._singleton, "_connection", None)
+    process = getattr(getattr(connection, "_proc", None), "_process", None)
+    timer = threading.Timer(PATIENCE, process.kill) if process else None
     with contextlib.suppress(Exception, SystemExit):
+        if timer:
+            timer.daemon = True
+            timer.start()
         wandb.teardown()
+    if timer:
+        timer.cancel()
 
 
 def names(
@@ -227,6 +239,7 @@ def _refused(wandb: Any) -> str | None:
     try:
         return None if wandb.login(verify=True, prompt=False) else "no API key found"
     except Exception as error:
+        _restart(wandb)
         return f"could not go online ({one_line(error, 160)})"
 
 
