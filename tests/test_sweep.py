@@ -16,7 +16,7 @@ from alignrun import cli
 from alignrun.config import Config, SweepConfig
 from alignrun.errors import InputError
 from alignrun.launch import compose
-from alignrun.launch.overrides import opened, quoted
+from alignrun.launch.overrides import quoted, with_new_key
 from alignrun.run.directory import RunDirectory
 from alignrun.run.fresh import fresh_directory
 from alignrun.sweeps import sweep
@@ -245,10 +245,10 @@ def test_quoted_values_are_taken_to_the_letter(value: str) -> None:
 
 def test_keys_of_a_dictionary_are_swept() -> None:
     """Hydra composes a sweep itself: it must be asked to add them, and only once."""
-    weights = opened("preference.weights.formality=1,2", Config)
+    weights = with_new_key("preference.weights.formality=1,2", Config)
     assert weights == "++preference.weights.formality=1,2"
-    assert opened("preference.weights=null", Config) == "preference.weights=null"
-    others = [opened(f"preference.weights.{name}=1", Config) for name in ("readability", "spokenness")]
+    assert with_new_key("preference.weights=null", Config) == "preference.weights=null"
+    others = [with_new_key(f"preference.weights.{name}=1", Config) for name in ("readability", "spokenness")]
     given = ["experiment=smoke", "preference=style_panel", "preference.rule=mean", *others, weights]
     found = [compose.compose(one).preference.weights["formality"] for one in combinations(parse(given))]
     assert found == [1, 2]

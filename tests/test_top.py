@@ -31,7 +31,7 @@ from alignrun.security.text import clean
 from alignrun.top import top
 from alignrun.top.follow import Followed, Tail
 from alignrun.top.symbols import figure, sparkline
-from alignrun.top.view import View, share
+from alignrun.top.view import View, split_lines
 
 HOLDER = """
 import sys
@@ -349,11 +349,11 @@ def test_a_long_history_and_long_texts_are_cut(run: Path) -> None:
 
 
 def test_lines_are_shared_out() -> None:
-    assert share(100, [(2, 5), (0, 0), (3, 9)]) == [5, 0, 9]
-    assert share(7, [(2, 5), (3, 9)]) == [3, 4]
-    assert share(8, [(2, 9), (3, 4)]) == [4, 4]
-    assert share(4, [(3, 5), (4, 9)]) == [4, 0]
-    assert share(-1, [(1, 5)]) == [0]
+    assert split_lines(100, [(2, 5), (0, 0), (3, 9)]) == [5, 0, 9]
+    assert split_lines(7, [(2, 5), (3, 9)]) == [3, 4]
+    assert split_lines(8, [(2, 9), (3, 4)]) == [4, 4]
+    assert split_lines(4, [(3, 5), (4, 9)]) == [4, 0]
+    assert split_lines(-1, [(1, 5)]) == [0]
 
 
 def test_once_through_the_command_line(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:

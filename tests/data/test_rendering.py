@@ -12,7 +12,7 @@ from alignrun.algorithms.common.rollout import decode_texts
 from alignrun.config import BadRows, TooLong
 from alignrun.data.completions import end_of_turn, opened
 from alignrun.data.demonstrations import DemonstrationSet, Piece
-from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
+from alignrun.data.feedback_encoding import PreferenceEncoder, RewardEncoder
 from alignrun.data.pairs import PairSet, encode_policy_pair
 from alignrun.data.prompts import PromptSet
 from alignrun.data.rendering import Renderer, encode_prompt

@@ -9,7 +9,7 @@ from reports.checks import check
 from reports.examples import evaluation, sample, training, whole_run, write_run
 
 from alignrun.reports.curves import POINTS, Line, all_curves, thin
-from alignrun.reports.record import Row, read
+from alignrun.reports.record import MetricsRow, read
 from alignrun.reports.run import run_page
 from alignrun.run.directory import RunDirectory
 
@@ -178,7 +178,7 @@ def test_values_that_were_not_finite_leave_a_gap(tmp_path: Path) -> None:
 
 
 def test_a_long_line_becomes_means_of_neighbours(tmp_path: Path) -> None:
-    rows = [Row(step, {"loss": float(step % 2)}) for step in range(1, 1201)]
+    rows = [MetricsRow(step, {"loss": float(step % 2)}) for step in range(1, 1201)]
     (panel,) = all_curves(rows)
     assert panel.training is not None
     assert panel.training.mean_of == 3

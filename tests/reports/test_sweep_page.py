@@ -10,7 +10,7 @@ from reports.examples import near, sweep
 from rich.cells import cell_len
 from rich.console import Console
 
-from alignrun.reports.settings import own, shared
+from alignrun.reports.settings import common_to_all, own
 from alignrun.reports.sweep import sweep_page
 from alignrun.sweeps.table import COLUMNS, print_ranking
 
@@ -113,9 +113,9 @@ def test_what_all_settings_share_is_said_once() -> None:
     alone = check(sweep_page(dataclasses.replace(sweep(), settings=settings[:1], runs=runs[:2])))
     assert "The only setting is algo=nash_md prompts.path='my prompts' algo.kl_tau=0.01" in alone.text
     default = dataclasses.replace(settings[0], setting="algo=nash_md", overrides=("algo=nash_md",))
-    assert shared([default, settings[1]]) == ("algo=nash_md",)
+    assert common_to_all([default, settings[1]]) == ("algo=nash_md",)
     two = dataclasses.replace(settings[1], overrides=("algo=nash_md", taus[1]))
-    assert shared([*settings[:1], two, settings[2]]) == ("algo=nash_md",), "two of three is not all"
+    assert common_to_all([*settings[:1], two, settings[2]]) == ("algo=nash_md",), "two of three is not all"
     assert own(default.setting, default.overrides, ("algo=nash_md",)) == ""
 
 

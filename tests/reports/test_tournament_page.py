@@ -14,7 +14,7 @@ from rich.console import Console
 from alignrun.evaluation.completions import Drawn
 from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
 from alignrun.evaluation.tournament_results import answers as answers_of
-from alignrun.reports.browsing import MARKUP, browsable, left_out
+from alignrun.reports.browsing import MARKUP, browsable, hidden_note
 from alignrun.reports.headline import headline
 from alignrun.reports.tournament_page import tournament_page
 from alignrun.tournament.scoreboard import show
@@ -278,8 +278,8 @@ def test_a_page_that_would_be_too_large_says_what_is_left_out() -> None:
     assert len(browsable(many, 10 * size)) in (9, 10)
     assert browsable(many[:3]) == many[:3]
     assert len(browsable(many, 1)) == 1, "one prompt at least"
-    assert left_out(many[:9], many) == "The first 9 of 50 prompts; completions.jsonl holds all."
-    assert left_out(many, many) == ""
+    assert hidden_note(many[:9], many) == "The first 9 of 50 prompts; completions.jsonl holds all."
+    assert hidden_note(many, many) == ""
 
 
 def test_completions_are_shown_with_what_was_said_of_them() -> None:

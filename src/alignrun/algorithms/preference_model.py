@@ -13,7 +13,7 @@ from alignrun.algorithms.common.rollout import step_generator
 from alignrun.config import Config, FromData, require, schema
 from alignrun.config.templates import split_template
 from alignrun.data.encoding import Encoding
-from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
+from alignrun.data.feedback_encoding import PreferenceEncoder, RewardEncoder
 from alignrun.data.pairs import PairSet
 from alignrun.models.cards import AdapterCard
 from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss, skew_logits

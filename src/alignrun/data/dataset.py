@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
-from alignrun.data.drawn import select
+from alignrun.data.drawn import encodable
 from alignrun.data.encoding import Encoding
 from alignrun.data.order import rows_at
 from alignrun.data.skips import Skips
@@ -50,11 +50,11 @@ class Dataset(ABC, Generic[Encoded]):
         none_left: Callable[[int], InputError],
         **more: Any,
     ) -> Self:
-        """The rows that `encode` can read and `admit` lets pass, as `data.drawn.select` chooses them.
+        """The rows that `encode` can read and `admit` lets pass, as `data.drawn.encodable` chooses them.
 
         Raises what that raises, and `none_left` of the number of rows read where none is left.
         """
-        used = select(examples, encode, admit, encoding.data.bad_rows, encoding.drawn)
+        used = encodable(examples, encode, admit, encoding.data.bad_rows, encoding.drawn)
         if not used.examples:
             raise none_left(used.read)
         return cls(used.examples, used.encoded, encoding.pad_id, encoding.seed, used.skipped, used.refused, **more)

@@ -40,7 +40,7 @@ class Selected(Generic[Encoded]):
     """Rows left out because the chat template or the tokenizer refuses them, where all were looked at."""
 
 
-def select(
+def encodable(
     examples: Sequence[Example],
     encode: Callable[[Example], Encoded],
     admit: Callable[[Example, Encoded], bool],

@@ -17,7 +17,7 @@ QUESTIONS = 4096
 """The smallest number of pairs per call of the preference; the pairs of a prompt are never split."""
 
 
-def against(
+def mean_win_rates(
     preference: Preference,
     prompts: Sequence[str],
     ours: Sequence[Sequence[str]],

@@ -23,7 +23,7 @@ Ask = Callable[[Sequence[Example]], Floats]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class JudgedPairs:
+class AssessedPairs:
     """Pairs, and what a preference says about them."""
 
     examples: Sequence[Example]
@@ -114,7 +114,9 @@ class Quality:
     """None where no prompt has three completions, or none was asked about."""
 
 
-def measure_quality(judged: JudgedPairs, ask: Ask | None, triples: int, confidence: float, seed: int) -> Quality | None:
+def measure_quality(
+    judged: AssessedPairs, ask: Ask | None, triples: int, confidence: float, seed: int
+) -> Quality | None:
     """Everything that can be measured; None where no pair is decided.
 
     Args:
@@ -162,7 +164,7 @@ Estimator = Callable[[NDArray[np.floating], NDArray[np.bool_]], Estimate]
 
 
 def _categories(
-    judged: JudgedPairs, scores: Floats, decided: NDArray[np.bool_], estimate: Estimator
+    judged: AssessedPairs, scores: Floats, decided: NDArray[np.bool_], estimate: Estimator
 ) -> tuple[Category, ...]:
     if judged.categories is None:
         return ()
@@ -205,7 +207,7 @@ def _length(leads: NDArray[np.int64], scores: Floats, decided: NDArray[np.bool_]
     return Length(preferred, right, over(scores, longer), over(scores, shorter))
 
 
-def _intransitivity(judged: JudgedPairs, ask: Ask, cap: int, confidence: float, seed: int) -> Intransitivity | None:
+def _intransitivity(judged: AssessedPairs, ask: Ask, cap: int, confidence: float, seed: int) -> Intransitivity | None:
     """Of three completions of one prompt; pairs that are not among the judged ones are asked."""
     prompts, asked = triples_of_pairs(judged.examples, cap, seed)
     known: dict[tuple[str, str, str], float] = {}

@@ -64,7 +64,7 @@ class Spread:
     """Degrees of freedom, Σ_g (n_g − 1)."""
 
 
-def rank(directory: str, runs: Sequence[RunResult], command: str, confidence: float = 0.95) -> SweepResult:
+def rank_settings(directory: str, runs: Sequence[RunResult], command: str, confidence: float = 0.95) -> SweepResult:
     """Aggregate the runs of each setting over seeds and order the settings; those of which no run finished come last.
 
     Every policy wins more the further it goes from the reference, so win rates are compared at the KL(π‖μ) that all
@@ -96,11 +96,11 @@ def rank(directory: str, runs: Sequence[RunResult], command: str, confidence: fl
 
 def matched_kl(runs: Sequence[RunResult]) -> float | None:
     """The largest KL that every finished run which has left the reference has reached; None where there is none."""
-    paths = [path(run) for run in runs if not run.exit_code]
+    paths = [kl_path(run) for run in runs if not run.exit_code]
     return min((max(kl for kl, _ in points) for points in paths if len(points) > 1), default=None)
 
 
-def path(run: RunResult) -> list[tuple[float, float]]:
+def kl_path(run: RunResult) -> list[tuple[float, float]]:
     """(KL, win rate) along a run: from the reference, at 0 and ½, through its evaluations.
 
     A KL that is estimated at 0 or less says that the policy is still at the reference, whose win rate is ½ exactly;
@@ -186,7 +186,7 @@ def _values(name: str, runs: Sequence[RunResult]) -> list[float]:
 
 
 def _matched(runs: Sequence[RunResult], kl: float | None) -> list[float]:
-    paths = [points for run in runs if len(points := path(run)) > 1]
+    paths = [points for run in runs if len(points := kl_path(run)) > 1]
     return [] if kl is None else [win_rate_at(points, kl) for points in paths]
 
 
@@ -204,7 +204,7 @@ def _aggregate(
         if not _is_interval_end(name, names)
     }
     rates = _matched(counted, kl)
-    single = [kl is not None and len(p := path(run)) > 1 and rests_on_one_evaluation(p, kl) for run in counted]
+    single = [kl is not None and len(p := kl_path(run)) > 1 and rests_on_one_evaluation(p, kl) for run in counted]
     return SettingResult(
         setting=runs[0].setting,
         overrides=runs[0].overrides,
@@ -276,7 +276,7 @@ def _settled(settings: Sequence[SettingResult], criterion: Criterion) -> bool:
 
 def _still(runs: Sequence[RunResult]) -> list[str]:
     """The finished runs that were judged and have not left the reference."""
-    return [run.name for run in runs if not run.exit_code and run.trajectory and len(path(run)) == 1]
+    return [run.name for run in runs if not run.exit_code and run.trajectory and len(kl_path(run)) == 1]
 
 
 def _in_words(criterion: Criterion | None, kl: float | None, runs: Sequence[RunResult]) -> str:

@@ -27,7 +27,7 @@ MANY = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Participant:
     """A policy that takes part."""
 
     name: str
@@ -73,7 +73,7 @@ class Standing:
 
 
 def sampled_standing(
-    entries: Sequence[Entry], sampled: Sequence[Sampled], table: Array, settings: Settings
+    entries: Sequence[Participant], sampled: Sequence[Sampled], table: Array, settings: Settings
 ) -> Standing:
     """Win matrix, equilibrium, ratings and exploitability from comparisons [X, n, K, n, K], intervals over prompts.
 
@@ -119,7 +119,7 @@ def sampled_standing(
     return Standing(tuple(players), matrix, value, misfit, standings.cycles(matrix, names))
 
 
-def _identity(entries: Sequence[Entry], place: int, matrix: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
+def _identity(entries: Sequence[Participant], place: int, matrix: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
     """Who a player is, and how often it is preferred to its reference; a reference has no such win rate."""
     entry, reference = entries[place], entries[place].reference
     return {
@@ -153,7 +153,7 @@ def _texts(one: Sampled, settings: Settings) -> dict[str, Any]:
 
 
 def exact_standing(
-    entries: Sequence[Entry], policies: Sequence[torch.Tensor], game: games.Game, settings: Settings
+    entries: Sequence[Participant], policies: Sequence[torch.Tensor], game: games.Game, settings: Settings
 ) -> Standing:
     """The same from the policies' probabilities of a game's actions, without samples or intervals.
 

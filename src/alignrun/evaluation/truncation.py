@@ -13,7 +13,7 @@ def truncation(top_k: int, top_p: float) -> str:
     return " and ".join(found)
 
 
-def left_out(top_k: int, top_p: float) -> str:
+def truncation_note(top_k: int, top_p: float) -> str:
     """What is left out and why, as a sentence; empty where nothing is."""
     settings = truncation(top_k, top_p)
     return settings and (

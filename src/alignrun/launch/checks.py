@@ -12,7 +12,7 @@ from alignrun.models.backbone import check_split
 from alignrun.models.device import resolve
 from alignrun.preferences import base as preferences
 
-Registered = TypeVar("Registered", type[Algorithm], preferences.Kind)
+Registered = TypeVar("Registered", type[Algorithm], preferences.PreferenceKind)
 
 
 def check(config: Config) -> None:
@@ -53,7 +53,7 @@ def check(config: Config) -> None:
         quantization(config.adapter, resolved.device, resolved.dtype)
 
 
-def chosen_preference(section: Any) -> preferences.Kind:
+def chosen_preference(section: Any) -> preferences.PreferenceKind:
     """How the preference of a section is made. Raises InputError for a name that does not fit the section."""
     return _chosen("preference", section, preferences.discover())
 

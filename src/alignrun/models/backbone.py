@@ -21,7 +21,7 @@ from alignrun.models.capabilities import check_passes, check_rows
 from alignrun.models.device import lay_out_weights, resolve
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
 from alignrun.models.sources import base_name, base_revision, load_model
-from alignrun.models.targets import ALL_LINEAR, left_out
+from alignrun.models.targets import ALL_LINEAR, skipped_layers
 from alignrun.models.weights import unfit_weight
 
 
@@ -83,7 +83,7 @@ class Backbone:
 
     def add(self, name: str, config: AdapterConfig) -> None:
         """Add a new trainable adapter. Raises like `adapters.add_adapter`."""
-        if config.target_modules == [ALL_LINEAR] and (note := left_out(self.model)):
+        if config.target_modules == [ALL_LINEAR] and (note := skipped_layers(self.model)):
             self.notes = [note]
         self.peft = adapters.add_adapter(self.peft or self.model, name, config)
         self.settle()

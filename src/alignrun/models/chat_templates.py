@@ -25,7 +25,7 @@ def configure(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
             raise InputError(f"{key} needs a chat template, and the tokenizer has none: give model.chat_template")
         if not re.search(rf"\b{name}\b", str(tokenizer.chat_template)):
             raise InputError(f"{key} is read nowhere in the chat template: correct the name, or leave it out")
-        rewrite(tokenizer, f"{{% set {name} = {name} if {name} is defined else {literal(value)} %}}".__add__)
+        rewrite(tokenizer, f"{{% set {name} = {name} if {name} is defined else {jinja_literal(value)} %}}".__add__)
 
 
 def rewrite(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> None:
@@ -41,18 +41,20 @@ def with_system_turn(template: str, text: str) -> str:
     """A template that adds a system turn to conversations without one."""
     return (
         "{% if not messages | selectattr('role', 'equalto', 'system') | list %}"
-        f"{{% set messages = [{{'role': 'system', 'content': {literal(text)}}}] + messages | list %}}"
+        f"{{% set messages = [{{'role': 'system', 'content': {jinja_literal(text)}}}] + messages | list %}}"
         "{% endif %}" + template
     )
 
 
-def literal(value: Any) -> str:
+def jinja_literal(value: Any) -> str:
     """A value of JSON in Jinja's spelling."""
     if value is None:
         return "none"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{literal(str(name))}: {literal(part)}" for name, part in value.items()) + "}"
+        return (
+            "{" + ", ".join(f"{jinja_literal(str(name))}: {jinja_literal(part)}" for name, part in value.items()) + "}"
+        )
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(literal, value)) + "]"
+        return "[" + ", ".join(map(jinja_literal, value)) + "]"
     # JSON escapes are valid in a Jinja string, except those of non-ASCII characters, which are kept unescaped.
     return json.dumps(value, ensure_ascii=False)

@@ -23,7 +23,7 @@ KEY = "preference"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenRow:
     """What the model reads of one question."""
 
     ids: tuple[int, ...]
@@ -94,7 +94,7 @@ class Published:
 
     @torch.no_grad()
     def read(
-        self, rows: Sequence[Row | None], forward: Forward, pad: Callable[[Sequence[Row]], int], width: int
+        self, rows: Sequence[TokenRow | None], forward: Forward, pad: Callable[[Sequence[TokenRow]], int], width: int
     ) -> Tensor:
         """[N, width] float32 on the CPU, what `forward` makes of each row; NaN for None. Equal rows are read once.
 
@@ -117,7 +117,7 @@ class Published:
         results[-1] = torch.nan
         return results[[len(places) if row is None else places[row] for row in rows]].float()
 
-    def fitting(self, row: Row) -> Row | None:
+    def fitting(self, row: TokenRow) -> TokenRow | None:
         """The row, or None for one that is too long and to be skipped. Raises RunError for one that is not."""
         if len(row.ids) <= self.context:
             return row
@@ -129,7 +129,7 @@ class Published:
             )
         return None
 
-    def tally(self, questions: Sequence[Row | None]) -> None:
+    def tally(self, questions: Sequence[TokenRow | None]) -> None:
         """Count questions for `counts`; None is one that is too long."""
         self._asked += len(questions)
         self._skipped += questions.count(None)
@@ -138,8 +138,8 @@ class Published:
         """Questions so far, and how many of them were too long."""
         return {f"{self.config.name}/asked": self._asked, f"{self.config.name}/too_long": self._skipped}
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        batch: list[Row] = []
+    def _batches(self, rows: Sequence[TokenRow]) -> Iterator[list[TokenRow]]:
+        batch: list[TokenRow] = []
         for row in rows:
             if batch and (len(batch) + 1) * len(row.ids) > self.config.batch_tokens:
                 yield batch
@@ -148,7 +148,7 @@ class Published:
         if batch:
             yield batch
 
-    def _padded(self, rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
+    def _padded(self, rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
         """On the right, where positions count from the first token; on the left where the model sums up at the end."""
         left = getattr(self.model.config, "summary_type", None) == "last" and self.tokenizer.padding_side == "left"
         longest = max(len(row.ids) for row in rows)

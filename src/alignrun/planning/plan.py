@@ -301,7 +301,7 @@ def gpu_sizes(settings: Sequence[str]) -> Sequence[float]:
     return sizes
 
 
-def describe(size: Size, config: Config) -> str:
+def size_in_words(size: Size, config: Config) -> str:
     """One line: the parameters, and which of them would be trained."""
     if config.adapter.name is AdapterKind.none:
         return f"{size.parameters / 1e6:,.1f}M parameters, all trained"
@@ -323,7 +323,7 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
         # Memory depends on no number of steps; streams are declared for a first, a middle and a last one.
         config = replace(config, train=replace(config.train, steps=100))
     plan = make_plan(config)
-    console.print(f"{config.algo.name} on {config.model.name}: {describe(plan.size, config)}", highlight=False)
+    console.print(f"{config.algo.name} on {config.model.name}: {size_in_words(plan.size, config)}", highlight=False)
     console.print(_phases(plan, config), highlight=False)
     prompt = preview_prompt(config.model, "…")
     shown = "the tokenizer's own, not yet downloaded" if prompt is None else repr(prompt)

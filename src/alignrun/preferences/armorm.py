@@ -15,7 +15,7 @@ from alignrun.config import PublishedConfig, schema
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.gated_reward import GatedReward
-from alignrun.models.published import Published, Row, check_path
+from alignrun.models.published import Published, TokenRow, check_path
 from alignrun.models.sources import vocabulary_size
 from alignrun.preferences.base import Preference, Reward, preference
 from alignrun.preferences.conversations import ConversationEncoder
@@ -68,7 +68,7 @@ class ArmoRM(Reward):
         """Texts that were asked about, and those that were too long."""
         return self._published.counts()
 
-    def _padding(self, rows: Sequence[Row]) -> int:
+    def _padding(self, rows: Sequence[TokenRow]) -> int:
         return int(self._published.tokenizer.pad_token_id or 0)
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:

@@ -132,7 +132,7 @@ def identity(prompt: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class PreferenceKind:
     """How a preference is made."""
 
     config_class: type
@@ -153,7 +153,7 @@ class Kind:
     """Whether what it builds is `Preference.by_pair`, before it is built."""
 
 
-_registered: dict[str, Kind] = {}
+_registered: dict[str, PreferenceKind] = {}
 """Read through `discover`: a preference is entered when the rest of its module runs."""
 
 
@@ -198,13 +198,13 @@ def preference(
     """Register how a preference is made, under the name that its YAML gives."""
 
     def register(build: Build) -> Build:
-        _registered[name] = Kind(config_class, build, feedback, check, on_base, empty, columns, by_pair)
+        _registered[name] = PreferenceKind(config_class, build, feedback, check, on_base, empty, columns, by_pair)
         return build
 
     return register
 
 
-def discover() -> dict[str, Kind]:
+def discover() -> dict[str, PreferenceKind]:
     """Import every module of this package, so that a new file is a preference without further wiring."""
     import_all("alignrun.preferences")
     return _registered

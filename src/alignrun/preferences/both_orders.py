@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignrun.models.published import Published, Row
+from alignrun.models.published import Published, TokenRow
 from alignrun.objectives.preference import antisymmetric_logits
 from alignrun.preferences.base import Judgment, Preference
 
@@ -18,14 +18,14 @@ class BothOrders(Preference):
         self._published, self._temperature = published, temperature
 
     @abstractmethod
-    def encode(self, prompt: str, first: str, second: str) -> Row:
+    def encode(self, prompt: str, first: str, second: str) -> TokenRow:
         """What the model reads of a question. Raises RunError for texts that it cannot read."""
 
     @abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """[N, 1] z of padded questions: the log-odds that the first answer is better."""
 
-    def padding(self, rows: Sequence[Row]) -> int:
+    def padding(self, rows: Sequence[TokenRow]) -> int:
         """The token that stands for nothing."""
         return int(self._published.tokenizer.pad_token_id or 0)
 
@@ -35,7 +35,7 @@ class BothOrders(Preference):
 
     def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
         """Both orders by themselves, and put together."""
-        rows: list[Row | None] = []
+        rows: list[TokenRow | None] = []
         for prompt, one, other in zip(prompts, first, second, strict=True):
             pair = [self._published.fitting(self.encode(prompt, *texts)) for texts in ((one, other), (other, one))]
             rows += pair if None not in pair else [None, None]

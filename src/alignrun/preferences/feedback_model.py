@@ -15,7 +15,7 @@ from torch import Tensor
 from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
 from alignrun.config.literal import literal
-from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
+from alignrun.data.feedback_encoding import PreferenceEncoder, RewardEncoder
 from alignrun.data.padding import collate, padding_id
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.backbone import Backbone

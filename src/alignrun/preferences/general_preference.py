@@ -15,7 +15,7 @@ from torch import Tensor
 from alignrun.config import PublishedConfig, schema
 from alignrun.models.backbone import Backbone
 from alignrun.models.general_preference import GeneralPreferenceModel
-from alignrun.models.published import Published, Row, check_path
+from alignrun.models.published import Published, TokenRow, check_path
 from alignrun.objectives.preference import skew_logits
 from alignrun.preferences.base import Preference, preference
 from alignrun.preferences.conversations import ConversationEncoder
@@ -57,12 +57,12 @@ class GeneralPreference(Preference):
         """Texts that were asked about, and those that were too long."""
         return self._published.counts()
 
-    def _row(self, prompt: str, completion: str) -> Row:
+    def _row(self, prompt: str, completion: str) -> TokenRow:
         """The conversation with EOS in place of its last token; the types mark the prompt."""
         row = self._encoder.marked(prompt, completion)
-        return Row((*row.ids[:-1], int(self._published.tokenizer.eos_token_id)), row.types)
+        return TokenRow((*row.ids[:-1], int(self._published.tokenizer.eos_token_id)), row.types)
 
-    def _padding(self, rows: Sequence[Row]) -> int:
+    def _padding(self, rows: Sequence[TokenRow]) -> int:
         return int(self._published.tokenizer.pad_token_id or 0)
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from alignrun.data.templates import write
 from alignrun.errors import InputError, RunError
 from alignrun.models.backbone import Backbone
 from alignrun.models.head import vocabulary_head
-from alignrun.models.published import Published, Row, check_path
+from alignrun.models.published import Published, TokenRow, check_path
 from alignrun.models.sources import vocabulary_size
 from alignrun.preferences.base import Preference, always, preference
 from alignrun.preferences.both_orders import BothOrders
@@ -75,7 +75,7 @@ class PairModel(BothOrders):
         self._pieces = split_template(config.template, FIELDS, "preference.template")
         self._head = vocabulary_head(published.model)
 
-    def encode(self, prompt: str, first: str, second: str) -> Row:
+    def encode(self, prompt: str, first: str, second: str) -> TokenRow:
         """The filled template."""
         context, config = str(prompt), self._config
         if config.context_template is not None:
@@ -88,7 +88,7 @@ class PairModel(BothOrders):
         text = before + "".join(map(str.__add__, (context, first, second), after))
         ids = self._encoder.turns([{"role": "user", "content": text}], answer=config.generation_prompt)
         unopened = not config.bos and ids[:1] == [self._published.tokenizer.bos_token_id]
-        return Row(tuple(ids[1:] if unopened else ids))
+        return TokenRow(tuple(ids[1:] if unopened else ids))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """[N, 1] log p(first) − log p(second) after the last token."""

@@ -11,7 +11,7 @@ from alignrun.config import PublishedConfig, schema
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import FILE, adapter_folder
-from alignrun.models.published import Published, Row, check_path
+from alignrun.models.published import Published, TokenRow, check_path
 from alignrun.models.sources import vocabulary_size
 from alignrun.preferences.base import Preference, Reward, preference
 from alignrun.preferences.bradley_terry import BradleyTerry
@@ -57,7 +57,7 @@ class PublishedReward(Reward):
         scores: Tensor = self._published.model(**batch).logits
         return scores
 
-    def _padding(self, rows: Sequence[Row]) -> int:
+    def _padding(self, rows: Sequence[TokenRow]) -> int:
         """A padding token, such that the model finds the last token of every row: by it decoders know where it is."""
         text_config = self._published.model.config.get_text_config()
         if self._pad is None:

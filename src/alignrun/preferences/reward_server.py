@@ -76,7 +76,7 @@ class RewardServerConfig(ServedConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class EndpointFormat:
     """What an endpoint takes and gives."""
 
     path: str
@@ -91,11 +91,11 @@ class Format:
 
 
 FORMATS = {
-    Endpoint.pooling: Format("/pooling", "data", ("data",)),
-    Endpoint.classify: Format("/classify", "data", ("probs",)),
-    Endpoint.score: Format("/score", "data", ("score",)),
-    Endpoint.rerank: Format("/v1/rerank", "results", ("relevance_score", "score")),
-    Endpoint.sglang: Format("/classify", "", ("embedding",), raw=False, tokens="input_ids"),
+    Endpoint.pooling: EndpointFormat("/pooling", "data", ("data",)),
+    Endpoint.classify: EndpointFormat("/classify", "data", ("probs",)),
+    Endpoint.score: EndpointFormat("/score", "data", ("score",)),
+    Endpoint.rerank: EndpointFormat("/v1/rerank", "results", ("relevance_score", "score")),
+    Endpoint.sglang: EndpointFormat("/classify", "", ("embedding",), raw=False, tokens="input_ids"),
 }
 
 

@@ -21,7 +21,7 @@ KEPT = 1 << 16
 PAYS = 0.05
 """The least CPU time, in seconds, that is shared out over processes."""
 
-Row = tuple[str, ...]
+TextRow = tuple[str, ...]
 
 
 class TextScores:
@@ -72,10 +72,10 @@ class TextScores:
             future = worker.ask(self._task, _columns([missing[key] for key in keys]))
             self._coming |= {key: (future, place) for place, key in enumerate(keys)}
 
-    def _pays(self, rows: Sequence[Row]) -> bool:
+    def _pays(self, rows: Sequence[TextRow]) -> bool:
         return self._pace * _size(rows) >= PAYS
 
-    def _compute(self, rows: Sequence[Row]) -> Sequence[float]:
+    def _compute(self, rows: Sequence[TextRow]) -> Sequence[float]:
         if distributed.size() > 1:  # its processes share the cores already, and must all do the same
             shares = distributed.by_share(len(rows), lambda share: self._compute_here([rows[row] for row in share]))
             scores: list[float] = shares.tolist()
@@ -94,30 +94,30 @@ class TextScores:
                 found[turn :: len(parts)] = self._compute_here(part).tolist() if theirs is None else theirs
         return found
 
-    def _compute_here(self, rows: Sequence[Row]) -> Tensor:
+    def _compute_here(self, rows: Sequence[TextRow]) -> Tensor:
         started = time.thread_time()
         scores = torch.tensor(list(self._here(_columns(rows))), dtype=torch.float64)
         self._pace = (time.thread_time() - started) / _size(rows)
         return scores
 
 
-def _columns(rows: Sequence[Row]) -> Texts:
+def _columns(rows: Sequence[TextRow]) -> Texts:
     return list(zip(*rows, strict=True))
 
 
-def _size(rows: Sequence[Row]) -> int:
+def _size(rows: Sequence[TextRow]) -> int:
     """Characters of the completions, at least one."""
     return sum(len(text) for row in rows for text in row[1:]) or 1
 
 
-def _by_content(texts: Texts) -> tuple[list[bytes], dict[bytes, Row]]:
+def _by_content(texts: Texts) -> tuple[list[bytes], dict[bytes, TextRow]]:
     """The key of every row, and the different rows by their keys."""
     rows = list(zip(*texts, strict=True))
     keys = list(map(_key, rows))
     return keys, dict(zip(keys, rows, strict=True))
 
 
-def _key(row: Row) -> bytes:
+def _key(row: TextRow) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for text in (identity(row[0]), *row[1:]):
         content = text.encode(errors="surrogatepass")

@@ -30,10 +30,10 @@ def by_row(function: Callable[..., float]) -> Compute:
 
 def by_row_of(path: str) -> Compute:
     """The same, by the import path of the function."""
-    return by_row(find(path))
+    return by_row(import_by_path(path))
 
 
-def find(path: str) -> Any:
+def import_by_path(path: str) -> Any:
     """What `module:name` names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
@@ -43,7 +43,7 @@ def find(path: str) -> Any:
 def make(task: Task) -> Compute:
     """What a task asks for."""
     maker, arguments = task
-    made: Compute = find(maker)(*arguments)
+    made: Compute = import_by_path(maker)(*arguments)
     return made
 
 

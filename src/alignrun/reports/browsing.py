@@ -23,7 +23,7 @@ def browsable(answers: Sequence[Answers], most: int = MOST) -> Sequence[Answers]
     return answers
 
 
-def left_out(shown: Sequence[Answers], answers: Sequence[Answers]) -> str:
+def hidden_note(shown: Sequence[Answers], answers: Sequence[Answers]) -> str:
     """What is not on the page; empty where all is."""
     if len(shown) == len(answers):
         return ""

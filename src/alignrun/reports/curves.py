@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from alignrun.evaluation.results import Estimate
 from alignrun.reports.quantities import POLICY, Quantity, in_order, quantity, with_intervals
-from alignrun.reports.record import Row
+from alignrun.reports.record import MetricsRow
 
 POINTS = 400
 """A line of more steps than this is drawn as means of neighbours: no screen shows more."""
@@ -53,7 +53,7 @@ class Curve:
         return f"{self.quantity.title} by step: {form(first)} at step {start:g}, {form(last)} at step {end:g}"
 
 
-def evaluations(rows: Sequence[Row]) -> list[tuple[int, dict[str, Estimate]]]:
+def evaluations(rows: Sequence[MetricsRow]) -> list[tuple[int, dict[str, Estimate]]]:
     """What each evaluation measured, by step."""
     found = []
     for row in rows:
@@ -63,7 +63,7 @@ def evaluations(rows: Sequence[Row]) -> list[tuple[int, dict[str, Estimate]]]:
     return found
 
 
-def all_curves(rows: Sequence[Row]) -> list[Curve]:
+def all_curves(rows: Sequence[MetricsRow]) -> list[Curve]:
     """A curve for every metric that has two values or more, the important ones first."""
     evaluated = evaluations(rows)
     names = [name for _, values in evaluated for name in values if not name.startswith(POLICY)]
@@ -73,7 +73,7 @@ def all_curves(rows: Sequence[Row]) -> list[Curve]:
     return [curve for curve in [_actions(evaluated), *found] if curve is not None]
 
 
-def _curve(name: str, rows: Sequence[Row], evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
+def _curve(name: str, rows: Sequence[MetricsRow], evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
     training = [(float(row.step), row.values[name]) for row in rows if name in row.values]
     points = [(step, values[name]) for step, values in evaluated if name in values]
     points = [(step, estimate) for step, estimate in points if math.isfinite(estimate.value)]

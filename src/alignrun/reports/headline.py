@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from alignrun.evaluation.results import Estimate, PlayerResult, TournamentResult
 from alignrun.evaluation.settled import caution, verdict
-from alignrun.reports.text import EXACT, clip, in_words, percent, rate
+from alignrun.reports.text import EXACT, and_list, clip, percent, rate
 
 NAME = 32
 """Characters of a name in a sentence."""
@@ -131,4 +131,4 @@ def share_in_words(measured: Estimate) -> str:
 
 def _few(items: list[str], limit: int = 3) -> str:
     rest = len(items) - limit
-    return in_words(items) if rest <= 0 else in_words([*items[:limit], f"{rest} more"])
+    return and_list(items) if rest <= 0 else and_list([*items[:limit], f"{rest} more"])

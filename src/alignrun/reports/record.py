@@ -17,7 +17,7 @@ FIGURE_LIMIT = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MetricsRow:
     """A line of metrics.jsonl; a value that was not finite is NaN."""
 
     step: int
@@ -35,7 +35,7 @@ class RunRecord:
     environment: Mapping[str, Any]
     summary: dict[str, float] | None
     """Final metrics; None while the run has not finished."""
-    rows: tuple[Row, ...]
+    rows: tuple[MetricsRow, ...]
     samples: tuple[Sample, ...]
     """Of the last evaluation."""
     samples_step: int | None
@@ -72,7 +72,7 @@ def read(run: RunDirectory) -> RunRecord:
         overrides=tuple(map(str, _yaml(run.overrides_file, [], problems))),
         environment=_object(run.environment_file, problems),
         summary=read_summary(run, problems),
-        rows=read_rows(run, problems),
+        rows=read_metrics(run, problems),
         samples=tuple(_sample(row) for row in sampled if row["step"] == last),
         samples_step=last,
         figures={file.name: _figure(file) for file in sorted(run.path.glob("*.svg"))},
@@ -86,10 +86,10 @@ def read_summary(run: RunDirectory, problems: list[str]) -> dict[str, float] | N
     return _numbers(_object(run.summary_file, problems)) or None
 
 
-def read_rows(run: RunDirectory, problems: list[str]) -> tuple[Row, ...]:
+def read_metrics(run: RunDirectory, problems: list[str]) -> tuple[MetricsRow, ...]:
     """The rows of metrics.jsonl in the order of their steps. What is wrong with it is added to the problems."""
     metrics = [row for row in _lines(run.metrics_file, problems) if is_step(row.get("step"))]
-    return tuple(sorted((Row(row["step"], _numbers(row)) for row in metrics), key=lambda row: row.step))
+    return tuple(sorted((MetricsRow(row["step"], _numbers(row)) for row in metrics), key=lambda row: row.step))
 
 
 def _text(file: Path, limit: int, problems: list[str]) -> str:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from alignrun.evaluation.results import Estimate
 from alignrun.evaluation.settled import caution, undecided, verdict
-from alignrun.evaluation.truncation import left_out
+from alignrun.evaluation.truncation import truncation_note
 from alignrun.reports import curves, figures
 from alignrun.reports.headline import share_in_words
 from alignrun.reports.page import render
@@ -147,7 +147,7 @@ def _notes(record: RunRecord) -> list[str]:
     top_k, top_p = record.setting("evaluation.top_k"), record.setting("evaluation.top_p")
     known = isinstance(top_k, int) and isinstance(top_p, int | float)
     sampled = any("eval/reference_length" in row.values for row in record.rows)
-    truncated = left_out(top_k, top_p) if known and sampled else ""
+    truncated = truncation_note(top_k, top_p) if known and sampled else ""
     return [truncated] if truncated else []
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from alignrun.evaluation.results import SettingResult
 
 
-def shared(settings: Sequence[SettingResult]) -> tuple[str, ...]:
+def common_to_all(settings: Sequence[SettingResult]) -> tuple[str, ...]:
     """The overrides of every setting, in their order; none where there is one setting, or they are not known."""
     if len(settings) < 2:
         return ()

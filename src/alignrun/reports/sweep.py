@@ -13,7 +13,7 @@ from alignrun.reports import figures
 from alignrun.reports.headline import share_in_words
 from alignrun.reports.page import render
 from alignrun.reports.quantities import in_order, quantity
-from alignrun.reports.settings import own, shared
+from alignrun.reports.settings import common_to_all, own
 from alignrun.reports.text import EXACT, Shown, number, percent, rate, shown
 from alignrun.security.text import counted
 
@@ -23,7 +23,7 @@ def sweep_page(result: SweepResult) -> str:
     names = in_order({name: None for setting in result.settings for name in setting.metrics})
     names = [name for name in names if not name.endswith(("_low", "_high"))]
     seeds = {run.name: run.seed for run in result.runs}
-    common = shared(result.settings)
+    common = common_to_all(result.settings)
 
     def named(one: RunResult | SettingResult) -> str:
         return own(one.setting, one.overrides, common)
@@ -103,7 +103,7 @@ def _final(run: RunResult, name: str) -> Shown:
 
 
 def _frontier(result: SweepResult) -> Markup | None:
-    common = shared(result.settings)
+    common = common_to_all(result.settings)
     groups = [own(setting.setting, setting.overrides, common) or "default" for setting in result.settings]
     group_of = {name: group for group, setting in enumerate(result.settings) for name in setting.runs}
     trails = [

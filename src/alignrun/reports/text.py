@@ -71,6 +71,6 @@ def clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - tail - 1]}…{text[-tail:]}"
 
 
-def in_words(items: list[str]) -> str:
+def and_list(items: list[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)

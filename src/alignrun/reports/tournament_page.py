@@ -9,7 +9,7 @@ from markupsafe import Markup
 from alignrun.evaluation.results import Answers, Bound, Estimate, PlayerResult, TournamentResult
 from alignrun.evaluation.settled import verdict
 from alignrun.reports import figures
-from alignrun.reports.browsing import browsable, left_out
+from alignrun.reports.browsing import browsable, hidden_note
 from alignrun.reports.curves import Line
 from alignrun.reports.headline import certainty, headline, ratings_in_words
 from alignrun.reports.page import render
@@ -46,7 +46,7 @@ def tournament_page(result: TournamentResult, answers: Sequence[Answers] = ()) -
         title="Tournament",
         result=result,
         answers=browsed,
-        left_out=left_out(browsed, answers),
+        left_out=hidden_note(browsed, answers),
         headline=list(headline(result)),
         certainty=certainty(result),
         exact=result.samples_per_prompt == 0,

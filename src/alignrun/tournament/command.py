@@ -16,13 +16,13 @@ from rich.text import Text
 
 from alignrun.config import ComparedPairs, TournamentConfig
 from alignrun.errors import AlignrunError, RunError, one_line
-from alignrun.evaluation.comparisons import against, compare
+from alignrun.evaluation.comparisons import compare, mean_win_rates
 from alignrun.evaluation.completions import CompletionCache
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.results import Answers, Comparison, TournamentResult
 from alignrun.evaluation.settled import caution
 from alignrun.evaluation.tournament_results import (
-    Entry,
+    Participant,
     Sampled,
     Settings,
     Standing,
@@ -31,7 +31,7 @@ from alignrun.evaluation.tournament_results import (
     examples,
     sampled_standing,
 )
-from alignrun.evaluation.truncation import left_out
+from alignrun.evaluation.truncation import truncation_note
 from alignrun.games.files import load_game
 from alignrun.launch import compose
 from alignrun.launch.train import remove_empty_run
@@ -48,7 +48,7 @@ from alignrun.tournament.lineup import Field, Lineup, line_up
 from alignrun.tournament.patterns import expanded
 from alignrun.tournament.players import Loader
 from alignrun.tournament.rules import Rules, agree, training_preference
-from alignrun.tournament.sampling import Questions, ask, introduce, sample_all
+from alignrun.tournament.sampling import Questions, introduce, read_by_all, sample_all
 from alignrun.tournament.scoreboard import show
 
 
@@ -129,7 +129,7 @@ def _play(config: TournamentConfig, lineup: Lineup, rules: Rules, console: Conso
     def report(text: str) -> None:
         console.print(Text(text, style="dim"), soft_wrap=True)
 
-    questions = ask(config, rules, lineup.players)
+    questions = read_by_all(config, rules, lineup.players)
     loader = Loader(config.device, config.dtype)
     try:
         if rules.exact:
@@ -155,7 +155,7 @@ def _exact(
             same[place] = twin
     field = lineup.settle(same)
     entries = [
-        Entry(player.name, player.source, player.step, reference)
+        Participant(player.name, player.source, player.step, reference)
         for player, reference in zip(field.players, field.references, strict=True)
     ]
     note = f"Exact: from the policies' probabilities of the actions of {rules.preference.game}, without sampling."
@@ -223,7 +223,7 @@ def _judge(
         count = counted(len(questions.texts), "prompt")
         notes.append(f"{count}: {unsettled}, and nothing here says how the policies compare on others.")
     unscored = [one for one, known in zip(sampled, field.references, strict=True) if known is not None]
-    if truncated := left_out(rules.drawing.top_k, rules.drawing.top_p):
+    if truncated := truncation_note(rules.drawing.top_k, rules.drawing.top_p):
         notes.append(truncated)
     elif any(one.log_ratio is None for one in unscored):
         notes.append("No KL where a policy and the reference have different vocabularies.")
@@ -241,12 +241,12 @@ def _judge(
                 reference = field.references[place]
                 assert reference is not None
                 ours, theirs = drawn[place].texts, drawn[reference].texts
-                training[place] = against(trained_with, questions.texts, ours, theirs, config.pairing)
+                training[place] = mean_win_rates(trained_with, questions.texts, ours, theirs, config.pairing)
         except (AlignrunError, torch.OutOfMemoryError) as error:
             left = ", ".join(names[place] for place in group if place not in training)
             notes.append(f"No hacking gap of {left}: the training preference failed ({one_line(error, 200)}).")
     entries = [
-        Entry(
+        Participant(
             name=player.name,
             source=player.source,
             step=player.step,

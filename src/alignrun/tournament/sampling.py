@@ -37,7 +37,7 @@ class Questions:
     """Prompts that are too long for one of them."""
 
 
-def ask(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Questions:
+def read_by_all(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Questions:
     """Encode the held-out prompts for every player; prompts too long for one player are dropped for all.
 
     Raises:

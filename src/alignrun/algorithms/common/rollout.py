@@ -69,7 +69,7 @@ def sample_streams(
         decoder = policy.decoder(part, roles, sampling.max_new_tokens)
         drawn = sample_completions(decoder, len(part), sources, sampling, uniforms[..., index], temperatures)
     length = distributed.largest(drawn[0].tokens.shape[1])
-    ours = stack([pad(stream, length, sampling.pad_id) for stream in drawn])
+    ours = stack([pad_completions(stream, length, sampling.pad_id) for stream in drawn])
     tokens, mask = (distributed.gather(side, len(prompts)) for side in (ours.tokens, ours.mask))
     return [Completions(*stream) for stream in zip(tokens.unbind(1), mask.unbind(1), strict=True)]
 
@@ -139,7 +139,7 @@ class Rollouts:
         else:
             drawn = self._natively(prompts, streams, step, purpose)
         longest = max(one.tokens.shape[1] for one in drawn)
-        padded = (pad(one, longest, self._sampling.pad_id) for one in drawn)
+        padded = (pad_completions(one, longest, self._sampling.pad_id) for one in drawn)
         return [stack(list(islice(padded, stream.samples))) for stream in streams]
 
     def preference(
@@ -215,7 +215,7 @@ class Rollouts:
                 texts = [text for one in chunks[-1] for text in decode_texts(self._tools.policy, one)]
                 self._tools.preference.expect(part.texts * len(sources), texts)
         longest = max(chunk[0].tokens.shape[1] for chunk in chunks)
-        padded = [[pad(one, longest, self._sampling.pad_id) for one in chunk] for chunk in chunks]
+        padded = [[pad_completions(one, longest, self._sampling.pad_id) for one in chunk] for chunk in chunks]
         return [concatenate(parts) for parts in zip(*padded, strict=True)]
 
     def _from_server(
@@ -247,7 +247,7 @@ def concatenate(parts: Sequence[Completions], dim: int = 0) -> Completions:
     return Completions(torch.cat([one.tokens for one in parts], dim), torch.cat([one.mask for one in parts], dim))
 
 
-def pad(completions: Completions, length: int, pad_id: int) -> Completions:
+def pad_completions(completions: Completions, length: int, pad_id: int) -> Completions:
     """Pad completions to `length` tokens."""
     extra = (0, length - completions.tokens.shape[1])
     return Completions(

@@ -53,7 +53,7 @@ class ServedClient:
                 backoff=config.backoff,
                 complaint=self._complaint,
             )
-        except http.TooLong as error:
+        except http.ResponseTooLong as error:
             raise RunError(
                 f"{self._named} answered {error}: check that preference.url is a {config.name}'s, {self.too_long}, "
                 f"{AGAIN}"
