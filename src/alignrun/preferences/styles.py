@@ -18,7 +18,7 @@ from alignrun.config import require, schema
 from alignrun.games import Game
 from alignrun.games.files import load_game
 from alignrun.preferences.base import Preference, preference
-from alignrun.preferences.scorers import SCORERS
+from alignrun.preferences.text_measures import TEXT_MEASURES
 from alignrun.preferences.texts import TextScores
 
 EXAMPLE = "{sentiment: {centre: 0.4, scale: 0.3}, …}"
@@ -69,7 +69,7 @@ class StylesConfig:
 def _style(name: str, value: object) -> Style:
     """A style of the configuration, checked."""
     key = f"preference.styles.{name}"
-    require(name in SCORERS, "preference.styles", f"has no measure {name}: choose from {', '.join(SCORERS)}")
+    require(name in TEXT_MEASURES, "preference.styles", f"has no measure {name}: choose from {', '.join(TEXT_MEASURES)}")
     if isinstance(value, Style):
         return value
     given = dict(value) if isinstance(value, Mapping) else {}
@@ -87,7 +87,7 @@ class Styles(Preference):
 
     def __init__(self, styles: Mapping[str, Style], game: Game) -> None:
         self.names = list(styles)
-        self._scores = [TextScores.by_row(SCORERS[name].score) for name in styles]
+        self._scores = [TextScores.by_row(TEXT_MEASURES[name].score) for name in styles]
         self._centres = torch.tensor([style.centre for style in styles.values()], dtype=torch.float64)
         self._scales = torch.tensor([style.scale for style in styles.values()], dtype=torch.float64)
         self._table = game.preferences
