@@ -277,7 +277,7 @@ def test_preferences_that_misbehave(
     for name, expected in (
         ("wide", "returned a value outside [0, 1]"),
         ("short", "returned 1 value for 64 prompts"),
-        ("broken", "failed: KeyError: 'no such\\nthing'"),
+        ("broken", "failed: KeyError: 'no such\\nthing' (mine.py:3)"),
         ("unsure", "is not finite"),
     ):
         assert expected in refuse(capsys, *given, f"preference.function=mine:{name}", code=1)

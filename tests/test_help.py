@@ -13,7 +13,7 @@ from alignrun.config import Config, TournamentConfig
 from alignrun.config.keys import docstrings
 from alignrun.config.roots import ROOTS
 from alignrun.launch import compose
-from alignrun.launch.choices import choices, groups
+from alignrun.launch.choices import choice_files, choices, first_comment, groups
 from alignrun.launch.commands import COMMANDS, OPTIONS, VERBS
 from alignrun.launch.compose import dump_explained
 from alignrun.launch.explaining import known_keys
@@ -75,6 +75,17 @@ def test_a_group_lists_its_choices_and_keys(topic: str, capsys: pytest.CaptureFi
     for section in sections(Config):
         if section.prefix == f"{topic}." and not section.choice:
             assert all(f"{path}=" in out for path, _ in flat_keys(section))
+
+
+def test_the_line_that_lists_a_choice_is_whole() -> None:
+    """`ls` and `help` show the first comment of a file, so a sentence must not continue in the second."""
+    for group in groups():
+        for choice, file in choice_files(group).items():
+            lines = file.read_text().splitlines()
+            heading = f"# {first_comment(file)}"
+            after = lines[lines.index(heading) + 1].removeprefix("# ")[:1]
+            assert not heading.endswith((",", ":")), (group, choice)
+            assert lines[lines.index(heading) + 1][:1] != "#" or after == after.upper(), (group, choice)
 
 
 def test_every_key_and_choice_has_help() -> None:

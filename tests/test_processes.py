@@ -300,7 +300,7 @@ def test_what_fails_in_one_process_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     codes, said = job.wait()
     assert [line for line in said.splitlines() if line.startswith("alignrun: error")] == [
-        "alignrun: error: preference.function=judging:judge failed: OSError: no connection"
+        "alignrun: error: preference.function=judging:judge failed: OSError: no connection (judging.py:5)"
     ]
     assert 0 not in codes
     assert (tmp_path / "run" / "checkpoints").is_dir()

@@ -24,10 +24,10 @@ def read_rows(path: Path, max_row_mb: float = 4.0) -> Iterator[tuple[str, Row | 
 
     A file is a .jsonl, .json, .csv or .tsv, with or without .gz after its name, or a .parquet. The origin is
     `name.jsonl:12` (the line, from 1; blank lines are skipped) or `name.json[12]` (the index of the row, from 0). The
-    values of a CSV file are texts, or messages where they hold a JSON list of them. In place of a row that is larger
-    than `max_row_mb`, or that has a key twice, comes the error that says so. Raises InputError, while iterating, for a
-    file that is missing, unreadable, damaged, empty or packed so tightly that it would fill the memory, and for a row
-    that is not an object.
+    values of a CSV file are texts, or messages where they hold a JSON list of them. In place of a row that cannot be
+    read (it is no JSON object, has a key twice, or is larger than `max_row_mb`) comes the error that says so. Raises
+    InputError, while iterating, for a file that is missing, unreadable, damaged, empty or packed so tightly that it
+    would fill the memory.
     """
     kind_of_file = Path(path.name.lower().removesuffix(".gz")).suffix
     if is_saved(path):
@@ -50,7 +50,7 @@ def read_rows(path: Path, max_row_mb: float = 4.0) -> Iterator[tuple[str, Row | 
         if isinstance(value, dict):
             value = value if kind_of_file in _JSON else checked_row(value, origin, max_row_mb)
         elif not isinstance(value, BadRowError):
-            raise InputError(f'data: {origin} is {kind(value)}; a row is a JSON object such as {{"prompt": "..."}}')
+            value = BadRowError(f'data: {origin} is {kind(value)}; a row is a JSON object such as {{"prompt": "..."}}')
         empty = False
         yield origin, value
     if empty:
@@ -109,12 +109,12 @@ def _read_list(path: Path, max_row_mb: float) -> Iterator[tuple[str, Any]]:
 
 
 def _decode(content: bytes, origin: str, hint: str) -> Any:
-    """The value of a row, or the error that says that it has a key twice."""
+    """The value of a row, or the error that says why there is none."""
     try:
         return load_json(content.removeprefix(codecs.BOM_UTF8).decode())  # several times as fast as utf-8-sig
     except DuplicateKeyError as error:
         return BadRowError(f"data: {origin}: {error}, and readers differ in which of the values they take; remove one")
     except UnicodeDecodeError as error:
-        raise InputError(f"data: {origin} is not UTF-8 ({one_line(error)}); save the file as UTF-8") from error
+        return BadRowError(f"data: {origin} is not UTF-8 ({one_line(error)}); save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"data: {origin} is not JSON ({one_line(error)}); {hint}") from error
+        return BadRowError(f"data: {origin} is not JSON ({one_line(error)}); {hint}")

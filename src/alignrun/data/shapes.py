@@ -62,13 +62,15 @@ SHAPES = (
 def recognised(config: DataConfig) -> tuple[DataConfig, str]:
     """The configuration with the columns of the shape that its first row has, and the shape's name.
 
-    It stays as it is, with an empty name, where columns are configured or the first row has none of the shapes.
+    It stays as it is, with an empty name, where columns are configured or the first readable row has none of the
+    shapes.
     """
     if config.columns != ColumnsConfig():
         return config, ""
     rows = chosen_source(config).read(config)
-    first = next((row for _, row in chain(rows.train, rows.heldout or ())), None)
-    if first is None or isinstance(first, BadRowError | Example):
+    readable = (row for _, row in chain(rows.train, rows.heldout or ()) if not isinstance(row, BadRowError))
+    first = next(readable, None)
+    if first is None or isinstance(first, Example):
         return config, ""
     shape = next((shape for shape in SHAPES if shape.needs <= first.keys()), None)
     if shape is None or {"prompt", "chosen", "rejected"} <= first.keys():

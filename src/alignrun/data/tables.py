@@ -33,10 +33,14 @@ def read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
             for values in filter(None, reader):
                 origin = f"{path.name}:{reader.line_num}"
                 if len(values) != len(names):
-                    raise InputError(
-                        f"data: {origin} has {len(values)} values, and the first line names {len(names)} columns; "
-                        "put texts that hold the separator or a line break in double quotes"
+                    yield (
+                        origin,
+                        BadRowError(
+                            f"data: {origin} has {len(values)} values, and the first line names {len(names)} columns; "
+                            "put texts that hold the separator or a line break in double quotes"
+                        ),
                     )
+                    continue
                 try:
                     yield origin, {name: _cell(value) for name, value in zip(names, values, strict=True)}
                 except (ValueError, RecursionError) as error:

@@ -14,7 +14,7 @@ from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.preferences.arguments import Arguments
 from alignrun.preferences.base import Judgment, Preference, Reward, preference
 from alignrun.preferences.texts import TextScores
-from alignrun.preferences.user_code import call, import_function
+from alignrun.preferences.user_code import call, import_function, raised_at
 from alignrun.security.text import counted
 from alignrun.types import Example, as_prompt
 
@@ -101,7 +101,8 @@ class UserFunction:
                 "current folder is importable only until that is imported"
             ) from error
         except Exception as error:  # the user's code may raise anything
-            raise RunError(f"{failed}: {type(error).__name__}: {one_line(error)}") from error
+            where = raised_at(error, self._name)
+            raise RunError(f"{failed}: {type(error).__name__}: {one_line(error)}{where}") from error
         if len(values) != len(texts[0]):
             raise RunError(
                 f"preference.function={self._name} returned {counted(len(values), 'value')} for "

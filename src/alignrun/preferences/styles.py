@@ -69,7 +69,9 @@ class StylesConfig:
 def _style(name: str, value: object) -> Style:
     """A style of the configuration, checked."""
     key = f"preference.styles.{name}"
-    require(name in TEXT_MEASURES, "preference.styles", f"has no measure {name}: choose from {', '.join(TEXT_MEASURES)}")
+    require(
+        name in TEXT_MEASURES, "preference.styles", f"has no measure {name}: choose from {', '.join(TEXT_MEASURES)}"
+    )
     if isinstance(value, Style):
         return value
     given = dict(value) if isinstance(value, Mapping) else {}

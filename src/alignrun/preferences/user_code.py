@@ -6,8 +6,10 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from alignrun.errors import InputError, one_line
@@ -42,6 +44,13 @@ def by_path(path: str, names: Sequence[str]) -> Callable[[Texts], list[float]]:
         return values
 
     return compute
+
+
+def raised_at(error: BaseException, path: str) -> str:
+    """The innermost line of the user's module that an error passed, ` (rewards.py:12)`; empty if it passed none."""
+    file = getattr(sys.modules.get(path.partition(":")[0]), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(str(file)).name}:{lines[-1]})" if lines else ""
 
 
 def import_function(path: str) -> Callable[..., Any]:
