@@ -107,7 +107,14 @@ def test_a_tournament_returns_every_number(trained: TrainingResult) -> None:
         (lambda _: alignrun.load_policy("tiny").generate([3]), "prompts[0], column 'prompt' is a number"),
         (lambda _: alignrun.load_policy("tiny").generate(["x"], temperature=0.0), "temperature must be positive"),
         (lambda _: alignrun.load_policy("tiny").generate(["x"], samples=0), "must be at least 1"),
-        (lambda _: alignrun.load_policy("tiny").generate(["x" * 5000]), "prompts[0]: the prompt has 5"),
+        (
+            lambda _: alignrun.load_policy("tiny").generate(["x" * 5000]),
+            "the prompt has 5019 tokens, and the limit is 512; shorten it, or pass a smaller max_new_tokens",
+        ),
+        (
+            lambda _: alignrun.load_policy("tiny").generate(["x"], max_new_tokens=9999),
+            "max_new_tokens=9999 leaves no room for a prompt in the 1024 tokens of the model: lower it",
+        ),
         (lambda run: alignrun.generate(run, run.path / "config.yaml"), "exists: choose another out"),
     ],
 )  # fmt: skip

@@ -23,7 +23,7 @@ from alignrun.sweeps import sweep
 from alignrun.sweeps.definition import join
 from alignrun.sweeps.job import Job, members, settle_in, started_with, state, write_job
 from alignrun.sweeps.sweep import combinations, parse, planned_steps, split_directory
-from alignrun.sweeps.table import setting_of, summarise
+from alignrun.sweeps.table import read_run, setting_of, summarise
 
 
 def finish(directory: Path, overrides: Sequence[str] = (), win_rate: float = 0.6) -> None:
@@ -114,6 +114,12 @@ def test_a_directory_is_added_to_and_nothing_in_it_relabelled(
         with pytest.raises(InputError, match=f"{tmp_path} holds another sweep, {differs}: choose another"):
             multirun(*changed.split(), "algo.kl_tau=0.1,1")
     assert (rows(tmp_path), len(made)) == (kept, 5)
+
+
+def test_the_ranking_names_settings_as_a_user_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Hydra's plus signs, and without the entries that stand for the user's own files."""
+    finish(tmp_path, ["+own_0@_global_=file", "hydra.searchpath=[x]", "++algo.kl_tau=1", "seed=3"])
+    assert read_run(tmp_path, "0", Job(0)).overrides == ("algo.kl_tau=1",)
 
 
 def test_values_with_spaces_and_equals_signs_stay_whole(

@@ -192,7 +192,10 @@ class LoadedPolicy:
         run = self._player.config
         generation = replace(run.generation, max_new_tokens=drawing.max_new_tokens)
         asked = replace(run, data=DataConfig(name="prompts", source="inline"), generation=generation)
-        encoded = PromptSet.build(examples, make_encoding(asked))
+        try:
+            encoded = PromptSet.build(examples, make_encoding(asked))
+        except InputError as error:
+            raise InputError(_for_arguments(str(error))) from None
         with _working():
             drawn = draw(self.policy, self._player.role, encoded, drawing, self.name)
         return [
@@ -215,7 +218,10 @@ def train(*overrides: str, quiet: bool = False, trust: bool = False) -> Training
         RunError: the run has failed, or was stopped by a signal; what was saved can be resumed.
     """
     with _working(trust), _files(overrides) as typed:
-        path, code = train_in_folder(compose.compose_run(typed), overrides, _console(quiet))
+        config, console = compose.compose_run(typed), _console(quiet)
+        if note := compose.recipe_note(typed):
+            console.print(note)
+        path, code = train_in_folder(config, overrides, console)
     return _result(path, code)
 
 
@@ -338,6 +344,13 @@ def _plain(prompt: Any) -> Any:
     if not isinstance(prompt, Sequence) or isinstance(prompt, str):
         return prompt
     return [dict(turn) if isinstance(turn, Mapping) else turn for turn in prompt]
+
+
+def _for_arguments(message: str) -> str:
+    """The message about a prompt of `generate`, with its arguments in place of configuration keys."""
+    problem, too_long, _ = message.removeprefix("data: ").partition("; set data.too_long")
+    advice = "; shorten it, or pass a smaller max_new_tokens" if too_long else ""
+    return problem.replace("config: generation.", "") + advice
 
 
 def _result(path: Path, code: int) -> TrainingResult:

@@ -97,6 +97,12 @@ def recipe_of(overrides: Sequence[str]) -> str | None:
     return model if not chosen and model in choices("recipe") else None
 
 
+def recipe_note(overrides: Sequence[str]) -> str | None:
+    """The line that says which recipe a run gets without having chosen it."""
+    recipe = recipe_of(overrides)
+    return f"recipe: {recipe}, for this model; recipe=null leaves it out" if recipe else None
+
+
 def with_recipe(overrides: Sequence[str]) -> list[str]:
     """The overrides with that recipe, as a run of the command line has it; `recipe=null` chooses none."""
     recipe = recipe_of(overrides)

@@ -62,6 +62,11 @@ def entries(kind: type, overrides: Sequence[str], stored: Stored) -> list[str]:
     return found
 
 
+def adds_own(override: str) -> bool:
+    """Whether an override is one that `entries` wrote, rather than the user."""
+    return override.startswith((f"+{GROUP}", "hydra.searchpath="))
+
+
 def is_run_or_folder(path: Path) -> bool:
     """Whether a path is a folder, or the config.yaml in the folder of a run."""
     run = RunDirectory(path.parent)

@@ -12,6 +12,7 @@ from rich.text import Text
 from alignrun.errors import InputError, one_line
 from alignrun.evaluation.ranking import ONE_EVALUATION, rank_settings
 from alignrun.evaluation.results import Estimate, Point, RunResult, SettingResult, SweepResult
+from alignrun.launch.own_config import adds_own
 from alignrun.reports.fitted import Column, fitted
 from alignrun.reports.record import read
 from alignrun.reports.settings import common_to_all, own
@@ -76,7 +77,7 @@ def read_run(directory: Path, name: str, job: Job) -> RunResult:
     points = [
         Point(row.step, *(row.values.get(f"eval/{key}", nan) for key in ("kl", "win_rate"))) for row in record.rows
     ]
-    setting = tuple(override for override in overrides if not _is_seed(override))
+    setting = tuple(override.lstrip("+") for override in overrides if not _is_seed(override) and not adds_own(override))
     return RunResult(
         name=name,
         setting=" ".join(setting),
