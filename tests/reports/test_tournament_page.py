@@ -35,7 +35,7 @@ def test_the_matrix_holds_every_probability_where_it_belongs() -> None:
 
 def test_the_reading_direction_stands_on_the_table_itself() -> None:
     page = page_of(tournament())
-    table = page.html[page.html.index('<table class="matrix">') : page.html.index("</table>")]
+    table = page.html[page.html.index('<table class="matrix sortable">') : page.html.index("</table>")]
     assert "<caption>P(row ≻ column): <b>row beats column</b></caption>" in table
     assert "(arXiv 2312.00886) prints the transpose" in page.text
 

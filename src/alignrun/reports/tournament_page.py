@@ -23,6 +23,8 @@ FULL = 0.62
 class Cell:
     """An entry of the win matrix."""
 
+    value: str
+    """The win rate by which rows are sorted; empty where it is not known."""
     shown: Shown
     shade: str
     mark: str
@@ -74,7 +76,8 @@ def _matrix(result: TournamentResult) -> list[list[Cell]]:
     def cell(entry: Estimate, own: bool) -> Cell:
         mark = {1: "▲", 0: "", -1: "▼"}[verdict(entry)]
         depth = (entry.value - first) / (last - first) if math.isfinite(entry.value) else 0.0
-        return Cell(shown(entry, rate), f"{FULL * depth:.3f}", mark, own)
+        value = str(entry.value) if math.isfinite(entry.value) else ""
+        return Cell(value, shown(entry, rate), f"{FULL * depth:.3f}", mark, own)
 
     return [
         [cell(entry, row == column) for column, entry in enumerate(entries)]
