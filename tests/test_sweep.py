@@ -137,7 +137,7 @@ def test_values_with_spaces_and_equals_signs_stay_whole(
     assert "all with experiment=smoke ┏" in out
     assert "│ model.system_prompt='a = b' │ 0 │" in out
     assert "do not show that the first is the best" in out
-    assert "† Read off a single evaluation" in out
+    assert "† Based on a single evaluation" in out
     assert [command[-1] for command in made] == [f"run.dir='{directory}/{number}'" for number in range(2)]
 
 

@@ -232,7 +232,7 @@ def test_looking_at_a_lock_does_not_take_it(run: Path) -> None:
     held.close()
 
 
-def test_a_file_system_without_locks_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_reported(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no locks available")
 
@@ -260,7 +260,7 @@ def test_before_the_first_step(run: Path) -> None:
     assert lines[2:] == ["waiting for the first step"]
 
 
-def test_a_stopped_run_says_how_to_go_on(run: Path) -> None:
+def test_a_stopped_run_says_how_to_continue(run: Path) -> None:
     log(run, 3, loss=1.0)
     lines = drawn(run, width=200)
     assert lines[0].endswith("● not running")
@@ -506,7 +506,7 @@ def test_ctrl_c_leaves_quietly(smoke: Path, run: Path) -> None:
     assert text.rstrip().endswith(("\x1b[?25h", "\x1b[?1049l"))
 
 
-def test_a_run_that_goes_away_is_told(run: Path) -> None:
+def test_a_run_that_goes_away_is_reported(run: Path) -> None:
     followed = Followed(str(run))
     shutil.rmtree(run)
     with pytest.raises(InputError, match="does not exist"):

@@ -54,12 +54,12 @@ class TrainingResult:
 
     @property
     def win_rate(self) -> Estimate | None:
-        """P(policy ≻ reference) on held-out prompts; None where nothing judges."""
+        """P(policy ≻ reference) on held-out prompts; None if nothing judges."""
         return self.estimates.get("win_rate")
 
     @property
     def kl(self) -> float | None:
-        """KL(policy ‖ reference), nats a completion; None where it was not measured."""
+        """KL(policy ‖ reference), nats a completion; None if it was not measured."""
         return self.metrics.get("kl")
 
     @property

@@ -106,7 +106,7 @@ class Example:
     label: float = 1.0
     """P(chosen ≻ rejected), in [½, 1]."""
     votes: tuple[float, ...] = ()
-    """What each annotator said: 1 for `chosen`, 0 for `rejected`, ½ for a tie; empty where only the label is known."""
+    """What each annotator said: 1 for `chosen`, 0 for `rejected`, ½ for a tie; empty if only the label is known."""
     chosen_turns: tuple[Message, ...] = ()
     """The turns of `chosen` where it is more than one text; `chosen` is then what readers see of them."""
     rejected_turns: tuple[Message, ...] = ()
@@ -195,9 +195,9 @@ class Sample:
     first: str
     second: str
     preference: float | None
-    """P(first ≻ second | prompt); None where nothing judges."""
+    """P(first ≻ second | prompt); None if nothing judges."""
     first_ended: bool | None = None
-    """Whether the first ended by itself rather than at the length limit; None where that is not known."""
+    """Whether the first ended by itself rather than at the length limit; None if that is not known."""
     second_ended: bool | None = None
     """The same of the second."""
 

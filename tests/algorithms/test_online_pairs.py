@@ -249,7 +249,7 @@ def test_mirror_prox_judges_the_same_completions_against_where_the_half_step_led
         assert float(whole.win_rates[b, 1]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_falling_mixture_ends_exactly_where_it_is_told() -> None:
+def test_a_falling_mixture_ends_exactly_at_its_end_value() -> None:
     for steps in range(2, 60):
         betas = [mix_beta_at(step, steps, 0.1, 0.0) for step in range(steps)]
         assert (betas[0], betas[-1]) == (0.1, 0.0)

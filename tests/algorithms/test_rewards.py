@@ -228,9 +228,9 @@ def test_micro_batches_of_ppo_are_one_large_batch(tmp_path: Path) -> None:
         ]
         assert cli.main(["experiment=smoke", f"run.dir={run}", "optim.learning_rate=0.01", *settings]) == 0
         weights.append(load_file(run / "checkpoints/step-2/weights.safetensors"))
-        beside = load_file(run / "checkpoints/step-2/algorithm.safetensors")
-        assert "value.head" in beside
-        assert beside["value.head"].abs().max() > 0
+        saved = load_file(run / "checkpoints/step-2/algorithm.safetensors")
+        assert "value.head" in saved
+        assert saved["value.head"].abs().max() > 0
         saved = load_file(run / "adapter" / "adapter_model.safetensors")
         assert not any("value" in name for name in saved)
     for name, weight in weights[0].items():

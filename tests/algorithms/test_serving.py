@@ -119,7 +119,7 @@ def test_the_policy_alone_needs_no_such_note(
     assert bool(server.bodies("/v1/completions")) is alone
 
 
-def test_a_server_that_is_not_there_is_told_before_the_first_step(
+def test_a_server_that_is_not_there_is_reported_before_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

@@ -64,7 +64,7 @@ def test_tables_of_text(tmp_path: Path, name: str, separator: str) -> None:
     ("content", "part"),
     [
         ("a,b\n1,2,3\n", "p.csv:2 has 3 values, and the first line names 2 columns"),
-        ("a,a\n1,2\n", "a column without a name, or two alike"),
+        ("a,a\n1,2\n", "a column without a name, or two equal ones"),
         ("a,\n1,2\n", "a column without a name"),
         ('a\n"b\n', "is not such a table"),
         (b"a\ncaf\xe9\n", "is not UTF-8"),

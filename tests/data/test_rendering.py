@@ -120,7 +120,7 @@ class TestTheBorder:
         asked, said = encoded(kinds, (USER, *turns[:-1]), "Sure")
         assert last.pieces == (Piece((*asked, *said), ((len(asked), len(asked) + len(said)),)),)
 
-    def test_two_completions_that_the_template_writes_alike(self) -> None:
+    def test_two_completions_that_the_template_writes_identically(self) -> None:
         tokenizer = templated(tiny.CHATML.replace("message['content'] or ''", "message['content'] | trim"))
         with pytest.raises(BadRowError, match="x:1: both completions are the same tokens"):
             encode_policy_pair(encoding_of(tokenizer))(Example("Q?", "x:1", "Sure", " Sure"))

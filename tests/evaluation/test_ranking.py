@@ -97,7 +97,7 @@ def test_what_rests_on_one_evaluation_is_marked() -> None:
     ]
     result = ranked(*runs)
     assert {setting.setting: setting.single for setting in result.settings} == {"a": 1, "b": 1, "c": 0}
-    assert "Read off a single evaluation" in " ".join(result.notes)
+    assert "Based on a single evaluation" in " ".join(result.notes)
     assert rests_on_one_evaluation(kl_path(runs[2]), 0.5)
     assert not rests_on_one_evaluation(kl_path(runs[2]), 1.5)
 
@@ -205,7 +205,7 @@ def test_a_best_setting_is_settled_where_intervals_part() -> None:
     assert ranked(*gaps).settled, "the smallest is best"
 
 
-def test_settings_with_spaces_are_told_apart_by_their_overrides() -> None:
+def test_settings_with_spaces_are_distinguished_by_their_overrides() -> None:
     """Joined, both are `x=1 y=2`."""
     runs = [
         RunResult(str(n), "x=1 y=2", 1, 0, {}, (), None, own) for n, own in enumerate((("x=1 y=2",), ("x=1", "y=2")))
@@ -282,7 +282,7 @@ def test_a_run_at_the_reference_is_left_out_and_the_others_compared(distance: fl
     assert result.ranked_by == "win rate at KL 2 nats, interpolated in √KL"
     assert result.matched_kl == 2.0
     assert [setting.matched for setting in result.settings] == [exact(0.8), exact(0.7), None]
-    assert "Not read at the matched KL, since their estimated KL is 0 or less: 0." in result.notes
+    assert "Not compared at the matched KL, since their estimated KL is 0 or less: 0." in result.notes
 
 
 def test_where_all_runs_stayed_at_the_reference_no_kl_is_matched() -> None:

@@ -1,4 +1,4 @@
-"""A server with vLLM's protocol around a real tiny model and the PEFT adapters that it is told to load.
+"""A server with vLLM's protocol around a real tiny model and the PEFT adapters that it is asked to load.
 
 It does what vLLM does, the traps included: what a request leaves out comes from the base's generation_config.json, the
 model has end tokens of its own, stream k of a prompt is drawn with seed + k, and what was read under an adapter's name

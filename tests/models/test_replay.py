@@ -39,7 +39,7 @@ def test_fixed_buffers_give_the_same_logits_also_when_rows_leave(policy: Policy)
             rows = [1, 3, 5, 8]
 
 
-def test_only_steps_that_are_alike_are_recorded() -> None:
+def test_only_steps_that_are_equal_are_recorded() -> None:
     policy, _ = load_policy()
     model = policy.model
     assert can_replay(model, decoding_cache(model.config))

@@ -54,11 +54,11 @@ def test_a_single_setting_is_not_said_to_win() -> None:
 def test_what_rests_on_one_evaluation_is_marked_and_nothing_claimed_that_seeds_do_not_settle() -> None:
     first, *others = sweep().settings
     result = dataclasses.replace(
-        sweep(), settings=(dataclasses.replace(first, single=1), *others), notes=("† Read off a single evaluation.",)
+        sweep(), settings=(dataclasses.replace(first, single=1), *others), notes=("† Based on a single evaluation.",)
     )
     page = check(sweep_page(result))
     assert page.rows()[1][2] == "0.588 † [0.573, 0.603]"
-    assert "† Read off a single evaluation." in page.text
+    assert "† Based on a single evaluation." in page.text
     assert "do not show that it is the best" in page.text
     assert "do not settle" not in check(sweep_page(dataclasses.replace(result, settled=True))).text
 

@@ -127,13 +127,15 @@ def test_no_lead_claims_more_than_its_intervals() -> None:
     low = [dataclasses.replace(one, average=near(0.4)) for one in (second, *last)]
     assert lead(first, *low).startswith("nash_md is the most preferred")
     unsure = dataclasses.replace(first, average=near(0.52))
-    assert lead(unsure, *[dataclasses.replace(one, average=near(0.5)) for one in low]).startswith("No policy can be")
+    assert lead(unsure, *[dataclasses.replace(one, average=near(0.5)) for one in low]).startswith(
+        "No policy is distinguishable"
+    )
     pair = tournament(
         players=(dataclasses.replace(unsure, average=Estimate(0.551, 0.395, 0.684)), last[-1]),
         matrix=((half, near(0.551, 0.2)), (near(0.449, 0.2), half)),
     )
     assert next(iter(headline(pair))) == (
-        "nash_md cannot be told apart from reference: it is preferred 55.1% (39.5% to 68.4%) of the time."
+        "nash_md is indistinguishable from reference: it is preferred 55.1% (39.5% to 68.4%) of the time."
     )
     assert next(iter(headline(rock_paper_scissors()))) == (
         "rock, paper and scissors win equally often: each beats the others 50.0% of the time."
@@ -205,7 +207,7 @@ def test_a_pair_a_single_player_and_numbers_that_are_none() -> None:
     assert "nan" not in page.text
 
 
-def test_twelve_players_with_long_names_can_be_told_apart() -> None:
+def test_twelve_players_with_long_names_can_be_distinguished() -> None:
     page = page_of(crowd())
     header, *rows = page.rows("matrix")
     assert len(rows) == 12

@@ -19,7 +19,7 @@ NASH = equilibrium(CYC, TAU).tolist()
 
 
 RESPONSE = best_response(CYC, CYC.reference, TAU).tolist()
-"""RLHF's optimum μ exp(r/τ) for the reward r(y) = P(y ≻ μ), which is all that a scalar can be told of CYC."""
+"""RLHF's optimum μ exp(r/τ) for the reward r(y) = P(y ≻ μ), which is all that a scalar can express of CYC."""
 
 CASES = {
     "rloo": (("algo.kl_tau=0.1",), RESPONSE),

@@ -27,7 +27,11 @@ from alignrun.types import Example, Role
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The loss of one micro-batch, as sums, so that accumulation equals one large batch exactly."""
+    """The loss of one micro-batch, as sums with their counts.
+
+    The mean over a step is Σ_micro-batches sum / Σ_micro-batches count. Means of micro-batches could not be averaged:
+    those of different sizes would get equal weight. With sums, any split of a batch gives the gradient of the whole.
+    """
 
     total: Tensor
     """Sum of the loss over the targets, a scalar with a gradient."""
@@ -143,7 +147,7 @@ class Algorithm(ABC):
 
     @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:
-        """Pairs of completions of each prompt that a step judges, at so many opponents of each; None is all of them."""
+        """Pairs of completions of each prompt that a step judges, for a number of opponents of each; None is all."""
         return 0
 
     @classmethod
@@ -212,7 +216,7 @@ class Algorithm(ABC):
         return self.tau(self.tools.config)
 
     def drain(self) -> dict[str, float]:
-        """Means over what the preference was asked since the last call, as the votes of a panel's members."""
+        """Means over the questions to the preference since the last call, such as votes of a panel's members."""
         return self.tools.preference.drain() if isinstance(self.tools, Tools) else {}
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
@@ -265,7 +269,7 @@ class OfflineAlgorithm(Algorithm):
 
 
 _registered: dict[str, type[Algorithm]] = {}
-"""Read through `discover`: an algorithm is entered when the rest of its module runs."""
+"""Read through `discover`: an algorithm is registered when its module is imported."""
 
 
 def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type[Algorithm]]:

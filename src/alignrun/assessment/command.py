@@ -136,7 +136,7 @@ def _measure(
 def judge(
     preference: Preference, examples: Sequence[Example], report: Callable[[str], None]
 ) -> tuple[Floats, Floats | None]:
-    """[N] P(chosen ≻ rejected), NaN where the preference cannot judge, and [N, 2] the same in each order."""
+    """[N] P(chosen ≻ rejected), NaN if the preference cannot judge, and [N, 2] the same in each order."""
     probabilities, orders = [], []
     for start in range(0, len(examples), CHUNK):
         part = examples[start : start + CHUNK]

@@ -67,7 +67,7 @@ def arena_row(example: Example, text: str, generator: str) -> OutputRow:
 def pair_row(example: Example, texts: Sequence[str], table: NDArray[np.float64]) -> OutputRow | None:
     """format=pairs: the completion that beats the others most often, on average, and the one that does so least often.
 
-    None where they are equal, or the first is not preferred to the second: they tie, or stand in a cycle. Blank
+    None if they are equal, or the first is not preferred to the second: they tie, or stand in a cycle. Blank
     completions take no part. Shape: table [K, K], P(y_i ≻ y_j | x).
     """
     places = [place for place, text in enumerate(texts) if text.strip()]

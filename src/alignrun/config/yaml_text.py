@@ -46,7 +46,7 @@ def explained(listed: Iterable[Key], values: Mapping[str, Any], indent: str = ""
 
     Args:
         listed: the keys, in the order to write them.
-        values: key → value; for a section, the values of its own keys, or None where the section is unset.
+        values: key → value; for a section, the values of its own keys, or None if the section is unset.
         indent: what precedes each line.
     """
     for key in listed:

@@ -1,4 +1,4 @@
-"""Rows encoded once, from which the batch of any step can be cut without any state."""
+"""Rows encoded once; the batch of any step is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Encoded = TypeVar("Encoded")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A text that the model reads of a row, for people to look at."""
+    """A text of a row as the model reads it, to show to people."""
 
     name: str
     ids: tuple[int, ...]
     learned: tuple[tuple[int, int], ...] = ()
-    """From which token to which something is learned."""
+    """The ranges of tokens that are learned."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -36,9 +36,9 @@ class Dataset(ABC, Generic[Encoded]):
     pad_id: int
     seed: int
     skipped: int
-    """Rows left out because they were too long."""
+    """The number of rows left out because they were too long."""
     refusals: Skips
-    """Rows left out because the chat template or the tokenizer refuses them."""
+    """The number of rows left out because the chat template or the tokenizer refuses them."""
 
     @classmethod
     def select(
@@ -64,11 +64,11 @@ class Dataset(ABC, Generic[Encoded]):
 
     @property
     def refused(self) -> int:
-        """How many rows the chat template or the tokenizer refuses."""
+        """The number of rows that the chat template or the tokenizer refuses."""
         return len(self.refusals)
 
     def part(self, rows: Sequence[int]) -> Self:
-        """These rows as a data set of their own."""
+        """These rows as a separate data set."""
         return replace(self, examples=[self.examples[row] for row in rows], encoded=[self.encoded[row] for row in rows])
 
     def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
@@ -86,16 +86,16 @@ class Dataset(ABC, Generic[Encoded]):
         yield from map(self.batch, self.all_rows(size))
 
     def ordered(self, rows: Sequence[int]) -> Sequence[int]:
-        """The rows in the order in which a batch holds them."""
+        """The rows in their order in a batch."""
         return rows
 
     @abstractmethod
     def lengths(self, row: int) -> Mapping[str, int]:
-        """How many tokens the parts of a row have, by their names."""
+        """The number of tokens of each named part of a row."""
 
     @abstractmethod
     def shown(self, row: int) -> Sequence[Read]:
-        """What the model reads of a row."""
+        """The texts of a row as the model reads them."""
 
     @abstractmethod
     def batch(self, rows: Sequence[int]) -> Any:

@@ -1,4 +1,4 @@
-"""Comparisons of the completions of all policies for the same prompt, judged by one preference.
+"""Comparisons of all policies' completions of the same prompts, judged by one preference.
 
 Shape legend: X prompts, n players, K completions of each for a prompt.
 """

@@ -35,7 +35,7 @@ class Backbone:
         self.base = base_name(config)
         """The name or path to load this model from; resolved early, since folders may move during a run."""
         self.revision = base_revision(config)
-        """The hub's commit that the weights are of; None where they are not from the hub."""
+        """The hub's commit that the weights are of; None if they are not from the hub."""
         self.peft: PeftModel | None = None
         self.layers: list[LoraLayer] = []
         self.notes: list[str] = []

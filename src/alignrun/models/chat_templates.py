@@ -1,4 +1,4 @@
-"""The chat template that a configuration asks for, and what is written in front of one."""
+"""The configured chat template, and statements prepended to a template."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from alignrun.errors import InputError
 
 
 def configure(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
-    """Give the tokenizer the template of the configuration, and that template the values of its variables.
+    """Set the tokenizer's template and the values of its variables from the configuration.
 
-    They become part of the template. So every rendering has them, here and wherever the tokenizer is saved to, and a
-    caller of `apply_chat_template` may still give others. Raises InputError for a variable that no template reads.
+    The values become part of the template, so every rendering uses them, also by a saved tokenizer; a caller of
+    `apply_chat_template` may still override them. Raises InputError for a variable that no template reads.
     """
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
@@ -29,10 +29,10 @@ def configure(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
 
 
 def rewrite(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> None:
-    """Change each of the tokenizer's templates, of which it may have several by name."""
+    """Change each of the tokenizer's templates; it may have several, by name."""
     before: str | dict[str, str] = tokenizer.chat_template
     each = before.items() if isinstance(before, dict) else [("", before)]
-    # A block tag takes away the line feed after it, so that one more keeps the template's own.
+    # A block tag removes the line feed after it, so an additional one keeps the template's own.
     changed = {name: change("\n" + template) for name, template in each}
     tokenizer.chat_template = changed if isinstance(before, dict) else changed[""]
 

@@ -185,8 +185,9 @@ class Policy:
     def log_probs(self, role: Role, prompts: PromptBatch, completions: Completions, temperature: float = 1.0) -> Tensor:
         """[N, T] log π(y_n | x, y_<n) of every completion token, zero on padding.
 
-        The policy's carry a gradient if gradients are enabled; those of other roles never do. Only completion positions
-        reach the vocabulary head, and a prompt is encoded once for all its completions.
+        The policy's carry a gradient if gradients are enabled. Those of other roles never do: the reference and the
+        opponents are constants of the objective. Only completion positions reach the vocabulary head, and a prompt is
+        encoded once for all its completions.
 
         Args:
             role: the role to score with.

@@ -1,6 +1,6 @@
-"""Conversations and what follows them as the tokens that a published model reads.
+"""Conversations with completions as the tokens that a published model reads.
 
-A text stays a text: names of special tokens that it spells out are never read as those tokens.
+Text stays text: special tokens spelled out in it are never read as those tokens.
 """
 
 import copy
@@ -42,12 +42,12 @@ class ConversationEncoder:
         if asked.turns[-1]["role"] == "assistant":
             raise RunError(f"preference={self._name} judges what follows a prompt, and one ends with the assistant")
         if self._pair is not None:
-            encoding = self._pair.encode(str(prompt), completion or None)  # as transformers: nothing is no second text
+            encoding = self._pair.encode(str(prompt), completion or None)  # as transformers does
             return TokenRow(tuple(encoding.ids), tuple(encoding.type_ids) if self._typed else ())
         return TokenRow(tuple(self.turns([*asked.turns, {"role": "assistant", "content": completion}])))
 
     def marked(self, prompt: str, completion: str) -> TokenRow:
-        """The same with types that mark the prompt, for models that read it off its last token.
+        """The same with token types that mark the prompt, for models that read its last token.
 
         Raises:
             RunError: also where the template writes the prompt differently once an answer follows.
@@ -61,7 +61,7 @@ class ConversationEncoder:
         return TokenRow(ids, (1,) * len(asked) + (0,) * (len(ids) - len(asked)))
 
     def turns(self, turns: Sequence[Message], *, answer: bool = False) -> list[int]:
-        """Turns through the chat template, with one BOS where the tokenizer opens texts with it."""
+        """Turns through the chat template, with one BOS if the tokenizer starts texts with it."""
         try:
             guard = self._encoder.guard([message_text(turn) for turn in turns])
             hidden: Any = guard.hide(list(turns))

@@ -1,6 +1,6 @@
 """A language model that reads both answers and names one: preference.path=HUB_ID_OR_FOLDER.
 
-The probabilities of two tokens are the preference.
+The preference is read from the probabilities of two tokens.
 """
 
 from dataclasses import field
@@ -53,7 +53,7 @@ class PairModelConfig(PublishedConfig):
     generation_prompt: bool = True
     """Whether the model answers as the assistant, or right where the user's turn ends."""
     bos: bool = True
-    """Whether the text opens with BOS, where the tokenizer has one."""
+    """Whether the text starts with BOS, if the tokenizer has one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +106,7 @@ class PairModel(BothOrders):
 
 
 def answer_token(tokenizer: Any, name: str, word: str) -> int:
-    """The token of an answer. Raises InputError where it is several."""
+    """The token of an answer. Raises InputError if it is several tokens."""
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise InputError(

@@ -20,7 +20,7 @@ from alignrun.preferences.both_orders import BothOrders
 
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
 CONTEXT = 2048
-"""1224 tokens of the request and 412 of each answer are what it was trained with, longer texts being cut there."""
+"""Trained with 1224 tokens of the request and 412 of each answer; longer texts are cut there."""
 
 
 @schema
@@ -33,7 +33,7 @@ class PairRMConfig(PublishedConfig):
 
 
 class PairRM(BothOrders):
-    """Each text is encoded by itself behind its mark, and the three are put in a row."""
+    """Each text is encoded separately after its mark, and the three are concatenated."""
 
     def __init__(self, published: Published, config: PairRMConfig) -> None:
         super().__init__(published, config.temperature)

@@ -2,7 +2,7 @@
 
 They are exact formulas over words and sentences, without a network, a model or a syllable dictionary (textstat fetches
 one from the internet for Flesch's measures), and finite for every text. A word is a run of letters, with the
-apostrophes and hyphens inside it; numbers and signs are none. A sentence ends at . ! ? : … before a space (closing
+apostrophes and hyphens inside it; numbers and signs do not count. A sentence ends at . ! ? : … before a space (closing
 quotes and brackets may stand between), at 。！？, or with its line.
 
 Adding one: a function of prompt and completion with its source in the docstring, under `@text_measure(spread=...)`.
@@ -22,7 +22,7 @@ class TextMeasure:
     """A measure and the size of its differences."""
 
     score: Score
-    """s(x, y) of a prompt and a completion: the larger, the better."""
+    """s(x, y) of a prompt and a completion: larger is better."""
     spread: float
     """A typical difference, in the units of the score: the median |s(x, y) − s(x, y')| between two completions."""
 
@@ -66,9 +66,9 @@ def sentiment(prompt: str, completion: str) -> float:
 
 @text_measure(spread=11.0)
 def readability(_prompt: str, completion: str) -> float:
-    """−LIX: words a sentence + 100 · the share of words of more than six letters (Björnsson, Läsbarhet, 1968).
+    """−LIX: words per sentence + 100 · the share of words of more than six letters (Björnsson, Läsbarhet, 1968).
 
-    Easy texts have a LIX below 30, hard ones above 50. Without a word there is nothing to be read easily: −100.
+    Easy texts have a LIX below 30, hard ones above 50. A text without words gets −100.
     """
     words = _words(completion)
     if not words:
@@ -82,7 +82,8 @@ def readability(_prompt: str, completion: str) -> float:
 def diversity(_prompt: str, completion: str) -> float:
     """Guiraud's R = V/√N, of N words V different (Guiraud, Les caractères statistiques du vocabulaire, 1954).
 
-    Unlike V/N it does not hand a one-word answer the highest score, and it needs no least length as MTLD and HD-D do.
+    Unlike V/N it does not give a one-word answer the highest score, and it needs no minimum length, as MTLD and HD-D
+    do.
     """
     words = _words(completion)
     return len(set(words)) / math.sqrt(max(1, len(words)))
@@ -97,7 +98,7 @@ def relevance(prompt: str, completion: str) -> float:
 
 @text_measure(spread=0.5)
 def formality(_prompt: str, completion: str) -> float:
-    """Letters a word: the long words of informational prose (Biber, Variation across Speech and Writing, 1988)."""
+    """Letters per word: the long words of informational prose (Biber, Variation across Speech and Writing, 1988)."""
     words = _words(completion)
     return sum(map(_letters, words)) / max(1, len(words))
 
@@ -117,7 +118,7 @@ _FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
 
 
 def _is_function_word(word: str) -> bool:
-    """Of a contraction the first part counts (it's, you'll), and an auxiliary with n't is still one."""
+    """A contraction counts by its first part (it's, you'll), and an auxiliary with n't counts too."""
     stem = re.split("['’]", word)[0]
     return stem in _FUNCTION_WORDS or word.endswith(("n't", "n’t"))
 

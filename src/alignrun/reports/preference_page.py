@@ -1,4 +1,4 @@
-"""How good a preference is: in sentences, in rows for the terminal and the page, and the page itself."""
+"""How good a preference is: as sentences, as rows for the terminal and the page, and as a page."""
 
 import base64
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from alignrun.security.text import counted
 
 @dataclass(frozen=True, slots=True)
 class PreferenceResult:
-    """What `preference.json` keeps, and the page shows."""
+    """The contents of `preference.json`, which the page shows."""
 
     preference: str
     data: str
     quality: Quality
     category: str | None
-    """The column of the categories."""
+    """The column with the categories."""
     sections: dict[str, float]
     """The scores of RewardBench; empty on other data."""
     left_out: int
@@ -35,7 +35,7 @@ class PreferenceResult:
 
 
 def accuracy_headline(result: PreferenceResult) -> Iterator[str]:
-    """What the accuracy says, and how it compares with the longer answer."""
+    """The accuracy in a sentence, compared with choosing the longer answer."""
     quality = result.quality
     sure = f"{result.confidence:.0%} interval {rate(quality.accuracy.low)} to {rate(quality.accuracy.high)}"
     over = f"{counted(quality.decided, 'pair')} of {counted(quality.prompts, 'prompt')}"

@@ -13,7 +13,7 @@ from alignrun.security.files import LIMIT, ROWS_LIMIT, YAML_LIMIT, is_step, pars
 from alignrun.types import Sample
 
 FIGURE_LIMIT = 2_000_000
-"""Bytes of a figure beyond which it is named but not shown."""
+"""Size in bytes beyond which a figure is named but not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +37,17 @@ class RunRecord:
     """Final metrics; None while the run has not finished."""
     rows: tuple[MetricsRow, ...]
     samples: tuple[Sample, ...]
-    """Of the last evaluation."""
+    """The samples of the last evaluation."""
     samples_step: int | None
     figures: dict[str, bytes | None]
     """SVG by file name; None for one too large to show."""
     changed: tuple[str, ...]
-    """Parts that the run stands on which have changed on the way, each with the step."""
+    """Inputs of the run that changed during it, each with the step."""
     unreadable: tuple[str, ...]
     """Files that are broken, or have broken lines, in words."""
 
     def setting(self, key: str) -> Any:
-        """A value of the configuration by its dotted key; None where it has none."""
+        """A value of the configuration by its dotted key; None if it has none."""
         node: Any = self.config
         for part in key.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
@@ -55,13 +55,13 @@ class RunRecord:
 
     @property
     def total_steps(self) -> int | None:
-        """How many steps the run is to have."""
+        """The number of steps configured."""
         steps = self.setting("train.steps")
         return steps if is_step(steps) and steps > 0 else None
 
 
 def read(run: RunDirectory) -> RunRecord:
-    """Read the folder; what is missing is empty, what is broken is named in `unreadable`."""
+    """Read the folder; missing files give empty fields, broken ones are named in `unreadable`."""
     problems: list[str] = []
     sampled = [row for row in _lines(run.samples_file, problems) if is_step(row.get("step"))]
     last = max((row["step"] for row in sampled), default=None)
@@ -82,12 +82,12 @@ def read(run: RunDirectory) -> RunRecord:
 
 
 def read_summary(run: RunDirectory, problems: list[str]) -> dict[str, float] | None:
-    """The final metrics of a run; None if there are none. What is wrong with the file is added to the problems."""
+    """The final metrics of a run; None if there are none. Adds problems with the file to `problems`."""
     return _numbers(_object(run.summary_file, problems)) or None
 
 
 def read_metrics(run: RunDirectory, problems: list[str]) -> tuple[MetricsRow, ...]:
-    """The rows of metrics.jsonl in the order of their steps. What is wrong with it is added to the problems."""
+    """The rows of metrics.jsonl in the order of their steps. Adds problems with the file to `problems`."""
     metrics = [row for row in _lines(run.metrics_file, problems) if is_step(row.get("step"))]
     return tuple(sorted((MetricsRow(row["step"], _numbers(row)) for row in metrics), key=lambda row: row.step))
 

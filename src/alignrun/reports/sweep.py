@@ -1,4 +1,4 @@
-"""The page of a sweep: which setting came out best, and the way of every run."""
+"""The page of a sweep: the best setting, and the path of every run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,7 +72,7 @@ def _headline(result: SweepResult, common: Sequence[str]) -> str:
 
 
 def _with_interval(rate: Estimate) -> str:
-    """A win rate and what its interval over seeds leaves open."""
+    """A win rate, with a caveat if its interval over seeds contains one half."""
     if not rate.high - rate.low > EXACT:
         return f"{percent(rate.value)} (no interval)"
     unsettled = undecided(rate, "the reference")
@@ -92,7 +92,7 @@ def _seeds(setting: SettingResult, seeds: dict[str, int | None]) -> str:
 
 
 def _link(run: RunResult) -> str | None:
-    """Where a run's own report is from here; None where it has not come far enough to have one."""
+    """The relative path of a run's report; None if it has none yet."""
     if run.exit_code and not run.trajectory:
         return None
     return f"{quote(run.name.strip('/'), errors='replace')}/report.html"

@@ -130,7 +130,7 @@ def split_directory(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 @contextmanager
 def holding(directory: Path) -> Iterator[None]:
-    """Within the context, the directory exists and no other process runs a sweep in it.
+    """Context in which the directory exists and no other process runs a sweep in it.
 
     Raises:
         InputError: it cannot be created, is a run, or another process uses it.

@@ -25,7 +25,7 @@ MOST_METRICS = 500
 
 
 class EvaluationPoint(NamedTuple):
-    """A win rate or an accuracy, with its interval if there is one."""
+    """A win rate or an accuracy at a step, with its interval if there is one."""
 
     step: int
     found: Estimate

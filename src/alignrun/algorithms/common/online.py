@@ -8,7 +8,7 @@ from alignrun.algorithms.common.rollout import Rollouts
 
 
 class OnlineAlgorithm(Algorithm):
-    """Samples and judges through `rollouts`, and counts what is asked."""
+    """Samples and judges through `rollouts`, and counts questions."""
 
     tools: Tools
 
@@ -18,11 +18,11 @@ class OnlineAlgorithm(Algorithm):
 
     @property
     def asked(self) -> int:
-        """Questions so far, where each pair is one in each order."""
+        """Questions so far; each pair counts once per order."""
         return self.rollouts.questions
 
     def notes(self) -> Sequence[str]:
-        """How many pairs are judged, where each is a question."""
+        """A note on the number of judged pairs, if each is a question."""
         config = self.tools.config
         opponents = getattr(config.algo, "opponents_per_sample", None)
         asked, every = (self.pairs(config, count) for count in (opponents, None))

@@ -38,7 +38,7 @@ class OnlinePairsConfig:
     samples_per_prompt: int = 4
     """Completions drawn per prompt."""
     opponents_per_sample: int | None = 2
-    """Pairs that each is in with pairing=all, drawn if every pair is a question to the preference; null is all."""
+    """Pairs per completion with pairing=all, drawn if every pair is a question to the preference; null is all."""
     pairing: Pairing = Pairing.all
     least_samples: ClassVar[int] = 2
     """The fewest completions of a prompt that form pairs."""
@@ -92,7 +92,7 @@ class OnlinePairs(OnlineAlgorithm):
 
     @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:
-        """Pairs of the completions, all of them where the best and the worst are looked for."""
+        """Pairs of the completions; all of them with pairing=best_worst."""
         every = config.algo.pairing is Pairing.best_worst
         return pairs_among(config.algo.samples_per_prompt, None if every else opponents)
 
@@ -144,7 +144,7 @@ class OnlinePairs(OnlineAlgorithm):
 def judged_pairs(
     prompts: PromptBatch, completions: Completions, judged: Comparisons, pairing: Pairing = Pairing.all
 ) -> JudgedPairs:
-    """The pairs of K completions [B, K, T] to learn from: all that were judged, or of all pairs one."""
+    """The pairs of K completions [B, K, T] to learn from: all judged pairs, or the best and the worst."""
     if pairing is Pairing.all:
         return JudgedPairs(prompts, completions, judged.first, judged.second, judged.labels)
     table, _ = judged.table(completions.tokens.shape[1])

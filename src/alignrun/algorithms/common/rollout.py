@@ -21,9 +21,9 @@ from alignrun.models.policy import Policy
 from alignrun.types import Completions, PromptBatch, Role
 
 PURPOSES = 101
-"""Draws within a step with random numbers of their own."""
+"""The purposes of draws within a step; each has its own random numbers."""
 PAIRS = 50
-"""From a purpose of sampling to that of drawing pairs of what was sampled."""
+"""The offset from a sampling purpose to that of drawing pairs of its samples."""
 
 
 def step_seed(seed: int, step: int, purpose: int = 0) -> int:
@@ -78,7 +78,7 @@ def sample_streams(
 def log_ratio(policy: Policy, role: Role, prompts: PromptBatch, completions: Completions, temperature: float) -> Tensor:
     """[B, T] log π/μ of a role at every token at the sampling temperature, with the prompts sharded over processes.
 
-    It is of the untruncated distributions: for completions sampled with top-k or top-p its mean is not a KL.
+    It refers to the untruncated distributions: for completions sampled with top-k or top-p its mean is not a KL.
     """
 
     def of(part: _Drawn) -> Tensor:
@@ -116,7 +116,7 @@ class Rollouts:
         self._sampling = sampling_of(tools.policy, generation.max_new_tokens, generation.temperature)
         self._served = ServedPolicy(tools.policy, generation) if generation.engine is Engine.server else None
         self.questions = 0
-        """Questions so far, where each pair is one in each order."""
+        """Questions so far; each pair counts once per order."""
 
     def sample(
         self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0
@@ -145,7 +145,7 @@ class Rollouts:
     def preference(
         self, prompts: PromptBatch, ours: Completions, theirs: Completions, step: int, purpose: int = 0
     ) -> Tensor:
-        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over those of theirs that it meets."""
+        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over those of theirs that it is paired with."""
         judged = self.against(prompts, ours, theirs, step, purpose).labels
         return judged.reshape(len(prompts), ours.tokens.shape[1], -1).mean(2)
 
@@ -154,7 +154,7 @@ class Rollouts:
     ) -> Comparisons:
         """Each of our K completions against theirs for the prompt: all L of them, or some that the step draws.
 
-        They are drawn where each pair is a question of its own (`Preference.by_pair`). The pairs of one of our
+        They are drawn if each pair is a separate question (`Preference.by_pair`). The pairs of one of our
         completions are consecutive.
         """
         sizes = ours.tokens.shape[1], theirs.tokens.shape[1]
@@ -182,7 +182,7 @@ class Rollouts:
         ours: Sequence[Sequence[str]],
         theirs: Sequence[Sequence[str]],
     ) -> Comparisons:
-        """Ask about the pairs [2, B, M] of K and L lists of B texts."""
+        """Judge the pairs [2, B, M] of K and L lists of B texts."""
         first, second = (
             [texts[place][row] for places in side.T.tolist() for row, place in enumerate(places)]
             for side, texts in zip(pairs, (ours, theirs), strict=True)
@@ -195,7 +195,7 @@ class Rollouts:
 
     @property
     def _opponents(self) -> int | None:
-        """Opponents of a completion; None for all of them, as where each completion is read once for all pairs."""
+        """Opponents per completion; None for all, as when each completion is read once for all pairs."""
         opponents: int | None = getattr(self._tools.config.algo, "opponents_per_sample", None)
         return opponents if self._tools.preference.by_pair else None
 
@@ -211,7 +211,7 @@ class Rollouts:
         chunks: list[list[Completions]] = []
         for part in pieces(prompts, self._chunk):
             chunks.append(sample_streams(self._tools.policy, part, sources, self._sampling, generator, temperatures))
-            if len(part) < len(prompts):  # judged while the next are decoded
+            if len(part) < len(prompts):  # judge these while the next ones are decoded
                 texts = [text for one in chunks[-1] for text in decode_texts(self._tools.policy, one)]
                 self._tools.preference.expect(part.texts * len(sources), texts)
         longest = max(chunk[0].tokens.shape[1] for chunk in chunks)

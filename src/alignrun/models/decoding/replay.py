@@ -73,10 +73,10 @@ class ReplayedSteps:
             return self._step(forward)
         if not self._warm:
             self._warm = True
-            return self._beside(self._step, forward)
+            return self._on_side_stream(self._step, forward)
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            self._logits = self._beside(self._record, forward)
+            self._logits = self._on_side_stream(self._record, forward)
         self._graph.replay()
         return self._logits
 
@@ -113,7 +113,7 @@ class ReplayedSteps:
         return logits
 
     @staticmethod
-    def _beside(work: Callable[[Forward], Tensor], forward: Forward) -> Tensor:
+    def _on_side_stream(work: Callable[[Forward], Tensor], forward: Forward) -> Tensor:
         """Run on a side stream, as recording requires."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
