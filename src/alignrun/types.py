@@ -62,13 +62,20 @@ class Prompt(str):
     """The conversation so far."""
     columns: Mapping[str, Any]
     """The other columns of its row, such as `answer` or `category`."""
+    tools: tuple[Mapping[str, Any], ...]
+    """The tools that the assistant may call in it."""
 
     def __new__(
-        cls, text: str, turns: tuple[Message, ...] | None = None, columns: Mapping[str, Any] | None = None
+        cls,
+        text: str,
+        turns: tuple[Message, ...] | None = None,
+        columns: Mapping[str, Any] | None = None,
+        tools: tuple[Mapping[str, Any], ...] = (),
     ) -> Prompt:
         """Plain text is one turn of the user."""
         self = super().__new__(cls, text)
         self.turns, self.columns = as_turns(text) if turns is None else turns, columns or {}
+        self.tools = tools
         return self
 
     @cached_property
@@ -119,7 +126,7 @@ class Example:
     @property
     def asked(self) -> Prompt:
         """The prompt as a preference sees it."""
-        return Prompt(self.text, as_turns(self.prompt), self.columns)
+        return Prompt(self.text, as_turns(self.prompt), self.columns, self.tools)
 
     @property
     def text(self) -> str:

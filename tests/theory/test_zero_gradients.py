@@ -26,8 +26,10 @@ from alignrun.types import Completions, PromptBatch, Role
 TAU = 0.1
 MU = CYC.reference
 NASH = equilibrium(CYC, TAU)
+FREE = nash_equilibrium(CYC)
 RESPONSE = best_response(CYC, MU, TAU)
 PAIR = ("algo.samples_per_prompt=2",)
+EVERY_PAIR = ("algo.pairing=all", "algo.label=win_rates", "algo.min_margin=0")
 ONE = "algo.reference_samples=1"
 PLAIN_PPO = ("algo.normalize_reward=false", "algo.whiten_advantages=false", "algo.epochs=1", "algo.minibatches=1")
 
@@ -43,7 +45,7 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
     "self_play": ((), NASH),
     "nash_ema": ((), NASH),
     "nash_prox": (("algo.anchor_tau=0.1",), NASH),
-    "comal": (("algo.kl_tau=0",), nash_equilibrium(CYC)),
+    "comal": (("algo.kl_tau=0",), FREE),
     "nash_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5)),
     "online_ipo": (PAIR, NASH),
     "ipo_md": (
@@ -54,6 +56,8 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
         mixture_equilibrium(CYC, TAU, 0.5),
     ),
     "inpo": (PAIR, NASH),
+    "dno": (("algo.samples_per_prompt=3", "algo.kl_tau=0", *EVERY_PAIR), FREE),
+    "rebel": ((*PAIR, "algo.kl_tau=0.1", ONE, "algo.epochs=1"), RESPONSE),
     "online_dpo": (
         (
             *PAIR,

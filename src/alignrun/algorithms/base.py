@@ -142,6 +142,11 @@ class Algorithm(ABC):
         return [cls.streams(config, step) for step in (0, last // 2, last)]
 
     @classmethod
+    def later_turns(cls, config: Config) -> tuple[int, int]:
+        """How often every sample is followed by another with a prompt of its own, and tokens that the last one adds."""
+        return 0, 0
+
+    @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:
         """Pairs of completions of each prompt that a step judges, at so many opponents of each; None is all of them."""
         return 0

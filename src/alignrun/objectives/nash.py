@@ -57,3 +57,12 @@ def self_play_regression_loss(log_ratio: Tensor, win_rates: Tensor, step_eta: fl
     π ∝ π_t exp(ηP(y ≻ π_t)), with the normaliser approximated by exp(η/2).
     """
     return (log_ratio - step_eta * (win_rates - 0.5)).square() / step_eta
+
+
+def relative_reward_loss(h: Tensor, gain: Tensor, step_eta: float) -> Tensor:
+    """REBEL: (h − η(R(y) − R(y')))²/η with the gain R(y) − R(y'). arXiv 2404.16767. [...], [...] -> [...].
+
+    h = log π(y)/π_t(y) − log π(y')/π_t(y'). It is η times the paper's loss ((1/η)h − gain)², and for pairs from π_t it
+    vanishes only at π ∝ π_t exp(ηR).
+    """
+    return (h - step_eta * gain).square() / step_eta

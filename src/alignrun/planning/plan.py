@@ -133,7 +133,7 @@ def make_plan(config: Config) -> MemoryPlan:
 
 def _judges(config: Config) -> list[Judge]:
     with _predictable(config, "the preference model"):
-        return judges(config, _prompt_tokens(config))
+        return judges(config, _prompt_tokens(config) + workload(config).added_tokens)
 
 
 def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -166,7 +166,7 @@ def peak_sampling(config: Config) -> int:
 
 def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
     prompts = config.generation.batch_size or config.train.batch_size
-    return sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
+    return sampling_bytes(config, work.drawn, prompts, dtype, work.added_tokens) if work.drawn else 0
 
 
 def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
@@ -177,15 +177,17 @@ def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int
     return sampling_bytes(config, (Role.policy, Role.reference), prompts, dtype)
 
 
-def sampling_bytes(config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype) -> int:
-    """Memory of one decoding loop: the key-value cache, and the logits of a step."""
+def sampling_bytes(
+    config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype, added_tokens: int = 0
+) -> int:
+    """Memory of one decoding loop: the key-value cache, of prompts so many tokens longer, and the logits of a step."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
     width = torch.finfo(dtype).bits // 8
     sequences = len(sources) * prompts
     rows = decoding_rows(sources) * prompts
     mixed = rows - sequences
-    tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
+    tokens = capacity(_prompt_tokens(config) + added_tokens, config.generation.max_new_tokens)
     kept = _kept(config, architecture)
     cache = rows * (tokens * kept.by_token + kept.state) * width
     # The model's logits are alive throughout. A mixture needs three more tensors for its log-probabilities, while those
@@ -223,10 +225,12 @@ def _predictable(config: Config, what: str) -> Iterator[None]:
 def _training_bytes(config: Config, work: Workload, dtype: torch.dtype, prompts: int) -> int:
     kind = discover()[config.algo.name]
     new = config.generation.max_new_tokens
+    # With later turns, all completions of a conversation are in memory at once, each with a prompt of its own.
+    apart = work.later_turns > 0
     one_pass = Pass(
-        prompts=prompts,
-        completions=work.learned,
-        prompt_tokens=_prompt_tokens(config),
+        prompts=prompts * work.learned * (1 + work.later_turns) if apart else prompts,
+        completions=1 if apart else work.learned,
+        prompt_tokens=_prompt_tokens(config) + work.added_tokens,
         completion_tokens=new if kind.online else config.data.max_completion_tokens or new,
         checkpointing=config.model.gradient_checkpointing,
         accumulating=prompts < config.train.batch_size,
@@ -262,10 +266,10 @@ def largest_batches(
     traced = variants[kinds[0]]
     # From here on the chunks of the logits have their full size, and every further prompt costs the same.
     new = config.generation.max_new_tokens
-    enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * new)))
+    enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * (1 + work.later_turns) * new)))
     few, more = (_training_bytes(traced, work, dtype, prompts) for prompts in (enough, enough + 1))
     each = max(1, more - few)
-    drawn = max(1, sampling_bytes(config, work.drawn, 1, dtype))
+    drawn = max(1, sampling_bytes(config, work.drawn, 1, dtype, work.added_tokens))
     size = count_parameters(traced)
     judging = MemoryPlan(size, 0, 0, 0, 0, 0, tuple(_judges(config)))
     fits = {}
