@@ -115,6 +115,8 @@ class Algorithm(ABC):
     """Completions per example to learn from, for an algorithm that samples none."""
     whole_conversations: ClassVar[bool] = False
     """Whether it can learn from every turn of the assistant in a conversation."""
+    judged_whole: ClassVar[bool] = False
+    """Whether the preference compares conversations of several turns rather than single completions."""
     snapshots: ClassVar[Sequence[Role]] = ()
     """Roles that hold frozen snapshots of the policy, taken before the first step and saved in every checkpoint."""
     half_steps: ClassVar[bool] = False

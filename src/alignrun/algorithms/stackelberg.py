@@ -106,10 +106,9 @@ class Stackelberg(ConversationAlgorithm):
         """The leader's answers, the follower's to each, and one batch of both."""
         (leading,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
         answers = self.rollouts.texts(leading)
-        places = list(product(range(len(prompts)), range(len(answers))))
         asked = [
             self.follow_ups.after(as_prompt(prompts.texts[row]), answers[place][row], self.config.follower_prompt)
-            for row, place in places
+            for row, place in product(range(len(prompts)), range(len(answers)))
         ]
         batch = self.encoded(asked)
         following, improved = self.say(Role.policy, batch, step, purpose=1)

@@ -133,7 +133,8 @@ def make_plan(config: Config) -> MemoryPlan:
 
 def _judges(config: Config) -> list[Judge]:
     with _predictable(config, "the preference model"):
-        return judges(config, _prompt_tokens(config) + workload(config).added_tokens)
+        longer = workload(config).added_tokens if discover()[config.algo.name].judged_whole else 0
+        return judges(config, _prompt_tokens(config) + longer)
 
 
 def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -156,6 +157,12 @@ def planned_dtype(config: Config) -> torch.dtype:
 
 def _prompt_tokens(config: Config) -> int:
     return config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS
+
+
+def _later(config: Config) -> str:
+    """The later prompts of a conversation, in words."""
+    added = workload(config).added_tokens
+    return f"later ones of {_prompt_tokens(config) + added}, " if added else ""
 
 
 def peak_sampling(config: Config) -> int:
@@ -334,6 +341,7 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
     console.print(f"prompt template: {shown}", highlight=False, markup=False)
     console.print(
         f"{str(planned_dtype(config)).removeprefix('torch.')} base, prompts of {_prompt_tokens(config)} tokens, "
+        f"{_later(config)}"
         f"{config.generation.max_new_tokens} new tokens, batches of {config.train.batch_size} in micro-batches of "
         f"{config.train.micro_batch_size or config.train.batch_size}. The framework's own memory comes on top.",
         highlight=False,
