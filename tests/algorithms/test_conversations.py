@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Compared, encoding_of, load_policy, random_batch, refused_smoke
+from helpers import Compared, encoding_of, load_policy, random_batch, refused_smoke, turned_cycle
 
+import alignrun
+from alignrun import cli
 from alignrun.algorithms.base import Algorithm, Tools, discover
 from alignrun.algorithms.common.conversations import Conversations
 from alignrun.algorithms.mtpo import JudgedConversations
 from alignrun.algorithms.stackelberg import Led
-from alignrun.data.follow_up import FollowUps
+from alignrun.data.follow_up import FollowUps, transcript
 from alignrun.errors import InputError, RunError
 from alignrun.games import Game, equilibrium
 from alignrun.launch.compose import compose
@@ -347,6 +349,33 @@ def test_without_a_template_plain_text_is_continued() -> None:
     assert later == "Once upon a time\n\ngo on\n\n"
     assert later.columns == {"answer": 1}
     assert plain.decode(follow_ups.encode(later)) == later
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_mtpo_reaches_that_equilibrium_through_the_loop(tmp_path: Path) -> None:
+    """From μ, on a cycle of the second answers that the first one turns round."""
+    settings = [
+        "algo.user_says=play",
+        "algo.samples_per_prompt=16",
+        "algo.opponents_per_sample=null",
+        "algo.kl_tau=0.2",
+    ]
+    run = tmp_path / "run"
+    function = "preference.function=helpers:turned_cycle"
+    started = ["experiment=game", "algo=mtpo", *settings, *ANY[:1], function, *ANY[2:], "evaluation.every=0"]
+    assert cli.main([*started, f"run.dir={run}"]) == 0
+    algorithm = game_algorithm("mtpo", *settings, *ANY[:1], function, *ANY[2:])
+    tree = Tree(algorithm, "play")
+    read = [transcript(one, [("play", two)]) for one, two in itertools.product(tree.texts, tree.texts)]
+    preferences = torch.tensor([turned_cycle([""] * len(read), [one] * len(read), read) for one in read]).double()
+    theirs = leaves(*tree.log_probs(Role.reference)).detach().double()
+    names = tuple(str(place) for place in range(len(theirs)))
+    target = equilibrium(Game(preferences, theirs.softmax(0), names), 0.2)
+    tree.policy = alignrun.load_policy(run).policy
+    reached = leaves(*tree.log_probs(Role.policy)).detach().exp()
+    assert float((target - theirs.exp()).abs().sum()) / 2 > 0.1
+    assert float((target - reached).abs().sum()) / 2 < 0.06
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ CASES = {
     "online_ipo": ((), NASH),
     "ipo_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5).tolist()),
     "inpo": ((), NASH),
+    "dno": (("algo.pairing=all", "algo.label=win_rates", "algo.min_margin=0"), NASH),
+    "rebel": ((), RESPONSE),
     "nash_mp": (("train.steps=200",), NASH),
     "online_dpo": (("algo.kl_tau=1",), bradley_terry_fixed_point(CYC, 1.0, lambda pi: pi)),
     "xpo": (

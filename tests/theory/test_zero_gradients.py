@@ -56,7 +56,7 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
         mixture_equilibrium(CYC, TAU, 0.5),
     ),
     "inpo": (PAIR, NASH),
-    "dno": (("algo.samples_per_prompt=3", "algo.kl_tau=0", *EVERY_PAIR), FREE),
+    "dno": (("algo.samples_per_prompt=3", *EVERY_PAIR), NASH),
     "rebel": ((*PAIR, "algo.kl_tau=0.1", ONE, "algo.epochs=1"), RESPONSE),
     "online_dpo": (
         (
@@ -147,6 +147,10 @@ def share_that_is_left(name: str, overrides: Sequence[str], target: Tensor, monk
 def test_the_expected_gradient_vanishes_at_the_closed_form(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides, target = CASES[name]
     assert share_that_is_left(name, overrides, target, monkeypatch) < 0.01
+
+
+def test_without_regularisation_dno_rests_at_the_equilibrium_of_the_preference(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert share_that_is_left("dno", (*CASES["dno"][0], "algo.kl_tau=0"), FREE, monkeypatch) < 0.01
 
 
 def test_it_does_not_vanish_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

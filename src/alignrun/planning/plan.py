@@ -232,12 +232,13 @@ def _predictable(config: Config, what: str) -> Iterator[None]:
 def _training_bytes(config: Config, work: Workload, dtype: torch.dtype, prompts: int) -> int:
     kind = discover()[config.algo.name]
     new = config.generation.max_new_tokens
-    # With later turns, all completions of a conversation are in memory at once, each with a prompt of its own.
+    # With later turns, all completions of a conversation are in memory at once, each with a prompt of its own; these
+    # grow evenly from turn to turn.
     apart = work.later_turns > 0
     one_pass = Pass(
         prompts=prompts * work.learned * (1 + work.later_turns) if apart else prompts,
         completions=1 if apart else work.learned,
-        prompt_tokens=_prompt_tokens(config) + work.added_tokens,
+        prompt_tokens=_prompt_tokens(config) + work.added_tokens // 2,
         completion_tokens=new if kind.online else config.data.max_completion_tokens or new,
         checkpointing=config.model.gradient_checkpointing,
         accumulating=prompts < config.train.batch_size,
