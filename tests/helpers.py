@@ -93,8 +93,10 @@ def more_letters(prompts: Sequence[str], first: Sequence[str], second: Sequence[
 
 
 def turned_cycle(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
-    """A preference of conversations of two actions of CYC: the second beats by 0.9 the one that follows it in the cycle,
-    or that it follows if the first actions differ; what is no action counts as the first.
+    """A preference of conversations of two actions of CYC, for `preference.function`.
+
+    The second action beats the next in the cycle by 0.9, or if the first actions differ, the one before it. What is no
+    action counts as the first.
     """
 
     def places(text: str) -> list[int]:

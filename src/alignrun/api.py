@@ -215,14 +215,13 @@ class LoadedPolicy:
         """
         if request is None:
             request = getattr(self._player.config.algo, "follower_prompt", StackelbergConfig.follower_prompt)
-        conversations = [
-            [
-                *as_turns(one.prompt if isinstance(one.prompt, str) else tuple(one.prompt)),
+        conversations: list[Sequence[Message]] = []
+        for one in answers:
+            said: list[Message] = [
                 {"role": "assistant", "content": one.text},
                 {"role": "user", "content": request},
             ]
-            for one in answers
-        ]
+            conversations.append([*as_turns(one.prompt if isinstance(one.prompt, str) else tuple(one.prompt)), *said])
         return self.generate(conversations, **settings)
 
 

@@ -233,7 +233,11 @@ def test_dno_contrasts_completions_by_their_win_rates_where_the_margin_is_large(
             for j in range(i):
                 gain, h = torch.tensor(rates[i] - rates[j]), float(ratios[i] - ratios[j]) / 4
                 if abs(gain) >= 0.1:
-                    q = float(torch.sigmoid(gain)) if label == "win_rates" else float(gain > 0)
+                    others = [k for k in range(4) if k not in (i, j)]
+                    apart = sum(
+                        float(longer(None, texts[i], texts[k]) - longer(None, texts[j], texts[k])) for k in others
+                    )
+                    q = float(torch.sigmoid(torch.tensor(apart / 2))) if label == "win_rates" else float(gain > 0)
                     h = torch.tensor(h)
                     total -= q * float(torch.sigmoid(h).log()) + (1 - q) * float(torch.sigmoid(-h).log())
                     kept += 1
@@ -314,7 +318,12 @@ def parts(completions: Completions) -> tuple[torch.Tensor, torch.Tensor]:
         (("algo=dno", "algo.kl_tau=-1"), "algo.kl_tau must be positive"),
         (("algo=dno", "algo.kl_tau=0.3"), "algo.step_eta times algo.kl_tau=0.3 must be below 1"),
         (("algo=dno", "algo.min_margin=1"), "algo.min_margin must lie in [0, 1)"),
-        (("algo=dno", "algo.opponents_per_sample=1"), "must be null for algo.pairing=best_worst"),
+        (("algo=dno", "algo.opponents_per_sample=2"), "must be null for algo.pairing=best_worst"),
+        (
+            ("algo=dno", "algo.pairing=all", "algo.opponents_per_sample=1"),
+            "algo.opponents_per_sample must be at least 2",
+        ),
+        (("algo=dno", "algo.samples_per_prompt=2"), "algo.samples_per_prompt must be at least 3"),
         (("algo=xpo", "algo.pairing=best_worst"), "algo.pairing must stay `all`"),
         (("algo=nash_prox", "algo.anchor_tau=0"), "algo.anchor_tau must be positive"),
         (("algo=nash_ema", "algo.ema_decay=2"), "algo.ema_decay must lie in [0, 1]"),

@@ -46,9 +46,12 @@ class DNOConfig(INPOConfig):
     min_margin: float = 0.2
     """Leave out pairs whose win rates differ by less; their share is logged as `kept`."""
     unregularised: ClassVar[bool] = True
+    least_samples: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        few = self.opponents_per_sample is not None and self.opponents_per_sample < 2
+        require(not few, "algo.opponents_per_sample", "must be at least 2, of which one may be the other of a pair")
         require(0 <= self.min_margin < 1, "algo.min_margin", f"must lie in [0, 1), not {self.min_margin}")
         require(
             self.opponents_per_sample is None or self.pairing is Pairing.all,
@@ -65,7 +68,9 @@ class DNO(INPO):
     of multiplicative weights, and the fixed point is the unregularised equilibrium; with τ > 0 it is π*_τ. That is the
     paper's algorithm 1. Its practical one is the default: q = 1 for the best against the worst of K samples, where the
     margin is large. This does not stop at an equilibrium, since h grows without bound where one completion always wins.
-    The paper's further sample per prompt from a stronger model is not drawn here. Win rates are over the other samples.
+    The paper's further sample per prompt from a stronger model is not drawn here. Win rates are over the other samples;
+    in σ(r(y) − r(y')), where a pair must not judge itself, over those that are neither y nor y'. They are estimates,
+    and σ is not linear, so the fixed point is exact in the limit of many samples.
     """
 
     config: DNOConfig
@@ -84,9 +89,22 @@ class DNO(INPO):
         win_rates = (table.sum(2) - 0.5) / opponents
         pairs = judged_pairs(prompts, completions, judged, self.config.pairing)
         gain = win_rates.gather(1, pairs.first) - win_rates.gather(1, pairs.second)
-        labels = torch.sigmoid(gain) if self.config.label is PairLabel.win_rates else (1 + gain.sign()) / 2
+        labels = (1 + gain.sign()) / 2
+        if self.config.label is PairLabel.win_rates:
+            labels = torch.sigmoid(_gain_over_others(table, opponents, pairs))
         yield replace(pairs, labels=labels, kept=gain.abs() >= self.config.min_margin)
 
     def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
         """The soft-label DPO loss with the last iterate as reference."""
         return dpo_loss(margins, labels, 1 / self.config.step_eta)
+
+
+def _gain_over_others(table: Tensor, opponents: Tensor, pairs: JudgedPairs) -> Tensor:
+    """[B, M] r(y) − r(y') against the samples that are neither: given the pair, only those are independent of it."""
+    rows = torch.arange(len(table), device=table.device)[:, None]
+    met = table.sum(2) - 0.5
+
+    def rate(place: Tensor, other: Tensor) -> Tensor:
+        return (met[rows, place] - table[rows, place, other]) / (opponents[rows, place] - 1)
+
+    return rate(pairs.first, pairs.second) - rate(pairs.second, pairs.first)

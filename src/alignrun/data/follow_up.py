@@ -50,7 +50,8 @@ class FollowUps:
             if turn["role"] in _SWAPPED
         ]
         opening: Message = {"role": "user", "content": instruction}
-        turns = (opening, *swapped, {"role": "user", "content": answer})
+        said: Message = {"role": "user", "content": answer}
+        turns = (opening, *swapped, said)
         return self._unprompted.encode(Example(turns, ORIGIN))[0]
 
     def added(self, reply: str) -> int:
