@@ -338,7 +338,7 @@ def test_prompts_leave_room_for_the_whole_conversation() -> None:
 def test_a_later_prompt_is_never_cut() -> None:
     algorithm = build("stackelberg")
     with pytest.raises(RunError, match=r"set data\.max_prompt_tokens lower by"):
-        algorithm.encoded([Prompt("x" * 5000)])
+        algorithm.later_prompts([Prompt("x" * 5000)])
 
 
 def test_without_a_template_plain_text_is_continued() -> None:

@@ -157,7 +157,7 @@ class MTPO(ConversationAlgorithm):
         for turn in range(1, config.turns):
             replies = self._replies(asked, answers, step, 2 * turn)
             asked = [self.follow_ups.after(*said) for said in zip(asked, answers, replies, strict=True)]
-            batch = self.encoded(asked)
+            batch = self.later_prompts(asked)
             said, answers = self.say(Role.policy, batch, step, 2 * turn + 1)
             later.append((batch, said))
             for exchange, *more in zip(exchanges, replies, answers, strict=True):
@@ -172,7 +172,7 @@ class MTPO(ConversationAlgorithm):
     def _replies(self, asked: Sequence[Any], answers: Sequence[str], step: int, purpose: int) -> Sequence[str]:
         if self.config.user_says is not None:
             return [self.config.user_says] * len(asked)
-        batch = self.encoded_for_user(asked, answers, self.config.user_instruction)
+        batch = self.user_prompts(asked, answers, self.config.user_instruction)
         return self.say(Role.reference, batch, step, purpose)[1]
 
     def loss(self, batch: JudgedConversations) -> Loss:

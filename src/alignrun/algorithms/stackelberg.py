@@ -110,7 +110,7 @@ class Stackelberg(ConversationAlgorithm):
             self.follow_ups.after(as_prompt(prompts.texts[row]), answers[place][row], self.config.follower_prompt)
             for row, place in product(range(len(prompts)), range(len(answers)))
         ]
-        batch = self.encoded(asked)
+        batch = self.later_prompts(asked)
         following, improved = self.say(Role.policy, batch, step, purpose=1)
         said = joined(prompts, leading, [(batch, following)], self.tools.policy.tokenizer.pad_token_id)
         theirs = [improved[place :: len(answers)] for place in range(len(answers))]

@@ -90,7 +90,7 @@ class ConversationAlgorithm(OnlineAlgorithm):
             )
         return PromptSet.build(examples, replace(encoding, context=encoding.context - added))
 
-    def encode(self, rows: Sequence[list[int]], prompts: Sequence[Prompt]) -> PromptBatch:
+    def _batch(self, rows: Sequence[list[int]], prompts: Sequence[Prompt]) -> PromptBatch:
         """[N, P] later prompts. Raises RunError for one that leaves no room for an answer."""
         longest = max(map(len, rows))
         if longest > self._room:
@@ -107,18 +107,17 @@ class ConversationAlgorithm(OnlineAlgorithm):
         (texts,) = self.rollouts.texts(drawn)
         return Completions(drawn.tokens[:, 0], drawn.mask[:, 0]), texts
 
-    def encoded(self, prompts: Sequence[Prompt]) -> PromptBatch:
+    def later_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """[N, P] later prompts of the policy. Raises RunError for one that cannot be written or has no room."""
-        with_errors = _written(self.follow_ups.encode(prompt) for prompt in prompts)
-        return self.encode(with_errors, prompts)
+        return self._batch(_written(self.follow_ups.encode(prompt) for prompt in prompts), prompts)
 
-    def encoded_for_user(self, prompts: Sequence[Prompt], answers: Sequence[str], instruction: str) -> PromptBatch:
-        """[N, P] the same conversations, where their users speak next. Raises as `encoded`."""
+    def user_prompts(self, prompts: Sequence[Prompt], answers: Sequence[str], instruction: str) -> PromptBatch:
+        """[N, P] the same conversations, where their users speak next. Raises as `later_prompts`."""
         rows = _written(
             self.follow_ups.encode_for_user(prompt, answer, instruction)
             for prompt, answer in zip(prompts, answers, strict=True)
         )
-        return self.encode(rows, prompts)
+        return self._batch(rows, prompts)
 
     @property
     def _device(self) -> torch.device:
