@@ -42,6 +42,38 @@ CASES = {
         ("algo.kl_tau=0", "train.steps=800", "optim.learning_rate=2e-3", "optim.schedule=constant"),
         [1 / 3, 2 / 9, 4 / 9],
     ),
+    "spo": ((), NASH),
+    "nash_pg": (
+        (
+            "algo.kl_tau=0",
+            "algo.refresh_every=20",
+            "train.steps=400",
+            "optim.learning_rate=2e-3",
+            "optim.schedule=constant",
+        ),
+        [1 / 3, 2 / 9, 4 / 9],
+    ),
+    "omwu": (
+        (
+            "algo.kl_tau=0",
+            "algo.step_eta=3",
+            "train.steps=400",
+            "optim.learning_rate=5e-3",
+            "optim.schedule=constant",
+        ),
+        [1 / 3, 2 / 9, 4 / 9],
+    ),
+    "onpo": (
+        (
+            "algo.kl_tau=0",
+            "train.steps=480",
+            "optim.learning_rate=5e-3",
+            "optim.schedule=constant",
+        ),
+        [1 / 3, 2 / 9, 4 / 9],
+    ),
+    "mnpo": ((), NASH),
+    "rspo": (("algo.forward_kl_tau=0",), NASH),
     "nash_md": (("algo.mix_beta=0.5", "algo.mix_beta_end=0"), NASH),
     "online_ipo": ((), NASH),
     "ipo_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5).tolist()),

@@ -127,7 +127,7 @@ class Algorithm(ABC):
     def __init__(self, config: Any, tools: Any) -> None:
         self.config = config
         self.tools = tools
-        for role in self.snapshots:
+        for role in self.kept(tools.config):
             tools.policy.snapshot(role)
 
     @classmethod
@@ -140,6 +140,11 @@ class Algorithm(ABC):
         """The streams at the first, middle and last step, since a mixture may appear or vanish during the run."""
         last = config.train.steps - 1
         return [cls.streams(config, step) for step in (0, last // 2, last)]
+
+    @classmethod
+    def kept(cls, config: Config) -> Sequence[Role]:
+        """The snapshots that a configuration needs: all of `snapshots`, unless their number is a setting."""
+        return cls.snapshots
 
     @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:
@@ -221,7 +226,7 @@ class Algorithm(ABC):
 
     def state(self) -> Mapping[str, Tensor]:
         """Further state for the checkpoint: live tensors by name, which resuming overwrites in place."""
-        kept = (self.tools.policy.snapshot_weights(role) for role in self.snapshots)
+        kept = (self.tools.policy.snapshot_weights(role) for role in self.kept(self.tools.config))
         return {name: weight for weights in kept for name, weight in weights.items()}
 
     def exports(self) -> Mapping[str, Callable[[Path], None]]:

@@ -54,16 +54,22 @@ class INPO(OnlinePairs):
         return Role.anchor
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
-        """One batch of pairs; the first of an iteration snapshots the policy as the anchor."""
-        refresh_anchor(self.tools.policy, step, self.config.refresh_every)
+        """One batch of pairs; the first of an iteration renews what the log ratios are taken to."""
+        self.renew(step)
         yield from super().collect(prompts, step)
+
+    def renew(self, step: int) -> None:
+        """Snapshot the policy as the anchor at the first step of an iteration."""
+        refresh_anchor(self.tools.policy, step, self.config.refresh_every)
+
+    def anchored(self, batch: JudgedPairs) -> Tensor:
+        """[N, T] log π_t of all N = B·K completions."""
+        return self.tools.policy.log_probs(Role.anchor, batch.prompts, batch.completions.flat(), self.temperature)
 
     def log_ratios(self, batch: JudgedPairs, log_probs: Tensor, reference: Tensor) -> Tensor:
         """[N, T] log π − sτ log μ − (1−sτ) log π_t."""
-        completions = batch.completions.flat()
-        anchor = self.tools.policy.log_probs(Role.anchor, batch.prompts, completions, self.temperature)
         share = self.config.step_eta * self.config.kl_tau
-        return log_probs - share * reference - (1 - share) * anchor
+        return log_probs - share * reference - (1 - share) * self.anchored(batch)
 
     def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
         """1/s times the paper's (h − s/2)², with soft labels and up to a constant."""

@@ -1,0 +1,73 @@
+"""OMWU: the unregularised equilibrium by optimistic multiplicative weights (Chen et al., arXiv 2512.24818)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from alignrun.algorithms.base import algorithm
+from alignrun.algorithms.common.anchor import refresh_anchor
+from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing, judged_pairs
+from alignrun.algorithms.common.opponents import pairs_against
+from alignrun.algorithms.inpo import INPO, INPOConfig
+from alignrun.config import Config, schema
+from alignrun.generation.streams import Stream
+from alignrun.objectives.nash import optimistic_labels
+from alignrun.types import PromptBatch, Role
+
+
+@schema
+class OMWUConfig(INPOConfig):
+    """The step size, and the length of an iteration."""
+
+    name: str = "omwu"
+    kl_tau: float = 0.0
+    """τ, the weight of KL(π‖μ); at 0, as in the paper, the policy leaves μ behind."""
+    step_eta: float = 2.0
+    """η; too large a step never settles: on the game cyc the exact iteration converges at 3 and not at 4."""
+    opponents_per_sample: int | None = 2
+    """Of π_t and of π_{t−1}, those that each is judged against, drawn if every pair is a question; null is all."""
+    unregularised: ClassVar[bool] = True
+
+
+@algorithm("omwu", OMWUConfig)
+class OMWU(INPO):
+    """log π_{t+1} = log π_t + η(2P(y ≻ π_t) − P(y ≻ π_{t−1})) + c, by regression on pairs of π_t:
+
+    h²/η − (2q − 1)h,  q = 2p − ½ − P(y ≻ π_{t−1}) + P(y' ≻ π_{t−1}),  y, y' ~ π_t,  h = log π/π_t(y) − log π/π_t(y')
+
+    Multiplicative weights with the last change added as a prediction of the next. An exactly solved iteration is the
+    step above, and where an equilibrium has full support the last iterate converges to one linearly; multiplicative
+    weights (SPPO) leave it. The regression is our own: the abstract was available, the paper's neural form was not.
+    Each iteration draws opponents from π_{t−1} as well; ONPO makes the same exact steps without them, by two fits.
+
+    The KL to μ is not limited: see `train.max_kl`. With `kl_tau` > 0 the step starts at π_t^(1−ητ) μ^(ητ), and the
+    fixed point is π*_τ. Sample metrics are those of π_t; accuracy and margin are with respect to q.
+    """
+
+    config: OMWUConfig
+    snapshots = (Role.anchor, Role.previous)
+
+    @classmethod
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """The completions of π_t to fit, and as many of π_{t−1} to judge them against."""
+        return *super().streams(config, step), Stream(Role.previous, config.algo.samples_per_prompt)
+
+    @classmethod
+    def pairs(cls, config: Config, opponents: int | None = None) -> int:
+        """Pairs among the completions of π_t, and each of them against some of π_{t−1}."""
+        samples = config.algo.samples_per_prompt
+        return super().pairs(config, opponents) + pairs_against(samples, samples, opponents)
+
+    def renew(self, step: int) -> None:
+        """At the first step of an iteration, π_t becomes π_{t−1} and the policy π_t."""
+        refresh_anchor(self.tools.policy, step, self.config.refresh_every, (Role.previous,))
+
+    def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
+        """One batch of pairs with optimistic labels."""
+        self.renew(step)
+        ours, before = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
+        judged = self.rollouts.among(prompts, ours, step, every=self.config.pairing is Pairing.best_worst)
+        batch = judged_pairs(prompts, ours, judged, self.config.pairing)
+        rates = self.rollouts.preference(prompts, ours, before, step, purpose=1)
+        edges = rates.gather(1, batch.first) - rates.gather(1, batch.second)
+        yield replace(batch, labels=optimistic_labels(batch.labels, edges))
