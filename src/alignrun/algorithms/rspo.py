@@ -40,8 +40,8 @@ class RSPO(SPPO):
     """(log π(y)/π_t(y) − η(P(y ≻ π_t) − ½))²/η + τ(log π(y)/μ(y))² − 2τ_f log π(y'),  y ~ π_t,  y' ~ μ.
 
     SPPO's loss plus λR(π, μ), here with R = 2τ KL(π‖μ) + 2τ_f KL(μ‖π), so that the fixed point is the equilibrium of
-    P(π ≻ π') − τ KL(π‖μ) − τ_f KL(μ‖π): at τ_f = 0 π*_τ, and at τ = τ_f = 0 it is SPPO. With τ alone, an exactly solved
-    iteration is the step of magnetic mirror descent, π^(1+ητ) ∝ π_t μ^(ητ) exp(ηP(y ≻ π_t)).
+    P(π ≻ π') − τ KL(π‖μ) − τ_f KL(μ‖π): at τ_f = 0 π*_τ, and at τ = τ_f = 0 it is SPPO. With τ alone, a solved
+    iteration is magnetic mirror descent, π^(1+ητ) ∝ π_t μ^(ητ) exp(ηP(y ≻ π_t)), but for SPPO's constant normaliser.
 
     Only the form of the loss, SPPO's plus a regulariser, could be sourced, not the paper's weights. It weighs samples
     of π_t by μ/π_t for the forward KL; this draws from μ, the same expectation without weights that grow with the
