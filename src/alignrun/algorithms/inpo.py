@@ -1,6 +1,7 @@
 """INPO: mirror descent by regression on pairs sampled from the last iterate (Zhang et al., arXiv 2407.00617)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class INPO(OnlinePairs):
     """
 
     config: INPOConfig
-    snapshots = (Role.anchor,)
+    snapshots: ClassVar[Sequence[Role]] = (Role.anchor,)
 
     @classmethod
     def source_at(cls, config: Config, step: int) -> Source:
