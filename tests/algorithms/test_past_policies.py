@@ -63,7 +63,8 @@ def iterations(name: str, *overrides: str) -> list[torch.Tensor]:
 
 
 def test_a_history_of_one_is_inpo() -> None:
-    ones, inpo, two = iterations("mnpo", "algo.history=1"), iterations("inpo"), iterations("mnpo")
+    ones, inpo = iterations("mnpo", "algo.history=1"), iterations("inpo")
+    two = iterations("mnpo", "algo.past_opponents=false")
     assert all(torch.equal(one, other) for one, other in zip(ones, inpo, strict=True))
     assert torch.equal(two[1], inpo[1]), "as long as all past policies are the first one"
     assert not torch.allclose(two[2], inpo[2])
@@ -79,8 +80,8 @@ def test_without_penalties_rspo_is_sppo() -> None:
 
 def test_a_history_holds_the_policies_at_the_start_of_each_iteration() -> None:
     algorithm = build("mnpo", "algo.history=3", "algo.refresh_every=2", "algo.history_weights=[3,1,0]")
+    prompts, _ = random_batch(algorithm.tools.policy, prompts=2)
     policy = algorithm.tools.policy
-    prompts, _ = random_batch(policy, prompts=2)
     begun: list[list[torch.Tensor]] = []
     for step in range(5):
         if step % 2 == 0:
@@ -119,6 +120,25 @@ def test_optimistic_labels_are_of_this_iteration_and_the_one_before() -> None:
             edge = [sum(float(longer(None, [ours[b][k]], [other])) for other in theirs[b]) / 3 for k in (i, j)]
             expected = 0.5 + (2 * p - 1) - (edge[0] - edge[1])
             assert float(batch.labels[b, m]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_mnpo_weighs_its_opponents_as_its_anchor() -> None:
+    settings = ("algo.refresh_every=1", "algo.samples_per_prompt=3", "algo.history_weights=[3,1]")
+    algorithm = build("mnpo", *settings, "generation.temperature=1")
+    prompts, _ = random_batch(algorithm.tools.policy, prompts=2)
+    list(algorithm.collect(prompts, 0))
+    move(algorithm)
+    (batch,) = algorithm.collect(prompts, 1)
+    _, before = algorithm.rollouts.sample(prompts, algorithm.streams(algorithm.tools.config, 1), 1)
+    ours, theirs = texts(algorithm, batch.completions), texts(algorithm, before)
+    for b in range(2):
+        for m, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
+            p = float(longer(None, [ours[b][i]], [ours[b][j]]))
+            rates = [sum(float(longer(None, [ours[b][k]], [other])) for other in theirs[b]) / 3 for k in (i, j)]
+            expected = 0.75 * p + 0.25 * (0.5 + rates[0] - rates[1])
+            assert float(batch.labels[b, m]) == pytest.approx(expected, abs=1e-5)
+    alone = build("mnpo", *settings, "algo.past_opponents=false")
+    assert len(alone.streams(alone.tools.config, 0)) == 1
 
 
 def test_onpo_fits_its_two_policies_one_after_the_other() -> None:

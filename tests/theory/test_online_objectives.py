@@ -231,9 +231,12 @@ def test_optimism_lets_the_last_iterate_converge() -> None:
 def test_mnpo_solves_a_mirror_step_from_the_geometric_mean_of_its_history() -> None:
     step_eta, older = 2.0, torch.tensor([0.6, 0.1, 0.3], dtype=torch.float64)
     mean = geometric_mixture(P, older, 0.25)
-    solved = (0.8 * mean.log() + 0.2 * CYC.reference.log() + step_eta * win_rates(CYC, P)).softmax(0)
+    against = 0.75 * win_rates(CYC, P) + 0.25 * win_rates(CYC, older)
+    solved = (0.8 * mean.log() + 0.2 * CYC.reference.log() + step_eta * against).softmax(0)
     anchor = geometric_mixture(mean, CYC.reference, TAU * step_eta)
-    loss: PairLoss = lambda h, p: online_ipo_loss(h, p, 1 / step_eta)  # noqa: E731
+    rates = win_rates(CYC, older)
+    edges = (rates[:, None] - rates[None, :]).flatten()
+    loss: PairLoss = lambda h, p: online_ipo_loss(h, 0.75 * p + 0.25 * (0.5 + edges), 1 / step_eta)  # noqa: E731
     near(expected_gradient(CYC, solved, P, loss, anchor=anchor), 0, 0, 0, atol=1e-12)
 
 

@@ -74,7 +74,7 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
         mixture_equilibrium(CYC, TAU, 0.5),
     ),
     "inpo": (PAIR, NASH),
-    "mnpo": (PAIR, NASH),
+    "mnpo": ((*PAIR, "algo.past_opponents=false"), NASH),
     "omwu": ((*PAIR, "algo.kl_tau=0"), nash_equilibrium(CYC)),
     "onpo": ((*PAIR, "algo.kl_tau=0"), nash_equilibrium(CYC)),
     "rspo": (

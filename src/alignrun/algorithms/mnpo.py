@@ -25,6 +25,8 @@ class MNPOConfig(INPOConfig):
     """Policies in the anchor, at most 4: those at the start of this iteration, of the one before, …; 1 is INPO."""
     history_weights: list[float] | None = None
     """λ_j of each, from the latest to the earliest, up to a common factor; null is equal weights."""
+    past_opponents: bool = True
+    """Judge completions against the earlier policies too, as the game says; false is the authors' code, and cheaper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,13 +46,15 @@ class MNPOConfig(INPOConfig):
 
 @algorithm("mnpo", MNPOConfig)
 class MNPO(INPO):
-    """h²/s − (2p−1)h,  y, y' ~ π_t, with log ratios to μ^(sτ) (Π_j π_{t−j}^λ_j)^(1−sτ),  Σ_j λ_j = 1:
+    """h²/s − (2q−1)h,  y, y' ~ π_t, with log ratios to μ^(sτ) (Π_j π_{t−j}^λ_j)^(1−sτ),  Σ_j λ_j = 1:
 
     h = log π(y)/π(y') − sτ log μ(y)/μ(y') − (1−sτ) Σ_j λ_j log π_{t−j}(y)/π_{t−j}(y')
+    q = λ_0 p + Σ_{j≥1} λ_j (½ + P(y ≻ π_{t−j}) − P(y' ≻ π_{t−j}))
 
-    The game of many players in which each opponent is a past policy. As in the authors' code pairs are of π_t alone,
-    and its opponents of the past enter through the anchor only. An exactly solved iteration is a mirror-descent step
-    from their weighted geometric mean, and the fixed point is π*_τ. The paper uses sτ = 1/3 and s = 133.
+    The game of many players, in which the opponents are past policies. An exactly solved iteration is a mirror-descent
+    step from their weighted geometric mean, by sΣ_j λ_j P(y ≻ π_{t−j}), and the fixed point is π*_τ. In the authors'
+    code opponents of the past enter through the anchor alone (q = p): `past_opponents=false`. The paper uses sτ = 1/3
+    and s = 133. Sample metrics are those of π_t; accuracy and margin are with respect to q.
     """
 
     config: MNPOConfig
@@ -61,11 +65,25 @@ class MNPO(INPO):
         """As many past policies as the history is long."""
         return cls.snapshots[: config.algo.history]
 
+    @classmethod
+    def past(cls, config: Config) -> Sequence[Role]:
+        """π_{t−1}, π_{t−2}, … where they are opponents."""
+        return cls.kept(config)[1:] if config.algo.past_opponents else ()
+
     @property
     def weights(self) -> list[float]:
         """λ_j, which sum to 1."""
         weights = self.config.history_weights or [1.0] * self.config.history
         return [weight / sum(weights) for weight in weights]
+
+    def labels(self, labels: Tensor, edges: Sequence[Tensor]) -> Tensor:
+        """[B, M] q."""
+        if not edges:
+            return labels
+        mixed = self.weights[0] * labels
+        for weight, edge in zip(self.weights[1:], edges, strict=True):
+            mixed = mixed + weight * (0.5 + edge)
+        return mixed
 
     def renew(self, step: int) -> None:
         """At the first step of an iteration, the policy becomes π_t, and the others move one place."""

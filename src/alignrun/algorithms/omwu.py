@@ -1,18 +1,16 @@
 """OMWU: the unregularised equilibrium by optimistic multiplicative weights (Chen et al., arXiv 2512.24818)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import ClassVar
+
+from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.anchor import refresh_anchor
-from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing, judged_pairs
-from alignrun.algorithms.common.opponents import pairs_against
 from alignrun.algorithms.inpo import INPO, INPOConfig
 from alignrun.config import Config, schema
-from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import optimistic_labels
-from alignrun.types import PromptBatch, Role
+from alignrun.types import Role
 
 
 @schema
@@ -48,26 +46,14 @@ class OMWU(INPO):
     snapshots = (Role.anchor, Role.previous)
 
     @classmethod
-    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """The completions of π_t to fit, and as many of π_{t−1} to judge them against."""
-        return *super().streams(config, step), Stream(Role.previous, config.algo.samples_per_prompt)
-
-    @classmethod
-    def pairs(cls, config: Config, opponents: int | None = None) -> int:
-        """Pairs among the completions of π_t, and each of them against some of π_{t−1}."""
-        samples = config.algo.samples_per_prompt
-        return super().pairs(config, opponents) + pairs_against(samples, samples, opponents)
+    def past(cls, config: Config) -> Sequence[Role]:
+        """π_{t−1}."""
+        return (Role.previous,)
 
     def renew(self, step: int) -> None:
         """At the first step of an iteration, π_t becomes π_{t−1} and the policy π_t."""
         refresh_anchor(self.tools.policy, step, self.config.refresh_every, (Role.previous,))
 
-    def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
-        """One batch of pairs with optimistic labels."""
-        self.renew(step)
-        ours, before = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
-        judged = self.rollouts.among(prompts, ours, step, every=self.config.pairing is Pairing.best_worst)
-        batch = judged_pairs(prompts, ours, judged, self.config.pairing)
-        rates = self.rollouts.preference(prompts, ours, before, step, purpose=1)
-        edges = rates.gather(1, batch.first) - rates.gather(1, batch.second)
-        yield replace(batch, labels=optimistic_labels(batch.labels, edges))
+    def labels(self, labels: Tensor, edges: Sequence[Tensor]) -> Tensor:
+        """[B, M] q."""
+        return optimistic_labels(labels, edges[0])
