@@ -97,6 +97,34 @@ def test_a_history_holds_the_policies_at_the_start_of_each_iteration() -> None:
     assert len(algorithm.state()) == 3 * len(policy.trainable()), "what a checkpoint holds"
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mnpo", ("algo.history=3", "algo.refresh_every=2")),
+        ("omwu", ("algo.refresh_every=2",)),
+        ("onpo", ("algo.refresh_every=4",)),
+    ],
+)
+def test_a_checkpoint_holds_all_past_policies(name: str, settings: tuple[str, ...]) -> None:
+    """Weights and `state` are all that the next step depends on, also where all past policies have been renewed."""
+    algorithm, resumed = (build(name, *settings, "generation.temperature=1") for _ in range(2))
+    prompts, _ = random_batch(algorithm.tools.policy, prompts=2)
+    for step in range(7):
+        list(algorithm.collect(prompts, step))
+        move(algorithm, 0.1)
+    with torch.no_grad():
+        for source, target in (
+            (algorithm.tools.policy.trainable(), resumed.tools.policy.trainable()),
+            (algorithm.state(), resumed.state()),
+        ):
+            for key, weight in target.items():
+                weight.copy_(source[key])
+    (expected,), (found,) = (list(one.collect(prompts, 7)) for one in (algorithm, resumed))
+    assert torch.equal(found.completions.tokens, expected.completions.tokens)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(gradient(resumed, found), gradient(algorithm, expected))
+
+
 def test_only_the_history_that_is_asked_for_takes_memory() -> None:
     for history in (1, 3):
         assert workload(compose(["experiment=smoke", "algo=mnpo", f"algo.history={history}"])).copies == history
