@@ -315,7 +315,7 @@ def parts(completions: Completions) -> tuple[torch.Tensor, torch.Tensor]:
         (("algo=nash_md", "algo.mix_beta_end=-1"), "algo.mix_beta_end must lie in [0, 1]"),
         (("algo=inpo", "algo.step_eta=10"), "algo.step_eta times algo.kl_tau=0.1 must be below 1"),
         (("algo=sppo", "algo.refresh_every=0"), "algo.refresh_every must be at least 1"),
-        (("algo=dno", "algo.kl_tau=-1"), "algo.kl_tau must be positive"),
+        (("algo=dno", "algo.kl_tau=-1"), "algo.kl_tau must not be negative"),
         (("algo=dno", "algo.kl_tau=0.3"), "algo.step_eta times algo.kl_tau=0.3 must be below 1"),
         (("algo=dno", "algo.min_margin=1"), "algo.min_margin must lie in [0, 1)"),
         (("algo=dno", "algo.opponents_per_sample=2"), "must be null for algo.pairing=best_worst"),

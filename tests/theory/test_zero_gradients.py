@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from itertools import islice, product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import bradley_terry_fixed_point
+from scipy.optimize import root
+from scipy.special import softmax
 from torch import Tensor
 
 from alignrun.algorithms.base import Tools, discover
@@ -38,6 +41,21 @@ def fixed_point(kl_tau: float, opponent: Any) -> Tensor:
     return torch.tensor(bradley_terry_fixed_point(CYC, kl_tau, opponent), dtype=torch.float64)
 
 
+def regularised_both_ways(kl_tau: float, forward_kl_tau: float) -> Tensor:
+    """The equilibrium of P(π ≻ π') − τ KL(π‖μ) − τ_f KL(μ‖π) on CYC: all actions have the same derivative."""
+    table, mu = CYC.preferences.numpy(), MU.numpy()
+
+    def policy(logits: np.ndarray) -> np.ndarray:
+        return softmax(np.append(logits, 0.0))
+
+    def differences(logits: np.ndarray) -> np.ndarray:
+        pi = policy(logits)
+        slope = table @ pi - kl_tau * np.log(pi / mu) + forward_kl_tau * mu / pi
+        return slope[:-1] - slope[-1]
+
+    return torch.tensor(policy(root(differences, [0.0, 0.0], tol=1e-12).x))
+
+
 CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
     "rloo": ((*PAIR, "algo.kl_tau=0.1", ONE), RESPONSE),
     "grpo": ((*PAIR, "algo.kl_tau=0.1", ONE, "algo.scale_by_std=false", "algo.kl_estimator=k2"), RESPONSE),
@@ -47,6 +65,8 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
     "nash_prox": (("algo.anchor_tau=0.1",), NASH),
     "comal": (("algo.kl_tau=0",), FREE),
     "nash_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5)),
+    "spo": (PAIR, NASH),
+    "nash_pg": ((*PAIR, "algo.kl_tau=0", "algo.epochs=1"), nash_equilibrium(CYC)),
     "online_ipo": (PAIR, NASH),
     "ipo_md": (
         (
@@ -58,6 +78,13 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
     "inpo": (PAIR, NASH),
     "dno": (("algo.samples_per_prompt=3", *EVERY_PAIR), NASH),
     "rebel": ((*PAIR, "algo.kl_tau=0.1", ONE, "algo.epochs=1"), RESPONSE),
+    "mnpo": ((*PAIR, "algo.past_opponents=false"), NASH),
+    "omwu": ((*PAIR, "algo.kl_tau=0"), nash_equilibrium(CYC)),
+    "onpo": ((*PAIR, "algo.kl_tau=0"), nash_equilibrium(CYC)),
+    "rspo": (
+        (*PAIR, "algo.kl_tau=0.05", "algo.forward_kl_tau=0.03", ONE),
+        regularised_both_ways(0.05, 0.03),
+    ),
     "online_dpo": (
         (
             *PAIR,
@@ -154,5 +181,11 @@ def test_without_regularisation_dno_rests_at_the_equilibrium_of_the_preference(m
 
 
 def test_it_does_not_vanish_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, target in (("self_play", RESPONSE), ("online_ipo", 0.8 * NASH + 0.2 / 3)):
+    elsewhere = 0.8 * NASH + 0.2 / 3
+    for name, target in (
+        ("self_play", RESPONSE),
+        ("online_ipo", elsewhere),
+        ("nash_pg", NASH),
+        ("rspo", NASH),
+    ):
         assert share_that_is_left(name, CASES[name][0], target, monkeypatch) > 0.05

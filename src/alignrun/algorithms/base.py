@@ -129,7 +129,7 @@ class Algorithm(ABC):
     def __init__(self, config: Any, tools: Any) -> None:
         self.config = config
         self.tools = tools
-        for role in self.snapshots:
+        for role in self.kept(tools.config):
             tools.policy.snapshot(role)
 
     @classmethod
@@ -147,6 +147,11 @@ class Algorithm(ABC):
     def later_turns(cls, config: Config) -> tuple[int, int]:
         """How often every sample is followed by another with a prompt of its own, and tokens that the last one adds."""
         return 0, 0
+
+    @classmethod
+    def kept(cls, config: Config) -> Sequence[Role]:
+        """The snapshots that a configuration needs: all of `snapshots`, unless their number is a setting."""
+        return cls.snapshots
 
     @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:
@@ -228,7 +233,7 @@ class Algorithm(ABC):
 
     def state(self) -> Mapping[str, Tensor]:
         """Further state for the checkpoint: live tensors by name, which resuming overwrites in place."""
-        kept = (self.tools.policy.snapshot_weights(role) for role in self.snapshots)
+        kept = (self.tools.policy.snapshot_weights(role) for role in self.kept(self.tools.config))
         return {name: weight for weights in kept for name, weight in weights.items()}
 
     def exports(self) -> Mapping[str, Callable[[Path], None]]:

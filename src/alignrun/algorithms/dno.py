@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
-from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing, judged_pairs
 from alignrun.algorithms.common.opponents import pairs_among
 from alignrun.algorithms.inpo import INPO, INPOConfig
@@ -82,7 +81,7 @@ class DNO(INPO):
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
         """One batch of pairs, labelled by the win rates of their completions."""
-        refresh_anchor(self.tools.policy, step, self.config.refresh_every)
+        self.renew(step)
         (completions,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
         judged = self.rollouts.among(prompts, completions, step)
         table, opponents = judged.table(self.config.samples_per_prompt)

@@ -42,6 +42,16 @@ def online_ipo_loss(h: Tensor, labels: Tensor, kl_tau: float) -> Tensor:
     return kl_tau * h.square() - (2 * labels - 1) * h
 
 
+def optimistic_labels(labels: Tensor, edges: Tensor) -> Tensor:
+    """Labels q = 2p − ½ − d, p = P(y ≻ y'), d = P(y ≻ π_{t−1}) − P(y' ≻ π_{t−1}). [...], [...] -> [...].
+
+    With p itself the regression h²/η − (2p−1)h on pairs y, y' ~ π_t is solved by multiplicative weights,
+    π_t exp(ηPπ_t); with q in its place by the optimistic step π_t exp(η(2Pπ_t − Pπ_{t−1})) of arXiv 2512.24818. They
+    may lie outside [0, 1].
+    """
+    return 2 * labels - 0.5 - edges
+
+
 def extragradient_loss(h: Tensor, edges: Tensor, kl_tau: float) -> Tensor:
     """EGPO: τ(h − d/τ)² with the edge d = P(y ≻ π) − P(y' ≻ π) against a fixed π. arXiv 2503.08942. [B], [B] -> [B].
 

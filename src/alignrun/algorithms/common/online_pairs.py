@@ -46,8 +46,11 @@ class OnlinePairsConfig:
     """Whether τ may be 0."""
 
     def __post_init__(self) -> None:
-        positive = self.kl_tau > 0 or (self.unregularised and self.kl_tau == 0)
-        require(positive, "algo.kl_tau", f"must be positive, not {self.kl_tau}")
+        require(
+            self.kl_tau > 0 or (self.unregularised and self.kl_tau == 0),
+            "algo.kl_tau",
+            f"must {'not be negative' if self.unregularised else 'be positive'}, not {self.kl_tau}",
+        )
         least = self.least_samples
         require(self.samples_per_prompt >= least, "algo.samples_per_prompt", f"must be at least {least}, to form pairs")
         check_opponents(self.opponents_per_sample)

@@ -44,7 +44,7 @@ def workload(config: Config) -> Workload:
     return Workload(
         learned=kind.learned or max(sum(stream.learned for stream in streams) for streams in declared),
         drawn=max(loops, key=decoding_rows),
-        copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
+        copies=len({*sampled, *kind.kept(config)} - {Role.policy, Role.reference}),
         half_steps=kind.half_steps,
         value=kind.value_function,
         questions=BOTH_ORDERS * kind.pairs(config, opponents) if by_pair else 0,
