@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.online import OnlineAlgorithm
-from alignrun.algorithms.common.rollout import pad, stack
+from alignrun.algorithms.common.rollout import pad_completions, stack
 from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
 from alignrun.data.follow_up import FollowUps
@@ -138,7 +138,7 @@ def joined(
             ([batch.attention_mask for batch, _ in later], 0),
         )
     )
-    said = stack([pad(one, length, pad_id) for _, one in later])
+    said = stack([pad_completions(one, length, pad_id) for _, one in later])
     return Conversations(
         prompts, first, ids, attention, Completions(said.tokens.unflatten(0, shape), said.mask.unflatten(0, shape))
     )
