@@ -9,6 +9,7 @@ from helpers import ONLINE, load_policy, random_batch
 from alignrun import cli
 from alignrun.launch.compose import compose
 from alignrun.models.adapters import POLICY
+from alignrun.models.decoding import replay
 from alignrun.models.decoding.decoder import CachedDecoder
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy
@@ -45,7 +46,11 @@ def test_log_probabilities_are_those_of_the_cpu(role: Role) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recorded_steps_give_the_logits_of_plain_ones_also_when_rows_leave(dtype: str) -> None:
+@pytest.mark.parametrize("bucket", [8, 128])
+def test_recorded_steps_give_the_logits_of_plain_ones_also_when_rows_leave(
+    dtype: str, bucket: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "BUCKET", bucket)
     policy, _ = load_policy("model.device=cuda", f"model.dtype={dtype}")
     prompts, _ = batch_on(policy, prompts=4)
     plain = CachedDecoder(policy.model, prompts, [POLICY, None])
@@ -62,6 +67,26 @@ def test_recorded_steps_give_the_logits_of_plain_ones_also_when_rows_leave(dtype
         torch.testing.assert_close(recorded.step(tokens), plain.step(tokens), atol=tolerance, rtol=tolerance)
         if position == 7:
             rows = [1, 3, 5, 8]
+
+
+@torch.no_grad()
+def test_all_recordings_of_a_decoder_share_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "BUCKET", 4)
+    policy, _ = load_policy("model.device=cuda")
+    prompts, _ = batch_on(policy, prompts=4)
+    decoder = CachedDecoder(policy.model, prompts, [POLICY], replay=16)
+    decoder.prefill()
+    pools, graphs = set(), []
+    for position in range(16):
+        if position == 8:
+            decoder.select([0, 2])
+        decoder.step(torch.zeros(4 if position < 8 else 2, dtype=torch.long, device=CUDA))
+        graph = decoder._replayed._graph if decoder._replayed is not None else None
+        if graph is not None:
+            pools.add(graph.pool())
+            graphs += [graph] * all(graph is not other for other in graphs)
+    assert len(pools) == 1
+    assert len(graphs) > 2
 
 
 def test_a_recorded_step_sees_weights_that_change_in_place() -> None:

@@ -6,22 +6,36 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import load_policy, random_batch
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import StaticLayer
 
 from alignrun import distributed
 from alignrun.errors import InputError
 from alignrun.launch import compose
 from alignrun.models.adapters import POLICY
+from alignrun.models.decoding import replay
 from alignrun.models.decoding.cache import decoding_cache
 from alignrun.models.decoding.decoder import CachedDecoder, check_replay
-from alignrun.models.decoding.replay import can_replay
+from alignrun.models.decoding.replay import PrefixLayer, can_replay
 from alignrun.models.policy import Policy
 
 
 @torch.no_grad()
-def test_fixed_buffers_give_the_same_logits_also_when_rows_leave(policy: Policy) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fixed_buffers_give_the_same_logits_also_when_rows_leave(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = load_policy(f"model.dtype={dtype}")
+    monkeypatch.setattr(replay, "BUCKET", 4)
+    prefixes = set()
+    attention = F.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
+        if options["attn_mask"] is not None and options["attn_mask"].dtype is not torch.bool:
+            prefixes.add(key.shape[2])
+        return attention(query, key, *rest, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    tolerance = 1e-5 if dtype == "float32" else 5e-2
     prompts, _ = random_batch(policy, prompts=4)
     assert (prompts.attention_mask == 0).any()
     plain = CachedDecoder(policy.model, prompts, [POLICY, None])
@@ -34,9 +48,10 @@ def test_fixed_buffers_give_the_same_logits_also_when_rows_leave(policy: Policy)
             for decoder in (plain, fixed):
                 decoder.select(rows)
         tokens = torch.randint(policy.model.config.vocab_size, (len(rows),), generator=generator)
-        torch.testing.assert_close(fixed.step(tokens), plain.step(tokens), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fixed.step(tokens), plain.step(tokens), atol=tolerance, rtol=tolerance)
         if position == 4:
             rows = [1, 3, 5, 8]
+    assert prefixes == {8, 12, 16, 20}  # of prompts of 6 tokens
 
 
 def test_only_steps_that_are_alike_are_recorded() -> None:
@@ -107,12 +122,12 @@ def test_a_decoder_goes_with_its_last_user() -> None:
 
 def test_a_replay_that_differs_is_refused(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     check_replay(policy.model)
-    update = StaticLayer.update
+    update = PrefixLayer.update
 
-    def stuck(layer: StaticLayer, keys: torch.Tensor, values: torch.Tensor, *rest: object, **options: object) -> object:
-        layer.cumulative_length.fill_(0)
+    def stuck(layer: PrefixLayer, keys: torch.Tensor, values: torch.Tensor, *rest: object, **options: object) -> object:
+        layer.slot.fill_(0)
         return update(layer, keys, values, *rest, **options)
 
-    monkeypatch.setattr(StaticLayer, "update", stuck)
+    monkeypatch.setattr(PrefixLayer, "update", stuck)
     with pytest.raises(InputError, match=r"set model\.cuda_graphs=false"):
         check_replay(policy.model)
