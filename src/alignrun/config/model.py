@@ -122,6 +122,11 @@ class AdapterConfig:
     """Rank of the low-rank product."""
     alpha: float = 32.0
     """The low-rank product is scaled by alpha / rank."""
+    compute_dtype: Precision = Precision.auto
+    """Precision of the low-rank products: `auto` (bfloat16 on a bfloat16 base, else float32), float32 or bfloat16.
+
+    The adapter's weights, their gradients' sums and AdamW's moments are float32 in any case.
+    """
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of linear layers, or `all-linear` for every supported layer except the vocabulary head.
 
@@ -131,6 +136,11 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         require(self.rank >= 1, "adapter.rank", f"must be at least 1, not {self.rank}")
         require(self.alpha > 0, "adapter.alpha", f"must be positive, not {self.alpha}")
+        require(
+            self.compute_dtype is not Precision.float16,
+            "adapter.compute_dtype",
+            "must be auto, float32 or bfloat16: float16's range is too small for gradients",
+        )
         require(len(self.target_modules) > 0, "adapter.target_modules", "is empty: name layers, or all-linear")
 
 

@@ -38,6 +38,8 @@ class Backbone:
         """The hub's commit that the weights are of; None where they are not from the hub."""
         self.peft: PeftModel | None = None
         self.layers: list[LoraLayer] = []
+        self.products = torch.float32
+        """The precision of the low-rank products."""
         self.notes: list[str] = []
         """Messages for the user about this model."""
 
@@ -66,6 +68,7 @@ class Backbone:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         backbone = cls(model, tokenizer, config)
+        backbone.products = adapters.products_dtype(adapter, dtype)
         if distributed.sharded():
             from alignrun.distributed.sharding import shard
 
@@ -118,6 +121,7 @@ class Backbone:
         for layer in self.layers:
             for factors in (layer.lora_A, layer.lora_B):
                 factors.to(self.device)
+        adapters.compute_in(self.layers, self.products)
         adapters.apply_active(self.layers)
         # With dropout disabled, train mode only enables transformers' activation checkpointing.
         self.model.train(self.config.gradient_checkpointing)

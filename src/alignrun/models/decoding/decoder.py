@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from alignrun.errors import InputError
-from alignrun.models.adapters import Forward, Span, forwards_as, forwards_on_rows, lora_layers
+from alignrun.models.adapters import Forward, Span, computed_in, forwards_as, forwards_on_rows, lora_layers
 from alignrun.models.decoding.cache import attends, decoding_cache, select_rows
+from alignrun.models.decoding.factors import RolloutFactors
 from alignrun.models.decoding.replay import ReplayedSteps, can_replay
 from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import masked
@@ -20,6 +21,8 @@ from alignrun.types import PromptBatch
 
 class CachedDecoder:
     """Decode every prompt with each of the given adapters, on one base whose weights are read once per step.
+
+    Where low-rank products are not float32, the adapters are copied: changes of their weights need a new decoder.
 
     Args:
         model: the causal language model, with or without LoRA layers.
@@ -40,6 +43,13 @@ class CachedDecoder:
         self._head = vocabulary_head(model)
         self._layers = lora_layers(model)
         self._adapters = list(adapters)
+        products = computed_in(self._layers)
+        # float32 products read the factors themselves.
+        self._factors = (
+            None
+            if products is torch.float32
+            else RolloutFactors(model, [name for name in adapters if name is not None], products)
+        )
         self._counts = [len(prompts)] * len(adapters)
         self._forwards = self._by_role()
         self._ids = prompts.input_ids.repeat(len(adapters), 1)
@@ -99,6 +109,8 @@ class CachedDecoder:
             if adapter is not None and count:
                 spans.append((adapter, slice(start, start + count)))
             start += count
+        if self._factors is not None:
+            return self._factors.forwards(spans, start)
         return forwards_on_rows(self._layers, spans, start)
 
 
