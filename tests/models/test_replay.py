@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import load_policy, random_batch
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 
 from alignrun import distributed
 from alignrun.errors import InputError
@@ -17,8 +17,9 @@ from alignrun.models.adapters import POLICY
 from alignrun.models.decoding import replay
 from alignrun.models.decoding.cache import decoding_cache
 from alignrun.models.decoding.decoder import CachedDecoder, check_replay
-from alignrun.models.decoding.replay import PrefixLayer, can_replay
+from alignrun.models.decoding.replay import PrefixLayer, can_replay, obstacle
 from alignrun.models.policy import Policy
+from alignrun.types import PromptBatch
 
 
 @torch.no_grad()
@@ -60,14 +61,57 @@ def test_only_steps_that_are_alike_are_recorded() -> None:
     assert can_replay(model, decoding_cache(model.config))
     window = PreTrainedConfig(num_hidden_layers=1, sliding_window=4)
     assert not can_replay(model, decoding_cache(window))
+    assert can_replay(model, decoding_cache(window, 4))
     assert not can_replay(model, DynamicCache(config=model.config)), "layers that grow by copying"
     model.config.rope_parameters = model.config.rope_parameters | {"rope_type": "dynamic"}
     assert not can_replay(model, decoding_cache(model.config))
 
 
+WINDOWED = {
+    "mistral": {"sliding_window": 12},
+    "gemma3_text": {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_window_that_holds_the_whole_text_keeps_the_recording(family: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    fields = {"vocab_size": 64, "num_hidden_layers": 2, **sizes, **WINDOWED[family]}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **fields)).eval()
+    ids = torch.randint(0, 64, (3, 5))
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    prompts = PromptBatch(("",) * 3, ids, mask)
+    plain, fixed, longer = (CachedDecoder(model, prompts, [None], tokens) for tokens in (None, 7, 8))
+    for decoder in (plain, fixed, longer):
+        logits = decoder.prefill()
+    for tokens in torch.randint(0, 64, (7, 3)):
+        logits = plain.step(tokens)
+        for decoder in (fixed, longer):
+            torch.testing.assert_close(decoder.step(tokens), logits, atol=1e-5, rtol=1e-5)
+    assert fixed._replayed is not None
+    assert longer._replayed is None, "the window slides"
+    assert obstacle(model, 12) == ""
+    assert "sliding window of 12 tokens is shorter" in obstacle(model, 13)
+
+
 def test_other_attention_is_left_as_it_is() -> None:
     policy, _ = load_policy("model.attention=eager")
     assert not can_replay(policy.model, decoding_cache(policy.model.config))
+
+
+def test_the_user_is_informed_where_steps_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = {}
+    for name, overrides in {"eager": ["model.attention=eager"], "off": ["model.cuda_graphs=false"], "sdpa": []}.items():
+        own, _ = load_policy(*overrides)
+        monkeypatch.setattr(Policy, "device", torch.device("cuda"))
+        notes[name] = own.unrecorded(100)
+        monkeypatch.undo()
+        assert own.unrecorded(100) == "", "on a CPU nobody expects a recording"
+    expected = "model: decoding without CUDA graphs, since model.attention=eager does not take its mask"
+    assert notes == {"eager": expected, "off": "", "sdpa": ""}
 
 
 @pytest.mark.parametrize(

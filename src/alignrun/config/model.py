@@ -46,6 +46,15 @@ class Attention(str, Enum):
     """The package flash-attn; CUDA only."""
 
 
+class Kernels(str, Enum):
+    """Who computes norms and gated activations."""
+
+    torch = "torch"
+    """PyTorch's operations, as transformers writes them."""
+    liger = "liger"
+    """Fused kernels (the package liger-kernel; CUDA only)."""
+
+
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 """What every rendering of a chat template gives it."""
 
@@ -77,9 +86,13 @@ class ModelConfig:
     cuda_graphs: Any = "auto"
     """On CUDA, record a decoding step once and replay it for every token: `auto`, `true` or `false`.
 
-    It needs sdpa attention over all previous tokens and otherwise has no effect. If the base is sharded or the replayed
+    It needs sdpa attention over all previous tokens (a sliding window must hold prompt and completion) and otherwise
+    has no effect. If the base is sharded or the replayed
     step differs, `auto` decodes without graphs and `true` refuses to run. `false` never records.
     """
+    kernels: Kernels = Kernels.torch
+    tf32: bool = False
+    """On CUDA, multiply float32 matrices in TF32, with 10 bits of precision: faster, less exact."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     system_prompt: str | None = None

@@ -138,6 +138,9 @@ def assemble(
             evaluator = FeedbackEvaluator(algorithm, heldout, encode, trained.device, config)
             return Assembly(trained, algorithm, data, evaluator, take_pins(config, loaded, trained.backbone), config)
         policy = trained
+        length = (config.data.max_prompt_tokens or 0) + config.generation.max_new_tokens
+        if kind.online and (note := policy.unrecorded(length)):
+            report(note)
         if preference is None:
             preference = build_preference(config.preference, policy.backbone)
             preference.check(chain(loaded.train, loaded.heldout))

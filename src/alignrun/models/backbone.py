@@ -14,11 +14,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun import distributed
-from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
+from alignrun.config import AdapterConfig, AdapterKind, Kernels, ModelConfig
 from alignrun.errors import InputError
 from alignrun.models import adapters
 from alignrun.models.capabilities import check_passes, check_rows
-from alignrun.models.device import lay_out_weights, resolve
+from alignrun.models.device import allow_tf32, lay_out_weights, resolve
+from alignrun.models.kernels import fuse
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
 from alignrun.models.sources import base_name, base_revision, load_model
 from alignrun.models.targets import ALL_LINEAR, left_out
@@ -56,6 +57,7 @@ class Backbone:
         check_split(adapter)
         resolved = resolve(config, adapter)
         device, dtype = resolved.device, resolved.dtype
+        allow_tf32(device, config.tf32)
         torch.manual_seed(seed)  # for random bases, then the adapter's random factor
         model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
         if adapter.name is not AdapterKind.qlora and not distributed.sharded():  # a quantised base is already in place
@@ -64,6 +66,8 @@ class Backbone:
             raise InputError(f"model={config.name}: {unfit}: download or export the model again, or choose another one")
         if adapter.name is AdapterKind.lora and not distributed.sharded():  # a frozen base
             lay_out_weights(model)
+        if config.kernels is Kernels.liger:
+            fuse(model, device)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

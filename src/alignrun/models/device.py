@@ -85,6 +85,12 @@ def lay_out_weights(model: nn.Module) -> None:
             weight.data = weight.data.t().contiguous().t() if weight in linear else weight.data.clone()
 
 
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Whether a CUDA device may round the inputs of float32 matrix products to TF32; for the whole process."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 def release_memory() -> None:
     """Free the unused memory cached by the CUDA allocator."""
     if torch.cuda.is_initialized():

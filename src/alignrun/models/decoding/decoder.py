@@ -56,8 +56,9 @@ class CachedDecoder:
         self._mask = prompts.attention_mask.repeat(len(adapters), 1)
         # Without padding, no mask is needed and attention uses its fast path.
         self._padded = bool(prompts.padded)
-        self._cache = decoding_cache(model.config)
-        self._capacity = self._ids.shape[1] + replay if replay and can_replay(model, self._cache) else None
+        capacity = self._ids.shape[1] + replay if replay else None
+        self._cache = decoding_cache(model.config, capacity)
+        self._capacity = capacity if can_replay(model, self._cache) else None
         self._replayed: ReplayedSteps | None = None
 
     def prefill(self) -> Tensor:

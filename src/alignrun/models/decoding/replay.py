@@ -17,7 +17,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
 from alignrun.errors import RunError, one_line
-from alignrun.models.decoding.cache import GrowingCacheLayer, plain_attention
+from alignrun.models.decoding.cache import GrowingCacheLayer, plain_attention, window
 
 BUCKET = 128
 """Tokens by which the prefix grows. A recording takes about as long as two steps without one."""
@@ -29,17 +29,29 @@ Forward = Callable[[Tensor, Tensor | None, Tensor | None, Cache], Tensor]
 
 
 def can_replay(model: PreTrainedModel, cache: Cache) -> bool:
-    """Whether a step of this model does the same work for every token.
+    """Whether a step of this model with this cache does the same work for every token."""
+    return not obstacle(model) and all(type(layer) is GrowingCacheLayer for layer in cache.layers)
 
-    This needs full attention, a kernel with a mask, and rotary frequencies that do not depend on the length.
+
+def obstacle(model: PreTrainedModel, tokens: int | None = None) -> str:
+    """Why steps of this model do not do the same work for every token; empty if they do.
+
+    This needs attention over all previous tokens, a kernel with a mask, and rotary frequencies that do not depend on
+    the length. A sliding window must hold so many tokens.
     """
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    return (
-        model.config._attn_implementation == "sdpa"
-        and plain_attention(model.config)
-        and all(type(layer) is GrowingCacheLayer for layer in cache.layers)
-        and rope.get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
-    )
+    config = model.config
+    if config._attn_implementation != "sdpa":
+        return f"model.attention={config._attn_implementation} does not take its mask"
+    shortest = window(config)
+    if not plain_attention(config) and shortest is None:
+        return f"{config.model_type} models do more than attend to all previous tokens"
+    if shortest is not None and tokens is not None and tokens > shortest:
+        return f"its sliding window of {shortest} tokens is shorter than a prompt and its completion"
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {one.get("rope_type", "default") for one in (rope, *rope.values()) if isinstance(one, dict)}
+    if unlike := kinds - {"default", "linear", "llama3", "yarn"}:
+        return f"the frequencies of its {min(unlike)} rotary embedding depend on the length"
+    return ""
 
 
 class PrefixLayer(StaticLayer):  # type: ignore[misc]
