@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from alignrun import cli
-from alignrun.config import Config
+from alignrun.config import Config, Precision
 from alignrun.data.loading import Loaded
 from alignrun.data.prompts import PromptSet
 from alignrun.data.store import Examples
@@ -27,13 +27,14 @@ from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.launch import pins, train
 from alignrun.launch.compose import anchored, changed, compose, dump, load
 from alignrun.launch.pins import Pins, folder_digest, take_pins
+from alignrun.models import device
 from alignrun.models.cards import AdapterCard, write_card
 from alignrun.models.policy import Policy
 from alignrun.preferences import examples
 from alignrun.reports.record import read
 from alignrun.run.directory import RunDirectory
 from alignrun.training import resumption
-from alignrun.training.checkpoint import list_checkpoints, save_checkpoint
+from alignrun.training.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
 from alignrun.training.trainer import Trainer
 from alignrun.types import Example
 
@@ -550,3 +551,39 @@ def test_an_evaluation_that_is_not_finite_ends_the_run(
     assert "step 2: kl of the evaluation is not finite" in said
     assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [1, 2]
     assert not (run / "summary.json").exists()
+
+
+def test_the_base_keeps_the_precision_that_the_run_began_with(
+    run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit also where `auto` is another precision, as on another machine."""
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("dtype: float32", "dtype: auto"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(device, "faster_dtype", lambda threads: torch.bfloat16)
+    assert train.settled_dtype(load(config)) is Precision.bfloat16
+    assert cli.main(["resume", str(run), "--step", "2"]) == 0
+    weights = "adapter/adapter_model.safetensors"
+    assert (run / weights).read_bytes() == (finished / weights).read_bytes()
+    assert load(config).model.dtype is Precision.auto
+    assert cli.main(["resume", str(run), "--step", "2", "model.dtype=bfloat16", "evaluation.every=0"]) == 0
+    assert json.loads((run / "checkpoints/step-4/state.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "recorded", "expected"),
+    [
+        ("auto", {"dtype": "float16"}, Precision.float16),
+        ("bfloat16", {"dtype": "float32"}, Precision.bfloat16),
+        ("auto", {}, Precision.float32),
+        *[("auto", {"dtype": wrong}, None) for wrong in ("auto", "int8", 16, ["float32"])],
+    ],
+)
+def test_precision_of_a_resumed_base(dtype: str, recorded: dict[str, Any], expected: Precision | None) -> None:
+    config = compose(["experiment=smoke", f"model.dtype={dtype}"])
+    checkpoint = Checkpoint(Path("step-1"), 1, {}, recorded)
+    if expected is None:
+        with pytest.raises(InputError, match=r"does not say in which precision .*: name one with model\.dtype="):
+            train.settled_dtype(config, checkpoint)
+    else:
+        assert train.settled_dtype(config, checkpoint) is expected

@@ -5,6 +5,7 @@ import torch
 
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, Precision
 from alignrun.errors import InputError
+from alignrun.models import device
 from alignrun.models.device import Resolved, resolve
 
 LORA, WHOLE = AdapterConfig(), AdapterConfig(name=AdapterKind.none)
@@ -17,10 +18,13 @@ def test_weights_that_are_trained_are_float32_unless_the_user_says_otherwise() -
     assert resolve(bfloat16, WHOLE).dtype is resolve(bfloat16, LORA).dtype is torch.bfloat16
 
 
-def test_auto_asks_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_auto_times_native_products_of_bfloat16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/models/test_precision.py tests the timing."""
+    monkeypatch.setattr(device, "faster_dtype", lambda threads: dtype)
+    for native, expected in ((True, dtype), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda native=native: {"amx_bf16": native}, raising=False)
-        assert resolve(ModelConfig(name="m", device="cpu"), LORA).dtype is dtype
+        assert resolve(ModelConfig(name="m", device="cpu"), LORA).dtype is expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

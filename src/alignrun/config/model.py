@@ -26,7 +26,7 @@ class Precision(str, Enum):
     """The floating-point type of the base weights; adapters are always float32."""
 
     auto = "auto"
-    """bfloat16 on CUDA and on CPUs with native support, else float32."""
+    """bfloat16 on CUDA and on CPUs that multiply it natively and faster, else float32."""
     float32 = "float32"
     """32 bits."""
     bfloat16 = "bfloat16"

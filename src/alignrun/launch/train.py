@@ -13,13 +13,14 @@ from rich.console import Console
 
 from alignrun import distributed
 from alignrun.algorithms.best_response import BestResponseConfig
-from alignrun.config import AdapterConfig, Config, RunConfig
+from alignrun.config import AdapterConfig, Config, Precision, RunConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
 from alignrun.launch.build import Assembly, assemble, memory_errors
 from alignrun.launch.checks import check
 from alignrun.launch.pins import checked, read_pins
 from alignrun.models.device import resolve
+from alignrun.models.precision import dtype_name
 from alignrun.run.directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.progress import Progress, summary_panel
@@ -28,7 +29,7 @@ from alignrun.run.tracking import Tracking, finite, start_tracking
 from alignrun.run.trust import check_own, read_signature, signature_text
 from alignrun.security.files import is_step, read_json
 from alignrun.security.text import counted
-from alignrun.training.checkpoint import Checkpoint, examples_of, read_checkpoint
+from alignrun.training.checkpoint import Checkpoint, examples_of, read_checkpoint, recorded_dtype
 from alignrun.training.resumption import Resumption, commit, settle
 from alignrun.training.trainer import Outcome, Progressed, Trainer
 
@@ -68,7 +69,7 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
             write_text_atomic(run.environment_file, json.dumps(environment(), indent=2))
             write_text_atomic(run.overrides_file, overrides_text(overrides))
     try:
-        assembly = _assemble(config, console)
+        assembly = _assemble(config, console, settled_dtype(config))
         config = assembly.config
     except BaseException:
         if distributed.is_main():
@@ -212,7 +213,7 @@ def _resume(
     at = (0, 0)
     if checkpoint is not None and config.train.epochs is not None:
         at = checkpoint.step, examples_of(checkpoint, stored.train.batch_size)
-    assembly = _assemble(config, console, *at)
+    assembly = _assemble(config, console, settled_dtype(config, checkpoint), *at)
     config = assembly.config
     with distributed.raise_together():
         if checkpoint is not None:
@@ -241,9 +242,30 @@ def _check_ahead(config: Config, checkpoint: Checkpoint) -> None:
         )
 
 
-def _assemble(config: Config, console: Console, step: int = 0, examples: int = 0) -> Assembly:
+def settled_dtype(config: Config, checkpoint: Checkpoint | None = None) -> Precision:
+    """The precision of the base: that of the configuration, for `auto` that of the checkpoint, or what is fast here.
+
+    Processes of one run must agree on it, and so must a run and its resumption, whose processors may differ.
+
+    Raises:
+        InputError: the checkpoint names no precision that this version knows.
+    """
+    if config.model.dtype is not Precision.auto:
+        return config.model.dtype
+    with distributed.raise_together():
+        dtype = recorded_dtype(checkpoint) if checkpoint else None
+        dtype = dtype or Precision(dtype_name(resolve(config.model, config.adapter).dtype))
+    settled: Precision = distributed.broadcast(dtype)
+    return settled
+
+
+def _assemble(config: Config, console: Console, dtype: Precision, step: int = 0, examples: int = 0) -> Assembly:
+    """The parts of the run, with a base of this dtype; the configuration keeps saying `auto` if it does."""
+    settled = replace(config, model=replace(config.model, dtype=dtype))
     with distributed.raise_together(), memory_errors(config):
-        return assemble(config, lambda text: console.print(text, style="dim", markup=False), step, examples)
+        made = assemble(settled, lambda text: console.print(text, style="dim", markup=False), step, examples)
+    kept = replace(made.config, model=replace(made.config.model, dtype=config.model.dtype))
+    return replace(made, config=kept)
 
 
 def remove_empty_run(run: RunDirectory) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, Kernels, ModelConfig
 from alignrun.errors import InputError
-from alignrun.models import adapters
+from alignrun.models import adapters, attention
 from alignrun.models.capabilities import check_passes, check_rows
 from alignrun.models.device import allow_tf32, lay_out_weights, resolve
 from alignrun.models.kernels import fuse
@@ -55,6 +55,7 @@ class Backbone:
             the results.
         """
         check_split(adapter)
+        attention.install()
         resolved = resolve(config, adapter)
         device, dtype = resolved.device, resolved.dtype
         allow_tf32(device, config.tf32)
@@ -87,6 +88,12 @@ class Backbone:
         """The device of the weights."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the base's weights that are not quantised."""
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
 
     def add(self, name: str, config: AdapterConfig) -> None:
         """Add a new trainable adapter. Raises like `adapters.add_adapter`."""

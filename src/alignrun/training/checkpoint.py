@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignrun.config import Precision
 from alignrun.errors import InputError, one_line
 from alignrun.models.weights import unfit_weight
 from alignrun.run.directory import writing
@@ -59,6 +60,22 @@ def examples_of(checkpoint: Checkpoint, batch_size: int) -> int:
     if not is_step(found):
         raise InputError(f"{checkpoint.path}: its state does not say how far it is: resume from another with --step")
     return int(found)
+
+
+def recorded_dtype(checkpoint: Checkpoint) -> Precision | None:
+    """The precision of the base that the steps of a checkpoint were taken with; None if it does not record it.
+
+    Raises InputError if the recorded value is none.
+    """
+    found = checkpoint.state.get("dtype")
+    if found is None:
+        return None
+    if not isinstance(found, str) or found not in Precision.__members__ or found == Precision.auto.value:
+        raise InputError(
+            f"{checkpoint.path}: its state does not say in which precision the base was: name one with model.dtype=…, "
+            "or resume from another with --step"
+        )
+    return Precision(found)
 
 
 def save_checkpoint(directory: Path, step: int, tensors: TensorGroups, state: Mapping[str, Any], keep: int) -> Path:

@@ -20,6 +20,7 @@ from alignrun.config import Config
 from alignrun.data.dataset import Dataset
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import batch_to
+from alignrun.models.precision import dtype_name
 from alignrun.run.directory import RunDirectory, discard_output, write_text_atomic, writing
 from alignrun.run.progress import Progress
 from alignrun.run.tracking import Tracking
@@ -352,6 +353,7 @@ class Trainer:
                 "evaluated": progressed.evaluated,
                 "examples": progressed.examples,
                 "skipped": self._skipped,
+                "dtype": dtype_name(self._trained.backbone.dtype),
             },
             self._config.train.keep_checkpoints,
         )
