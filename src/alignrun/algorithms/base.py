@@ -215,6 +215,9 @@ class Algorithm(ABC):
         """Means over what the preference was asked since the last call, as the votes of a panel's members."""
         return self.tools.preference.drain() if isinstance(self.tools, Tools) else {}
 
+    def check_update(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most refuse nothing
+        """Refuse an update by its metrics, which are the same on all processes, before it is made. Raises RunError."""
+
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Parameters trained in addition to the policy, such as a value function, by name and in a fixed order."""
         return {}

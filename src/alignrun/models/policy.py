@@ -220,6 +220,15 @@ class Policy:
             write_card(folder, AdapterCard("policy", self.backbone.fingerprint))
         self.describe(folder, role)
 
+    def save_factors(self, folder: Path, role: Role) -> None:
+        """Write what a server loads of a role's adapter: weights and PEFT configuration. Raises like `save_adapter`."""
+        self.backbone.save_adapter(_ADAPTERS[role], folder)
+        self.backbone.describe_adapter(_ADAPTERS[role], folder)
+
+    def is_base(self, role: Role) -> bool:
+        """Whether a role is the bare base, without an adapter."""
+        return self._adapter(role) is None and self.backbone.peft is not None
+
     def save_merged(self, folder: Path) -> None:
         """Merge the adapter into the base and write one model (safetensors); the policy cannot be used afterwards.
 
