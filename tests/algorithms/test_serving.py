@@ -17,6 +17,7 @@ from alignrun.generation.decode import Sampling
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
+from alignrun.types import Role
 
 SMALL = (
     "experiment=smoke",
@@ -67,6 +68,7 @@ def test_a_run_samples_from_the_policy_of_every_step(name: str, server: VllmLike
 def test_a_token_that_the_policy_does_not_have_is_refused(server: VllmLike, policy: Policy) -> None:
     config = compose(["experiment=smoke", "generation=server", f"generation.server_url={server.url}"])
     served = ServedPolicy(policy, config.generation)
+    served.load([Role.policy])
 
     def foreign(answer: dict[str, Any]) -> dict[str, Any]:
         for choice in answer["choices"]:
@@ -75,7 +77,7 @@ def test_a_token_that_the_policy_does_not_have_is_refused(server: VllmLike, poli
 
     server.alter = foreign
     with pytest.raises(RunError, match=r"drew token 70000, and the policy has \d+: serve the base that is trained"):
-        served.sample(random_batch(policy)[0], [1.0], Sampling(max_new_tokens=2, stop_ids=[258], pad_id=257), 0)
+        served.sample(random_batch(policy)[0], Role.policy, [1.0], Sampling(2, stop_ids=[258], pad_id=257), 0)
 
 
 def test_what_was_written_for_the_server_goes_with_the_run(server: VllmLike, tmp_path: Path) -> None:

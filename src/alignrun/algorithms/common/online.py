@@ -6,7 +6,7 @@ from typing import Any
 from alignrun.algorithms.base import Algorithm, Tools
 from alignrun.algorithms.common.mismatch import KL, Correction, check_mismatch
 from alignrun.algorithms.common.rollout import Rollouts
-from alignrun.algorithms.common.server_rollouts import ServerRollouts
+from alignrun.algorithms.common.server_rollouts import ServerRollouts, server_notes
 from alignrun.config import Engine
 
 
@@ -36,12 +36,13 @@ class OnlineAlgorithm(Algorithm):
         check_mismatch(self.tools.config, metrics.get(KL, 0.0))
 
     def notes(self) -> Sequence[str]:
-        """How many pairs are judged, where each is a question."""
+        """What a server draws, and how many pairs are judged, where each is a question."""
         config = self.tools.config
+        told = [*super().notes(), *server_notes(config, self.declared(config))]
         opponents = getattr(config.algo, "opponents_per_sample", None)
         asked, every = (self.pairs(config, count) for count in (opponents, None))
         if not (self.tools.preference.by_pair and every):
-            return super().notes()
+            return told
         share = f"all {every}" if asked == every else f"{asked} of {every}"
         drawn = "" if asked == every else ", drawn at each step (algo.opponents_per_sample)"
-        return [*super().notes(), f"judging: {share} pairs of completions of each prompt{drawn}"]
+        return [*told, f"judging: {share} pairs of completions of each prompt{drawn}"]

@@ -10,10 +10,23 @@ from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.drafting import Drafting, draft_role
 from alignrun.algorithms.common.rollout import Rollouts, pad, stack, step_generator, step_seed
 from alignrun.algorithms.common.serving import ServedPolicy
+from alignrun.config import Config, Engine
 from alignrun.generation.server.protocol import Ask, Drawn, prompt_seed, real_tokens
 from alignrun.generation.streams import Stream, roles_of
 from alignrun.models.device import batch_to
 from alignrun.types import Completions, PromptBatch, Role
+
+
+def server_notes(config: Config, declared: Sequence[Sequence[Stream]]) -> Sequence[str]:
+    """What a rollout server draws of the declared streams, and where their mixtures come from."""
+    if config.generation.engine is not Engine.server:
+        return ()
+    sources = [stream.source for streams in declared for stream in streams]
+    roles = {draft_role(source) for source in sources}
+    names = " and ".join(f"the {role.value}" for role in Role if role in roles)
+    mixed = any(len(roles_of(source)) > 1 for source in sources)
+    verified = "; the mixture is drafted there and verified here" if mixed else ""
+    return [f"rollouts: {config.generation.server_url} draws {names}{verified}"]
 
 
 class ServerRollouts(Rollouts):
