@@ -1,7 +1,7 @@
 """Completions from a server as draft and verify makes them, against enumeration and the native engine on a game LM."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import scipy.stats
@@ -11,17 +11,19 @@ from helpers import Compared
 from torch import Tensor
 
 from alignrun.algorithms.base import Tools
-from alignrun.algorithms.common.drafting import draft_role
+from alignrun.algorithms.common.drafting import Drafting, draft_role
 from alignrun.algorithms.common.rollout import Rollouts
 from alignrun.algorithms.common.server_rollouts import ServerRollouts
 from alignrun.errors import RunError
+from alignrun.generation.decode import Sampling
+from alignrun.generation.server.protocol import Drawn, as_completions
 from alignrun.generation.streams import Mixture, Stream
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_model, load_tokenizer
 from alignrun.types import Completions, PromptBatch, Role
 
-LENGTH, DRAWS = 3, 1500
+LENGTH, DRAWS = 3, 4000
 Next = dict[tuple[int, ...], Tensor]
 """[V] probabilities of the next token after every prefix."""
 
@@ -141,87 +143,114 @@ def p_value(found: Counter[tuple[int, ...]], exact: dict[tuple[int, ...], float]
     return float(scipy.stats.chisquare(observed, expected).pvalue)
 
 
-@pytest.mark.parametrize(
-    ("beta", "temperature", "kind"),
-    [(0.125, 1.0, VllmLike), (0.5, 0.7, VllmLike), (0.8, 1.5, VllmLike)],
-)
-def test_the_mixture_has_its_distribution(
-    beta: float, temperature: float, kind: type[VllmLike], policy: Policy, serve: Serve
-) -> None:
-    settings = f"generation.temperature={temperature}"
-    rollouts = served(policy, serve(kind), settings)
-    streams = [Stream(Role.policy, 2), Stream(mixture(beta), DRAWS)]
-    own, drawn = rollouts.sample(prompt_of(policy), streams, 0)
-    ours, theirs = (next_tokens(policy, role, temperature) for role in (Role.policy, Role.reference))
-    exact = whole(policy, mixed(ours, theirs, beta))
-    found = counted(drawn)
-    assert p_value(found, exact) > 1e-3
-    assert p_value(found, whole(policy, ours)) < 1e-6, "the drafts would be noticed"
-    assert len({len(text) for text in found}) == LENGTH, "some completions end before others"
-    native = counted(Rollouts(tools_of(policy, settings)).sample(prompt_of(policy), streams, 0)[1])
-    often = [text for text in exact if min(found[text], native[text]) >= 5]
-    table = [[counts[text] for text in often] for counts in (found, native)]
-    assert scipy.stats.chi2_contingency(table).pvalue > 1e-3
+def engine(policy: Policy, each: Next) -> Callable[[Sequence[tuple[int, list[int]]], int], list[Drawn]]:
+    """An engine that draws from a table, in the place of a server."""
+    generator = torch.Generator().manual_seed(11)
 
-    measured = rollouts.drain()
+    def go_on(known: Sequence[tuple[int, list[int]]], number: int) -> list[Drawn]:
+        drawn = [Drawn([], []) for _ in known]
+        texts = [tuple(tokens) for _, tokens in known]
+        going = {place: text for place, text in enumerate(texts) if len(text) < LENGTH}
+        while going:
+            for text in sorted(set(going.values())):
+                places = [place for place, other in going.items() if other == text]
+                tokens = torch.multinomial(each[text], len(places), True, generator=generator).tolist()
+                for place, token in zip(places, tokens, strict=True):
+                    drawn[place].tokens.append(token)
+                    drawn[place].log_probs.append(float(each[text][token].log()))
+                    going[place] = (*text, token)
+            going = {
+                place: text for place, text in going.items() if len(text) < LENGTH and text[-1] not in policy.stop_ids
+            }
+        return drawn
+
+    return go_on
+
+
+def drafted(policy: Policy, each: Next, beta: float, *overrides: str) -> tuple[Counter[tuple[int, ...]], Drafting]:
+    """Completions of the mixture by drafts from a table, and what did that."""
+    tools = tools_of(policy, *overrides)
+    drafting, go_on = Drafting(tools), engine(policy, each)
+    temperature = tools.config.generation.temperature
+    sampling = Sampling(LENGTH, policy.stop_ids, policy.tokenizer.pad_token_id, temperature)
+    drafts = as_completions(go_on([(row, []) for row in range(DRAWS)], 0), sampling.pad_id, policy.device)
+    stacked = Completions(drafts.tokens[None], drafts.mask[None], drafts.drawn_with[None])
+    uniforms = torch.rand(2, 1, DRAWS, LENGTH, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    drawn = drafting.complete(prompt_of(policy), stacked, mixture(beta), sampling, uniforms, go_on)
+    return counted(drawn), drafting
+
+
+@pytest.mark.parametrize(("beta", "temperature"), [(0.125, 1.0), (0.5, 0.7), (0.8, 1.5)])
+def test_the_mixture_has_its_distribution(beta: float, temperature: float, policy: Policy) -> None:
+    ours, theirs = (next_tokens(policy, role, temperature) for role in (Role.policy, Role.reference))
     draft = ours if draft_role(mixture(beta)) is Role.policy else theirs
-    distance = (draft[()] - mixed(ours, theirs, beta)[()]).abs().sum() / 2
+    found, drafting = drafted(policy, draft, beta, f"generation.temperature={temperature}")
+    target = mixed(ours, theirs, beta)
+    assert p_value(found, whole(policy, target)) > 1e-3
+    assert p_value(found, whole(policy, draft)) < 1e-6, "the drafts would be noticed"
+    assert len({len(text) for text in found}) == LENGTH, "some completions end before others"
+    measured = drafting.drain()
+    distance = float((draft[()] - target[()]).abs().sum()) / 2
     assert 0 < 1 - measured["draft_acceptance"] < 3 * distance
     assert measured["draft_rounds"] > 1
     assert measured["draft_mismatch_kl"] == pytest.approx(0, abs=1e-6)
-    assert rollouts.drain() == {}
-    assert own.drawn_with is not None
-    assert drawn.drawn_with is None
-    log_probs = policy.log_probs(Role.policy, prompt_of(policy), own.flat(), temperature)
-    torch.testing.assert_close(own.drawn_with.flatten(0, 1), log_probs, atol=1e-5, rtol=0)
-
-
-def test_every_prompt_and_sample_is_drawn_for_itself_and_again_with_its_seed(policy: Policy, serve: Serve) -> None:
-    rollouts = served(policy, serve(), "train.micro_batch_size=2")
-    streams = [Stream(mixture(0.5), 8)]
-    first, again, other = (rollouts.sample(prompt_of(policy, 5), streams, step)[0] for step in (0, 0, 1))
-    assert torch.equal(first.tokens, again.tokens)
-    assert counted(first) != counted(other)
-    assert len({tuple(map(tuple, rows.tolist())) for rows in first.tokens}) == 5
-    whole_batch = served(policy, serve()).sample(prompt_of(policy, 5), streams, 0)[0]
-    assert torch.equal(first.tokens, whole_batch.tokens), "micro-batches change nothing"
+    assert drafting.drain() == {}
 
 
 def divergence(one: Tensor, other: Tensor) -> float:
     return float((one * (one / other).log()).sum())
 
 
-def test_an_engine_with_other_numerics_is_biased_as_its_mismatch_predicts(policy: Policy, serve: Serve) -> None:
+def test_an_engine_with_other_numerics_is_biased_as_its_mismatch_predicts(policy: Policy) -> None:
     """q is π with noise in the logits: the result is the map of draft and verify applied to q, at most KL(q‖π) away."""
-    server = serve()
     noise = 0.4 * torch.randn(len(policy.tokenizer), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    server.numerics = lambda logits: logits + noise
-    rollouts = served(policy, server, "generation.server_max_kl=null")
-    (drawn,) = rollouts.sample(prompt_of(policy), [Stream(mixture(0.5), 2 * DRAWS)], 0)
     ours, theirs = (next_tokens(policy, role) for role in (Role.policy, Role.reference))
-    engine = {text: (each.log() + noise).softmax(-1) for text, each in ours.items()}
+    other = {text: (each.log() + noise).softmax(-1) for text, each in ours.items()}
     target = mixed(ours, theirs, 0.5)
     predicted = {}
-    for text, q in engine.items():
+    for text, q in other.items():
         accept = (target[text] / ours[text]).clamp(max=1)
         excess = (target[text] - ours[text]).clamp(min=0)
         predicted[text] = q * accept + (q * (1 - accept)).sum() * excess / excess.sum()
         assert divergence(predicted[text], target[text]) <= divergence(q, ours[text])
-    found = counted(drawn)
+    found, drafting = drafted(policy, other, 0.5, "generation.server_max_kl=null")
     assert p_value(found, whole(policy, predicted)) > 1e-3
     assert p_value(found, whole(policy, target)) < 1e-6, "the bias is seen"
-    measured = rollouts.drain()
-    assert measured["draft_mismatch_kl"] == pytest.approx(divergence(engine[()], ours[()]), rel=0.5)
-    largest = max(float((ours[text] / engine[text]).max()) for text in ours)
+    measured = drafting.drain()
+    assert measured["draft_mismatch_kl"] == pytest.approx(divergence(other[()], ours[()]), rel=0.5)
+    largest = max(float((ours[text] / other[text]).max()) for text in ours)
     assert 1 < measured["draft_mismatch_largest"] <= largest * (1 + 1e-5)
+    with pytest.raises(RunError, match=r"the drafts of the mixture are not of the trained policy: KL.* is 0\.\d+ nats"):
+        drafted(policy, other, 0.5, "generation.server_max_kl=0.01")
 
 
-def test_drafts_of_another_policy_are_refused(policy: Policy, serve: Serve) -> None:
+def test_a_server_draws_what_the_native_engine_draws(policy: Policy, serve: Serve) -> None:
+    settings, draws = ["generation.temperature=0.7"], 800
+    rollouts = served(policy, serve(), *settings)
+    streams = [Stream(Role.policy, 2), Stream(mixture(0.25), draws), Stream(Role.reference, draws)]
+    own, *both = rollouts.sample(prompt_of(policy), streams, 0)
+    ours, theirs = (next_tokens(policy, role, 0.7) for role in (Role.policy, Role.reference))
+    native = Rollouts(tools_of(policy, *settings)).sample(prompt_of(policy), streams, 0)[1:]
+    for drawn, other, exact in zip(both, native, (mixed(ours, theirs, 0.25), theirs), strict=True):
+        found, expected = counted(drawn), counted(other)
+        assert p_value(found, whole(policy, exact)) > 1e-3
+        often = [text for text in found if min(found[text], expected[text]) >= 5]
+        table = [[counts[text] for text in often] for counts in (found, expected)]
+        assert scipy.stats.chi2_contingency(table).pvalue > 1e-3
+        assert drawn.drawn_with is None, "nothing is corrected in what is not the policy's"
+    log_probs = policy.log_probs(Role.policy, prompt_of(policy), own.flat(), 0.7)
+    torch.testing.assert_close(own.drawn_with.flatten(0, 1), log_probs, atol=1e-5, rtol=0)
+
+
+def test_every_prompt_and_sample_is_drawn_for_itself_and_again_with_its_seed(policy: Policy, serve: Serve) -> None:
     server = serve()
-    server.numerics = lambda logits: 0.5 * logits
-    with pytest.raises(
-        RunError, match=r"the drafts of the mixture are not of the trained policy: KL.* is 0\.\d+ nats per"
-    ):
-        served(policy, server, "generation.server_max_kl=0.01").sample(
-            prompt_of(policy), [Stream(mixture(0.5), 300)], 0
-        )
+    rollouts = served(policy, server, "train.micro_batch_size=2")
+    streams = [Stream(mixture(0.5), 4)]
+    first, again, other = (rollouts.sample(prompt_of(policy, 5), streams, step)[0] for step in (0, 0, 1))
+    assert torch.equal(first.tokens, again.tokens)
+    assert counted(first) != counted(other)
+    assert len({tuple(map(tuple, rows.tolist())) for rows in first.tokens}) == 5
+    whole_batch = served(policy, server).sample(prompt_of(policy, 5), streams, 0)[0]
+    assert torch.equal(first.tokens, whole_batch.tokens), "micro-batches change nothing"
+    seeds = Counter(body["seed"] for body in server.bodies("/v1/completions"))
+    assert set(seeds.values()) <= {1, 3}, "each request of a draw has a seed of its own"

@@ -111,7 +111,7 @@ def test_nash_md_drafts_its_mixture_on_the_server(
         assert 0.5 < row["draft_acceptance"] <= 1
         assert 1 <= row["draft_rounds"] <= 4
         for name in ("mismatch_kl", "mismatch_kl_k1", "draft_mismatch_kl"):
-            assert row[name] == pytest.approx(0, abs=1e-9)
+            assert row[name] == pytest.approx(0, abs=1e-5)
         assert row["mismatch_largest"] == pytest.approx(1, abs=1e-4)
     assert len({body["model"] for body in server.bodies("/v1/completions")}) == 6, "one adapter for each step"
 
@@ -122,7 +122,7 @@ def test_nash_md_drafts_its_mixture_on_the_server(
         (["algo=rloo", "algo.reward=win_rate"], "the policy and the reference"),
         (["algo=nash_ema", "algo.ema_decay=0.5"], "the policy and the average"),
         (["algo=inpo", "algo.refresh_every=2"], "the anchor"),
-        (["algo=ppo", "preference=sentiment", "algo.kl_tau=0.1"], "the policy"),
+        (["algo=ppo", "preference=sentiment", "algo.normalize_reward=false"], "the policy"),
     ],
 )
 def test_other_roles_are_drawn_from_their_own_weights(
@@ -132,7 +132,7 @@ def test_other_roles_are_drawn_from_their_own_weights(
     said = " ".join(capsys.readouterr().out.split())
     assert f"rollouts: {server.url} draws {roles} " in f"{said} "
     named = {body["model"] for body in server.bodies("/v1/completions")}
-    assert (BASE in named) == ("rloo" in settings[0] or "ppo" in settings[0]), "the reference is the bare base"
+    assert (BASE in named) == ("reference" in roles), "it is the bare base"
     slots = {name.split("-")[2] for name in named - {BASE}}
     assert slots == {name for name in ("policy", "average", "anchor") if name in roles}
     assert ("mismatch_largest" in metrics(tmp_path / "run")[0]) == ("policy" in roles)
@@ -164,8 +164,6 @@ def test_a_server_whose_policy_is_another_is_refused_before_the_update(
         assert "nats per token, above generation.server_max_kl=0.001: serve the base" in error
         assert "--logprobs-mode processed_logprobs" in error
         assert not (run / "metrics.jsonl").exists() or not metrics(run)
-    assert train(tmp_path / "run", server.url, "algo=self_play", settings[0], "generation.server_max_kl=null") == 0
-    assert metrics(tmp_path / "run")[0]["mismatch_kl"] > 1e-3
 
 
 @pytest.mark.parametrize(
