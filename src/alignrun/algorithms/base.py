@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from alignrun.config import Config, Engine, TrainOn
+from alignrun.config import Config, TrainOn
 from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
 from alignrun.data.prompts import PromptSet
 from alignrun.discovery import import_all
 from alignrun.errors import InputError
-from alignrun.generation.streams import Stream, policy_alone
+from alignrun.generation.streams import Stream
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
@@ -195,11 +195,6 @@ class Algorithm(ABC):
 
     def notes(self) -> Sequence[str]:
         """Messages to show the user once, before the first step."""
-        config = self.tools.config
-        if config.generation.engine is Engine.server and not all(map(policy_alone, self.declared(config))):
-            return [
-                f"generation.engine=server: algo={self.name} also samples other policies, which the native engine does"
-            ]
         return ()
 
     @property
@@ -214,6 +209,9 @@ class Algorithm(ABC):
     def drain(self) -> dict[str, float]:
         """Means over what the preference was asked since the last call, as the votes of a panel's members."""
         return self.tools.preference.drain() if isinstance(self.tools, Tools) else {}
+
+    def check_update(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most refuse nothing
+        """Refuse an update by its metrics, which are the same on all processes, before it is made. Raises RunError."""
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Parameters trained in addition to the policy, such as a value function, by name and in a fixed order."""

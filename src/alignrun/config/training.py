@@ -15,7 +15,18 @@ class Engine(str, Enum):
     native = "native"
     """This process."""
     server = "server"
-    """A vLLM-compatible server with the same base, which loads the adapter."""
+    """A vLLM or SGLang server with the same base, which loads the adapters."""
+
+
+class ServerKind(str, Enum):
+    """The protocol of the rollout server."""
+
+    auto = "auto"
+    """SGLang where the server's list of models names it, otherwise vLLM."""
+    vllm = "vllm"
+    """vLLM 0.10.2 or newer."""
+    sglang = "sglang"
+    """SGLang 0.5 or newer."""
 
 
 @schema
@@ -31,6 +42,7 @@ class GenerationConfig:
     engine: Engine = Engine.native
     server_url: str | None = None
     """The server, such as http://localhost:8000; set its API key, if any, in $ALIGNRUN_ROLLOUT_API_KEY."""
+    server_kind: ServerKind = ServerKind.auto
     server_model: str | None = None
     """The server's name of the base; by default its only base."""
     server_timeout_seconds: float = 600.0
@@ -41,6 +53,10 @@ class GenerationConfig:
     """Concurrent prompts."""
     server_adapter_folder: str | None = None
     """Folder for adapters, readable by the server; by default a temporary folder."""
+    server_weight_cap: float | None = 2.0
+    """Cap of the weights π/π_server that correct policy gradients for the server's numerics; null corrects nothing."""
+    server_max_kl: float | None = 0.1
+    """Refuse an update if KL(π_server‖π) is above this, in nats per token; null never refuses."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "generation.max_new_tokens", f"must be at least 1, not {self.max_new_tokens}")
@@ -54,6 +70,12 @@ class GenerationConfig:
         require(0 < self.server_timeout_seconds < math.inf, "generation.server_timeout_seconds", "must be positive")
         require(self.server_retries >= 0, "generation.server_retries", "must not be negative")
         require(self.server_parallel >= 1, "generation.server_parallel", "must be at least 1")
+        require(
+            self.server_weight_cap is None or self.server_weight_cap >= 1,
+            "generation.server_weight_cap",
+            f"must be at least 1, not {self.server_weight_cap}: a lower cap scales down every gradient",
+        )
+        require(self.server_max_kl is None or self.server_max_kl > 0, "generation.server_max_kl", "must be positive")
         if self.engine is Engine.server:
             require(
                 self.server_url is not None,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from alignrun import distributed
-from alignrun.generation.mixture import mix_log_probs
+from alignrun.generation.mixture import source_log_probs
 from alignrun.generation.sampling import sample, truncate
-from alignrun.generation.streams import Mixture, Source, decoding_roles, roles_of
+from alignrun.generation.streams import Source, decoding_roles, roles_of
 from alignrun.types import Completions
 
 
@@ -176,11 +176,4 @@ class _Layout:
 
     def mix(self, logits: Tensor) -> Tensor:
         """Combine logits [R, V] into log-probabilities [S, V]."""
-        parts = []
-        for source, spans in self._runs:
-            if isinstance(source, Mixture) and len(spans) == 2:
-                first, second = spans
-                parts.append(mix_log_probs(logits[first], logits[second], source.beta))
-            else:
-                parts.append(logits[spans[0]].float().log_softmax(-1))
-        return torch.cat(parts)
+        return torch.cat([source_log_probs(source, [logits[span] for span in spans]) for source, spans in self._runs])

@@ -1,6 +1,6 @@
 """Declarations of what to sample: completions of a role, or of the token-wise geometric mixture of two."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from alignrun.errors import InputError
@@ -54,8 +54,3 @@ def decoding_roles(sources: Iterable[Source]) -> list[Role]:
 def decoding_rows(sources: Iterable[Source]) -> int:
     """Model rows per prompt when decoding the sources together: a mixture takes two."""
     return sum(len(roles_of(source)) for source in sources)
-
-
-def policy_alone(streams: Sequence[Stream]) -> bool:
-    """Whether all samples come from the policy itself, so that a rollout server can draw them."""
-    return all(roles_of(stream.source) == (Role.policy,) for stream in streams)

@@ -201,6 +201,7 @@ class Trainer:
         if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
             self._leave_out(metrics)
             raise LeftOut
+        self._algorithm.check_update(metrics)
         self._optimizer.step()
         self._tokens += metrics.pop("tokens") * total
         return metrics

@@ -53,7 +53,8 @@ class GameGradient(OnlineAlgorithm):
 
     The gradient flows through y alone. The loss is averaged over sequences, not tokens. With several samples per side,
     P(y ≻ y') is averaged over several y' of the prompt: the same expectation with less variance. The prompt is encoded
-    once for all of them.
+    once for all of them. If a rollout server drew y, the gradient of a completion is weighted with min(Π_n π/π_server,
+    `generation.server_weight_cap`).
     """
 
     config: GameGradientConfig
@@ -89,7 +90,7 @@ class GameGradient(OnlineAlgorithm):
         log_probs = policy.log_probs(Role.policy, batch.prompts, completions, temperature)
         log_ratio = log_probs.detach() - reference
         penalty = self.penalty(batch.prompts, completions, log_probs.detach(), log_ratio)
-        advantages = suffix_advantages(preference, penalty, mask)
+        advantages = suffix_advantages(preference, penalty, mask) * self.correction.by_sequence(completions, log_probs)
         return Loss(
             total=policy_gradient_loss(log_probs, advantages, mask),
             targets=len(mask),

@@ -11,12 +11,9 @@ from alignrun import distributed
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.batches import pieces, select, shared
 from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among
-from alignrun.algorithms.common.serving import ServedPolicy
-from alignrun.config import Engine
 from alignrun.data.completions import opened
 from alignrun.generation.decode import Sampling, sample_completions
-from alignrun.generation.streams import Source, Stream, decoding_roles, policy_alone
-from alignrun.models.device import batch_to
+from alignrun.generation.streams import Source, Stream, decoding_roles
 from alignrun.models.policy import Policy
 from alignrun.types import Completions, PromptBatch, Role
 
@@ -114,7 +111,6 @@ class Rollouts:
         generation = tools.config.generation
         self._chunk, self._device = generation.batch_size, tools.policy.device
         self._sampling = sampling_of(tools.policy, generation.max_new_tokens, generation.temperature)
-        self._served = ServedPolicy(tools.policy, generation) if generation.engine is Engine.server else None
         self.questions = 0
         """Questions so far, where each pair is one in each order."""
 
@@ -122,8 +118,6 @@ class Rollouts:
         self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0
     ) -> list[Completions]:
         """Sample the declared streams in one decoding loop, `generation.batch_size` prompts at a time.
-
-        If a rollout server is configured and all streams are of the policy alone, the server samples them.
 
         Args:
             prompts: B prompts.
@@ -134,10 +128,7 @@ class Rollouts:
         Returns:
             The K samples of each stream, [B, K, T], all padded to one length.
         """
-        if self._served is not None and policy_alone(streams):
-            drawn = self._from_server(self._served, prompts, streams, step, purpose)
-        else:
-            drawn = self._natively(prompts, streams, step, purpose)
+        drawn = self._draw(prompts, streams, step, purpose)
         longest = max(one.tokens.shape[1] for one in drawn)
         padded = (pad(one, longest, self._sampling.pad_id) for one in drawn)
         return [stack(list(islice(padded, stream.samples))) for stream in streams]
@@ -168,6 +159,10 @@ class Rollouts:
         opponents, texts = None if every else self._opponents, self.texts(completions)
         pairs = draw_among(self._drawing(step), len(prompts), len(texts), opponents)
         return self._judge(self._tools.preference, prompts, pairs, texts, texts)
+
+    def drain(self) -> dict[str, float]:
+        """Measurements of the sampling since the last call."""
+        return {}
 
     def texts(self, completions: Completions) -> list[list[str]]:
         """K lists of B texts, from completions [B, K, T]."""
@@ -203,8 +198,8 @@ class Rollouts:
         """Draws pairs: on the CPU, and thus the same for every device and process."""
         return step_generator(torch.device("cpu"), self._tools.config.seed, step, (purpose + PAIRS) % PURPOSES)
 
-    def _natively(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:
-        """All samples of all streams in order, each [B, T], from the native engine."""
+    def _draw(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:
+        """All samples of all streams in order, each [B, T]."""
         sources = [stream.source for stream in streams for _ in range(stream.samples)]
         temperatures = self._temperatures(streams) if any(stream.temperature for stream in streams) else None
         generator = step_generator(self._device, self._tools.config.seed, step, purpose)
@@ -218,19 +213,6 @@ class Rollouts:
         padded = [[pad(one, longest, self._sampling.pad_id) for one in chunk] for chunk in chunks]
         return [concatenate(parts) for parts in zip(*padded, strict=True)]
 
-    def _from_server(
-        self, server: ServedPolicy, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int
-    ) -> list[Completions]:
-        """All samples of all streams in order; the main process requests them and broadcasts them."""
-        served = None
-        with distributed.raise_together():
-            if distributed.is_main():
-                seed = step_seed(self._tools.config.seed, step, purpose)
-                drawn = server.sample(prompts, self._temperatures(streams), self._sampling, seed)
-                # On the CPU: otherwise the other processes would open the tensors on the main process's GPU.
-                served = [batch_to(one, torch.device("cpu")) for one in drawn]
-        return [batch_to(one, self._device) for one in distributed.broadcast(served)]
-
     def _temperatures(self, streams: Sequence[Stream]) -> list[float]:
         """The temperature of each sample."""
         usual = self._sampling.temperature
@@ -239,12 +221,12 @@ class Rollouts:
 
 def stack(samples: Sequence[Completions]) -> Completions:
     """Stack K samples [B, T] of one length into [B, K, T]."""
-    return Completions(torch.stack([one.tokens for one in samples], 1), torch.stack([one.mask for one in samples], 1))
+    return _joined(samples, lambda parts: torch.stack(parts, 1))
 
 
 def concatenate(parts: Sequence[Completions], dim: int = 0) -> Completions:
     """Concatenate completions of one length along a dimension."""
-    return Completions(torch.cat([one.tokens for one in parts], dim), torch.cat([one.mask for one in parts], dim))
+    return _joined(parts, lambda tensors: torch.cat(tensors, dim))
 
 
 def pad(completions: Completions, length: int, pad_id: int) -> Completions:
@@ -253,4 +235,15 @@ def pad(completions: Completions, length: int, pad_id: int) -> Completions:
     return Completions(
         torch.nn.functional.pad(completions.tokens, extra, value=pad_id),
         torch.nn.functional.pad(completions.mask, extra, value=False),
+        None if completions.drawn_with is None else torch.nn.functional.pad(completions.drawn_with, extra),
+    )
+
+
+def _joined(several: Sequence[Completions], join: Callable[[list[Tensor]], Tensor]) -> Completions:
+    """Completions joined by field; with a server's log-probabilities if all of them have some."""
+    drawn_with = [one.drawn_with for one in several if one.drawn_with is not None]
+    return Completions(
+        join([one.tokens for one in several]),
+        join([one.mask for one in several]),
+        join(drawn_with) if len(drawn_with) == len(several) else None,
     )
