@@ -62,7 +62,7 @@ class Backbone:
             raise InputError(f"model={config.name}: {unfit}: download or export the model again, or choose another one")
         if adapter.name is AdapterKind.lora and not distributed.sharded():  # a frozen base
             lay_out_weights(model)
-        if config.gradient_checkpointing:
+        if config.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         backbone = cls(model, tokenizer, config)
@@ -120,7 +120,7 @@ class Backbone:
                 factors.to(self.device)
         adapters.apply_active(self.layers)
         # With dropout disabled, train mode only enables transformers' activation checkpointing.
-        self.model.train(self.config.gradient_checkpointing)
+        self.model.train(self.config.checkpointing)
 
     def trainable(self, adapter: str) -> dict[str, nn.Parameter]:
         """The weights of the adapter by name, in a fixed order; all weights of the model if it has no adapters."""

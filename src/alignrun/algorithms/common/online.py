@@ -1,6 +1,6 @@
 """Base of the algorithms that sample completions and have them judged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignrun.algorithms.base import Algorithm, Tools
@@ -15,6 +15,10 @@ class OnlineAlgorithm(Algorithm):
     def __init__(self, config: Any, tools: Tools) -> None:
         super().__init__(config, tools)
         self.rollouts = Rollouts(tools)
+
+    def report(self, note: Callable[[str], None]) -> None:
+        """Print what happens while sampling with `note`."""
+        self.rollouts.memory.note = note
 
     @property
     def asked(self) -> int:

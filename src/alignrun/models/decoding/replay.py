@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
 from alignrun.errors import RunError, one_line
@@ -23,13 +23,21 @@ def can_replay(model: PreTrainedModel, cache: Cache) -> bool:
 
     This needs full attention, a kernel with a mask, and rotary frequencies that do not depend on the length.
     """
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    return (
-        model.config._attn_implementation == "sdpa"
-        and plain_attention(model.config)
-        and all(type(layer) is GrowingCacheLayer for layer in cache.layers)
-        and rope.get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
-    )
+    growing = all(type(layer) is GrowingCacheLayer for layer in cache.layers)
+    return growing and not why_not_recorded(model.config, model.config._attn_implementation)
+
+
+def why_not_recorded(architecture: PreTrainedConfig, attention: str) -> str:
+    """Why steps of an architecture cannot be recorded; empty where they can."""
+    if attention != "sdpa":
+        return f"attention={attention} has no kernel with a mask of fixed shape"
+    if not plain_attention(architecture):
+        return "not every layer attends to all previous tokens"
+    rope = getattr(architecture.get_text_config(), "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if kind not in ("default", "linear", "llama3", "yarn"):
+        return f"rotary frequencies of type {kind} depend on the length"
+    return ""
 
 
 class ReplayedSteps:
@@ -106,6 +114,8 @@ class ReplayedSteps:
         except RuntimeError as error:
             with suppress(RuntimeError):  # it only reports the earlier error
                 self._graph.capture_end()
+            if isinstance(error, torch.OutOfMemoryError):  # fewer rows may fit
+                raise
             raise RunError(
                 f"this model's decoding step cannot be recorded as a CUDA graph ({one_line(error, 160)}): "
                 "set model.cuda_graphs=false"
