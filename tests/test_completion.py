@@ -36,7 +36,10 @@ def folders() -> None:
         (["algo=dpo", "algo.v"], []),
         (["data.columns.vote_c"], ["data.columns.vote_chosen="]),
         (["optim.schedule=c"], ["optim.schedule=constant ", "optim.schedule=cosine "]),
-        (["model.gradient_checkpointing="], [f"model.gradient_checkpointing={value} " for value in ("false", "true")]),
+        (
+            ["model.gradient_checkpointing="],
+            [f"model.gradient_checkpointing={value} " for value in ("auto", "false", "true")],
+        ),
         (["data.path=p"], ["data.path=pairs.jsonl "]),
         (["data.path=bad"], []),
         (["plan", "plan"], ["plan."]),

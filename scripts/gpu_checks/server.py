@@ -12,14 +12,20 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from alignrun.algorithms.common.rollout import sample_streams, sampling_of
-from alignrun.algorithms.common.serving import ServedPolicy
-from alignrun.config.training import Engine, GenerationConfig
+from alignrun.algorithms.base import Tools
+from alignrun.algorithms.common.batches import rows
+from alignrun.algorithms.common.mismatch import KL, log_ratio, mismatch_metrics
+from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.algorithms.common.server_rollouts import ServerRollouts
+from alignrun.config import Config, Engine, GenerationConfig
+from alignrun.generation.streams import Mixture, Stream
 from alignrun.models.policy import Policy
+from alignrun.preferences.base import Preference
 from alignrun.types import Completions, PromptBatch, Role
 from gpu_checks.measure import synchronize
 from gpu_checks.report import Section, Skip
@@ -28,6 +34,10 @@ from gpu_checks.subject import Scale, Subject
 SIZES = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
 SIZES |= {"num_key_value_heads": 4, "vocab_size": 1024}
 PROMPTS, NEW = 200, 64
+BETA = 0.125
+"""The weight of the reference in the mixture."""
+MOST_KL = 0.1
+"""KL(server‖policy) in nats per token, as `generation.server_max_kl` has it by default."""
 SIGMAS = 4.0
 """How far two means may be apart, in standard errors of their difference."""
 
@@ -44,50 +54,72 @@ def run(subject: Subject, section: Section, left: float) -> None:
         base = small.folder / "base"
         save_base(policy, base)
         with served(base, small.folder / "vllm.log", min(left, 240.0)) as url:
-            compare(section, policy, url, small.prompts(PROMPTS), NEW)
+            compare(section, policy, small.config(), url, small.prompts(PROMPTS), NEW)
     finally:
         small.close()
 
 
-def compare(section: Section, policy: Policy, url: str, prompts: PromptBatch, new: int) -> None:
-    """The mean log-probability of what each engine draws, under the trainer's policy.
+def compare(section: Section, policy: Policy, config: Config, url: str, prompts: PromptBatch, new: int) -> None:
+    """Mismatch of the server with the trainer, and what both engines draw from the policy and from a mixture.
 
-    E_{y~q} log π(y | x) is the same for both engines where their policies are, and a token that one of them draws with
-    another temperature, truncation or adapter moves it.
+    E_{y~q} log π(y | x) is the same for both engines where what they draw from is, and a token that one of them draws
+    with another temperature, truncation or adapter moves it.
     """
-    sampling = replace(sampling_of(policy, new, 1.0), stop_ids=policy.stop_ids)
-    config = GenerationConfig(engine=Engine.server, server_url=url, max_new_tokens=new)
-    server = ServedPolicy(policy, config)
-    start = time.perf_counter()
-    (theirs,) = server.sample(prompts, [1.0], sampling, seed=1)
-    section.note("server: tokens/s, the first request included", _speed(theirs, start))
-    generator = torch.Generator(policy.device).manual_seed(1)
-    synchronize(policy.device)
-    start = time.perf_counter()
-    (ours,) = sample_streams(policy, prompts, [Role.policy], sampling, generator)
-    section.note("native: tokens/s", _speed(ours, start))
-    means, errors = zip(*(_mean_log_prob(policy, prompts, drawn) for drawn in (theirs, ours)), strict=True)
-    section.note("mean log-probability of a token, server", means[0])
-    section.note("mean log-probability of a token, native", means[1])
-    apart = abs(means[0] - means[1]) / sum(error**2 for error in errors) ** 0.5
-    section.at_most("distance of the means in standard errors", apart, SIGMAS)
+    generation = replace(config.generation, engine=Engine.server, server_url=url, max_new_tokens=new, batch_size=None)
+    generation = replace(generation, server_max_kl=None)  # a mismatch is a result and not the end
+    tools = Tools(policy, cast(Preference, None), replace(config, generation=generation))  # nothing is judged
+    mixture = Mixture(Role.policy, Role.reference, BETA)
+    streams = [Stream(Role.policy, samples=1), Stream(mixture, samples=1)]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, rollouts in (("server", ServerRollouts(tools)), ("native", Rollouts(tools))):
+        synchronize(policy.device)
+        start = time.perf_counter()
+        drawn = [_alone(samples) for samples in rollouts.sample(prompts, streams, step=1)]
+        spent = time.perf_counter() - start
+        section.note(f"{name}: tokens/s of policy and mixture", sum(int(one.mask.sum()) for one in drawn) / spent)
+        found[name] = [_mean_log_prob(policy, prompts, one, generation.temperature) for one in drawn]
+        if isinstance(rollouts, ServerRollouts):
+            _mismatch(section, policy, prompts, drawn[0], generation)
+            section.note("drafts", rollouts.drain())
+    for what, *means in zip(("policy", "mixture"), found["server"], found["native"], strict=True):
+        (theirs, one), (ours, other) = means
+        section.note(f"{what}: mean log-probability of a token, server and native", f"{theirs:.4f}, {ours:.4f}")
+        apart = abs(theirs - ours) / (one**2 + other**2) ** 0.5
+        section.at_most(f"{what}: distance of the means in standard errors", apart, SIGMAS)
 
 
-def _speed(drawn: Completions, start: float) -> float:
-    return int(drawn.mask.sum()) / (time.perf_counter() - start)
+def _alone(samples: Completions) -> Completions:
+    """[B, T] the only sample of [B, 1, T]."""
+    drawn_with = None if samples.drawn_with is None else samples.drawn_with[:, 0]
+    return Completions(samples.tokens[:, 0], samples.mask[:, 0], drawn_with)
 
 
 @torch.no_grad()
-def _mean_log_prob(policy: Policy, prompts: PromptBatch, drawn: Completions) -> tuple[float, float]:
+def _mismatch(
+    section: Section, policy: Policy, prompts: PromptBatch, drawn: Completions, generation: GenerationConfig
+) -> None:
+    log_probs = _log_probs(policy, prompts, drawn, generation.temperature)
+    ratio = log_ratio(drawn, log_probs)
+    assert ratio is not None
+    kl = float(mismatch_metrics(drawn, log_probs)[KL]) / len(log_probs)
+    section.at_most("KL(server‖policy) in nats per token", kl, MOST_KL)
+    section.note("largest ratio of policy and server at a token", float(ratio.abs().max().exp()))
+
+
+def _mean_log_prob(policy: Policy, prompts: PromptBatch, drawn: Completions, temperature: float) -> tuple[float, float]:
     """The mean over completions of log π per token, and its standard error."""
-    on = Completions(drawn.tokens.to(policy.device), drawn.mask.to(policy.device))
-    pieces: list[Tensor] = []
-    for start in range(0, len(prompts), 20):
-        span = slice(start, start + 20)
-        part = PromptBatch(prompts.texts[span], prompts.input_ids[span], prompts.attention_mask[span], prompts.padded)
-        pieces.append(policy.log_probs(Role.policy, part, Completions(on.tokens[span], on.mask[span])).sum(1))
-    each = torch.cat(pieces).double() / on.mask.sum(1)
+    each = _log_probs(policy, prompts, drawn, temperature).sum(1).double() / drawn.mask.sum(1)
     return float(each.mean()), float(each.std() / len(each) ** 0.5)
+
+
+@torch.no_grad()
+def _log_probs(policy: Policy, prompts: PromptBatch, drawn: Completions, temperature: float) -> Tensor:
+    """[B, T] log π of every token, 20 prompts at a time."""
+    pieces = []
+    for start in range(0, len(prompts), 20):
+        part, own = (rows(batch, slice(start, start + 20)) for batch in (prompts, drawn))
+        pieces.append(policy.log_probs(Role.policy, part, own, temperature))
+    return torch.cat(pieces)
 
 
 def save_base(policy: Policy, folder: Path) -> None:

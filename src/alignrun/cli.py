@@ -118,7 +118,8 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
 
         sizes = [argument for argument in rest if argument.startswith("plan.")]
         config = compose(with_recipe([argument for argument in rest if argument not in sizes]), verb)
-        from alignrun.planning.plan import gpu_sizes, show_plan
+        from alignrun.planning.gpus import gpu_sizes
+        from alignrun.planning.show import show_plan
 
         show_plan(config, console, gpu_sizes(sizes))
         return 0

@@ -17,7 +17,7 @@ from alignrun.models.adapters import POLICY
 from alignrun.models.decoding import replay
 from alignrun.models.decoding.cache import decoding_cache
 from alignrun.models.decoding.decoder import CachedDecoder, check_replay
-from alignrun.models.decoding.replay import PrefixLayer, can_replay, obstacle
+from alignrun.models.decoding.replay import PrefixLayer, can_replay, why_not_recorded
 from alignrun.models.policy import Policy
 from alignrun.types import PromptBatch
 
@@ -93,25 +93,13 @@ def test_a_window_that_holds_the_whole_text_keeps_the_recording(family: str) -> 
             torch.testing.assert_close(decoder.step(tokens), logits, atol=1e-5, rtol=1e-5)
     assert fixed._replayed is not None
     assert longer._replayed is None, "the window slides"
-    assert obstacle(model, 12) == ""
-    assert "sliding window of 12 tokens is shorter" in obstacle(model, 13)
+    assert why_not_recorded(model.config, "sdpa", 12) == ""
+    assert "sliding window of 12 tokens is shorter" in why_not_recorded(model.config, "sdpa", 13)
 
 
 def test_other_attention_is_left_as_it_is() -> None:
     policy, _ = load_policy("model.attention=eager")
     assert not can_replay(policy.model, decoding_cache(policy.model.config))
-
-
-def test_the_user_is_informed_where_steps_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    notes = {}
-    for name, overrides in {"eager": ["model.attention=eager"], "off": ["model.cuda_graphs=false"], "sdpa": []}.items():
-        own, _ = load_policy(*overrides)
-        monkeypatch.setattr(Policy, "device", torch.device("cuda"))
-        notes[name] = own.unrecorded(100)
-        monkeypatch.undo()
-        assert own.unrecorded(100) == "", "on a CPU nobody expects a recording"
-    expected = "model: decoding without CUDA graphs, since model.attention=eager does not take its mask"
-    assert notes == {"eager": expected, "off": "", "sdpa": ""}
 
 
 @pytest.mark.parametrize(

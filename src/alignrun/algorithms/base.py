@@ -197,6 +197,9 @@ class Algorithm(ABC):
         """Messages to show the user once, before the first step."""
         return ()
 
+    def report(self, note: Callable[[str], None]) -> None:  # noqa: B027
+        """Print what happens during the run with `note`."""
+
     @property
     def asked(self) -> int:
         """Questions so far to a preference that judges pair by pair; both orders of a pair are two."""

@@ -24,7 +24,7 @@ from alignrun.config.model import (
 from alignrun.config.preference_evaluation import JudgedRows, PreferenceEvaluationConfig
 from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.sampling import MODEL_TOKENS, Format, GenerateConfig, Rows, SamplingConfig
-from alignrun.config.schema import FromData, require, schema
+from alignrun.config.schema import AUTO, FromData, require, schema
 from alignrun.config.served import ServedConfig
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
@@ -44,6 +44,7 @@ from alignrun.config.training import (
 )
 
 __all__ = [
+    "AUTO",
     "MODEL_TOKENS",
     "AdapterConfig",
     "AdapterKind",

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from alignrun.config.schema import require, schema
+from alignrun.config.schema import AUTO, require, require_switch, schema
 
 
 class ModelSource(str, Enum):
@@ -83,18 +83,21 @@ class ModelConfig:
     attention: Attention = Attention.sdpa
     device: str = "auto"
     """`auto` (CUDA if available), `cpu`, `cuda`, `cuda:1`."""
-    cuda_graphs: Any = "auto"
-    """On CUDA, record a decoding step once and replay it for every token: `auto`, `true` or `false`.
+    cuda_graphs: Any = AUTO
+    """On CUDA, record a decoding step once and replay it for every token. One of auto, true, false.
 
     It needs sdpa attention over all previous tokens (a sliding window must hold prompt and completion) and otherwise
-    has no effect. If the base is sharded or the replayed
-    step differs, `auto` decodes without graphs and `true` refuses to run. `false` never records.
+    has no effect. If the base is sharded or the replayed step differs, `auto` decodes without graphs and `true` refuses
+    to run. `false` never records.
     """
     kernels: Kernels = Kernels.torch
     tf32: bool = False
     """On CUDA, multiply float32 matrices in TF32, with 10 bits of precision: faster, less exact."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Any = AUTO
+    """Recompute activations: less memory, a third more time; auto: where a GPU needs it. One of auto, true, false.
+
+    A prompt is then read once for each of its completions.
+    """
     system_prompt: str | None = None
     """System prompt of every conversation, if the chat template supports one."""
     chat_template: str | None = None
@@ -103,16 +106,18 @@ class ModelConfig:
     """Values of variables of the chat template, such as `{enable_thinking: false}`."""
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.cuda_graphs, bool) or self.cuda_graphs == "auto",
-            "model.cuda_graphs",
-            f"must be auto, true or false, not {self.cuda_graphs}",
-        )
+        require_switch(self.cuda_graphs, "model.cuda_graphs")
+        require_switch(self.gradient_checkpointing, "model.gradient_checkpointing")
         for name in self.chat_template_kwargs:
             known = not name.isidentifier() or name in _GIVEN or name.endswith("_token")
             require(not known, "model.chat_template_kwargs", f"cannot set {name}: name a variable of the template")
         if self.source is not ModelSource.hub:
             require(self.path is None, "model.path", f"is not valid with model={self.name}: choose model=path")
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are recomputed; not while `auto` is open."""
+        return self.gradient_checkpointing is True
 
 
 class AdapterKind(str, Enum):

@@ -4,8 +4,9 @@ import math
 from dataclasses import field
 from enum import Enum
 from fractions import Fraction
+from typing import Any
 
-from alignrun.config.schema import require, schema
+from alignrun.config.schema import AUTO, require, require_count, schema
 from alignrun.config.urls import is_base
 
 
@@ -37,8 +38,8 @@ class GenerationConfig:
     """Longest completion, in tokens."""
     temperature: float = 1.0
     """Divides the logits of policy and reference, in sampling and in every log-probability."""
-    batch_size: int | None = None
-    """Prompts decoded together; by default the whole batch."""
+    batch_size: Any = AUTO
+    """Prompts decoded together, null for the whole batch; auto: on a GPU the most that fit it, else the whole batch."""
     engine: Engine = Engine.native
     server_url: str | None = None
     """The server, such as http://localhost:8000; set its API key, if any, in $ALIGNRUN_ROLLOUT_API_KEY."""
@@ -61,7 +62,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "generation.max_new_tokens", f"must be at least 1, not {self.max_new_tokens}")
         require(self.temperature > 0, "generation.temperature", f"must be positive, not {self.temperature}")
-        require(self.batch_size is None or self.batch_size >= 1, "generation.batch_size", "must be at least 1")
+        require_count(self.batch_size, "generation.batch_size")
         require(
             self.server_url is None or is_base(self.server_url),
             "generation.server_url",
@@ -88,6 +89,11 @@ class GenerationConfig:
                 "generation.temperature",
                 f"must be at least 0.01 with generation.engine=server, not {self.temperature}",
             )
+
+    @property
+    def chunk(self) -> int | None:
+        """Prompts decoded together; None for the whole batch, also while `auto` is open."""
+        return None if isinstance(self.batch_size, str) else self.batch_size
 
 
 class Schedule(str, Enum):
@@ -143,8 +149,11 @@ class TrainConfig:
     """Passes over the training rows, in place of a number of steps."""
     batch_size: int = 16
     """Prompts per step."""
-    micro_batch_size: int | None = None
-    """Prompts per backward or scoring pass, by default the whole batch; accumulation is exact."""
+    micro_batch_size: Any = AUTO
+    """Prompts per backward or scoring pass, null for the whole batch; auto: on a GPU the most that fit it.
+
+    Accumulation is exact: the gradient is that of the whole batch.
+    """
     log_every: int = 1
     """Steps between log records."""
     checkpoint_every: int = 50
@@ -166,9 +175,12 @@ class TrainConfig:
         require(self.max_kl is None or self.max_kl > 0, "train.max_kl", f"must be positive, not {self.max_kl}")
         for name in ("checkpoint_every", "max_skipped_steps"):
             require(getattr(self, name) >= 0, f"train.{name}", "must not be negative")
-        require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1, "train.micro_batch_size", "must be at least 1"
-        )
+        require_count(self.micro_batch_size, "train.micro_batch_size")
+
+    @property
+    def micro(self) -> int | None:
+        """Prompts per pass; None for the whole batch, also while `auto` is open."""
+        return None if isinstance(self.micro_batch_size, str) else self.micro_batch_size
 
     def steps_over(self, rows: int, step: int = 0, examples: int = 0) -> int:
         """The fewest steps that take `epochs` times `rows` examples: ⌈(epochs · rows − examples) / batch_size⌉ more.

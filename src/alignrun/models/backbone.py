@@ -69,7 +69,7 @@ class Backbone:
             lay_out_weights(model)
         if config.kernels is Kernels.liger:
             fuse(model, device)
-        if config.gradient_checkpointing:
+        if config.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         backbone = cls(model, tokenizer, config)
@@ -135,7 +135,7 @@ class Backbone:
         adapters.compute_in(self.layers, self.products)
         adapters.apply_active(self.layers)
         # With dropout disabled, train mode only enables transformers' activation checkpointing.
-        self.model.train(self.config.gradient_checkpointing)
+        self.model.train(self.config.checkpointing)
 
     def trainable(self, adapter: str) -> dict[str, nn.Parameter]:
         """The weights of the adapter by name, in a fixed order; all weights of the model if it has no adapters."""

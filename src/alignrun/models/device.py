@@ -93,6 +93,13 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
         torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Free bytes of a GPU on this machine, as the driver reports them; None for a CPU or a GPU elsewhere."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
 def release_memory() -> None:
     """Free the unused memory cached by the CUDA allocator."""
     if torch.cuda.is_initialized():

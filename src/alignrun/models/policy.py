@@ -28,7 +28,6 @@ from alignrun.models.cards import (
     write_policy_readme,
 )
 from alignrun.models.decoding.decoder import CachedDecoder, JoinedDecoder, check_replay
-from alignrun.models.decoding.replay import obstacle
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.hidden import hidden_states, packed_hidden_states
 from alignrun.models.saving import check_finite, merge, prompting_tokenizer, sampling_config, save_model
@@ -168,14 +167,6 @@ class Policy:
             return CachedDecoder(self.model, prompts, names, replay)
         parts = [CachedDecoder(self._module(role), prompts, [None], replay) for role in roles]
         return parts[0] if len(parts) == 1 else JoinedDecoder(parts, len(prompts))
-
-    def unrecorded(self, tokens: int) -> str:
-        """A note where texts of so many tokens are decoded without CUDA graphs although the configuration allows them,
-        with the reason; otherwise empty."""
-        if not self.backbone.config.cuda_graphs or self.device.type != "cuda" or distributed.sharded():
-            return ""
-        reason = obstacle(self.model, tokens)
-        return f"model: decoding without CUDA graphs, since {reason}" if reason else ""
 
     @cached_property
     def _replays(self) -> bool:

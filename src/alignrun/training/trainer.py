@@ -131,11 +131,12 @@ class Trainer:
             RunError: too many losses or gradients are not finite, the preference fails, or files cannot be written.
         """
         self._begin, self._progress = begin, progress
+        self._algorithm.report(progress.note)
         self._accumulate = Accumulator(
             self._algorithm,
             list(self._trainable.values()),
             self._trained.device,
-            self._config.train.micro_batch_size,
+            self._config.train.micro,
             self._config.optim.max_grad_norm,
             progress.note,
         )

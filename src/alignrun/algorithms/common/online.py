@@ -1,6 +1,6 @@
 """Base of the algorithms that sample completions and have them judged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alignrun.algorithms.base import Algorithm, Tools
@@ -21,6 +21,10 @@ class OnlineAlgorithm(Algorithm):
         self.rollouts = ServerRollouts(tools) if served else Rollouts(tools)
         self.correction = Correction(tools.config)
         """Weights for the gradient of samples that a server drew."""
+
+    def report(self, note: Callable[[str], None]) -> None:
+        """Print what happens while sampling with `note`."""
+        self.rollouts.memory.note = note
 
     @property
     def asked(self) -> int:

@@ -1,7 +1,7 @@
 """Sampling and judging for the online algorithms."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from alignrun import distributed
 from alignrun.algorithms.base import Tools
-from alignrun.algorithms.common.batches import pieces, select, shared
+from alignrun.algorithms.common.batches import rows, select, shared
 from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among
 from alignrun.data.completions import opened
 from alignrun.generation.decode import Sampling, sample_completions
 from alignrun.generation.streams import Source, Stream, decoding_roles
+from alignrun.models.fitting import Pieces
 from alignrun.models.policy import Policy
 from alignrun.types import Completions, PromptBatch, Role
 
@@ -48,27 +49,73 @@ def sample_streams(
     generator: torch.Generator,
     temperatures: Sequence[float] | None = None,
     watch: Callable[[Tensor], None] | None = None,
+    pace: "Pace | None" = None,
 ) -> list[Completions]:
-    """Draw one completion of every prompt from each source, all in one decoding loop.
+    """Draw one completion of every prompt from each source, all in one decoding loop unless `pace` says otherwise.
 
-    The random numbers are drawn for all prompts. Each process decodes its share of the prompts, and all processes
-    gather all completions. In a single process, `watch` gets every position as in `sample_completions`.
+    The random numbers are drawn for all prompts, so no draw depends on how many are decoded together. Each process
+    decodes its share of the prompts, and all processes gather all completions. In a single process, `watch` gets every
+    position as in `sample_completions`.
     """
-    roles = decoding_roles(sources)
-    shape, device = (sampling.max_new_tokens, len(sources), len(prompts)), policy.device
-    uniforms = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+    shape, pace = (sampling.max_new_tokens, len(sources), len(prompts)), pace or Pace()
+    uniforms = torch.rand(shape, generator=generator, device=policy.device, dtype=torch.float64)
+
+    def decoded(part: PromptBatch, numbers: Tensor) -> list[Completions]:
+        """This process's prompts, in as many loops as memory needs."""
+
+        def in_loops(size: int) -> list[Completions]:
+            loops = []
+            for start in range(0, len(part), size):
+                some = rows(part, slice(start, start + size)) if size < len(part) else part
+                decoder = policy.decoder(some, decoding_roles(sources), sampling.max_new_tokens)
+                drawn = numbers[..., start : start + size]
+                loops.append(sample_completions(decoder, len(some), sources, sampling, drawn, temperatures, watch))
+            return joined(loops, sampling.pad_id)
+
+        return pace.memory.that_fit(len(part), in_loops)
+
+    chunks, each = [], pace.chunk or len(prompts)
+    for start in range(0, len(prompts), each):
+        chunk = rows(prompts, slice(start, start + each)) if each < len(prompts) else prompts
+        chunks.append(_on_all_processes(chunk, uniforms[..., start : start + each], decoded, sampling.pad_id))
+        if each < len(prompts):
+            pace.drawn(chunk, chunks[-1])
+    return joined(chunks, sampling.pad_id)
+
+
+def _on_all_processes(
+    prompts: PromptBatch,
+    uniforms: Tensor,
+    decoded: Callable[[PromptBatch, Tensor], list[Completions]],
+    pad_id: int,
+) -> list[Completions]:
+    """The completions of all prompts, of which each process decodes its share."""
     if distributed.size() == 1:
-        decoder = policy.decoder(prompts, roles, sampling.max_new_tokens)
-        return sample_completions(decoder, len(prompts), sources, sampling, uniforms, temperatures, watch)
-    index = torch.tensor(distributed.share(len(prompts)), device=device)
-    part = select(prompts, index)
+        return decoded(prompts, uniforms)
+    index = torch.tensor(distributed.share(len(prompts)), device=uniforms.device)
     with distributed.raise_together():
-        decoder = policy.decoder(part, roles, sampling.max_new_tokens)
-        drawn = sample_completions(decoder, len(part), sources, sampling, uniforms[..., index], temperatures)
+        drawn = decoded(select(prompts, index), uniforms[..., index])
     length = distributed.largest(drawn[0].tokens.shape[1])
-    ours = stack([pad(stream, length, sampling.pad_id) for stream in drawn])
+    ours = stack([pad(stream, length, pad_id) for stream in drawn])
     tokens, mask = (distributed.gather(side, len(prompts)) for side in (ours.tokens, ours.mask))
     return [Completions(*stream) for stream in zip(tokens.unbind(1), mask.unbind(1), strict=True)]
+
+
+def fitting() -> Pieces:
+    """How many prompts this process decodes together, halved when memory runs out."""
+    return Pieces(None, "when sampling for", "generation.batch_size", "no random number")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many prompts are decoded together."""
+
+    chunk: int | None = None
+    """Prompts, over all processes; None takes all at once."""
+    memory: Pieces = field(default_factory=fitting)
+    """What fits on this process."""
+    drawn: Callable[[PromptBatch, list[Completions]], None] = lambda _prompts, _drawn: None
+    """Gets the prompts and completions of each of several chunks, once it is drawn."""
 
 
 @torch.no_grad()
@@ -109,7 +156,10 @@ class Rollouts:
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         generation = tools.config.generation
-        self._chunk, self._device = generation.batch_size, tools.policy.device
+        self._device = tools.policy.device
+        self._chunk = generation.chunk
+        self.memory = fitting()
+        """What has been found to fit while sampling."""
         self._sampling = sampling_of(tools.policy, generation.max_new_tokens, generation.temperature)
         self.questions = 0
         """Questions so far, where each pair is one in each order."""
@@ -203,15 +253,13 @@ class Rollouts:
         sources = [stream.source for stream in streams for _ in range(stream.samples)]
         temperatures = self._temperatures(streams) if any(stream.temperature for stream in streams) else None
         generator = step_generator(self._device, self._tools.config.seed, step, purpose)
-        chunks: list[list[Completions]] = []
-        for part in pieces(prompts, self._chunk):
-            chunks.append(sample_streams(self._tools.policy, part, sources, self._sampling, generator, temperatures))
-            if len(part) < len(prompts):  # judged while the next are decoded
-                texts = [text for one in chunks[-1] for text in decode_texts(self._tools.policy, one)]
-                self._tools.preference.expect(part.texts * len(sources), texts)
-        longest = max(chunk[0].tokens.shape[1] for chunk in chunks)
-        padded = [[pad(one, longest, self._sampling.pad_id) for one in chunk] for chunk in chunks]
-        return [concatenate(parts) for parts in zip(*padded, strict=True)]
+        pace = Pace(self._chunk, self.memory, self._expect)
+        return sample_streams(self._tools.policy, prompts, sources, self._sampling, generator, temperatures, None, pace)
+
+    def _expect(self, prompts: PromptBatch, drawn: Sequence[Completions]) -> None:
+        """Have them judged while the next are decoded."""
+        texts = [text for one in drawn for text in decode_texts(self._tools.policy, one)]
+        self._tools.preference.expect(prompts.texts * len(drawn), texts)
 
     def _temperatures(self, streams: Sequence[Stream]) -> list[float]:
         """The temperature of each sample."""
@@ -222,6 +270,15 @@ class Rollouts:
 def stack(samples: Sequence[Completions]) -> Completions:
     """Stack K samples [B, T] of one length into [B, K, T]."""
     return _joined(samples, lambda parts: torch.stack(parts, 1))
+
+
+def joined(groups: Sequence[list[Completions]], pad_id: int) -> list[Completions]:
+    """The streams of several groups of prompts, each padded to the longest."""
+    if len(groups) == 1:
+        return groups[0]
+    longest = max(group[0].tokens.shape[1] for group in groups)
+    padded = [[pad(one, longest, pad_id) for one in group] for group in groups]
+    return [concatenate(parts) for parts in zip(*padded, strict=True)]
 
 
 def concatenate(parts: Sequence[Completions], dim: int = 0) -> Completions:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
 from alignrun.errors import RunError, one_line
@@ -30,27 +30,27 @@ Forward = Callable[[Tensor, Tensor | None, Tensor | None, Cache], Tensor]
 
 def can_replay(model: PreTrainedModel, cache: Cache) -> bool:
     """Whether a step of this model with this cache does the same work for every token."""
-    return not obstacle(model) and all(type(layer) is GrowingCacheLayer for layer in cache.layers)
+    growing = all(type(layer) is GrowingCacheLayer for layer in cache.layers)
+    return growing and not why_not_recorded(model.config, model.config._attn_implementation)
 
 
-def obstacle(model: PreTrainedModel, tokens: int | None = None) -> str:
-    """Why steps of this model do not do the same work for every token; empty if they do.
+def why_not_recorded(config: PreTrainedConfig, attention: str, tokens: int | None = None) -> str:
+    """Why steps of an architecture cannot be recorded; empty where they can.
 
     This needs attention over all previous tokens, a kernel with a mask, and rotary frequencies that do not depend on
     the length. A sliding window must hold so many tokens.
     """
-    config = model.config
-    if config._attn_implementation != "sdpa":
-        return f"model.attention={config._attn_implementation} does not take its mask"
+    if attention != "sdpa":
+        return f"attention={attention} has no kernel with a mask of fixed shape"
     shortest = window(config)
     if not plain_attention(config) and shortest is None:
-        return f"{config.model_type} models do more than attend to all previous tokens"
+        return "not every layer attends to all previous tokens"
     if shortest is not None and tokens is not None and tokens > shortest:
-        return f"its sliding window of {shortest} tokens is shorter than a prompt and its completion"
+        return f"the sliding window of {shortest} tokens is shorter than a prompt and its completion"
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     kinds = {one.get("rope_type", "default") for one in (rope, *rope.values()) if isinstance(one, dict)}
     if unlike := kinds - {"default", "linear", "llama3", "yarn"}:
-        return f"the frequencies of its {min(unlike)} rotary embedding depend on the length"
+        return f"rotary frequencies of type {min(unlike)} depend on the length"
     return ""
 
 
@@ -180,6 +180,8 @@ class ReplayedSteps:
         except RuntimeError as error:
             with suppress(RuntimeError):  # it only reports the earlier error
                 graph.capture_end()
+            if isinstance(error, torch.OutOfMemoryError):  # fewer rows may fit
+                raise
             raise RunError(
                 f"this model's decoding step cannot be recorded as a CUDA graph ({one_line(error, 160)}): "
                 "set model.cuda_graphs=false"
