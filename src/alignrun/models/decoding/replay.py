@@ -63,6 +63,8 @@ class PrefixLayer(StaticLayer):  # type: ignore[misc]
         `slot` [1] is the place of the next token; all layers share it, and its owner advances it.
         """
         super().__init__(capacity)
+        self.keys: Tensor
+        self.values: Tensor
         self.slot, self.used = slot, capacity
         read = layer.get_seq_length()
         for name, states in (("keys", layer.keys), ("values", layer.values)):
