@@ -2,12 +2,15 @@
 
     python scripts/bench.py --setup ENV            # once: TRL, in environments of its own below ENV
     python scripts/bench.py --trl ENV --task nash_md [--new 64 --prompt 37 --batch 8 --dtype float32 --rounds 3]
+    python scripts/bench.py --sides ours floor --dtype both --lengths 32,128,512
+    python scripts/bench.py --sides ours server --task online_dpo --random --model tiny
 
 Tasks: nash_md, ppo, online_dpo and dpo. All sides get the same model, prompts, lengths, LoRA (rank 16, all linear
 layers), dtype and threads, and are separate processes that take turns after every step, so that a slow minute affects
 all; ratios are of steps of the same turn. A step is everything from one optimiser step to the next; the first of each
 process is not counted. No completion ends before its limit. Peak memory is the largest resident size of a process, or
-on CUDA what its tensors took at most; all sides hold theirs at once, and `--sides` leaves some out.
+on CUDA what its tensors took at most; all sides hold theirs at once, and `--sides` says which run. `--clock cpu` counts
+the processor seconds of each side instead of the time that passes, for machines that others use too.
 
 Our side is `alignrun` itself. Where TRL needs a reward model it gets one of a few thousand weights, so that judging is
 free on both sides. TRL's PPO trains all weights of a separate value model, as released; ours trains a second adapter.
@@ -16,12 +19,17 @@ attends to the other's text; `--uncached` turns that cache off, as its source in
 bare products of the step's linear layers, one after another, without attention, LoRA, norms or sampling; on CUDA those
 of a decoded token are one graph.
 
+`server` is our side with `generation.engine=server` and the stand-in server of the tests, whose own computing is not
+counted: what is left of sampling is the cost of the path, which is to write the adapter, have it loaded, and send and
+read all requests. The stand-in reads every prefix again for each token, so take a tiny model.
+
 `--random` uses random weights in the architecture of `--model`, where its own are not available.
 """
 
 import argparse
 import copy
 import json
+import math
 import os
 import random
 import resource
@@ -30,8 +38,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +48,7 @@ from typing import Any
 TASKS = ("nash_md", "ppo", "online_dpo", "dpo")
 TRL_VERSIONS = {"nash_md": "1.12.0", "ppo": "1.12.0", "online_dpo": "1.12.0", "dpo": "1.16.0"}
 """The last release with Nash-MD and PPO, and the latest for DPO."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 RANK, ALPHA, TAU, RATE = 16, 32, 0.1, 1e-5
 WORDS = "the of and to in is that for it as was with be by on not he his but at are this have from or had an they"
 NEVER = "<repo_name>"
@@ -129,34 +139,39 @@ class Turns:
     What comes after the last step waits, too, as long as others are at theirs.
     """
 
-    def __init__(self) -> None:
-        self._start = self._sampling = 0.0
+    def __init__(self, clock: str) -> None:
+        self._now = CLOCKS[clock]
+        self._start = self._sampling = self._left_out = 0.0
 
     def watch_sampling(self, owner: Any, name: str) -> None:
         """Count the seconds spent in a function as sampling, by replacing it where it lives."""
         original = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = self._now()
             try:
                 return original(*args, **kwargs)
             finally:
-                self._sampling += time.perf_counter() - start
+                self._sampling += self._now() - start
 
         setattr(owner, name, timed)
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count so much of the sampling."""
+        self._left_out += seconds
 
     def begin(self) -> None:
         if not sys.stdin.readline():  # the parent has exited
             sys.exit(1)
-        self._start, self._sampling = time.perf_counter(), 0.0
+        self._start, self._sampling, self._left_out = self._now(), 0.0, 0.0
 
     def pass_on(self) -> None:
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - self._start
-        print("STEP " + json.dumps({"sampling": self._sampling, "training": seconds - self._sampling}), flush=True)
+        seconds = {"sampling": self._sampling - self._left_out, "training": self._now() - self._start - self._sampling}
+        print("STEP " + json.dumps(seconds), flush=True)
         self.begin()
 
 
@@ -205,12 +220,40 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
 
 def run_ours(options: argparse.Namespace) -> None:
-    from alignrun.algorithms.common import rollout
+    run_alignrun(options, Turns(options.clock))
+
+
+def run_server(options: argparse.Namespace) -> None:
+    """Our side with the stand-in server of the tests, in a thread of this process."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import torch
+    from generation.serving import VllmLike
+    from transformers import AutoModelForCausalLM
+
+    turns = Turns(options.clock)
+    thread_clock = {"wall": time.perf_counter, "cpu": time.thread_time}[options.clock]
+
+    class Timed(VllmLike):
+        def next_token(self, *args: Any) -> int:  # the server computes for one request at a time
+            start = thread_clock()
+            try:
+                return super().next_token(*args)
+            finally:
+                turns.leave_out(thread_clock() - start)
+
+    server = Timed(AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)))
+    try:
+        run_alignrun(options, turns, "generation.engine=server", f"generation.server_url={server.url}")
+    finally:
+        server.stop()
+
+
+def run_alignrun(options: argparse.Namespace, turns: Turns, *more: str) -> None:
+    from alignrun.algorithms.common.rollout import Rollouts
     from alignrun.cli import main as alignrun
     from alignrun.training.trainer import Trainer
 
-    turns = Turns()
-    turns.watch_sampling(rollout, "sample_streams")
+    turns.watch_sampling(Rollouts, "sample")
     step = Trainer.train_step
 
     def in_turn(trainer: Trainer, number: int) -> dict[str, float]:
@@ -222,7 +265,7 @@ def run_ours(options: argparse.Namespace) -> None:
 
     Trainer.train_step = in_turn  # type: ignore[method-assign]
     run = Path(tempfile.mkdtemp()) / "run"
-    code = alignrun([*overrides(options), f"run.dir={run}"])
+    code = alignrun([*overrides(options), *more, f"run.dir={run}"])
     assert code == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     report([row["loss"] for row in rows if "loss" in row])
@@ -234,7 +277,7 @@ def run_trl(options: argparse.Namespace) -> None:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, TrainerCallback
 
-    turns = Turns()
+    turns = Turns(options.clock)
     turns.watch_sampling(GenerationMixin, "generate")
 
     class InTurn(TrainerCallback):
@@ -417,7 +460,7 @@ def run_floor(options: argparse.Namespace) -> None:
         for _ in range(value_backwards):
             backward(rows, 0)
 
-    turns = Turns()
+    turns = Turns(options.clock)
     parts = SimpleNamespace(decode=decode)
     turns.watch_sampling(parts, "decode")
     turns.begin()
@@ -430,7 +473,12 @@ def run_floor(options: argparse.Namespace) -> None:
     report([])
 
 
-WORKERS: dict[str, Callable[[argparse.Namespace], None]] = {"ours": run_ours, "trl": run_trl, "floor": run_floor}
+WORKERS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "ours": run_ours,
+    "server": run_server,
+    "trl": run_trl,
+    "floor": run_floor,
+}
 
 
 def trl_python(options: argparse.Namespace) -> Path:
@@ -446,7 +494,7 @@ class Process:
         self.side = side
         python = trl_python(options) if side == "trl" else sys.executable
         command = [str(python), __file__, "--worker", side]
-        for name in ("task", "model", "data", "prompt", "new", "batch", "steps", "dtype"):
+        for name in ("task", "model", "data", "prompt", "new", "batch", "steps", "dtype", "clock"):
             command += [f"--{name}", str(getattr(options, name))]
         command += [f"--ours={setting}" for setting in options.ours]
         command += ["--uncached"] * options.uncached
@@ -497,13 +545,62 @@ class Process:
         return SystemExit(f"{self.side} failed:\n{''.join(self._said)[-2000:]}\n{self._errors.read()[-4000:]}")
 
 
+Seconds = dict[str, float]
+"""Of one step: whole, sampling and training."""
+
+
+@dataclass
+class Measured:
+    """The counted steps of each side, and its peak memory."""
+
+    steps: dict[str, list[Seconds]]
+    gib: dict[str, float]
+
+    def whole(self, side: str) -> float:
+        """The median of the side's steps, in seconds."""
+        return statistics.median(seconds["whole"] for seconds in self.steps[side])
+
+    def over(self, above: str, below: str, phase: str = "whole") -> str:
+        """The ratio of two sides' steps, or a dash where one of them did not run or has no such phase."""
+        if not {above, below} <= self.steps.keys() or not all(seconds[phase] for seconds in self.steps[below]):
+            return "-"
+        return ratio(self.steps[above], self.steps[below], phase)
+
+
 def compare(options: argparse.Namespace) -> None:
+    """Measure each precision and length, and print a table where there are several."""
+    found: dict[tuple[str, int], Measured] = {}
+    for dtype in ["float32", "bfloat16"] if options.dtype == "both" else [options.dtype]:
+        for new in options.lengths or [options.new]:
+            one = copy.copy(options)
+            one.dtype, one.new = dtype, new
+            found[dtype, new] = measure(one)
+            summarize(one, found[dtype, new])
+    if len(found) > 1:
+        print("\n| dtype | tokens | ours, s | trl / ours | whole / floor | sampling / floor | training / floor | GiB |")
+        print("|---|---|---|---|---|---|---|---|")
+        for (dtype, new), measured in found.items():
+            ratios = [measured.over("trl", "ours")]
+            ratios += [measured.over("ours", "floor", phase) for phase in ("whole", "sampling", "training")]
+            gib = " of ".join(f"{measured.gib[side]:.2f}" for side in ("ours", "trl") if side in measured.gib)
+            ours = f"{measured.whole('ours'):.2f}" if "ours" in measured.steps else "-"
+            print(f"| {dtype} | {new} | {ours} | {' | '.join(ratios)} | {gib or '-'} |")
+    for dtype in dict.fromkeys(dtype for dtype, _ in found):
+        of_length = {new: measured for (kind, new), measured in found.items() if kind == dtype}
+        shortest, longest = min(of_length), max(of_length)
+        for side in of_length[shortest].steps if longest > shortest else ():
+            growth = math.log(of_length[longest].whole(side) / of_length[shortest].whole(side))
+            power = growth / math.log(longest / shortest)
+            print(f"{dtype}, {side}: from {shortest} to {longest} tokens, seconds grow as length^{power:.2f}")
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    """Run all sides in turns, in one precision and at one length."""
     from alignrun.launch.compose import compose
     from alignrun.models.sources import locate
 
     sides = [side for side in WORKERS if side in options.sides and (side != "trl" or options.trl)]
-    steps: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    gib = dict.fromkeys(sides, 0.0)
+    measured = Measured({side: [] for side in sides}, dict.fromkeys(sides, 0.0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.random:
@@ -512,49 +609,76 @@ def compare(options: argparse.Namespace) -> None:
             options.model = write_model(folder, Path(locate(compose([f"model={options.model}"]).model)))
         options.data = write_data(folder, options.model, options)
         for number in range(options.rounds):
-            processes: list[Process] = []
-            try:
-                for side in sides:
-                    processes.append(Process(side, options))
+            with running(sides, options) as processes:
                 for step in range(options.steps):
                     for process in processes:
                         seconds = process.step()
                         counted = "" if step else ", not counted"
                         print(
-                            f"round {number + 1}, step {step + 1}  {process.side:5s} {seconds['whole']:7.2f} s, "
+                            f"round {number + 1}, step {step + 1}  {process.side:6s} {seconds['whole']:7.2f} s, "
                             f"sampling {seconds['sampling']:.2f} s{counted}",
                             flush=True,
                         )
                         if step:
-                            steps[process.side].append(seconds)
+                            measured.steps[process.side].append(seconds)
                 for process in processes:
-                    result = process.finish()
-                    gib[process.side] = max(gib[process.side], result["gib"])
+                    result, side = process.finish(), process.side
+                    measured.gib[side] = max(measured.gib[side], result["gib"])
                     losses = ", ".join(f"{loss:.4f}" for loss in result["losses"])
-                    print(f"round {number + 1}  {process.side:5s} {result['gib']:.2f} GiB  losses {losses}", flush=True)
-            finally:
-                for process in processes:
-                    process.stop()
-    print(f"\n{options.task}, prompts of {options.prompt} tokens, {options.new} new, {options.batch} a step")
-    for side in sides:
+                    print(f"round {number + 1}  {side:6s} {result['gib']:.2f} GiB  losses {losses}", flush=True)
+    return measured
+
+
+@contextmanager
+def running(sides: list[str], options: argparse.Namespace) -> Iterator[list[Process]]:
+    """One process of each side; what is left of them ends with the context."""
+    processes: list[Process] = []
+    try:
+        for side in sides:
+            processes.append(Process(side, options))
+        yield processes
+    finally:
+        for process in processes:
+            process.stop()
+
+
+def summarize(options: argparse.Namespace, measured: Measured) -> None:
+    """Medians and ratios of one precision and length."""
+    steps, gib = measured.steps, measured.gib
+    clock = "processor" if options.clock == "cpu" else "wall"
+    print(
+        f"\n{options.task}, {options.dtype}, prompts of {options.prompt} tokens, {options.new} new, {options.batch} a "
+        f"step, {clock} time"
+    )
+    for side in steps:
         whole = [seconds["whole"] for seconds in steps[side]]
         share = sum(seconds["sampling"] for seconds in steps[side]) / sum(whole)
         print(
-            f"{side:5s} {statistics.median(whole):7.2f} s a step ({min(whole):.2f} to {max(whole):.2f}), "
+            f"{side:6s} {measured.whole(side):7.2f} s a step ({min(whole):.2f} to {max(whole):.2f}), "
             f"{share:.0%} of it sampling, {gib[side]:.2f} GiB"
         )
-    if {"ours", "trl"} <= set(sides):
-        print("trl / ours: " + ratio(steps["trl"], steps["ours"], "whole"))
+    if {"ours", "trl"} <= steps.keys():
+        print(f"trl / ours: {measured.over('trl', 'ours')}")
         print(f"memory, ours / trl: {gib['ours'] / gib['trl']:.2f}")
-    for phase in ("whole", "sampling", "training") if {"ours", "floor"} <= set(sides) else ():
-        if all(seconds[phase] for seconds in steps["floor"]):
-            print(f"{phase}, ours / floor: " + ratio(steps["ours"], steps["floor"], phase))
+    if {"ours", "server"} <= steps.keys():
+        print(f"sampling, path to the server / native engine: {measured.over('server', 'ours', 'sampling')}")
+    for phase in ("whole", "sampling", "training"):
+        if (found := measured.over("ours", "floor", phase)) != "-":
+            print(f"{phase}, ours / floor: {found}")
 
 
-def ratio(above: list[dict[str, float]], below: list[dict[str, float]], phase: str) -> str:
+def ratio(above: list[Seconds], below: list[Seconds], phase: str) -> str:
     """The median over the turns, and the spread."""
     ratios = [one[phase] / other[phase] for one, other in zip(above, below, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def lengths(text: str) -> list[int]:
+    """Numbers of tokens, such as 32,128,512."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError
+    return found
 
 
 def main() -> None:
@@ -562,13 +686,15 @@ def main() -> None:
     parser.add_argument("--setup", type=Path, metavar="ENV", help="make environments with TRL, and stop")
     parser.add_argument("--trl", type=Path, metavar="ENV", help="the environments with TRL; without, ours alone")
     parser.add_argument("--task", choices=TASKS, default="nash_md")
-    parser.add_argument("--sides", nargs="+", choices=tuple(WORKERS), default=list(WORKERS))
+    parser.add_argument("--sides", nargs="+", choices=tuple(WORKERS), default=["ours", "trl", "floor"])
     parser.add_argument("--prompt", type=int, default=37, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens of a completion")
+    parser.add_argument("--lengths", type=lengths, metavar="N,N,…", help="several lengths instead of --new")
     parser.add_argument("--batch", type=int, default=8, help="prompts in a step")
     parser.add_argument("--steps", type=int, default=3, help="steps of one process, the first of which is not counted")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "both"), default="float32")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: seconds that processors worked")
     parser.add_argument("--worker", choices=tuple(WORKERS), help=argparse.SUPPRESS)
     parser.add_argument("--model", default="smollm2-135m", help="the base, as in model=…")
     parser.add_argument("--random", action="store_true", help="random weights instead of the model's own")
@@ -578,6 +704,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.steps < 2:
         parser.error("--steps must be at least 2: the first is not counted")
+    if "server" in options.sides and options.task == "dpo":
+        parser.error("--task dpo samples nothing: leave --sides server out")
     if options.setup:
         setup(options.setup)
     elif options.trl and not trl_python(options).is_file():

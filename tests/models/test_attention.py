@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from transformers.integrations import sdpa_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from alignrun.models import attention
 from alignrun.models.attention import attend, install
 
 ROWS, HEADS, KEY_HEADS, SIZE = 3, 6, 2, 16
@@ -66,12 +68,30 @@ def test_values_and_gradients_are_those_of_plain_attention(
         assert (one - other).double().norm() <= 4 * torch.finfo(dtype).eps * other.double().norm() + 1e-5
 
 
-def test_float32_is_the_librarys_function(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_the_librarys_function() -> None:
     """So that runs in float32 stay as they were, bit for bit."""
     for queries in (1, 5):
         parts = states(queries, 5, torch.float32)
         expected, _ = sdpa_attention.sdpa_attention_forward(MODULE, *parts, None, scaling=0.3)
         assert torch.equal(attend(MODULE, *parts, None, scaling=0.3)[0], expected)
+
+
+def test_a_plans_tensors_go_to_the_librarys_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan for a GPU pretends that its tensors are on a CPU, and must not count copies in float32."""
+    seen: list[torch.dtype] = []
+    library = attention.sdpa_attention_forward
+
+    def watched(module: Any, query: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, None]:
+        seen.append(query.dtype)
+        found: tuple[Tensor, None] = library(module, query, *rest, **options)
+        return found
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    parts = states(5, 5, torch.bfloat16)
+    attend(MODULE, *parts, None)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        attend(MODULE, *(torch.empty(part.shape, dtype=part.dtype) for part in parts), None)
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 def test_models_of_this_process_use_it() -> None:
