@@ -95,7 +95,8 @@ def test_what_is_logged_is_the_divergence_per_token() -> None:
 def test_surrogates_of_other_methods_are_weighted_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With π/π_server = 1.5 at every token, tokens weigh 1.5 and completions of two tokens the cap."""
     plain = {"ppo": ["algo.value_weight=0"], "grpo": ["algo.kl_tau=0"], "rloo": []}[name]
-    policy, config = load_policy(f"algo={name}", "preference=sentiment", "generation.max_new_tokens=2", *plain)
+    settings = ["preference=sentiment", "generation.max_new_tokens=2", "generation.temperature=1", *plain]
+    policy, config = load_policy(f"algo={name}", *settings)
     preference = preferences.discover()["sentiment"].build(config.preference)
     algorithm = discover()[name](config.algo, Tools(policy, preference, config))
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Job
 from generation.serving import BASE, VllmLike
 from helpers import random_batch
 
@@ -114,6 +115,20 @@ def test_nash_md_drafts_its_mixture_on_the_server(
             assert row[name] == pytest.approx(0, abs=1e-5)
         assert row["mismatch_largest"] == pytest.approx(1, abs=1e-4)
     assert len({body["model"] for body in server.bodies("/v1/completions")}) == 6, "one adapter for each step"
+
+
+@pytest.mark.nightly
+def test_two_processes_sample_and_verify_what_one_does(server: VllmLike, tmp_path: Path) -> None:
+    settings = ["algo=nash_md", "algo.mix_beta=0.5", "optim.learning_rate=0.001", "optim.epsilon=1e-4"]
+    assert train(tmp_path / "one", server.url, *settings) == 0
+    served = ["generation=server", f"generation.server_url={server.url}", f"run.dir={tmp_path / 'two'}"]
+    codes, said = Job(*SMALL, *served, *settings, ranks=2).wait()
+    assert codes == [0, 0], said
+    for one, two in zip(*(metrics(tmp_path / name) for name in ("one", "two")), strict=True):
+        for name in ("loss", "win_rate", "draft_acceptance", "draft_rounds", "mismatch_largest", "kl"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4)
+    asked = [body["seed"] for body in server.bodies("/v1/completions")]
+    assert all(asked.count(seed) == 2 for seed in asked), "only one of the processes asks"
 
 
 @pytest.mark.parametrize(
