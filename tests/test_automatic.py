@@ -1,4 +1,4 @@
-"""What `auto` becomes: the most prompts that fit, counted one by one; and what happens where they do not fit after all."""
+"""What `auto` becomes: the most prompts that fit, counted one by one; and what happens where they do not fit."""
 
 from dataclasses import replace
 from pathlib import Path

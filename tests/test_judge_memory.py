@@ -13,8 +13,8 @@ from alignrun.config import AdapterKind, Config
 from alignrun.launch.compose import compose
 from alignrun.models.published import Row
 from alignrun.planning import automatic, plan
-from alignrun.planning.judges import Judge, judges
 from alignrun.planning.automatic import Fit
+from alignrun.planning.judges import Judge, judges
 from alignrun.planning.plan import make_plan
 from alignrun.preferences.base import build_preference
 
