@@ -80,13 +80,13 @@ def shards() -> int:
 
 
 def _mesh(device: torch.device) -> DeviceMesh:
-    """One dimension to shard over, after one to replicate over if there are several groups of processes."""
+    """The processes that the base is sharded over, of a mesh of all: every group of them has the whole base.
+
+    Groups need no collective between them, since frozen weights have no gradients. Launchers number the processes of a
+    machine consecutively. PEFT knows a sharded weight by the name of the dimension.
+    """
     size, each = distributed.size(), shards()
-    if each == size:
-        return init_device_mesh(device.type, (size,))
-    # Launchers number the processes of a machine consecutively. PEFT would take dimensions with names for tensor
-    # parallelism, and make adapters for the local shards.
-    return init_device_mesh(device.type, (size // each, each))
+    return init_device_mesh(device.type, (size // each, each), mesh_dim_names=("replicate", "fsdp"))["fsdp"]
 
 
 def _send_outline(model: PreTrainedModel) -> None:
