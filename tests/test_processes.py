@@ -61,7 +61,7 @@ def together(folder: Path, count: int, commands: list[list[str]], **environment:
     """All commands in one job."""
     file = folder / "commands.json"
     file.write_text(json.dumps(commands))
-    codes, said = Job(str(file), ranks=count, main=several.all_commands, **environment).wait(300)
+    codes, said = Job(str(file), ranks=count, main=several.all_commands, cwd=folder, **environment).wait(300)
     assert codes == [0] * count, said
 
 

@@ -6,6 +6,7 @@ import math
 import torch
 
 from alignrun import cli
+from alignrun.launch.compose import load
 from alignrun.planning.plan import make_plan
 from gpu_checks.measure import peak_bytes
 from gpu_checks.report import Section
@@ -36,7 +37,8 @@ def run(subject: Subject, section: Section, left: float) -> None:
     section.check("losses", [row["loss"] for row in steps], "finite", all(math.isfinite(row["loss"]) for row in steps))
     section.note("seconds of the last step", steps[-1]["seconds"], ESTIMATE if subject.large else "")
     section.note("completion tokens trained on, a second", steps[-1]["tokens_per_second"])
-    planned = make_plan(subject.config(*overrides, *subject.scale.headline)).peak
+    # What the run chose for `auto` is in its configuration.
+    planned = make_plan(load(folder / "config.yaml")).peak
     if subject.device.type == "cuda":
         section.near("peak in GiB", measured / GIB, planned / GIB, 0.15)
         section.note("memory of the card in GiB", torch.cuda.get_device_properties(subject.device).total_memory / GIB)

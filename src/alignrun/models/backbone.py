@@ -21,7 +21,7 @@ from alignrun.models.capabilities import check_passes, check_rows
 from alignrun.models.device import allow_tf32, lay_out_weights, resolve
 from alignrun.models.kernels import fuse
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
-from alignrun.models.sources import base_name, base_revision, load_model
+from alignrun.models.sources import base_name, base_revision, load_model, unloaded_model
 from alignrun.models.targets import ALL_LINEAR, left_out
 from alignrun.models.weights import unfit_weight
 
@@ -60,13 +60,16 @@ class Backbone:
         device, dtype = resolved.device, resolved.dtype
         allow_tf32(device, config.tf32)
         torch.manual_seed(seed)  # for random bases, then the adapter's random factor
-        model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
-        if adapter.name is not AdapterKind.qlora and not distributed.sharded():  # a quantised base is already in place
-            model.to(device)
-        if not getattr(model, "is_quantized", False) and (unfit := unfit_weight(model.named_parameters())):
-            raise InputError(f"model={config.name}: {unfit}: download or export the model again, or choose another one")
-        if adapter.name is AdapterKind.lora and not distributed.sharded():  # a frozen base
-            lay_out_weights(model)
+        fingerprint = None
+        if distributed.sharded():
+            model, fingerprint = _load_sharded(config, tokenizer, dtype, device)
+        else:
+            model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
+            if adapter.name is not AdapterKind.qlora:  # a quantised base is already in place
+                model.to(device)
+            _check_weights(model, config)
+            if adapter.name is AdapterKind.lora:  # a frozen base
+                lay_out_weights(model)
         if config.kernels is Kernels.liger:
             fuse(model, device)
         if config.checkpointing:
@@ -74,11 +77,8 @@ class Backbone:
             model.enable_input_require_grads()
         backbone = cls(model, tokenizer, config)
         backbone.products = adapters.products_dtype(adapter, dtype)
-        if distributed.sharded():
-            from alignrun.distributed.sharding import shard
-
-            _ = backbone.fingerprint  # needs the whole weights, so compute it before sharding
-            shard(model.requires_grad_(False), device)
+        if fingerprint is not None:
+            backbone.fingerprint = fingerprint
         backbone.settle()
         check_passes(model)
         return backbone
@@ -172,6 +172,41 @@ class Backbone:
     def fingerprint(self) -> str:
         """The `weights_digest` of the base, computed once: the base under adapters never changes."""
         return weights_digest(self.model)
+
+
+def _check_weights(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Refuse weights that cannot be used. Raises InputError."""
+    if not getattr(model, "is_quantized", False) and (unfit := unfit_weight(model.named_parameters())):
+        raise InputError(f"model={config.name}: {unfit}: download or export the model again, or choose another one")
+
+
+def _load_sharded(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, str]:
+    """The base, sharded over the processes, and its fingerprint.
+
+    The main process alone reads the weights; the others build the model without any and get their shards from it.
+
+    Raises:
+        InputError: as `load_model`, or its weights cannot be used.
+    """
+    from alignrun.distributed.sharding import shard
+
+    read = "", torch.get_rng_state(), None
+    with distributed.raise_together():
+        if distributed.is_main():
+            model = load_model(config, tokenizer, dtype).requires_grad_(False)
+            _check_weights(model, config)
+            # The whole weights are here only now; and random adapters come next, equal on all processes.
+            read = weights_digest(model), torch.get_rng_state(), model.generation_config
+    fingerprint, state, sampling = distributed.broadcast(read)
+    with distributed.raise_together():
+        if not distributed.is_main():
+            model = unloaded_model(config, tokenizer, dtype).requires_grad_(False)
+            model.generation_config = sampling
+            torch.set_rng_state(state)
+    shard(model, device)
+    return model, fingerprint
 
 
 def check_split(adapter: AdapterConfig) -> None:

@@ -105,6 +105,26 @@ def load_model(
     return model.eval()
 
 
+def unloaded_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model with its weights on the meta device, which takes no memory; one that is made here has them.
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    if config.source in (ModelSource.random, ModelSource.game):
+        return load_model(config, tokenizer, dtype)
+    architecture = load_architecture(config)
+    with loading(config, "architecture"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            architecture,
+            dtype=dtype,
+            attn_implementation=config.attention.value,
+            trust_remote_code=config.trust_remote_code,
+        )
+    model.name_or_path = locate(config)
+    return model.eval()
+
+
 def preview_prompt(config: ModelConfig, text: str) -> str | None:
     """A prompt as the model's template writes it; None where the template is on a hub that has not been asked."""
     if config.source in (ModelSource.random, ModelSource.game):
