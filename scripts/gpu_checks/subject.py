@@ -108,7 +108,10 @@ class Subject:
         tokenizer = byte_tokenizer()
         empty = [{"role": "user", "content": ""}]
         frame = len(tokenizer.apply_chat_template(empty, add_generation_prompt=True)["input_ids"])
-        return [f"{number:0{self.scale.prompt_tokens - frame}}" for number in range(max(self.scale.prompts) + 8)]
+        return [
+            f"case {number} ".ljust(self.scale.prompt_tokens - frame, "x")
+            for number in range(max(self.scale.prompts) + 8)
+        ]
 
     @cached_property
     def policy(self) -> Policy:

@@ -62,7 +62,7 @@ def test_layers_of_a_group_that_read_other_tensors_are_right_too() -> None:
 @torch.no_grad()
 def test_bfloat16_decoding_is_the_policy_that_is_trained() -> None:
     """Log-probabilities of decoding against those of a training pass: both round the same factors."""
-    policy, _ = load_policy("model.dtype=bfloat16")
+    policy, _ = load_policy("model.dtype=bfloat16", "adapter.compute_dtype=bfloat16")
     exact, _ = load_policy("model.dtype=bfloat16", "adapter.compute_dtype=float32")
     assert computed_in(policy.backbone.layers) is torch.bfloat16
     assert computed_in(exact.backbone.layers) is torch.float32
@@ -98,17 +98,18 @@ def test_gradients_of_bfloat16_products_are_those_of_float32_up_to_rounding() ->
 
 
 @pytest.mark.parametrize(
-    ("wanted", "base", "expected"),
+    ("wanted", "base", "device", "expected"),
     [
-        ("auto", torch.bfloat16, torch.bfloat16),
-        ("auto", torch.float32, torch.float32),
-        ("auto", torch.float16, torch.float32),
-        ("float32", torch.bfloat16, torch.float32),
-        ("bfloat16", torch.float32, torch.bfloat16),
+        ("auto", torch.bfloat16, "cuda", torch.bfloat16),
+        ("auto", torch.bfloat16, "cpu", torch.float32),
+        ("auto", torch.float32, "cuda", torch.float32),
+        ("auto", torch.float16, "cuda", torch.float32),
+        ("float32", torch.bfloat16, "cuda", torch.float32),
+        ("bfloat16", torch.float32, "cpu", torch.bfloat16),
     ],
 )
-def test_auto_follows_the_base(wanted: str, base: torch.dtype, expected: torch.dtype) -> None:
-    assert products_dtype(AdapterConfig(compute_dtype=Precision(wanted)), base) is expected
+def test_auto_follows_base_and_device(wanted: str, base: torch.dtype, device: str, expected: torch.dtype) -> None:
+    assert products_dtype(AdapterConfig(compute_dtype=Precision(wanted)), base, torch.device(device)) is expected
 
 
 def test_float16_products_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class AdapterConfig:
     alpha: float = 32.0
     """The low-rank product is scaled by alpha / rank."""
     compute_dtype: Precision = Precision.auto
-    """Precision of the low-rank products: `auto` (bfloat16 on a bfloat16 base, else float32), float32 or bfloat16.
+    """Precision of the low-rank products: `auto` (bfloat16 on CUDA with a bfloat16 base), float32 or bfloat16.
 
     The adapter's weights, their gradients' sums and AdamW's moments are float32 in any case.
     """

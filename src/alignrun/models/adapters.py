@@ -170,12 +170,12 @@ def quantization(config: AdapterConfig, device: torch.device, dtype: torch.dtype
     return bits_and_bytes(4, dtype, "adapter=qlora")
 
 
-def products_dtype(config: AdapterConfig, base: torch.dtype) -> torch.dtype:
+def products_dtype(config: AdapterConfig, base: torch.dtype, device: torch.device) -> torch.dtype:
     """The precision of low-rank products on a base of this dtype."""
     if config.compute_dtype is not Precision.auto:
         dtype: torch.dtype = getattr(torch, config.compute_dtype.value)
         return dtype
-    return torch.bfloat16 if base is torch.bfloat16 else torch.float32
+    return torch.bfloat16 if base is torch.bfloat16 and device.type == "cuda" else torch.float32
 
 
 def compute_in(layers: Sequence[LoraLayer], dtype: torch.dtype) -> None:

@@ -76,7 +76,7 @@ class Backbone:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         backbone = cls(model, tokenizer, config)
-        backbone.products = adapters.products_dtype(adapter, dtype)
+        backbone.products = adapters.products_dtype(adapter, dtype, device)
         if fingerprint is not None:
             backbone.fingerprint = fingerprint
         backbone.settle()

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.algorithms.common.workload import Workload, workload
-from alignrun.config import AdapterKind, Config
+from alignrun.config import AdapterKind, Config, Precision
 from alignrun.errors import AlignrunError, InputError, one_line
 from alignrun.generation.streams import Source, decoding_rows
-from alignrun.models.adapters import POLICY, add_adapter, lora_layers
+from alignrun.models.adapters import POLICY, add_adapter, lora_layers, products_dtype
 from alignrun.models.decoding.cache import capacity
 from alignrun.models.device import resolve
 from alignrun.models.loading_errors import remedy
@@ -241,9 +241,11 @@ def training_bytes(config: Config, prompts: int, accumulating: bool | None = Non
     )
     # QLoRA differs in how the base is held, and not in a pass.
     trained = AdapterKind.none if config.adapter.name is AdapterKind.none else AdapterKind.lora
-    adapter = replace(config.adapter, name=trained)
+    resolved = resolve(config.model, config.adapter, planning=True)
+    attention, dtype = config.model.attention.value, resolved.dtype
+    products = Precision(str(products_dtype(config.adapter, dtype, resolved.device)).removeprefix("torch."))
+    adapter = replace(config.adapter, name=trained, compute_dtype=products)
     architecture = planned_architecture(config.model)
-    attention, dtype = config.model.attention.value, planned_dtype(config)
     key = architecture.to_json_string(use_diff=False), repr(adapter), one_pass, attention, dtype
     if key not in _traced:
         with _predictable(config, "training"):

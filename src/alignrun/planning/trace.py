@@ -151,7 +151,7 @@ def _traced(
         model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention)
         if adapter.name is not AdapterKind.none:
             add_adapter(model, POLICY, adapter)
-            compute_in(lora_layers(model), products_dtype(adapter, dtype))
+            compute_in(lora_layers(model), products_dtype(adapter, dtype, torch.device("cpu")))
             apply_active(lora_layers(model))
     model.train(work.checkpointing)
     if work.checkpointing:
