@@ -107,6 +107,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     # Completions end at different times in the two, and so one must wait for the other.
     found["early"] = ["generation.max_new_tokens=160", "algo.samples_per_prompt=1", "evaluation.batch_size=2"]
     found["early"] += ["train.batch_size=2", "data.eval_size=2"]
+    found["drafted"] = ["algo=nash_md", "generation.opponents=drafted", "algo.mix_beta=0.5"]
     found["checkpointing"] = ["algo=nash_md", "model.gradient_checkpointing=true"]
     feedback = folder / "feedback"
     assert cli.main([*SMOKE, *found["reward_model"], f"run.dir={feedback}"]) == 0
@@ -123,6 +124,7 @@ CASES = [
     "early",
     "checkpointing",
     "learned",
+    "drafted",
 ]
 SPLIT_CASES = ["nash_md", "nash_mp", "ppo", "dpo", "reward_model", "checkpointing"]
 """Which of them also run with the base split: each kind of pass through a model once."""

@@ -11,7 +11,7 @@ from alignrun import distributed
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.batches import pieces, select, shared
 from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among, draw_apart
-from alignrun.algorithms.common.paired import Sides, joined, sample_pairs, worth
+from alignrun.algorithms.common.paired import Sides, always_paired, joined, may_pair, sample_pairs, worth
 from alignrun.algorithms.common.stacking import concatenate, pad, stack
 from alignrun.config import Engine, Opponents
 from alignrun.data.completions import opened
@@ -177,11 +177,11 @@ class Rollouts:
         """
         own, other = streams
         generation = self._tools.config.generation
-        able = generation.engine is Engine.native and self._tools.policy.rereads
-        if not (able and other.drafted and own.samples > 1) or generation.opponents is Opponents.independent:
-            return False
-        if generation.opponents is Opponents.drafted:
+        if always_paired(other, generation):
             return True
+        able = generation.engine is Engine.native and self._tools.policy.rereads
+        if not (able and may_pair(other)) or generation.opponents is Opponents.independent:
+            return False
         least = worth(other.source, own.samples * min(prompts, self._chunk or prompts), self._device)
         return self.measured[DRAFTED] >= least or (least <= 1 and step % AGAIN == 0)
 
