@@ -91,8 +91,8 @@ def sample_pairs(
     index = torch.tensor(distributed.share(len(prompts)), device=device)
     with distributed.raise_together():
         part = _sample(policy, select(prompts, index), opponent, sampling, uniforms[..., index])
-    lengths = [distributed.largest(side.tokens.shape[2]) for side in (part.ours, part.theirs)]
-    return map_parts(_padded(part, *lengths, sampling.pad_id), lambda rows: _gathered(rows, len(prompts)))
+    ours, theirs = (distributed.largest(side.tokens.shape[2]) for side in (part.ours, part.theirs))
+    return map_parts(_padded(part, ours, theirs, sampling.pad_id), lambda rows: _gathered(rows, len(prompts)))
 
 
 def joined(parts: Sequence[Sides], pad_id: int) -> Sides:

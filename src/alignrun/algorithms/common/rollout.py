@@ -153,14 +153,15 @@ class Rollouts:
         own, other = streams
         if not self.drafts(streams, len(prompts), step):
             self._drafted.append(0.0)
-            return Sides(*self.sample(prompts, streams, step))
+            ours, theirs = self.sample(prompts, streams, step)
+            return Sides(ours, theirs)
         generator = step_generator(self._device, self._tools.config.seed, step)
         chunks = []
         for part in pieces(prompts, self._chunk):
             chunks.append(sample_pairs(self._tools.policy, part, other.source, own.samples, self._sampling, generator))
             if len(part) < len(prompts):  # judged while the next are decoded
-                sides = (self.texts(side) for side in (chunks[-1].ours, chunks[-1].theirs))
-                texts = [text for side in sides for sample in side for text in sample]
+                both = (self.texts(side) for side in (chunks[-1].ours, chunks[-1].theirs))
+                texts = [text for side in both for sample in side for text in sample]
                 self._tools.preference.expect(part.texts * (2 * own.samples), texts)
         sides = joined(chunks, self._sampling.pad_id)
         assert sides.accepted is not None

@@ -20,7 +20,7 @@ class Workload:
     """Completions in one forward pass with a gradient."""
     drawn: tuple[Source, ...]
     """The source of every completion in the largest decoding loop; empty if nothing is sampled."""
-    continued: tuple[Source, ...]
+    continued: tuple[Role, ...]
     """The role of every row that reads a draft and may continue it, with room for two completions."""
     copies: int
     """Frozen policies in memory in addition to the trained policy and the base."""
@@ -51,7 +51,7 @@ def workload(config: Config) -> Workload:
     return Workload(
         learned=kind.learned or max(sum(stream.learned for stream in streams) for streams in declared),
         drawn=max(loops, key=decoding_rows),
-        continued=tuple(max(read, key=len, default=())),
+        continued=tuple(max(read, key=len, default=[])),
         copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
         half_steps=kind.half_steps,
         value=kind.value_function,
