@@ -52,7 +52,7 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
 def test_a_resumed_run_chooses_its_opponents_by_what_was_measured_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first draft is kept whole, since the policy is the reference; the second is not, and the third is not made."""
+    """The first draft is kept whole, since the policy is the reference; the second is not, and the third not made."""
     monkeypatch.setattr(rollout, "worth", lambda *_: 0.999)
     run = tmp_path / "run"
     small = ["algo=nash_md", "generation.max_new_tokens=8", "algo.mix_beta=0.5", "data.eval_size=2"]

@@ -51,7 +51,7 @@ def workload(config: Config) -> Workload:
     return Workload(
         learned=kind.learned or max(sum(stream.learned for stream in streams) for streams in declared),
         drawn=max(loops, key=decoding_rows),
-        continued=tuple(max(read, key=len, default=[])),
+        continued=tuple(max(read, key=len)) if read else (),
         copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
         half_steps=kind.half_steps,
         value=kind.value_function,
