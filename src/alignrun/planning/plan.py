@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.algorithms.common.workload import Workload, workload
-from alignrun.config import AdapterKind, Config, Precision
+from alignrun.config import AdapterKind, Config, Opponents, Precision
 from alignrun.errors import AlignrunError, InputError, one_line
 from alignrun.generation.streams import Source, decoding_rows
 from alignrun.models.adapters import POLICY, add_adapter, lora_layers
@@ -166,7 +166,16 @@ def peak_sampling(config: Config) -> int:
 
 def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
     prompts = config.generation.batch_size or config.train.batch_size
-    return sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
+    drawn = sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
+    return max(drawn, _continuing_bytes(config, work, prompts, dtype))
+
+
+def _continuing_bytes(config: Config, work: Workload, prompts: int, dtype: torch.dtype) -> int:
+    """Drafts that are continued: their rejected tokens stay in the cache. By itself, a run drafts only on a CPU."""
+    on_cpu = resolve(config.model, config.adapter, planning=True).device.type == "cpu"
+    if not work.continued or not (on_cpu or config.generation.opponents is Opponents.drafted):
+        return 0
+    return sampling_bytes(config, work.continued, prompts, dtype, 2 * config.generation.max_new_tokens)
 
 
 def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
@@ -177,15 +186,17 @@ def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int
     return sampling_bytes(config, (Role.policy, Role.reference), prompts, dtype)
 
 
-def sampling_bytes(config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype) -> int:
-    """Memory of one decoding loop: the key-value cache, and the logits of a step."""
+def sampling_bytes(
+    config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype, new_tokens: int | None = None
+) -> int:
+    """Memory of one decoding loop: the key-value cache of so many new tokens, and the logits of a step."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
     width = torch.finfo(dtype).bits // 8
     sequences = len(sources) * prompts
     rows = decoding_rows(sources) * prompts
     mixed = rows - sequences
-    tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
+    tokens = capacity(_prompt_tokens(config), new_tokens or config.generation.max_new_tokens)
     kept = _kept(config, architecture)
     cache = rows * (tokens * kept.by_token + kept.state) * width
     # The model's logits are alive throughout. A mixture needs three more tensors for its log-probabilities, while those
@@ -265,7 +276,7 @@ def largest_batches(
     enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * new)))
     few, more = (_training_bytes(traced, work, dtype, prompts) for prompts in (enough, enough + 1))
     each = max(1, more - few)
-    drawn = max(1, sampling_bytes(config, work.drawn, 1, dtype))
+    drawn = max(1, _drawing_bytes(replace(config, generation=replace(config.generation, batch_size=1)), work, dtype))
     size = count_parameters(traced)
     judging = MemoryPlan(size, 0, 0, 0, 0, 0, tuple(_judges(config)))
     fits = {}

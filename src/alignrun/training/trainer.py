@@ -105,6 +105,9 @@ class Trainer:
             self._skipped = int(state.get("skipped", 0))
             examples = int(state.get("examples", saved.step * batch_size))
             evaluated = bool(state["evaluated"])
+            self._algorithm.measured.update(
+                {name: float(state["measured"][name]) for name in state.get("measured", {})}
+            )
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
             raise InputError(
                 f"{saved.path}: its state is not what this version writes ({type(error).__name__}: "
@@ -353,6 +356,7 @@ class Trainer:
                 "evaluated": progressed.evaluated,
                 "examples": progressed.examples,
                 "skipped": self._skipped,
+                "measured": self._algorithm.measured,
             },
             self._config.train.keep_checkpoints,
         )

@@ -8,8 +8,9 @@ import torch
 from alignrun import distributed
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.drafting import Drafting, draft_role
-from alignrun.algorithms.common.rollout import Rollouts, pad, stack, step_generator, step_seed
+from alignrun.algorithms.common.rollout import Rollouts, step_generator, step_seed
 from alignrun.algorithms.common.serving import ServedPolicy
+from alignrun.algorithms.common.stacking import pad, stack
 from alignrun.config import Config, Engine
 from alignrun.generation.server.protocol import Ask, Drawn, prompt_seed, real_tokens
 from alignrun.generation.streams import Stream, roles_of

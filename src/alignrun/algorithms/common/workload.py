@@ -1,11 +1,12 @@
 """The workload of a training step for the memory plan, derived from the algorithm's declarations."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common.opponents import BOTH_ORDERS
-from alignrun.config import Config
-from alignrun.generation.streams import Source, decoding_rows, roles_of
+from alignrun.config import Config, Opponents
+from alignrun.generation.streams import Source, Stream, decoding_roles, decoding_rows, roles_of
 from alignrun.preferences import base as preferences
 from alignrun.types import Role
 
@@ -18,6 +19,8 @@ class Workload:
     """Completions in one forward pass with a gradient."""
     drawn: tuple[Source, ...]
     """The source of every completion in the largest decoding loop; empty if nothing is sampled."""
+    continued: tuple[Source, ...]
+    """The role of every row that reads a draft and may continue it, with room for two completions."""
     copies: int
     """Frozen policies in memory in addition to the trained policy and the base."""
     half_steps: bool
@@ -34,13 +37,34 @@ def workload(config: Config) -> Workload:
     declared = kind.declared(config)
     by_pair = kind.online and preferences.discover()[config.preference.name].by_pair(config.preference)
     opponents = getattr(config.algo, "opponents_per_sample", None)
-    loops = [tuple(stream.source for stream in streams for _ in range(stream.samples)) for streams in declared]
-    sampled = {role for loop in loops for source in loop for role in roles_of(source)}
+    wanted = config.generation.opponents
+    sampled = {role for streams in declared for stream in streams for role in roles_of(stream.source)}
+    loops = [
+        _sources(one for one in streams if wanted is not Opponents.drafted or not _paired(one)) for streams in declared
+    ]
+    read = [
+        decoding_roles([Role.policy, one.source]) * one.samples
+        for streams in declared
+        for one in streams
+        if _paired(one)
+    ]
+    drafts = [] if wanted is Opponents.independent else [roles for roles in read if {*roles} != {Role.policy}]
     return Workload(
         learned=kind.learned or max(sum(stream.learned for stream in streams) for streams in declared),
         drawn=max(loops, key=decoding_rows),
+        continued=tuple(max(drafts, key=len, default=())),
         copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
         half_steps=kind.half_steps,
         value=kind.value_function,
         questions=BOTH_ORDERS * kind.pairs(config, opponents) if by_pair else 0,
     )
+
+
+def _paired(stream: Stream) -> bool:
+    """Whether its completions may be drafted by the policy's."""
+    return stream.drafted and stream.samples > 1
+
+
+def _sources(streams: Iterable[Stream]) -> tuple[Source, ...]:
+    """The source of every completion."""
+    return tuple(stream.source for stream in streams for _ in range(stream.samples))
