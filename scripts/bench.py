@@ -211,6 +211,7 @@ def run_ours(options: argparse.Namespace) -> None:
 
     turns = Turns()
     turns.watch_sampling(rollout, "sample_streams")
+    turns.watch_sampling(rollout, "sample_pairs")
     step = Trainer.train_step
 
     def in_turn(trainer: Trainer, number: int) -> dict[str, float]:

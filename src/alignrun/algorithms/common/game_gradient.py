@@ -9,9 +9,10 @@ from torch import Tensor
 from alignrun.algorithms.base import Loss
 from alignrun.algorithms.common.online import OnlineAlgorithm
 from alignrun.algorithms.common.opponents import pairs_against, pairs_apart
+from alignrun.algorithms.common.paired import always_paired
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_opponents
-from alignrun.config import Config, Opponents, require, schema
+from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Source, Stream
 from alignrun.objectives.nash import policy_gradient_loss, suffix_advantages
 from alignrun.types import Completions, PromptBatch, Role
@@ -77,7 +78,7 @@ class GameGradient(OnlineAlgorithm):
     def pairs(cls, config: Config, opponents: int | None = None) -> int:
         """Each completion of the policy against some of the opponent's, but not the one that it drafted."""
         samples = config.algo.samples_per_prompt
-        if config.generation.opponents is Opponents.drafted and samples > 1:
+        if all(always_paired(theirs, config.generation) for _, theirs in cls.declared(config)):
             return pairs_apart(samples, opponents)
         return pairs_against(samples, samples, opponents)
 

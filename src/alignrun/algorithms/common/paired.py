@@ -21,8 +21,9 @@ from torch import Tensor
 from alignrun import distributed
 from alignrun.algorithms.common.batches import select
 from alignrun.algorithms.common.stacking import concatenate, pad, stack
+from alignrun.config import Engine, GenerationConfig, Opponents
 from alignrun.generation.decode import Decoder, Sampling, sample_completions
-from alignrun.generation.streams import Source, decoding_roles, roles_of
+from alignrun.generation.streams import Source, Stream, decoding_roles, roles_of
 from alignrun.generation.verify import Verified, verify
 from alignrun.models.decoding.decoder import CachedDecoder, JoinedDecoder
 from alignrun.models.policy import Policy
@@ -49,16 +50,27 @@ class Sides:
     """[B, K, T] log π/μ of ours at the sampling temperature, if it is known."""
 
 
+def may_pair(stream: Stream) -> bool:
+    """Whether a stream may be drafted at all: not for one sample, since none is left for it to meet."""
+    return stream.drafted and stream.samples > 1
+
+
+def always_paired(stream: Stream, generation: GenerationConfig) -> bool:
+    """Whether a stream is drafted at every step: if configured so, or by itself if its source is the policy."""
+    if not may_pair(stream) or generation.engine is not Engine.native:
+        return False
+    alone = roles_of(stream.source) == (Role.policy,)
+    return generation.opponents is Opponents.drafted or (alone and generation.opponents is Opponents.auto)
+
+
 def worth(opponent: Source, drafts: int, device: torch.device) -> float:
     """The least share of accepted tokens at which drafting N opponents costs less than drawing them; above 1: never.
 
-    The policy itself accepts all of its samples without a read. Otherwise the costs, per token of the drafts and in
+    The costs, per token of the drafts and in
     units of a decoded token, are those of the rows saved, of the reads, and of the second loop of decoding; if the
     drafts are read under μ, the loss need not do so. They were measured on a CPU, so elsewhere this says never.
     """
     rows = roles_of(opponent)
-    if rows == (Role.policy,):
-        return 0.0
     if device.type != "cpu":
         return math.inf
     reads = len({Role.policy, *rows}) - (Role.reference in rows)
@@ -79,8 +91,8 @@ def sample_pairs(
     index = torch.tensor(distributed.share(len(prompts)), device=device)
     with distributed.raise_together():
         part = _sample(policy, select(prompts, index), opponent, sampling, uniforms[..., index])
-    lengths = [distributed.largest(side.tokens.shape[2]) for side in (part.ours, part.theirs)]
-    return map_parts(_padded(part, *lengths, sampling.pad_id), lambda rows: _gathered(rows, len(prompts)))
+    ours, theirs = (distributed.largest(side.tokens.shape[2]) for side in (part.ours, part.theirs))
+    return map_parts(_padded(part, ours, theirs, sampling.pad_id), lambda rows: _gathered(rows, len(prompts)))
 
 
 def joined(parts: Sequence[Sides], pad_id: int) -> Sides:

@@ -11,7 +11,7 @@ from alignrun import distributed
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.batches import pieces, select, shared
 from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among, draw_apart
-from alignrun.algorithms.common.paired import Sides, joined, sample_pairs, worth
+from alignrun.algorithms.common.paired import Sides, always_paired, joined, may_pair, sample_pairs, worth
 from alignrun.algorithms.common.stacking import concatenate, pad, stack
 from alignrun.config import Engine, Opponents
 from alignrun.data.completions import opened
@@ -153,14 +153,15 @@ class Rollouts:
         own, other = streams
         if not self.drafts(streams, len(prompts), step):
             self._drafted.append(0.0)
-            return Sides(*self.sample(prompts, streams, step))
+            ours, theirs = self.sample(prompts, streams, step)
+            return Sides(ours, theirs)
         generator = step_generator(self._device, self._tools.config.seed, step)
         chunks = []
         for part in pieces(prompts, self._chunk):
             chunks.append(sample_pairs(self._tools.policy, part, other.source, own.samples, self._sampling, generator))
             if len(part) < len(prompts):  # judged while the next are decoded
-                sides = (self.texts(side) for side in (chunks[-1].ours, chunks[-1].theirs))
-                texts = [text for side in sides for sample in side for text in sample]
+                both = (self.texts(side) for side in (chunks[-1].ours, chunks[-1].theirs))
+                texts = [text for side in both for sample in side for text in sample]
                 self._tools.preference.expect(part.texts * (2 * own.samples), texts)
         sides = joined(chunks, self._sampling.pad_id)
         assert sides.accepted is not None
@@ -177,11 +178,11 @@ class Rollouts:
         """
         own, other = streams
         generation = self._tools.config.generation
-        able = generation.engine is Engine.native and self._tools.policy.rereads
-        if not (able and other.drafted and own.samples > 1) or generation.opponents is Opponents.independent:
-            return False
-        if generation.opponents is Opponents.drafted:
+        if always_paired(other, generation):
             return True
+        able = generation.engine is Engine.native and self._tools.policy.rereads
+        if not (able and may_pair(other)) or generation.opponents is Opponents.independent:
+            return False
         least = worth(other.source, own.samples * min(prompts, self._chunk or prompts), self._device)
         return self.measured[DRAFTED] >= least or (least <= 1 and step % AGAIN == 0)
 

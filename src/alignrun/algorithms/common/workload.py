@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common.opponents import BOTH_ORDERS
+from alignrun.algorithms.common.paired import always_paired, may_pair
 from alignrun.config import Config, Opponents
 from alignrun.generation.streams import Source, Stream, decoding_roles, decoding_rows, roles_of
 from alignrun.preferences import base as preferences
@@ -19,7 +20,7 @@ class Workload:
     """Completions in one forward pass with a gradient."""
     drawn: tuple[Source, ...]
     """The source of every completion in the largest decoding loop; empty if nothing is sampled."""
-    continued: tuple[Source, ...]
+    continued: tuple[Role, ...]
     """The role of every row that reads a draft and may continue it, with room for two completions."""
     copies: int
     """Frozen policies in memory in addition to the trained policy and the base."""
@@ -37,22 +38,20 @@ def workload(config: Config) -> Workload:
     declared = kind.declared(config)
     by_pair = kind.online and preferences.discover()[config.preference.name].by_pair(config.preference)
     opponents = getattr(config.algo, "opponents_per_sample", None)
-    wanted = config.generation.opponents
     sampled = {role for streams in declared for stream in streams for role in roles_of(stream.source)}
-    loops = [
-        _sources(one for one in streams if wanted is not Opponents.drafted or not _paired(one)) for streams in declared
-    ]
-    read = [
-        decoding_roles([Role.policy, one.source]) * one.samples
+    generation = config.generation
+    loops = [_sources(one for one in streams if not always_paired(one, generation)) for streams in declared]
+    pairs = [
+        one
         for streams in declared
         for one in streams
-        if _paired(one)
+        if may_pair(one) and generation.opponents is not Opponents.independent
     ]
-    drafts = [] if wanted is Opponents.independent else [roles for roles in read if {*roles} != {Role.policy}]
+    read = [decoding_roles([Role.policy, one.source]) * one.samples for one in pairs if _differs(one.source)]
     return Workload(
         learned=kind.learned or max(sum(stream.learned for stream in streams) for streams in declared),
         drawn=max(loops, key=decoding_rows),
-        continued=tuple(max(drafts, key=len, default=())),
+        continued=tuple(max(read, key=len, default=[])),
         copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
         half_steps=kind.half_steps,
         value=kind.value_function,
@@ -60,9 +59,9 @@ def workload(config: Config) -> Workload:
     )
 
 
-def _paired(stream: Stream) -> bool:
-    """Whether its completions may be drafted by the policy's."""
-    return stream.drafted and stream.samples > 1
+def _differs(source: Source) -> bool:
+    """Whether a source is not the policy itself, whose opponents are its samples as they are."""
+    return roles_of(source) != (Role.policy,)
 
 
 def _sources(streams: Iterable[Stream]) -> tuple[Source, ...]:
