@@ -101,6 +101,7 @@ ALIASES = {
     "temperature": "generation.temperature",
     "vllm_server": "generation.server_url",
     "vllm_server_base_url": "generation.server_url",
+    "vllm_importance_sampling_cap": "generation.server_weight_cap",
     "report_to": "tracker",
     "run_name": "tracker.name",
     "wandb_project": "tracker.project",

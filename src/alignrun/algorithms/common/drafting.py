@@ -103,16 +103,13 @@ class Drafting:
         while True:
             rounds += 1
             known, width = state.known[live], int(state.mask[live].sum(1).max())
-            drafted, log_q = (
-                Completions(state.tokens[live, :width], state.mask[live, :width]),
-                state.log_q[live, :width],
-            )
+            drafted = Completions(state.tokens[live, :width], state.mask[live, :width])
             new = drafted.mask & (torch.arange(width, device=live.device) >= known[:, None])
             accept = torch.where(new, accepting[live, :width], 0.0)  # what is known was accepted before
             batch = self._batch(prompts, drafted, accept, redrawing[live, :width], live, samples)
             verified = self._verify(batch, source, sampling)
 
-            ratio = torch.where(new, verified.log_probs - log_q, 0.0)
+            ratio = torch.where(new, verified.log_probs - state.log_q[live, :width], 0.0)
             tokens, divergence = tokens + int(new.sum()), divergence + float(kl_k3(-ratio).sum())
             self._largest = max(self._largest, float(ratio.max().exp()))
             state.keep(live, verified.prefix)
@@ -168,7 +165,8 @@ class Drafting:
         found = verify(drafts, drafted_from, source, sampling, read, accepting, redrawing)
         columns = found.ended[:, None], found.rejected[:, None]
         parts = found.prefix.tokens, found.prefix.mask, log_probs.reshape(drafts.tokens.shape), *columns
-        return torch.cat([part.double() for part in parts], 1).unflatten(0, batch.accepting.shape[:2])
+        packed = torch.cat([part.double() for part in parts], 1)
+        return packed.reshape(*batch.accepting.shape[:2], -1)
 
 
 @dataclass(frozen=True, slots=True)

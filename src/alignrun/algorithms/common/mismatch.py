@@ -33,7 +33,7 @@ def mismatch_metrics(completions: Completions, log_probs: Tensor) -> dict[str, T
         return {}
     lengths = completions.mask.sum(1).clamp(min=1)
     # The samples are of q, so that Δ = log q/π.
-    return {KL: (kl_k3(-ratio).sum(1) / lengths).sum(), f"{KL}_k1": (kl_k1(-ratio) / lengths).sum()}
+    return {KL: (kl_k3(-ratio).sum(1) / lengths).sum(), f"{KL}_k1": (kl_k1(-ratio).sum(1) / lengths).sum()}
 
 
 def check_mismatch(config: Config, kl: float, what: str = "the completions") -> None:

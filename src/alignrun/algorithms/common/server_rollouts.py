@@ -42,7 +42,8 @@ class ServerRollouts(Rollouts):
         self._drafting = Drafting(tools)
 
     def drain(self) -> dict[str, float]:
-        """What happened to the drafts since the last call."""
+        """What happened to the drafts of mixtures since the last call."""
+        super().drain()  # no opponent is drafted by the policy's samples
         return self._drafting.drain()
 
     def _draw(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:

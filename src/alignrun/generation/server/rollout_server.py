@@ -8,6 +8,7 @@ Shape legend: B prompts, T completion tokens.
 import asyncio
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -255,4 +256,9 @@ class RolloutServer:
             async with self._client.connect() as connection:
                 return await self._client.send(connection, path, body, **options)
 
-        return asyncio.run(alone())
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(alone())
+        with ThreadPoolExecutor(1) as thread:  # closed by the garbage collector amid the requests of another
+            return thread.submit(asyncio.run, alone()).result()
