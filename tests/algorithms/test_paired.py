@@ -14,9 +14,12 @@ from alignrun.algorithms.common import paired
 from alignrun.algorithms.common.game_gradient import GameGradient, Judged
 from alignrun.algorithms.common.paired import pair, sample_pairs, worth
 from alignrun.algorithms.common.rollout import AGAIN, DRAFTED, sample_streams, sampling_of, step_generator
+from alignrun.errors import InputError
 from alignrun.generation.decode import sample_completions
 from alignrun.generation.streams import Source, decoding_roles
 from alignrun.generation.verify import verify
+from alignrun.launch.checks import check
+from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.types import Completions, PromptBatch, Role
 
@@ -248,3 +251,44 @@ def test_drafting_is_chosen_by_what_the_last_drafts_kept_and_never_by_this_step(
     assert not chosen(1.0, 0, "algo=nash_ema")
     assert chosen(0.0, 1, "algo=self_play")
     assert worth(mixture(0.125), 256, torch.device("cuda")) == math.inf
+
+
+def test_prompts_in_pieces_are_drafted_and_judged_as_one_batch() -> None:
+    policy, config = load_policy(
+        "algo.samples_per_prompt=3", "generation.batch_size=2", "generation.max_new_tokens=6",
+        "generation.opponents=drafted", "algo.mix_beta=0.5",
+    )  # fmt: skip
+    algorithm = discover()["nash_md"](config.algo, Tools(policy, Compared(lambda _, a, b: torch.rand(len(a))), config))
+    prompts, _ = random_batch(policy, prompts=5)
+    streams = algorithm.streams(config, 0)
+    sides = algorithm.rollouts.opposed(prompts, streams, 0)
+    again = algorithm.rollouts.opposed(prompts, streams, 0)
+    assert torch.equal(sides.theirs.tokens, again.theirs.tokens)
+    assert sides.accepted is not None
+    assert sides.accepted.shape == (5, 3)
+    assert algorithm.drain()[DRAFTED] == pytest.approx(float(sides.accepted.sum() / sides.theirs.mask.sum()))
+    (batch,) = algorithm.collect(prompts, 0)
+    known, anew = (algorithm.loss(one) for one in (batch, replace(batch, log_ratio=None)))
+    torch.testing.assert_close(known.total, anew.total, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(known.metrics["kl"], anew.metrics["kl"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["algo=online_ipo"], "algo=online_ipo has no opponent that its samples can draft"),
+        (["algo=nash_md", "algo.samples_per_prompt=1"], "algo.samples_per_prompt=1 leaves no opponent"),
+        (["generation.engine=server", "generation.server_url=http://localhost:1"], "a rollout server drafts mixtures"),
+    ],
+)
+def test_drafts_that_cannot_be_are_refused(overrides: list[str], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        check(compose(["experiment=smoke", "generation.opponents=drafted", *overrides]))
+
+
+def test_a_model_with_windows_cannot_continue_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, config = load_policy("generation.opponents=drafted")
+    monkeypatch.setattr(Policy, "rereads", False)
+    tools = Tools(policy, Compared(lambda *_: torch.empty(0)), config)
+    with pytest.raises(InputError, match="full attention"):
+        discover()["nash_md"](config.algo, tools)
