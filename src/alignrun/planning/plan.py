@@ -171,9 +171,9 @@ def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
 
 
 def _continuing_bytes(config: Config, work: Workload, prompts: int, dtype: torch.dtype) -> int:
-    """Drafts that are continued: their rejected tokens stay in the cache. By itself, a run drafts only on a CPU."""
-    on_cpu = resolve(config.model, config.adapter, planning=True).device.type == "cpu"
-    if not work.continued or not (on_cpu or config.generation.opponents is Opponents.drafted):
+    """Drafts that are continued: their rejected tokens stay in the cache. `auto` drafts on a CPU alone."""
+    drafting = config.generation.opponents is Opponents.drafted or config.model.device == "cpu"
+    if not work.continued or not drafting:
         return 0
     return sampling_bytes(config, work.continued, prompts, dtype, 2 * config.generation.max_new_tokens)
 

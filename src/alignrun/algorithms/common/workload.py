@@ -48,10 +48,11 @@ def workload(config: Config) -> Workload:
         if may_pair(one) and generation.opponents is not Opponents.independent
     ]
     read = [decoding_roles([Role.policy, one.source]) * one.samples for one in pairs if _differs(one.source)]
+    widest: list[Role] = max(read, key=len) if read else []
     return Workload(
         learned=kind.learned or max(sum(stream.learned for stream in streams) for streams in declared),
         drawn=max(loops, key=decoding_rows),
-        continued=tuple(max(read, key=len)) if read else (),
+        continued=tuple(widest),
         copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
         half_steps=kind.half_steps,
         value=kind.value_function,
