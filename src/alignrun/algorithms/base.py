@@ -225,6 +225,11 @@ class Algorithm(ABC):
         kept = (self.tools.policy.snapshot_weights(role) for role in self.snapshots)
         return {name: weight for weights in kept for name, weight in weights.items()}
 
+    @property
+    def measured(self) -> dict[str, float]:
+        """Measurements that the next steps depend on, for the checkpoint; resuming updates the dictionary in place."""
+        return {}
+
     def exports(self) -> Mapping[str, Callable[[Path], None]]:
         """Further exports of a finished run next to `adapter/`: a writer for each folder name."""
         return {}

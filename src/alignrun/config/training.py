@@ -19,6 +19,17 @@ class Engine(str, Enum):
     """A vLLM or SGLang server with the same base, which loads the adapters."""
 
 
+class Opponents(str, Enum):
+    """Where the completions of an opponent near the policy come from, in the native engine."""
+
+    auto = "auto"
+    """`drafted` while that is faster, by the share of the drafts that was kept last; otherwise `independent`."""
+    drafted = "drafted"
+    """The policy's own samples, verified and continued; a sample does not meet the opponent that it drafted."""
+    independent = "independent"
+    """Draws of their own."""
+
+
 class ServerKind(str, Enum):
     """The protocol of the rollout server."""
 
@@ -40,6 +51,7 @@ class GenerationConfig:
     """Divides the logits of policy and reference, in sampling and in every log-probability."""
     batch_size: Any = AUTO
     """Prompts decoded together, null for the whole batch; auto: on a GPU the most that fit it, else the whole batch."""
+    opponents: Opponents = Opponents.auto
     engine: Engine = Engine.native
     server_url: str | None = None
     """The server, such as http://localhost:8000; set its API key, if any, in $ALIGNRUN_ROLLOUT_API_KEY."""

@@ -54,6 +54,7 @@ def sample_completions(
     uniforms: Tensor,
     temperatures: Sequence[float] | None = None,
     watch: Callable[[Tensor], None] | None = None,
+    limits: Tensor | None = None,
 ) -> list[Completions]:
     """Draw one completion of every prompt from each source: a role, or y ~ Π_n softmax((1−β) log π + β log μ).
 
@@ -68,6 +69,7 @@ def sample_completions(
         uniforms: [T, K, B] float64 in [0, 1) on the decoder's device, one number per token.
         temperatures: one per source; by default all use that of `sampling`.
         watch: gets each position as it is drawn, [K·B] token ids with padding where a completion has ended.
+        limits: [K, B] the largest number of tokens of each, from 1 to that of `sampling`, which is the default.
 
     Returns:
         For each source, completions [B, T] of the B prompts, with T the longest length drawn.
@@ -106,6 +108,8 @@ def sample_completions(
         if watch is not None:
             watch(tokens[:, position])
         done = done | torch.isin(drawn, stop)
+        if limits is not None:
+            done = done | (limits.flatten()[index] <= position + 1)
         if position + 1 == length:
             break
         if (position + 1) % check_every == 0:

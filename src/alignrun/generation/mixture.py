@@ -35,5 +35,6 @@ def mix_log_probs(policy_logits: Tensor, reference_logits: Tensor, mix_beta: flo
 def source_log_probs(source: Source, logits: Sequence[Tensor]) -> Tensor:
     """[..., V] log-probabilities of a source before temperature and truncation, from logits of `roles_of(source)`."""
     if isinstance(source, Mixture) and len(logits) == 2:
-        return mix_log_probs(*logits, source.beta)
+        first, second = logits
+        return mix_log_probs(first, second, source.beta)
     return _log_softmax(logits[0])

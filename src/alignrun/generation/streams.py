@@ -35,6 +35,8 @@ class Stream:
     """The number of them that pass the model again with a gradient."""
     temperature: float | None = None
     """The temperature; None means `generation.temperature`."""
+    drafted: bool = False
+    """Whether its sample j may be drafted by sample j of the stream before it, and then depend on it."""
 
 
 def roles_of(source: Source) -> tuple[Role, ...]:

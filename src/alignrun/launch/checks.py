@@ -5,7 +5,16 @@ from typing import Any, TypeVar
 
 from alignrun import distributed
 from alignrun.algorithms.base import Algorithm, discover
-from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSource, ReferenceKind, ServerKind
+from alignrun.config import (
+    AdapterConfig,
+    AdapterKind,
+    Config,
+    Engine,
+    ModelSource,
+    Opponents,
+    ReferenceKind,
+    ServerKind,
+)
 from alignrun.errors import InputError
 from alignrun.generation.server.dialect import SGLANG, VLLM, supported_rank
 from alignrun.models.adapters import quantization
@@ -41,6 +50,7 @@ def check(config: Config) -> None:
             "config: generation.engine=server receives an adapter at every step: use adapter=lora or qlora"
         )
     check_server(config, kind)
+    check_opponents(config, kind)
     resolved = resolve(config.model, config.adapter)
     check_split(config.adapter)
     if distributed.sharded() and config.model.cuda_graphs is True and resolved.device.type == "cuda":
@@ -68,6 +78,23 @@ def check_length(config: Config) -> None:
             f"config: optim.warmup_steps={warmup} is more than train.steps={steps}, the whole run: lower it, as with "
             "optim.warmup_steps=0"
         )
+
+
+def check_opponents(config: Config, kind: type[Algorithm]) -> None:
+    """Refuse `generation.opponents=drafted` where no opponent can be. Raises InputError."""
+    if config.generation.opponents is not Opponents.drafted:
+        return
+    if config.generation.engine is Engine.server:
+        reason = "a rollout server drafts mixtures by itself"
+    elif distributed.sharded():
+        reason = "a base sharded by --use_fsdp cannot continue drafts"
+    elif not any(stream.drafted for stream in kind.streams(config, 0)):
+        reason = f"algo={config.algo.name} has no opponent that its samples can draft"
+    elif all(stream.samples == 1 for stream in kind.streams(config, 0)):
+        reason = "algo.samples_per_prompt=1 leaves no opponent that a sample has not drafted"
+    else:
+        return
+    raise InputError(f"config: generation.opponents=drafted: {reason}: leave it out")
 
 
 def check_server(config: Config, kind: type[Algorithm]) -> None:

@@ -27,6 +27,7 @@ from alignrun.models.cards import (
     write_card,
     write_policy_readme,
 )
+from alignrun.models.decoding.cache import plain_attention
 from alignrun.models.decoding.decoder import CachedDecoder, JoinedDecoder, check_replay
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.hidden import hidden_states, packed_hidden_states
@@ -168,6 +169,13 @@ class Policy:
         parts = [CachedDecoder(self._module(role), prompts, [None], replay) for role in roles]
         return parts[0] if len(parts) == 1 else JoinedDecoder(parts, len(prompts))
 
+    @property
+    def rereads(self) -> bool:
+        """Whether a decoder can read drafts and go on after a part of them: `CachedDecoder.read` and `hide`."""
+        return (
+            plain_attention(self.model.config) and not distributed.sharded()
+        )  # sharded: passes would differ in number
+
     @cached_property
     def _replays(self) -> bool:
         """Whether to record and replay decoding steps."""
@@ -216,12 +224,13 @@ class Policy:
                 read = hidden_states(self._module(role), prompts, completions.tokens[:, :-1], completions.mask[:, :-1])
             hidden[role] = read.flatten(0, 1)
 
-        @torch.no_grad()
-        def at(role: Role, places: Tensor) -> Tensor:
-            with self._as(role):
-                return self._head(self._module(role))(hidden[role][places])
+        return lambda role, places: self.head_logits(role, hidden[role][places])
 
-        return at
+    @torch.no_grad()
+    def head_logits(self, role: Role, hidden: Tensor) -> Tensor:
+        """[n, V] logits of hidden states [n, D] under a role, without a gradient."""
+        with self._as(role):
+            return self._head(self._module(role))(hidden)
 
     def packed_log_probs(self, batch: PackedBatch) -> Tensor:
         """[M] log π(y_n | x, y_<n) of the M target tokens of packed demonstrations, in order, with their gradient."""

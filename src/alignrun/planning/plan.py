@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.algorithms.common.workload import Workload, workload
-from alignrun.config import AdapterKind, Config, Precision
+from alignrun.config import AdapterKind, Config, Opponents, Precision
 from alignrun.errors import AlignrunError, InputError, one_line
 from alignrun.generation.streams import Source, decoding_rows
 from alignrun.models.adapters import POLICY, add_adapter, lora_layers, products_dtype
@@ -163,8 +163,17 @@ def peak_sampling(config: Config) -> int:
 
 def drawing_bytes(config: Config, prompts: int) -> int:
     """Bytes of a decoding loop of training; 0 where nothing is sampled."""
-    work = workload(config)
-    return sampling_bytes(config, work.drawn, prompts, planned_dtype(config)) if work.drawn else 0
+    work, dtype = workload(config), planned_dtype(config)
+    drawn = sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
+    return max(drawn, _continuing_bytes(config, work, prompts, dtype))
+
+
+def _continuing_bytes(config: Config, work: Workload, prompts: int, dtype: torch.dtype) -> int:
+    """Drafts that are continued: their rejected tokens stay in the cache. `auto` drafts on a CPU alone."""
+    drafting = config.generation.opponents is Opponents.drafted or config.model.device == "cpu"
+    if not work.continued or not drafting:
+        return 0
+    return sampling_bytes(config, work.continued, prompts, dtype, 2 * config.generation.max_new_tokens)
 
 
 def evaluation_bytes(config: Config) -> int:
@@ -178,15 +187,17 @@ def evaluation_bytes(config: Config) -> int:
     return sampling_bytes(config, (Role.policy, Role.reference), prompts, planned_dtype(config))
 
 
-def sampling_bytes(config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype) -> int:
-    """Memory of one decoding loop: the key-value cache, and the logits of a step."""
+def sampling_bytes(
+    config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype, new_tokens: int | None = None
+) -> int:
+    """Memory of one decoding loop: the key-value cache of so many new tokens, and the logits of a step."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
     width = torch.finfo(dtype).bits // 8
     sequences = len(sources) * prompts
     rows = decoding_rows(sources) * prompts
     mixed = rows - sequences
-    tokens = capacity(prompt_tokens(config), config.generation.max_new_tokens)
+    tokens = capacity(prompt_tokens(config), new_tokens or config.generation.max_new_tokens)
     kept = _kept(config, architecture)
     cache = rows * (tokens * kept.by_token + kept.state) * width
     # The model's logits are alive throughout. A mixture needs three more tensors for its log-probabilities, while those

@@ -106,6 +106,9 @@ class Trainer:
             self._skipped = int(state.get("skipped", 0))
             examples = int(state.get("examples", saved.step * batch_size))
             evaluated = bool(state["evaluated"])
+            self._algorithm.measured.update(
+                {name: float(state["measured"][name]) for name in state.get("measured", {})}
+            )
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
             raise InputError(
                 f"{saved.path}: its state is not what this version writes ({type(error).__name__}: "
@@ -356,6 +359,7 @@ class Trainer:
                 "examples": progressed.examples,
                 "skipped": self._skipped,
                 "dtype": dtype_name(self._trained.backbone.dtype),
+                "measured": self._algorithm.measured,
             },
             self._config.train.keep_checkpoints,
         )

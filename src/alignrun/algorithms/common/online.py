@@ -31,6 +31,11 @@ class OnlineAlgorithm(Algorithm):
         """Questions so far, where each pair is one in each order."""
         return self.rollouts.questions
 
+    @property
+    def measured(self) -> dict[str, float]:
+        """What the sampling of the next steps depends on."""
+        return self.rollouts.measured
+
     def drain(self) -> dict[str, float]:
         """Further, what a rollout server drew and how."""
         return super().drain() | self.rollouts.drain() | self.correction.drain()

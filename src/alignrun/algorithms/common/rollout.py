@@ -9,9 +9,13 @@ from torch import Tensor
 
 from alignrun import distributed
 from alignrun.algorithms.base import Tools
-from alignrun.algorithms.common.batches import rows, select, shared
-from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among
+from alignrun.algorithms.common.batches import pieces, rows, select, shared
+from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among, draw_apart
+from alignrun.algorithms.common.paired import Sides, always_paired, joined, may_pair, sample_pairs, worth
+from alignrun.algorithms.common.stacking import consecutive, pad, stack
+from alignrun.config import Engine, Opponents
 from alignrun.data.completions import opened
+from alignrun.errors import InputError
 from alignrun.generation.decode import Sampling, sample_completions
 from alignrun.generation.streams import Source, Stream, decoding_roles
 from alignrun.models.fitting import Pieces
@@ -20,6 +24,10 @@ from alignrun.types import Completions, PromptBatch, Role
 
 PURPOSES = 101
 """Draws within a step with random numbers of their own."""
+DRAFTED = "opponents_drafted"
+"""The share of the opponents' tokens that are those of the policy's samples that drafted them, as a metric."""
+AGAIN = 32
+"""Steps from one measurement to the next where drafting does not pay."""
 PAIRS = 50
 """From a purpose of sampling to that of drawing pairs of what was sampled."""
 
@@ -70,7 +78,7 @@ def sample_streams(
                 decoder = policy.decoder(some, decoding_roles(sources), sampling.max_new_tokens)
                 drawn = numbers[..., start : start + size]
                 loops.append(sample_completions(decoder, len(some), sources, sampling, drawn, temperatures, watch))
-            return joined(loops, sampling.pad_id)
+            return consecutive(loops, sampling.pad_id)
 
         return pace.memory.that_fit(len(part), in_loops)
 
@@ -80,7 +88,7 @@ def sample_streams(
         chunks.append(_on_all_processes(chunk, uniforms[..., start : start + each], decoded, sampling.pad_id))
         if each < len(prompts):
             pace.drawn(chunk, chunks[-1])
-    return joined(chunks, sampling.pad_id)
+    return consecutive(chunks, sampling.pad_id)
 
 
 def _on_all_processes(
@@ -161,8 +169,15 @@ class Rollouts:
         self.memory = fitting()
         """What has been found to fit while sampling."""
         self._sampling = sampling_of(tools.policy, generation.max_new_tokens, generation.temperature)
+        if generation.opponents is Opponents.drafted and not tools.policy.rereads:
+            raise InputError(
+                "generation.opponents=drafted needs a model whose layers are all full attention: leave it out"
+            )
         self.questions = 0
         """Questions so far, where each pair is one in each order."""
+        self.measured = {DRAFTED: 1.0}
+        """What the next steps depend on: the share of the last drafted opponents' tokens that the drafts had."""
+        self._drafted: list[float] = []
 
     def sample(
         self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0
@@ -183,24 +198,83 @@ class Rollouts:
         padded = (pad(one, longest, self._sampling.pad_id) for one in drawn)
         return [stack(list(islice(padded, stream.samples))) for stream in streams]
 
+    def opposed(self, prompts: PromptBatch, streams: Sequence[Stream], step: int) -> Sides:
+        """Sample the policy's stream and its opponent's, independently or by draft and verify (`drafts`)."""
+        own, other = streams
+        if not self.drafts(streams, len(prompts), step):
+            self._drafted.append(0.0)
+            ours, theirs = self.sample(prompts, streams, step)
+            return Sides(ours, theirs)
+        generator = step_generator(self._device, self._tools.config.seed, step)
+        chunks = []
+        for part in pieces(prompts, self._chunk):
+            drawn = sample_pairs(
+                self._tools.policy, part, other.source, own.samples, self._sampling, generator, self.memory
+            )
+            chunks.append(drawn)
+            if len(part) < len(prompts):  # judged while the next are decoded
+                both = (self.texts(side) for side in (chunks[-1].ours, chunks[-1].theirs))
+                texts = [text for side in both for sample in side for text in sample]
+                self._tools.preference.expect(part.texts * (2 * own.samples), texts)
+        sides = joined(chunks, self._sampling.pad_id)
+        assert sides.accepted is not None
+        self.measured[DRAFTED] = float(sides.accepted.sum() / sides.theirs.mask.sum())
+        self._drafted.append(self.measured[DRAFTED])
+        return sides
+
+    def drafts(self, streams: Sequence[Stream], prompts: int, step: int) -> bool:
+        """Whether a step takes its opponents from the policy's samples: as configured, or where that pays.
+
+        `auto` drafts while the last drafted opponents had so many of their tokens from the drafts that this is `worth`
+        it, and once in `AGAIN` steps to measure it anew. The choice does not depend on the samples of the step itself,
+        which would bias them, nor on time or the number of processes.
+        """
+        own, other = streams
+        generation = self._tools.config.generation
+        if always_paired(other, generation):
+            return True
+        able = generation.engine is Engine.native and self._tools.policy.rereads
+        if not (able and may_pair(other)) or generation.opponents is Opponents.independent:
+            return False
+        least = worth(other.source, own.samples * min(prompts, self._chunk or prompts), self._device)
+        return self.measured[DRAFTED] >= least or (least <= 1 and step % AGAIN == 0)
+
     def preference(
-        self, prompts: PromptBatch, ours: Completions, theirs: Completions, step: int, purpose: int = 0
+        self,
+        prompts: PromptBatch,
+        ours: Completions,
+        theirs: Completions,
+        step: int,
+        purpose: int = 0,
+        *,
+        apart: bool = False,
     ) -> Tensor:
         """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over those of theirs that it meets."""
-        judged = self.against(prompts, ours, theirs, step, purpose).labels
+        judged = self.against(prompts, ours, theirs, step, purpose, apart=apart).labels
         return judged.reshape(len(prompts), ours.tokens.shape[1], -1).mean(2)
 
     def against(
-        self, prompts: PromptBatch, ours: Completions, theirs: Completions, step: int, purpose: int = 0
+        self,
+        prompts: PromptBatch,
+        ours: Completions,
+        theirs: Completions,
+        step: int,
+        purpose: int = 0,
+        *,
+        apart: bool = False,
     ) -> Comparisons:
         """Each of our K completions against theirs for the prompt: all L of them, or some that the step draws.
 
         They are drawn where each pair is a question of its own (`Preference.by_pair`). The pairs of one of our
-        completions are consecutive.
+        completions are consecutive. With `apart`, ours and theirs of the same number do not meet, since one depends on
+        the other.
         """
         sizes = ours.tokens.shape[1], theirs.tokens.shape[1]
         generator = self._drawing(step, purpose)
-        pairs = draw_against(generator, len(prompts), *sizes, self._opponents)
+        if apart:
+            pairs = draw_apart(generator, len(prompts), sizes[0], self._opponents)
+        else:
+            pairs = draw_against(generator, len(prompts), *sizes, self._opponents)
         ask = self._tools.preference.for_learner
         return self._judge(ask, prompts, pairs, self.texts(ours), self.texts(theirs))
 
@@ -211,8 +285,9 @@ class Rollouts:
         return self._judge(self._tools.preference, prompts, pairs, texts, texts)
 
     def drain(self) -> dict[str, float]:
-        """Measurements of the sampling since the last call."""
-        return {}
+        """Since the last call: the share of the opponents' tokens that were drafts, 0 where they are independent."""
+        shares, self._drafted = self._drafted, []
+        return {DRAFTED: sum(shares) / len(shares)} if shares else {}
 
     def texts(self, completions: Completions) -> list[list[str]]:
         """K lists of B texts, from completions [B, K, T]."""
@@ -265,42 +340,3 @@ class Rollouts:
         """The temperature of each sample."""
         usual = self._sampling.temperature
         return [stream.temperature or usual for stream in streams for _ in range(stream.samples)]
-
-
-def stack(samples: Sequence[Completions]) -> Completions:
-    """Stack K samples [B, T] of one length into [B, K, T]."""
-    return _joined(samples, lambda parts: torch.stack(parts, 1))
-
-
-def joined(groups: Sequence[list[Completions]], pad_id: int) -> list[Completions]:
-    """The streams of several groups of prompts, each padded to the longest."""
-    if len(groups) == 1:
-        return groups[0]
-    longest = max(group[0].tokens.shape[1] for group in groups)
-    padded = [[pad(one, longest, pad_id) for one in group] for group in groups]
-    return [concatenate(parts) for parts in zip(*padded, strict=True)]
-
-
-def concatenate(parts: Sequence[Completions], dim: int = 0) -> Completions:
-    """Concatenate completions of one length along a dimension."""
-    return _joined(parts, lambda tensors: torch.cat(tensors, dim))
-
-
-def pad(completions: Completions, length: int, pad_id: int) -> Completions:
-    """Pad completions to `length` tokens."""
-    extra = (0, length - completions.tokens.shape[1])
-    return Completions(
-        torch.nn.functional.pad(completions.tokens, extra, value=pad_id),
-        torch.nn.functional.pad(completions.mask, extra, value=False),
-        None if completions.drawn_with is None else torch.nn.functional.pad(completions.drawn_with, extra),
-    )
-
-
-def _joined(several: Sequence[Completions], join: Callable[[list[Tensor]], Tensor]) -> Completions:
-    """Completions joined by field; with a server's log-probabilities if all of them have some."""
-    drawn_with = [one.drawn_with for one in several if one.drawn_with is not None]
-    return Completions(
-        join([one.tokens for one in several]),
-        join([one.mask for one in several]),
-        join(drawn_with) if len(drawn_with) == len(several) else None,
-    )

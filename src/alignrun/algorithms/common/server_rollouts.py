@@ -8,8 +8,9 @@ import torch
 from alignrun import distributed
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.drafting import Drafting, draft_role
-from alignrun.algorithms.common.rollout import Rollouts, pad, stack, step_generator, step_seed
+from alignrun.algorithms.common.rollout import Rollouts, step_generator, step_seed
 from alignrun.algorithms.common.serving import ServedPolicy
+from alignrun.algorithms.common.stacking import pad, stack
 from alignrun.config import Config, Engine
 from alignrun.generation.server.protocol import Ask, Drawn, prompt_seed, real_tokens
 from alignrun.generation.streams import Stream, roles_of
@@ -41,7 +42,8 @@ class ServerRollouts(Rollouts):
         self._drafting = Drafting(tools)
 
     def drain(self) -> dict[str, float]:
-        """What happened to the drafts since the last call."""
+        """What happened to the drafts of mixtures since the last call."""
+        super().drain()  # no opponent is drafted by the policy's samples
         return self._drafting.drain()
 
     def _draw(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:

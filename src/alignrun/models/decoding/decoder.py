@@ -15,7 +15,7 @@ from alignrun.models.decoding.cache import attends, decoding_cache, select_rows
 from alignrun.models.decoding.factors import RolloutFactors
 from alignrun.models.decoding.replay import ReplayedSteps, can_replay
 from alignrun.models.head import vocabulary_head
-from alignrun.models.hidden import masked
+from alignrun.models.hidden import masked, position_ids
 from alignrun.types import PromptBatch
 
 
@@ -65,6 +65,28 @@ class CachedDecoder:
         """Read the prompts; [R, V] logits of the first completion token."""
         return self._forward(self._ids, *masked(self._model, self._mask, self._padded), self._cache)
 
+    def encode(self) -> Tensor:
+        """Read the prompts; [R, D] hidden states at their ends."""
+        return self._hidden(self._ids, *masked(self._model, self._mask, self._padded), self._cache)[:, -1]
+
+    def read(self, tokens: Tensor, mask: Tensor, at_once: int) -> Tensor:
+        """Append T tokens [R, T] to each row, padded on the right as in the mask; [R, T, D] hidden states at them.
+
+        The columns are read in pieces of about `at_once` tokens. Only before the first `step`, and only where every
+        layer is full attention (`plain_attention`): `hide` leaves gaps in the cache.
+        """
+        width, parts = max(1, at_once // max(1, len(tokens))), []
+        for ids, real in zip(tokens.split(width, 1), mask.split(width, 1), strict=True):
+            self._mask = torch.cat([self._mask, real.to(self._mask)], dim=1)
+            positions = position_ids(self._mask)[:, -ids.shape[1] :]
+            parts.append(self._hidden(ids, self._mask, positions, self._cache))
+        return torch.cat(parts, 1)
+
+    def hide(self, kept: Tensor) -> None:
+        """Let later tokens attend only to those of the last T tokens that are true in [R, T]; others may be gaps."""
+        self._mask[:, -kept.shape[1] :] *= kept.to(self._mask)
+        self._padded = True
+
     def select(self, rows: Sequence[int]) -> None:
         """Keep (or repeat) the given rows; the blocks of the adapters must stay in their order."""
         bounds = [sum(self._counts[: block + 1]) for block in range(len(self._counts))]
@@ -91,6 +113,12 @@ class CachedDecoder:
         return self._forward(tokens[:, None], mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache) -> Tensor:
+        hidden = self._hidden(ids, mask, positions, cache)
+        with torch.no_grad(), forwards_as(self._layers, self._forwards):
+            # Use two dimensions: with three, some devices copy the head's weights for every row.
+            return self._head(hidden[:, -1])
+
+    def _hidden(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache) -> Tensor:
         with torch.no_grad(), forwards_as(self._layers, self._forwards):
             output = self._model.base_model(
                 input_ids=ids,
@@ -99,8 +127,8 @@ class CachedDecoder:
                 cache=cache,
                 use_cache=True,
             )
-            # Use two dimensions: with three, some devices copy the head's weights for every row.
-            return self._head(output.last_hidden_state[:, -1])
+            hidden: Tensor = output.last_hidden_state
+            return hidden
 
     def _by_role(self) -> list[Forward]:
         """The forward functions of the layers for the current row blocks."""
@@ -146,6 +174,20 @@ class JoinedDecoder:
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""
         return torch.cat([part.prefill() for part in self._parts])
+
+    def encode(self) -> Tensor:
+        """Read the prompts; [R, D] hidden states at their ends."""
+        return torch.cat([part.encode() for part in self._parts])
+
+    def read(self, tokens: Tensor, mask: Tensor, at_once: int) -> Tensor:
+        """As `CachedDecoder.read`."""
+        shares = zip(self._parts, tokens.split(self._counts), mask.split(self._counts), strict=True)
+        return torch.cat([part.read(ids, real, at_once) for part, ids, real in shares])
+
+    def hide(self, kept: Tensor) -> None:
+        """As `CachedDecoder.hide`."""
+        for part, share in zip(self._parts, kept.split(self._counts), strict=True):
+            part.hide(share)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep (or repeat) the given rows; the blocks must stay in their order."""
