@@ -69,6 +69,16 @@ def test_several_processes_share_the_batch() -> None:
     assert three.generation.batch_size >= one.generation.batch_size
 
 
+def test_a_sharded_base_leaves_more_room() -> None:
+    """Llama's layer has 2·h² of q and o, 2·h·k of k and v, 3·h·f of the feed-forward and two norms."""
+    config = compose(["model=llama-8b", "model.gradient_checkpointing=true"])
+    layer = 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
+    whole, split = resident_plan(config), resident_plan(config, shards=8)
+    assert whole.weights - split.weights == 2 * (32 * layer - 32 * layer // 8 - 2 * layer)
+    assert (whole.adapters, whole.moments) == (split.adapters, split.moments)
+    assert resident_plan(compose(OPEN), shards=2).weights == resident_plan(compose(OPEN)).weights, "two layers are held"
+
+
 def test_a_cpu_keeps_the_whole_batch_and_what_is_typed_stays() -> None:
     config = compose(["experiment=smoke", "train.micro_batch_size=auto"])
     chosen = choose(config, None).config

@@ -28,7 +28,7 @@ class Choice:
     """One line for each value that was chosen: `key=value: reason`."""
 
 
-def choose(config: Config, memory: float | None, processes: int = 1) -> Choice:
+def choose(config: Config, memory: float | None, processes: int = 1, shards: int = 1) -> Choice:
     """Replace `auto` in `generation.batch_size`, `train.micro_batch_size` and `model.gradient_checkpointing`.
 
     On a GPU they are the most prompts that fit, spread evenly over as many passes, and no checkpointing if the smallest
@@ -39,6 +39,7 @@ def choose(config: Config, memory: float | None, processes: int = 1) -> Choice:
         config: the run.
         memory: the free bytes of the GPU; None for a CPU.
         processes: that share the batch.
+        shards: processes that share the base.
 
     Raises:
         InputError: as `make_plan`.
@@ -53,7 +54,7 @@ def choose(config: Config, memory: float | None, processes: int = 1) -> Choice:
         why.append(f"model.cuda_graphs=false: {graphs}")
     if AUTO not in (config.generation.batch_size, config.train.micro_batch_size, config.model.gradient_checkpointing):
         return Choice(config, tuple(why))
-    room = USABLE * memory - resident_plan(config).resident
+    room = USABLE * memory - resident_plan(config, shards).resident
     recomputing = config.model.gradient_checkpointing
     if recomputing == AUTO:
         least = min(config.train.micro or 1, share)
