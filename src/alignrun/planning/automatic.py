@@ -69,7 +69,7 @@ def choose(config: Config, memory: float | None, processes: int = 1, shards: int
     if micro == AUTO:
         micro = evenly(share, learned_that_fit(config, room, share))
         why.append(
-            f"train.micro_batch_size={micro}: {_reason(micro, share, lambda rows: training_bytes(config, rows), room)}"
+            f"train.micro_batch_size={micro}: {_reason(micro, share, lambda rows: learning_bytes(config, rows), room)}"
         )
     if chunk == AUTO and discover()[config.algo.name].online:
         each = evenly(share, drawn_that_fit(config, room, share))
@@ -82,13 +82,18 @@ def choose(config: Config, memory: float | None, processes: int = 1, shards: int
 
 def learned_that_fit(config: Config, room: float, most: int) -> int:
     """The most prompts up to `most` whose training pass fits into `room` bytes; 0 if not even one does."""
+    return _most(lambda rows: learning_bytes(config, rows) <= room, most)
+
+
+def learning_bytes(config: Config, rows: int) -> int:
+    """Bytes of a training pass over so many prompts; of many, extrapolated from fewer."""
     # From here on the chunks of the logits have their full size, and every further prompt costs the same.
     new = config.generation.max_new_tokens
     enough = max(1, -(-CHUNK_SIZE // (workload(config).learned * new)))
-    if most > enough and (few := training_bytes(config, enough, accumulating=True)) <= room:
-        each = max(1, training_bytes(config, enough + 1, accumulating=True) - few)
-        return min(most, enough + int((room - few) // each))
-    return _most(lambda rows: training_bytes(config, rows) <= room, min(most, enough))
+    if rows <= enough:
+        return training_bytes(config, rows)
+    few, more = (training_bytes(config, count, accumulating=True) for count in (enough, enough + 1))
+    return few + (rows - enough) * (more - few)
 
 
 def drawn_that_fit(config: Config, room: float, most: int) -> int:
