@@ -26,7 +26,10 @@ class RunError(AlignrunError):
 def of_system(error: OSError) -> RunError:
     """A failure of the operating system, as when a disk is full, as ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"disk full ({one_line(error)}): free space, then `alignrun resume RUN`")
+        return RunError(
+            f"disk full ({one_line(error)}): free space, and repeat the command, or "
+            "`alignrun resume RUN` where a run had begun"
+        )
     return RunError(f"{type(error).__name__}: {one_line(error)}")
 
 

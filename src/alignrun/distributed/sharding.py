@@ -11,6 +11,7 @@ from torch.distributed.fsdp import OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from alignrun import distributed
+from alignrun.distributed.layers import decoder_layers
 from alignrun.errors import InputError, RunError
 
 
@@ -38,8 +39,7 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
     # Shards on a CPU are in host memory already.
     offload = OffloadPolicy() if device.type == "cpu" else settings.cpu_offload
     mesh = _mesh(device)
-    kinds = set(model._no_split_modules or ())
-    layers = [module for module in model.base_model.modules() if type(module).__name__ in kinds]
+    layers = decoder_layers(model)
     if not layers:
         raise InputError(f"{model.config.model_type} models do not declare their layers: train without --use_fsdp")
     _send_outline(model)

@@ -180,7 +180,12 @@ def automatic(config: Config, data: Dataset[Any], free: int | None, report: Call
     if free is None:
         return choose(config, None).config
     free = -distributed.largest(-free)  # all processes choose alike
-    choice = choose(planned_for(config, data), free, distributed.size())
+    shards = 1
+    if distributed.sharded():
+        from alignrun.distributed import sharding
+
+        shards = sharding.shards()
+    choice = choose(planned_for(config, data), free, distributed.size(), shards)
     for line in choice.why:
         report(f"memory: {line}")
     chosen = choice.config

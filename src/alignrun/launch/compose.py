@@ -35,7 +35,7 @@ from alignrun.errors import InputError, one_line
 from alignrun.launch.choices import choices, groups
 from alignrun.launch.explaining import explain, unknown_key
 from alignrun.launch.overrides import readable, section_classes
-from alignrun.launch.own_config import blamed, entries
+from alignrun.launch.own_config import blamed, entries, is_run
 from alignrun.launch.own_files import named
 from alignrun.launch.template_files import with_templates
 from alignrun.security.files import read_yaml
@@ -358,9 +358,27 @@ def _with_length(train: TrainConfig, overrides: Sequence[str], start: bool = Fal
     )
     if steps and epochs:
         raise InputError("config: train.steps and train.epochs exclude each other: give one of them")
+    if start and not (steps or epochs):
+        steps = _length_in_files() == "steps"
     if steps:
         return replace(train, epochs=None)
     return replace(train, steps=0) if epochs or start else train
+
+
+def _length_in_files() -> str | None:
+    """Which of steps and epochs the last of the user's files that gives one gives; a run's own file has both.
+
+    Raises:
+        InputError: a file gives both.
+    """
+    last = None
+    for path in named().configs:
+        train = {} if is_run(path) else (read_yaml(path) or {}).get("train")
+        given = [name for name in ("steps", "epochs") if isinstance(train, dict) and train.get(name) is not None]
+        if len(given) > 1:
+            raise InputError(f"{path}: train.steps and train.epochs exclude each other: give one of them")
+        last = "epochs" if is_run(path) else given[0] if given else last
+    return last
 
 
 def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:

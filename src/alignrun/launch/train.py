@@ -235,10 +235,11 @@ def _resume(
 def _check_ahead(config: Config, checkpoint: Checkpoint) -> None:
     """Refuse to continue from a step that is after the last one. Raises InputError."""
     if checkpoint.step > config.train.steps:
-        key = "train.steps" if config.train.epochs is None else f"train.epochs={config.train.epochs:g}, or train.steps"
+        steps, epochs = config.train.steps, config.train.epochs
+        ends = f"train.steps={steps} is" if epochs is None else f"train.epochs={epochs:g} ends at step {steps},"
         raise InputError(
-            f"config: {key}={config.train.steps} is less than step {checkpoint.step}, from which the run "
-            "would continue: raise it, or name an earlier checkpoint with --step"
+            f"config: {ends} less than step {checkpoint.step}, from which the run would continue: raise it, or name an "
+            "earlier checkpoint with --step"
         )
 
 

@@ -28,7 +28,7 @@ class Choice:
     """One line for each value that was chosen: `key=value: reason`."""
 
 
-def choose(config: Config, memory: float | None, processes: int = 1) -> Choice:
+def choose(config: Config, memory: float | None, processes: int = 1, shards: int = 1) -> Choice:
     """Replace `auto` in `generation.batch_size`, `train.micro_batch_size` and `model.gradient_checkpointing`.
 
     On a GPU they are the most prompts that fit, spread evenly over as many passes, and no checkpointing if the smallest
@@ -39,6 +39,7 @@ def choose(config: Config, memory: float | None, processes: int = 1) -> Choice:
         config: the run.
         memory: the free bytes of the GPU; None for a CPU.
         processes: that share the batch.
+        shards: processes that share the base.
 
     Raises:
         InputError: as `make_plan`.
@@ -57,7 +58,7 @@ def choose(config: Config, memory: float | None, processes: int = 1) -> Choice:
             why.append(f"model.cuda_graphs=auto: not for batches of which {some}")
     if AUTO not in (config.generation.batch_size, config.train.micro_batch_size, config.model.gradient_checkpointing):
         return Choice(config, tuple(why))
-    room = USABLE * memory - resident_plan(config).resident
+    room = USABLE * memory - resident_plan(config, shards).resident
     recomputing = config.model.gradient_checkpointing
     if recomputing == AUTO:
         least = min(config.train.micro or 1, share)
@@ -72,7 +73,7 @@ def choose(config: Config, memory: float | None, processes: int = 1) -> Choice:
     if micro == AUTO:
         micro = evenly(share, learned_that_fit(config, room, share))
         why.append(
-            f"train.micro_batch_size={micro}: {_reason(micro, share, lambda rows: training_bytes(config, rows), room)}"
+            f"train.micro_batch_size={micro}: {_reason(micro, share, lambda rows: learning_bytes(config, rows), room)}"
         )
     if chunk == AUTO and discover()[config.algo.name].online:
         each = evenly(share, drawn_that_fit(config, room, share))
@@ -85,13 +86,18 @@ def choose(config: Config, memory: float | None, processes: int = 1) -> Choice:
 
 def learned_that_fit(config: Config, room: float, most: int) -> int:
     """The most prompts up to `most` whose training pass fits into `room` bytes; 0 if not even one does."""
+    return _most(lambda rows: learning_bytes(config, rows) <= room, most)
+
+
+def learning_bytes(config: Config, rows: int) -> int:
+    """Bytes of a training pass over so many prompts; of many, extrapolated from fewer."""
     # From here on the chunks of the logits have their full size, and every further prompt costs the same.
     new = config.generation.max_new_tokens
     enough = max(1, -(-CHUNK_SIZE // (workload(config).learned * new)))
-    if most > enough and (few := training_bytes(config, enough, accumulating=True)) <= room:
-        each = max(1, training_bytes(config, enough + 1, accumulating=True) - few)
-        return min(most, enough + int((room - few) // each))
-    return _most(lambda rows: training_bytes(config, rows) <= room, min(most, enough))
+    if rows <= enough:
+        return training_bytes(config, rows)
+    few, more = (training_bytes(config, count, accumulating=True) for count in (enough, enough + 1))
+    return few + (rows - enough) * (more - few)
 
 
 def drawn_that_fit(config: Config, room: float, most: int) -> int:

@@ -14,6 +14,7 @@ from alignrun.algorithms.base import discover
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.algorithms.common.workload import Workload, workload
 from alignrun.config import AdapterKind, Config, Opponents, Precision
+from alignrun.distributed.layers import decoder_layers
 from alignrun.errors import AlignrunError, InputError, one_line
 from alignrun.generation.streams import Source, decoding_rows
 from alignrun.models.adapters import POLICY, add_adapter, lora_layers, products_dtype
@@ -44,6 +45,10 @@ class Size:
     adapted_layers: int
     adapted_parameters: int
     """Parameters of the base's layers with an adapter, which are those that QLoRA quantises."""
+    split: int
+    """Parameters of the base's decoder layers, which processes can share."""
+    largest: int
+    """Parameters of the largest decoder layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,7 @@ def count_parameters(config: Config) -> Size:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.bfloat16)
         parameters = sum(weight.numel() for weight in model.parameters())
+        decoder = [sum(weight.numel() for weight in layer.parameters()) for layer in decoder_layers(model)]
         if config.adapter.name is not AdapterKind.none:
             add_adapter(model, POLICY, config.adapter)
     layers = lora_layers(model)
@@ -105,6 +111,8 @@ def count_parameters(config: Config) -> Size:
         trainable=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         adapted_layers=len(layers),
         adapted_parameters=sum(layer.base_layer.weight.numel() for layer in layers),
+        split=sum(decoder),
+        largest=max(decoder, default=0),
     )
 
 
@@ -121,10 +129,19 @@ def make_plan(config: Config) -> MemoryPlan:
     )
 
 
-def resident_plan(config: Config) -> MemoryPlan:
-    """The plan of what stays in memory and of judging, without sampling and training. Raises as `make_plan`."""
+def resident_plan(config: Config, shards: int = 1) -> MemoryPlan:
+    """The plan of what stays in memory and of judging, without sampling and training.
+
+    With `shards`, the base's decoder layers are split over so many processes, and each of these holds its part and two
+    whole layers: one that computes and the next one.
+
+    Raises as `make_plan`.
+    """
     size = count_parameters(config)
     weights, adapters, moments = _resident_bytes(config, size, workload(config), planned_dtype(config))
+    if shards > 1:
+        elsewhere = max(0, size.split - size.split // shards - 2 * size.largest)
+        weights -= elsewhere * torch.finfo(planned_dtype(config)).bits // 8
     return MemoryPlan(size, weights, adapters, moments, 0, 0, tuple(_judges(config)))
 
 
