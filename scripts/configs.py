@@ -17,10 +17,10 @@ import yaml
 from alignrun.algorithms.base import discover as algorithms
 from alignrun.config import Config
 from alignrun.config.keys import Key, keys, summary
-from alignrun.config.roots import ROOTS, command_of, file_of
-from alignrun.config.yaml_text import explained, inline, meaning
+from alignrun.config.roots import ROOTS, command_file, command_of
+from alignrun.config.yaml_text import explained, inline_yaml, meaning
 from alignrun.data.sources import discover as sources
-from alignrun.launch.key_table import Section, flat, sections
+from alignrun.launch.key_table import Section, flat_keys, sections
 from alignrun.preferences.base import discover as preferences
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def _typed(path: Path, given: dict[str, Any]) -> tuple[type, Any]:
     """The class that types a file, and the module whose docstring is its header."""
     group, name = path.parent.name, path.stem
     if path.parent == CONF:
-        return next(root for command, root in ROOTS.items() if file_of(command) == name), None
+        return next(root for command, root in ROOTS.items() if command_file(command) == name), None
     if group == "data":
         source = sources()[given["source"]]
         return source.config_class, _module(source) if name == given["source"] else None
@@ -163,11 +163,11 @@ def _about(section: Section) -> list[str]:
 
 
 def _rows(section: Section) -> Iterator[str]:
-    for path, key in flat(section):
+    for path, key in flat_keys(section):
         choices = "; ".join(
             f"`{name}`: {text.removesuffix('.')}" if text else f"`{name}`" for name, text in key.choices.items()
         )
-        default = inline(key.default)
+        default = inline_yaml(key.default)
         shown = default if "several lines" in default else f"`{default}`"
         types = " or ".join(f"`{name}`" for name in key.type_names)
         cells = [f"`{path}`", types, shown, f"{key.meaning} {choices}".strip()]

@@ -69,6 +69,11 @@ def test_a_policy_generates_what_its_weights_say(trained: TrainingResult) -> Non
     assert found == policy.generate(["hello", chat], samples=2, max_new_tokens=5, seed=1)
     assert found != policy.generate(["hello", chat], samples=2, max_new_tokens=5, seed=2)
     assert policy.generate([]) == []
+    better = policy.improve(found[:1], "Shorter.", samples=2, max_new_tokens=5, seed=1)
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": found[0].text}]
+    asked = [*said, {"role": "user", "content": "Shorter."}]
+    assert better == policy.generate([asked], samples=2, max_new_tokens=5, seed=1)
+    assert policy.improve(better)[0].prompt[-1]["content"].startswith("Improve the previous answer.")
     greedy = policy.generate(["hello"], top_k=1, samples=2, max_new_tokens=5)
     assert greedy[0] == greedy[1]
     assert (policy.name, policy.step) == ("run@3", 3)
@@ -107,7 +112,14 @@ def test_a_tournament_returns_every_number(trained: TrainingResult) -> None:
         (lambda _: alignrun.load_policy("tiny").generate([3]), "prompts[0], column 'prompt' is a number"),
         (lambda _: alignrun.load_policy("tiny").generate(["x"], temperature=0.0), "temperature must be positive"),
         (lambda _: alignrun.load_policy("tiny").generate(["x"], samples=0), "must be at least 1"),
-        (lambda _: alignrun.load_policy("tiny").generate(["x" * 5000]), "prompts[0]: the prompt has 5"),
+        (
+            lambda _: alignrun.load_policy("tiny").generate(["x" * 5000]),
+            "the prompt has 5019 tokens, and the limit is 512; shorten it, or pass a smaller max_new_tokens",
+        ),
+        (
+            lambda _: alignrun.load_policy("tiny").generate(["x"], max_new_tokens=9999),
+            "max_new_tokens=9999 leaves no room for a prompt in the 1024 tokens of the model: lower it",
+        ),
         (lambda run: alignrun.generate(run, run.path / "config.yaml"), "exists: choose another out"),
     ],
 )  # fmt: skip

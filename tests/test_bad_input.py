@@ -30,7 +30,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         (["algo.kl_tauu=1"], "unknown key algo.kl_tauu: did you mean algo.kl_tau?"),
         (
             ["algo=gpo", "algo.kl_tau=1"],
-            "algo.kl_tau is not valid here: it belongs to algo=best_response, algo=comal, algo=dpo, ",
+            "algo.kl_tau is not valid here: it belongs to algo=best_response, algo=comal, algo=dno, algo=dpo, ",
         ),
         (
             ["preference.path=x"],
@@ -127,7 +127,7 @@ def test_hardware_that_is_not_here(capsys: pytest.CaptureFixture[str], overrides
 
 
 def test_a_hub_model_that_cannot_be_reached(capsys: pytest.CaptureFixture[str]) -> None:
-    """The large models assemble up to their weights: architecture, adapter and prompt are told first."""
+    """The large models assemble up to their weights: architecture, adapter and prompt are reported first."""
     error = refuse(capsys, "algo=nash_md", "model=llama-8b", "recipe=null", "tracker=none", "model.device=cpu")
     assert "meta-llama/Llama-3.1-8B-Instruct cannot be loaded" in error
     assert "model=path model.path=DIR" in error
@@ -220,7 +220,7 @@ def test_a_changed_or_broken_config_is_refused(capsys: pytest.CaptureFixture[str
     assert "kl_tao" in refuse(capsys, "resume", str(run))
 
 
-def test_a_full_disk_is_told_and_loses_nothing(
+def test_a_full_disk_is_reported_and_loses_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills while the second checkpoint is written: the first is whole, and resuming goes on from it."""
@@ -277,7 +277,7 @@ def test_preferences_that_misbehave(
     for name, expected in (
         ("wide", "returned a value outside [0, 1]"),
         ("short", "returned 1 value for 64 prompts"),
-        ("broken", "failed: KeyError: 'no such\\nthing'"),
+        ("broken", "failed: KeyError: 'no such\\nthing' (mine.py:3)"),
         ("unsure", "is not finite"),
     ):
         assert expected in refuse(capsys, *given, f"preference.function=mine:{name}", code=1)

@@ -181,7 +181,7 @@ def test_a_difference_is_all_that_is_shown(folder: Path, capsys: pytest.CaptureF
     assert "results: the same" in same
 
 
-def test_values_that_look_alike_are_told_apart(
+def test_values_that_look_equal_are_distinguished(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = make(tmp_path / "a", "model.system_prompt='Be  kind.'", "tracker.name='1'")

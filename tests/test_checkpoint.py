@@ -294,7 +294,7 @@ class Model(torch.nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_adamw_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtype, amsgrad: bool) -> None:
+def test_adamw_continues_bit_for_bit(tmp_path: Path, dtype: torch.dtype, amsgrad: bool) -> None:
     model = Model(dtype)
     optimizer, names = model.optimizer(amsgrad=amsgrad)
     model.train_steps(optimizer, 0, 3)

@@ -276,14 +276,14 @@ def test_a_page_that_cannot_be_drawn_loses_no_result(
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "sweep.json", "ranking.json"}
 
 
-def test_a_sweep_without_runs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_without_runs_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summarise(tmp_path, "alignrun -m", 0.95, Console(width=160)) == 1
     assert "0 runs in" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_runs")
-def test_a_failed_run_is_told_and_does_not_end_the_sweep(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_is_reported_and_does_not_end_the_sweep(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep"
     arguments = ["-m", "experiment=smoke", "train.steps=1", f"hydra.sweep.dir={sweep}"]
     code = cli.main([*arguments, "preference.function=absent:f,alignrun.preferences.examples:letters"])
@@ -341,7 +341,7 @@ def test_a_sweep_is_refused_whole_if_any_part_is_wrong(tmp_path: Path, capsys: p
     assert not sweep.exists()
 
 
-def test_nobody_waits_for_torch_to_be_told_the_version() -> None:
+def test_the_version_does_not_wait_for_torch() -> None:
     code = (
         "import sys; from alignrun import cli; cli.main(['--version']); cli.main(['no-command']); print(*sys.modules)"
     )

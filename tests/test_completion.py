@@ -13,7 +13,7 @@ from alignrun.launch.choices import choices
 from alignrun.launch.commands import VERBS
 from alignrun.launch.completion import SCRIPTS, candidates, words_of
 from alignrun.launch.explaining import known_keys
-from alignrun.launch.key_table import flat, sections
+from alignrun.launch.key_table import flat_keys, sections
 
 SWITCH = ("auto", "false", "true")
 
@@ -90,7 +90,7 @@ def test_every_command_choice_and_key_is_completed() -> None:
 def test_every_value_of_an_enumeration_is_completed(root: type) -> None:
     """Completion reads them in the comments of the files, since the classes take longer to import."""
     for section in sections(root):
-        for path, key in flat(section):
+        for path, key in flat_keys(section):
             if key.choices:
                 before = [section.choice] if section.choice else ["eval"] if root is TournamentConfig else []
                 found = candidates([*before, f"{path}="])

@@ -72,3 +72,18 @@ def test_the_arguments_of_trl_are_mapped_to_keys_that_exist_and_suggested_on_the
         assert ours in known | {"seed", "tracker"}, f"docs/trl.md: {ours} is no key"
         if theirs not in ("alpha", "seed", "temperature"):  # LoRA has an alpha, too
             assert (alias(theirs) or "").split()[-1:] == [ours], theirs
+
+
+def test_the_text_is_in_plain_english() -> None:
+    """Words that an engineer of the field would not write, in code, tests and documents."""
+    unusual = re.compile(r"\b(told|mends?|mended|beside|to be had|of no use|in a circle)\b|\bdear |_(told|beside)\b")
+    words = {"text_measures.py": "beside"}  # a list of prepositions
+    folders = [ROOT / name for name in ("src", "tests", "scripts", "examples")]
+    code = [file for folder in folders for file in folder.rglob("*.py") if file != Path(__file__)]
+    found = [
+        f"{file.relative_to(ROOT)}: {match.group()}"
+        for file in [*DOCUMENTS, *code]
+        for match in unusual.finditer(file.read_text("utf-8"))
+        if match.group() != words.get(file.name)
+    ]
+    assert not found

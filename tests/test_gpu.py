@@ -173,7 +173,7 @@ def test_every_online_algorithm_trains(name: str, tmp_path: Path) -> None:
     assert smoke(tmp_path / "run", f"algo={name}", "model.dtype=bfloat16") == 0
 
 
-def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_continues(tmp_path: Path) -> None:
     assert smoke(tmp_path / "run", "train.steps=2") == 0
     assert cli.main(["resume", str(tmp_path / "run"), "train.steps=3"]) == 0
 
@@ -204,7 +204,7 @@ def test_a_pass_and_its_gradient_wait_for_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["nash_md", "ppo", "nash_ema"])
 def test_the_peak_is_the_planned_one(name: str, tmp_path: Path) -> None:
-    """Of a model that is large beside the kernels' workspaces, on prompts of 64 tokens, 19 of them the template's."""
+    """Of a model that is large against the kernels' workspaces, on prompts of 64 tokens, 19 of them the template's."""
     settings = [
         "model.architecture={hidden_size: 1024, intermediate_size: 4096, num_hidden_layers: 8,"
         " num_attention_heads: 16, num_key_value_heads: 4}",

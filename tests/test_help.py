@@ -13,12 +13,12 @@ from alignrun.config import Config, TournamentConfig
 from alignrun.config.keys import docstrings
 from alignrun.config.roots import ROOTS
 from alignrun.launch import compose
-from alignrun.launch.choices import choices, groups
+from alignrun.launch.choices import choice_files, choices, first_comment, groups
 from alignrun.launch.commands import COMMANDS, OPTIONS, VERBS
 from alignrun.launch.compose import dump_explained
 from alignrun.launch.explaining import known_keys
 from alignrun.launch.key_help import show_topic
-from alignrun.launch.key_table import flat, sections
+from alignrun.launch.key_table import flat_keys, sections
 from alignrun.launch.overrides import section_classes
 from alignrun.launch.suggestions import stray
 
@@ -74,17 +74,30 @@ def test_a_group_lists_its_choices_and_keys(topic: str, capsys: pytest.CaptureFi
         assert f"{topic}={choice} " in out
     for section in sections(Config):
         if section.prefix == f"{topic}." and not section.choice:
-            assert all(f"{path}=" in out for path, _ in flat(section))
+            assert all(f"{path}=" in out for path, _ in flat_keys(section))
+
+
+def test_the_line_that_lists_a_choice_is_whole() -> None:
+    """`ls` and `help` show the first comment of a file, so a sentence must not continue in the second."""
+    for group in groups():
+        for choice, file in choice_files(group).items():
+            lines = file.read_text().splitlines()
+            heading = f"# {first_comment(file)}"
+            after = lines[lines.index(heading) + 1].removeprefix("# ")[:1]
+            assert not heading.endswith((",", ":")), (group, choice)
+            assert lines[lines.index(heading) + 1][:1] != "#" or after == after.upper(), (group, choice)
 
 
 def test_every_key_and_choice_has_help() -> None:
     console = Console(quiet=True)
     for section in (*sections(Config)[::5], *sections(TournamentConfig)):
-        path, _ = next(flat(section))
+        path, _ = next(flat_keys(section))
         show_topic(path, console)
         if section.choice:
             show_topic(section.choice, console)
-    missing = {key for key in known_keys() if "." in key} - {path for one in sections(Config) for path, _ in flat(one)}
+    missing = {key for key in known_keys() if "." in key} - {
+        path for one in sections(Config) for path, _ in flat_keys(one)
+    }
     assert missing == {"data.columns", "preference.answers"}, "which are sections"
 
 
@@ -119,7 +132,7 @@ def test_every_command_explains_itself(verb: str, capsys: pytest.CaptureFixture[
         assert line in out
         assert what in out
     if command.keys == "own":
-        assert all(f"{path}=" in out for path, _ in flat(sections(ROOTS[verb])[0]))
+        assert all(f"{path}=" in out for path, _ in flat_keys(sections(ROOTS[verb])[0]))
     elif command.keys:
         assert all(f"  {group} " in out for group in groups())
 

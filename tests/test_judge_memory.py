@@ -11,7 +11,7 @@ from test_memory import measured_peak
 from alignrun import cli
 from alignrun.config import AdapterKind, Config
 from alignrun.launch.compose import compose
-from alignrun.models.published import Row
+from alignrun.models.published import TokenRow
 from alignrun.planning import automatic, plan
 from alignrun.planning.automatic import Fit
 from alignrun.planning.judges import Judge, judges
@@ -55,7 +55,7 @@ def test_a_judge_is_planned_as_it_is_held(name: str, folder: str, extra: list[st
     assert judge.weights == sum(weight.nbytes for weight in published.model.parameters())
     tokens = 40 + (2 if name == "pair_model" else 1) * 24
     rows = [
-        Row((*[5 + number] * (tokens - 1), 7), (0,) * tokens * (folder == "encoder"))
+        TokenRow((*[5 + number] * (tokens - 1), 7), (0,) * tokens * (folder == "encoder"))
         for number in range(1024 // tokens)
     ]
     forward = preference.forward if name == "pair_model" else preference._scores

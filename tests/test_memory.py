@@ -102,7 +102,7 @@ def test_an_attention_that_a_model_lacks_ends_in_one_line(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nash_md", "self_play"])
 def test_sampling_holds_what_is_planned(name: str) -> None:
-    """On a base whose vocabulary and cache are large beside everything else, as in real models."""
+    """On a base whose vocabulary and cache are large compared with everything else, as in real models."""
     config = compose(
         [
             "experiment=smoke",

@@ -291,7 +291,7 @@ def test_a_process_that_dies_ends_the_job_and_loses_nothing(victim: int, tmp_pat
 
 
 @pytest.mark.slow
-def test_what_fails_in_one_process_is_told_once(tmp_path: Path) -> None:
+def test_what_fails_in_one_process_is_reported_once(tmp_path: Path) -> None:
     """A judge that only the second process finds broken: the main one saves, and says it."""
     (tmp_path / "judging.py").write_text(
         "import os\n\ndef judge(prompts, first, second):\n"
@@ -304,7 +304,7 @@ def test_what_fails_in_one_process_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     codes, said = job.wait()
     assert [line for line in said.splitlines() if line.startswith("alignrun: error")] == [
-        "alignrun: error: preference.function=judging:judge failed: OSError: no connection"
+        "alignrun: error: preference.function=judging:judge failed: OSError: no connection (judging.py:5)"
     ]
     assert 0 not in codes
     assert (tmp_path / "run" / "checkpoints").is_dir()
@@ -327,7 +327,7 @@ def test_where_one_process_alone_runs_out_of_memory_the_gradient_is_the_same(alo
         (["-m", "seed=1,2"], "is one process"),
     ],
 )
-def test_bad_input_is_told_once(arguments: list[str], expected: str, tmp_path: Path) -> None:
+def test_bad_input_is_reported_once(arguments: list[str], expected: str, tmp_path: Path) -> None:
     given = [] if "-m" in arguments else [f"run.dir={tmp_path / 'run'}"]
     codes, said = Job("experiment=smoke", "model.device=cpu", *arguments, *given, ranks=2).wait()
     lines = [line for line in said.splitlines() if line.startswith("alignrun: error")]

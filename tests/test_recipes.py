@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import alignrun
 from alignrun import cli
 from alignrun.config import Config
+from alignrun.errors import InputError
 from alignrun.launch.choices import choices
 from alignrun.launch.compose import compose, compose_run, recipe_of
 from alignrun.planning.automatic import GIB, USABLE, choose
@@ -56,7 +58,11 @@ def test_the_command_line_shows_plans_and_names_it(recipe: str, capsys: pytest.C
     assert yaml.safe_load(capsys.readouterr().out)["data"]["name"] == "ultrafeedback"
     assert isinstance(compose_run([f"model={recipe}", "algo=dpo"]), Config), "whatever is trained"
     assert cli.main([f"model={recipe}", "tracker=none", "model.device=cpu"]) == 2
-    assert f"recipe: {recipe}, for this model; recipe=null leaves it out" in capsys.readouterr().out
+    note = f"recipe: {recipe}, for this model; recipe=null leaves it out"
+    assert note in capsys.readouterr().out
+    with pytest.raises(InputError):
+        alignrun.train(f"model={recipe}", "tracker=none", "model.device=cpu")
+    assert note in capsys.readouterr().out
 
 
 def test_a_recipe_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four steps on a file beside it."""
+    """A run of four steps on a file next to it."""
     folder = tmp_path_factory.mktemp("finished")
     rows = [{"prompt": f"Say {row}"} for row in range(12)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -408,7 +408,7 @@ def test_what_is_stored_is_read_as_text(run: Path, tmp_path: Path, capsys: pytes
     assert "learning_rate: 0." in (run / "config.yaml").read_text()
 
 
-def test_a_run_goes_on_from_another_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_continues_from_another_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its relative paths were those of the folder that it was started in; a run without pins gets them."""
     (run / "pins.json").unlink()
     (tmp_path / "elsewhere").mkdir()

@@ -158,7 +158,7 @@ def test_the_lock_is_held_against_another_process_and_freed_by_its_death(run: Ru
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line_that_says_how_to_go_on(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_that_says_how_to_continue(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignrun.run.directory.open_regular", lambda *_: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(RunError) as caught:
         append_jsonl(run.metrics_file, {"step": 1})
@@ -208,7 +208,7 @@ def test_the_copy_of_a_read_only_run_can_be_written(run: RunDirectory, tmp_path:
     run.path.chmod(0o700)
 
 
-def test_safetensors_failures_to_write_are_told_from_its_other_errors(run: RunDirectory) -> None:
+def test_safetensors_failures_to_write_are_distinguished_from_its_other_errors(run: RunDirectory) -> None:
     with pytest.raises(RunError, match="File too large"), writing(run.adapter), file_size_limit(4096):
         save_file({"weight": zeros(100_000)}, run.path / "adapter.safetensors")
     with pytest.raises(SafetensorError), writing(run.adapter):

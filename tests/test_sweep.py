@@ -16,14 +16,14 @@ from alignrun import cli
 from alignrun.config import Config, SweepConfig
 from alignrun.errors import InputError
 from alignrun.launch import compose
-from alignrun.launch.overrides import opened, quoted
+from alignrun.launch.overrides import quoted, with_new_key
 from alignrun.run.directory import RunDirectory
 from alignrun.run.fresh import fresh_directory
 from alignrun.sweeps import sweep
 from alignrun.sweeps.definition import join
 from alignrun.sweeps.job import Job, members, settle_in, started_with, state, write_job
 from alignrun.sweeps.sweep import combinations, parse, planned_steps, split_directory
-from alignrun.sweeps.table import setting_of, summarise
+from alignrun.sweeps.table import read_run, setting_of, summarise
 
 
 def finish(directory: Path, overrides: Sequence[str] = (), win_rate: float = 0.6) -> None:
@@ -116,6 +116,12 @@ def test_a_directory_is_added_to_and_nothing_in_it_relabelled(
     assert (rows(tmp_path), len(made)) == (kept, 5)
 
 
+def test_the_ranking_names_settings_as_a_user_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Hydra's plus signs, and without the entries that stand for the user's own files."""
+    finish(tmp_path, ["+own_0@_global_=file", "hydra.searchpath=[x]", "++algo.kl_tau=1", "seed=3"])
+    assert read_run(tmp_path, "0", Job(0)).overrides == ("algo.kl_tau=1",)
+
+
 def test_values_with_spaces_and_equals_signs_stay_whole(
     tmp_path: Path, made: list[list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,7 +137,7 @@ def test_values_with_spaces_and_equals_signs_stay_whole(
     assert "all with experiment=smoke ┏" in out
     assert "│ model.system_prompt='a = b' │ 0 │" in out
     assert "do not show that the first is the best" in out
-    assert "† Read off a single evaluation" in out
+    assert "† Based on a single evaluation" in out
     assert [command[-1] for command in made] == [f"run.dir='{directory}/{number}'" for number in range(2)]
 
 
@@ -245,10 +251,10 @@ def test_quoted_values_are_taken_to_the_letter(value: str) -> None:
 
 def test_keys_of_a_dictionary_are_swept() -> None:
     """Hydra composes a sweep itself: it must be asked to add them, and only once."""
-    weights = opened("preference.weights.formality=1,2", Config)
+    weights = with_new_key("preference.weights.formality=1,2", Config)
     assert weights == "++preference.weights.formality=1,2"
-    assert opened("preference.weights=null", Config) == "preference.weights=null"
-    others = [opened(f"preference.weights.{name}=1", Config) for name in ("readability", "spokenness")]
+    assert with_new_key("preference.weights=null", Config) == "preference.weights=null"
+    others = [with_new_key(f"preference.weights.{name}=1", Config) for name in ("readability", "spokenness")]
     given = ["experiment=smoke", "preference=style_panel", "preference.rule=mean", *others, weights]
     found = [compose.compose(one).preference.weights["formality"] for one in combinations(parse(given))]
     assert found == [1, 2]

@@ -33,7 +33,7 @@ LAUNCHERS = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "joblib" else pytest.mark.nightly) for name in LAUNCHERS]
 )
-def test_launchers_make_all_runs_and_go_on_after_one_that_fails(
+def test_launchers_make_all_runs_and_continue_after_one_that_fails(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if find_spec(f"hydra_plugins.hydra_{name.removesuffix('_local')}_launcher") is None:
@@ -146,7 +146,7 @@ def test_the_rules_look_at_runs_at_the_same_step(tmp_path: Path) -> None:
         (["sweep.pruner=best"], "sweep.pruner"),
     ],
 )
-def test_what_no_sweep_can_do_is_told_in_one_line(
+def test_what_no_sweep_can_do_is_reported_in_one_line(
     arguments: list[str], expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*SMOKE, "seed=1,2", *arguments, f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 2

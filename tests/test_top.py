@@ -31,7 +31,7 @@ from alignrun.security.text import clean
 from alignrun.top import top
 from alignrun.top.follow import Followed, Tail
 from alignrun.top.symbols import figure, sparkline
-from alignrun.top.view import View, share
+from alignrun.top.view import View, split_lines
 
 HOLDER = """
 import sys
@@ -232,7 +232,7 @@ def test_looking_at_a_lock_does_not_take_it(run: Path) -> None:
     held.close()
 
 
-def test_a_file_system_without_locks_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_reported(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no locks available")
 
@@ -260,7 +260,7 @@ def test_before_the_first_step(run: Path) -> None:
     assert lines[2:] == ["waiting for the first step"]
 
 
-def test_a_stopped_run_says_how_to_go_on(run: Path) -> None:
+def test_a_stopped_run_says_how_to_continue(run: Path) -> None:
     log(run, 3, loss=1.0)
     lines = drawn(run, width=200)
     assert lines[0].endswith("● not running")
@@ -349,11 +349,11 @@ def test_a_long_history_and_long_texts_are_cut(run: Path) -> None:
 
 
 def test_lines_are_shared_out() -> None:
-    assert share(100, [(2, 5), (0, 0), (3, 9)]) == [5, 0, 9]
-    assert share(7, [(2, 5), (3, 9)]) == [3, 4]
-    assert share(8, [(2, 9), (3, 4)]) == [4, 4]
-    assert share(4, [(3, 5), (4, 9)]) == [4, 0]
-    assert share(-1, [(1, 5)]) == [0]
+    assert split_lines(100, [(2, 5), (0, 0), (3, 9)]) == [5, 0, 9]
+    assert split_lines(7, [(2, 5), (3, 9)]) == [3, 4]
+    assert split_lines(8, [(2, 9), (3, 4)]) == [4, 4]
+    assert split_lines(4, [(3, 5), (4, 9)]) == [4, 0]
+    assert split_lines(-1, [(1, 5)]) == [0]
 
 
 def test_once_through_the_command_line(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -506,7 +506,7 @@ def test_ctrl_c_leaves_quietly(smoke: Path, run: Path) -> None:
     assert text.rstrip().endswith(("\x1b[?25h", "\x1b[?1049l"))
 
 
-def test_a_run_that_goes_away_is_told(run: Path) -> None:
+def test_a_run_that_goes_away_is_reported(run: Path) -> None:
     followed = Followed(str(run))
     shutil.rmtree(run)
     with pytest.raises(InputError, match="does not exist"):

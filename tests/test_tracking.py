@@ -489,7 +489,7 @@ def test_a_killed_wandb_process_stops_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
-def test_a_full_disk_is_told_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     tracking = bench.start(WandbMode.disabled)
     monkeypatch.setattr("alignrun.run.directory.open_regular", lambda *_: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(RunError, match=r"could not write .*/metrics.jsonl: No space left on device; free space"):

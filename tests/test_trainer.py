@@ -286,7 +286,7 @@ def test_an_evaluation_cut_short_is_made_up_for_and_never_doubled(
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_a_finished_run_goes_on_with_more_steps_and_keeps_its_records(tmp_path: Path) -> None:
+def test_a_finished_run_continues_with_more_steps_and_keeps_its_records(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(f"run.dir={run}", "optim.schedule=constant") == 0
     before = metrics_of(run)

@@ -227,12 +227,12 @@ def test_processes_that_begin_at_once_make_one_key(own_key: Path) -> None:
 def test_a_run_without_a_key_is_not_signed_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from alignrun.launch.train import signed
+    from alignrun.launch.train import signature_of
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("ALIGNRUN_CONFIG", str(tmp_path / "file" / "config"))
     console = Console(record=True, width=400)
-    assert signed(compose.compose(["experiment=smoke"]), console) == ""
+    assert signature_of(compose.compose(["experiment=smoke"]), console) == ""
     assert "the run is not signed" in console.export_text()
 
 

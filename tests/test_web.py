@@ -96,7 +96,7 @@ def bomb(size: int) -> bytes:
     ids=["long", "announced", "gzip bomb", "deflate bomb"],
 )
 def test_a_long_answer_is_not_read_to_its_end(body: bytes) -> None:
-    with pytest.raises(http.TooLong, match=r"more than 0\.1 MB"):
+    with pytest.raises(http.ResponseTooLong, match=r"more than 0\.1 MB"):
         ask(says(body))
 
 
@@ -115,7 +115,7 @@ def test_a_bomb_is_not_decompressed_beyond_the_limit(monkeypatch: pytest.MonkeyP
             return part
 
     monkeypatch.setattr(http.zlib, "decompressobj", Watched)
-    with pytest.raises(http.TooLong):
+    with pytest.raises(http.ResponseTooLong):
         ask(says(OK + b"Content-Encoding: gzip\r\n\r\n" + bomb(60_000_000)))
     assert largest <= 100_001
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignrun import distributed
+from alignrun.algorithms.stackelberg import StackelbergConfig
 from alignrun.completions.command import Written
 from alignrun.completions.command import generate as write_completions
 from alignrun.config import ColumnsConfig, DataConfig, Precision, SamplingConfig
@@ -36,7 +37,7 @@ from alignrun.run.trust import accepting
 from alignrun.security.terminal import PlainConsole
 from alignrun.tournament.command import hold
 from alignrun.tournament.players import Loader, Player, find_player, reference_of
-from alignrun.types import Message
+from alignrun.types import Message, as_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,12 @@ class TrainingResult:
 
     @property
     def win_rate(self) -> Estimate | None:
-        """P(policy ≻ reference) on held-out prompts; None where nothing judges."""
+        """P(policy ≻ reference) on held-out prompts; None if nothing judges."""
         return self.estimates.get("win_rate")
 
     @property
     def kl(self) -> float | None:
-        """KL(policy ‖ reference), nats a completion; None where it was not measured."""
+        """KL(policy ‖ reference), nats a completion; None if it was not measured."""
         return self.metrics.get("kl")
 
     @property
@@ -192,7 +193,10 @@ class LoadedPolicy:
         run = self._player.config
         generation = replace(run.generation, max_new_tokens=drawing.max_new_tokens)
         asked = replace(run, data=DataConfig(name="prompts", source="inline"), generation=generation)
-        encoded = PromptSet.build(examples, make_encoding(asked))
+        try:
+            encoded = PromptSet.build(examples, make_encoding(asked))
+        except InputError as error:
+            raise InputError(_for_arguments(str(error))) from None
         with _working():
             drawn = draw(self.policy, self._player.role, encoded, drawing, self.name)
         return [
@@ -200,6 +204,28 @@ class LoadedPolicy:
             for prompt, *rows in zip(prompts, drawn.texts, drawn.ends, drawn.log_probs, strict=True)
             for row in zip(*rows, strict=True)
         ]
+
+    def improve(self, answers: Sequence[Generated], request: str | None = None, **settings: Any) -> list[Generated]:
+        """Ask the policy to improve answers, its own or another's, as the follower of `algo=stackelberg` is trained to.
+
+        Args:
+            answers: what `generate` or `improve` returned; each prompt is followed by its answer and the request.
+            request: what the user asks then; by default `algo.follower_prompt` of the run, or of `algo=stackelberg`.
+            settings: those of `generate`.
+
+        Raises:
+            InputError: as `generate`.
+        """
+        if request is None:
+            request = getattr(self._player.config.algo, "follower_prompt", StackelbergConfig.follower_prompt)
+        conversations: list[Sequence[Message]] = []
+        for one in answers:
+            said: list[Message] = [
+                {"role": "assistant", "content": one.text},
+                {"role": "user", "content": request},
+            ]
+            conversations.append([*as_turns(one.prompt if isinstance(one.prompt, str) else tuple(one.prompt)), *said])
+        return self.generate(conversations, **settings)
 
 
 def train(*overrides: str, quiet: bool = False, trust: bool = False) -> TrainingResult:
@@ -215,7 +241,10 @@ def train(*overrides: str, quiet: bool = False, trust: bool = False) -> Training
         RunError: the run has failed, or was stopped by a signal; what was saved can be resumed.
     """
     with _working(trust), _files(overrides) as typed:
-        path, code = train_in_folder(compose.compose_run(typed), overrides, _console(quiet))
+        config, console = compose.compose_run(typed), _console(quiet)
+        if note := compose.recipe_note(typed):
+            console.print(note)
+        path, code = train_in_folder(config, overrides, console)
     return _result(path, code)
 
 
@@ -338,6 +367,13 @@ def _plain(prompt: Any) -> Any:
     if not isinstance(prompt, Sequence) or isinstance(prompt, str):
         return prompt
     return [dict(turn) if isinstance(turn, Mapping) else turn for turn in prompt]
+
+
+def _for_arguments(message: str) -> str:
+    """The message about a prompt of `generate`, with its arguments in place of configuration keys."""
+    problem, too_long, _ = message.removeprefix("data: ").partition("; set data.too_long")
+    advice = "; shorten it, or pass a smaller max_new_tokens" if too_long else ""
+    return problem.replace("config: generation.", "") + advice
 
 
 def _result(path: Path, code: int) -> TrainingResult:

@@ -218,11 +218,11 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         return sweep(list(arguments), console)
     if problem := stray(arguments):
         raise InputError(problem)
-    from alignrun.launch.compose import compose_run, recipe_of
+    from alignrun.launch.compose import compose_run, recipe_note
 
     config = compose_run(arguments)
-    if recipe := recipe_of(arguments):
-        console.print(f"recipe: {recipe}, for this model; recipe=null leaves it out", highlight=False, markup=False)
+    if note := recipe_note(arguments):
+        console.print(note, highlight=False, markup=False)
     from alignrun.launch.train import train
 
     return train(config, [*named().arguments(), *arguments], console)

@@ -25,7 +25,7 @@ MEGABYTE = 1_000_000
 _jitter = random.Random()  # separate, so that the seeded global generator is not advanced
 
 
-class TooLong(Exception):
+class ResponseTooLong(Exception):
     """A response exceeds the size limit."""
 
 
@@ -76,7 +76,7 @@ async def ask(
 
     Raises:
         TimeoutError: it took longer.
-        TooLong: the body is larger; the rest was not read.
+        ResponseTooLong: the body is larger; the rest was not read.
         httpx2.RequestError: there was no response, or it is damaged.
     """
     async with timeout(seconds), connection.stream(method, url, content=content) as response:
@@ -105,7 +105,7 @@ async def ask_again(
     problem in a response. Statuses in `final` are not retried, although they often mean that the server is busy.
 
     Raises:
-        TooLong: a response is too long; it is not retried.
+        ResponseTooLong: a response is too long; it is not retried.
         NoAnswer: no attempt was answered.
     """
     problem = ""
@@ -141,7 +141,7 @@ async def _read(response: httpx2.Response, limit: int) -> bytes:
         except zlib.error as error:
             raise httpx2.DecodingError(f"the answer cannot be decompressed ({one_line(error, 80)})") from error
         if max(received, len(body)) > limit:
-            raise TooLong(f"more than {limit / MEGABYTE:.3g} MB")
+            raise ResponseTooLong(f"more than {limit / MEGABYTE:.3g} MB")
     if unpacker is not None and received and not unpacker.eof:
         raise httpx2.DecodingError("the compressed answer is truncated")
     return bytes(body)

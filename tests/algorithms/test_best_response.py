@@ -113,7 +113,7 @@ def test_the_response_to_a_text_policy_is_measured_with_intervals(smoke: Path, t
     # It is still the opponent itself: no gain beyond noise, the same KL, and so the same gain in both games.
     assert found["opponent/gain_low"] <= 0 <= found["opponent/gain_high"]
     assert found["opponent/gain"] == pytest.approx(found["opponent/win_rate"] - 0.5)
-    assert {"win_rate", "kl"} <= found.keys(), "beside the measures against the reference"
+    assert {"win_rate", "kl"} <= found.keys(), "in addition to the measures against the reference"
     config = compose.load(tmp_path / "response" / "config.yaml")
     assert config.algo.opponent == str(smoke)
     assert config.algo.samples_per_prompt == 8
@@ -149,7 +149,7 @@ def test_what_cannot_be_exploited(
     assert not list(Path().glob("runs/*"))
 
 
-def test_a_run_that_has_not_finished_is_told_so(
+def test_a_run_that_has_not_finished_is_reported_so(
     smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "half").mkdir()

@@ -191,7 +191,7 @@ def test_an_online_algorithm_trains_against_it(trained: Path, tmp_path: Path) ->
     assert cli.main(["resume", str(tmp_path / "nash"), "train.steps=4"]) == 0
 
 
-def test_a_killed_run_goes_on_and_an_exported_model_is_the_same(
+def test_a_killed_run_continues_and_an_exported_model_is_the_same(
     trained: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["export", str(trained), "--to", str(tmp_path / "export")]) == 0

@@ -206,7 +206,7 @@ def test_what_the_server_does_not_take_is_told_before_anything_is_loaded(
     assert train(tmp_path / "run", "http://127.0.0.1:9", *settings) == 1, "SGLang has no such limit"
 
 
-def test_a_server_that_is_not_there_is_told_before_the_first_step(
+def test_a_server_that_is_not_there_is_reported_before_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

@@ -106,7 +106,7 @@ class TestLiked:
     [
         ("images", ["a.png"], "reads text"),
         ("audio", {"bytes": ""}, "reads text"),
-        ("weight", 0.5, "counts alike"),
+        ("weight", 0.5, "has the same weight"),
         ("context", "A text.", "data.columns.input=context"),
         ("input", "A text.", "data.columns.input=input"),
         ("history", [["a", "b"]], "turns before the prompt"),

@@ -66,7 +66,7 @@ def test_few_of_many_rows_are_encoded_at_the_start_and_the_batches_are_the_same(
     encode, said = Encoder(), list[str]()
     lazy, whole = build(encode, said.append), build(Encoder(), None)
     assert len(encode.read) == 10
-    assert said == ["data: 10 of 300 rows checked; each is encoded when it is drawn"]
+    assert said == ["data: 10 of 300 rows checked; each is encoded on demand"]
     for step in range(30):  # two epochs
         ours, theirs = lazy.batch_at(step, 20), whole.batch_at(step, 20)
         assert torch.equal(ours.prompts.input_ids, theirs.prompts.input_ids)

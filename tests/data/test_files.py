@@ -1,9 +1,14 @@
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from alignrun.config import BadRows, DataConfig
 from alignrun.data.files import read_rows
+from alignrun.data.loading import load_in_order
+from alignrun.data.shapes import recognised
+from alignrun.data.values import BadRowError
 from alignrun.errors import InputError
 
 
@@ -13,9 +18,16 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def read_strictly(path: Path) -> None:
+    for _, row in read_rows(path):
+        if isinstance(row, BadRowError):
+            raise row
+
+
 def file_refusal(path: Path) -> str:
+    """The line that refuses the file, or its first bad row."""
     with pytest.raises(InputError) as caught:
-        list(read_rows(path))
+        read_strictly(path)
     message = str(caught.value)
     assert "\n" not in message
     assert path.name in message
@@ -52,7 +64,7 @@ def test_tables_of_text(tmp_path: Path, name: str, separator: str) -> None:
     ("content", "part"),
     [
         ("a,b\n1,2,3\n", "p.csv:2 has 3 values, and the first line names 2 columns"),
-        ("a,a\n1,2\n", "a column without a name, or two alike"),
+        ("a,a\n1,2\n", "a column without a name, or two equal ones"),
         ("a,\n1,2\n", "a column without a name"),
         ('a\n"b\n', "is not such a table"),
         (b"a\ncaf\xe9\n", "is not UTF-8"),
@@ -136,3 +148,29 @@ def test_unknown_kind(tmp_path: Path) -> None:
     assert ".jsonl, .json, .csv or .tsv (each also .gz), or .parquet" in file_refusal(
         write(tmp_path / "p.txt", "prompt\nHello\n")
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "bad"),
+    [
+        ("p.jsonl", b'{"prompt": "a"}\n{\'prompt\': 1}\n["b"]\n{"prompt": "caf\xe9"}\n{"prompt": "c"}\n', 3),
+        ("p.json", b'[{"prompt": "a"}, 3, {"prompt": "caf\xe9"}, {"prompt": "c"}]', 2),
+        ("p.csv", b"prompt,score\na,1\nb,2,3\nc,\n", 1),
+    ],
+)
+def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path, name: str, content: bytes, bad: int) -> None:
+    """As `data.bad_rows=skip` promises; by default the first of them ends the run, with that advice."""
+    path = write(tmp_path / name, content)
+    config = DataConfig(name="jsonl", source="jsonl", path=str(path), eval_fraction=0.01, bad_rows=BadRows.skip)
+    ordered = load_in_order(config)
+    assert [example.prompt for example in ordered.examples] == ["a", "c"]
+    assert ordered.skipped == bad
+    with pytest.raises(InputError, match=f"{name}.*data.bad_rows=skip leaves such rows out"):
+        load_in_order(replace(config, bad_rows=BadRows.error))
+
+
+def test_the_layout_is_that_of_the_first_row_that_can_be_read(tmp_path: Path) -> None:
+    row = '{"question": "a", "response_A": "b", "response_B": "c", "label": "A>B"}'
+    path = write(tmp_path / "p.jsonl", f"not JSON\n{row}\n")
+    config = DataConfig(name="jsonl", source="jsonl", path=str(path), bad_rows=BadRows.skip)
+    assert recognised(config)[1] == "JudgeBench"

@@ -172,7 +172,7 @@ class TestParseRow:
         assert "no transcript" in refusal({"chosen": "Yes.", "rejected": "No."})
         headed = "Note\n\nHuman: a\n\nAssistant: b"
         assert "no transcript" in refusal({"chosen": headed, "rejected": headed})
-        assert "both alike" in refusal({"chosen": [USER, ANSWER], "rejected": "No."})
+        assert "one form for both" in refusal({"chosen": [USER, ANSWER], "rejected": "No."})
 
     def test_half_a_surrogate_pair(self) -> None:
         assert "surrogate" in refusal(json.loads('{"prompt": "\\ud83d"}'))
@@ -182,7 +182,7 @@ class TestParseRow:
 class TestInput:
     columns = ColumnsConfig(prompt="instruction", input="input")
 
-    def test_it_goes_on_after_a_blank_line(self) -> None:
+    def test_it_continues_after_a_blank_line(self) -> None:
         example = parse_row({"instruction": "Sum up. ", "input": " A text."}, "p:1", self.columns)
         assert example.prompt == "Sum up. \n\n A text."
 
@@ -200,7 +200,7 @@ class TestInput:
         assert "after a conversation" in refusal({"instruction": [USER], "input": "A text."}, self.columns)
         assert "empty prompt" in refusal({"instruction": " ", "input": "A text."}, self.columns)
 
-    def test_a_prompt_that_goes_on_cannot_hide_in_a_pair(self) -> None:
+    def test_a_prompt_that_continues_cannot_hide_in_a_pair(self) -> None:
         row = {"chosen": [USER, ANSWER], "rejected": [USER, OTHER], "input": "A text."}
         assert "no column 'prompt'" in refusal(row, ColumnsConfig(input="input"))
 

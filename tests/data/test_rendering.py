@@ -12,7 +12,7 @@ from alignrun.algorithms.common.rollout import decode_texts
 from alignrun.config import BadRows, TooLong
 from alignrun.data.completions import end_of_turn, opened
 from alignrun.data.demonstrations import DemonstrationSet, Piece
-from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
+from alignrun.data.feedback_encoding import PreferenceEncoder, RewardEncoder
 from alignrun.data.pairs import PairSet, encode_policy_pair
 from alignrun.data.prompts import PromptSet
 from alignrun.data.rendering import Renderer, encode_prompt
@@ -120,7 +120,7 @@ class TestTheBorder:
         asked, said = encoded(kinds, (USER, *turns[:-1]), "Sure")
         assert last.pieces == (Piece((*asked, *said), ((len(asked), len(asked) + len(said)),)),)
 
-    def test_two_completions_that_the_template_writes_alike(self) -> None:
+    def test_two_completions_that_the_template_writes_identically(self) -> None:
         tokenizer = templated(tiny.CHATML.replace("message['content'] or ''", "message['content'] | trim"))
         with pytest.raises(BadRowError, match="x:1: both completions are the same tokens"):
             encode_policy_pair(encoding_of(tokenizer))(Example("Q?", "x:1", "Sure", " Sure"))

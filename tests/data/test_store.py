@@ -71,7 +71,7 @@ def test_the_digest_is_that_of_the_content_wherever_it_was_read_from() -> None:
 
 
 def test_a_value_that_is_no_json_makes_a_bad_row() -> None:
-    with pytest.raises(BadRowError, match=r"^data: p\[0\] holds a value that is no text"):
+    with pytest.raises(BadRowError, match=r"^data: p\[0\] holds a value that is not a text"):
         Examples([replace(FULL, tools=({"name": object()},))])
 
 

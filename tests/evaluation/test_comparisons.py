@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignrun.config import ComparedPairs
 from alignrun.evaluation import comparisons
-from alignrun.evaluation.comparisons import against, compare
+from alignrun.evaluation.comparisons import compare, mean_win_rates
 from alignrun.preferences.base import Preference
 
 PROMPTS = ("p", "longer prompt")
@@ -70,13 +70,13 @@ def test_matched_pairs_cost_k_a_pair_of_players_and_the_rest_is_unknown() -> Non
 
 def test_against_is_the_mean_over_pairs_and_asks_nobody_about_himself() -> None:
     preference = Recording()
-    rates = against(preference, PROMPTS, TEXTS[0], TEXTS[2], ComparedPairs.all)
+    rates = mean_win_rates(preference, PROMPTS, TEXTS[0], TEXTS[2], ComparedPairs.all)
     for x in range(2):
         mean = np.mean([lead(PROMPTS[x], a, b) if a != b else 0.5 for a in TEXTS[0][x] for b in TEXTS[2][x]])
         assert rates[x] == pytest.approx(mean)
     ours = {(prompt, *sorted((a, b))) for x, prompt in enumerate(PROMPTS) for a in TEXTS[0][x] for b in TEXTS[2][x]}
     assert {(prompt, *sorted((a, b))) for prompt, a, b in preference.asked} <= ours
-    matched = against(preference, PROMPTS, TEXTS[0], TEXTS[2], ComparedPairs.matched)
+    matched = mean_win_rates(preference, PROMPTS, TEXTS[0], TEXTS[2], ComparedPairs.matched)
     assert matched[0] == pytest.approx(np.mean([lead("p", "aa", ""), lead("p", "b", "f")]))
 
 

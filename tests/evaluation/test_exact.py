@@ -11,7 +11,7 @@ from scipy.special import softmax
 from alignrun import games
 from alignrun.errors import InputError
 from alignrun.evaluation.exact import played
-from alignrun.evaluation.tournament_results import Entry, Settings, exact_standing
+from alignrun.evaluation.tournament_results import Participant, Settings, exact_standing
 from alignrun.launch.build import Assembly, assemble
 from alignrun.launch.compose import compose
 
@@ -100,7 +100,10 @@ def test_an_action_that_its_temperature_rules_out_keeps_a_logarithm() -> None:
 
 def test_tournaments_measure_against_the_reference_that_plays() -> None:
     mu, other = torch.tensor(tempered(0.7)), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
-    entries = [Entry("other", "runs/other", 1, reference=1), Entry("reference", "its reference", None, reference=1)]
+    entries = [
+        Participant("other", "runs/other", 1, reference=1),
+        Participant("reference", "its reference", None, reference=1),
+    ]
     settings = Settings(reference=1, kl_tau=0.1, confidence=0.95, seed=0)
     standing = exact_standing(entries, [other, mu], games.CYC, settings)
     for player, policy in zip(standing.players, (other, mu), strict=True):

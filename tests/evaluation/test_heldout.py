@@ -65,7 +65,7 @@ def test_only_ties_have_no_accuracy(tmp_path: Path) -> None:
 
 
 def test_a_pair_that_nobody_labelled_may_be_too_long(tmp_path: Path) -> None:
-    """Each of two long completions fits beside a short one; the two together do not, and are not asked about."""
+    """Each of two long completions fits with a short one; the two together do not, and are not judged."""
     texts = ("short", "l" * 380, "L" * 380, "brief")
     pairs = [{"prompt": "p", "chosen": a, "rejected": b} for a, b in ((texts[0], texts[1]), (texts[2], texts[3]))]
     run = tmp_path / "run"

@@ -96,7 +96,7 @@ def test_intervals_are_never_nan() -> None:
 
 @pytest.mark.parametrize(("values", "clusters"), [([0.1, 0.2], [1]), ([], []), ([[0.1]], [1])])
 def test_unusable_values(values: list[float], clusters: list[int]) -> None:
-    with pytest.raises(InputError, match="of one length"):
+    with pytest.raises(InputError, match="have one length"):
         clustered_mean_interval(values, clusters, 0.95)
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from alignrun.evaluation.preference_quality import Category, JudgedPairs, Quality, measure_quality
+from alignrun.evaluation.preference_quality import AssessedPairs, Category, Quality, measure_quality
 from alignrun.evaluation.results import Estimate
 from alignrun.evaluation.rewardbench import CODE, SECTIONS, section_scores
 from alignrun.types import Example
@@ -21,12 +21,12 @@ TABLE = [
 ]
 
 
-def judged(rows: list[tuple[str, str, str, float, float, float, float, str]]) -> JudgedPairs:
+def judged(rows: list[tuple[str, str, str, float, float, float, float, str]]) -> AssessedPairs:
     examples = [
         Example(prompt, f"row {n}", one, other, label) for n, (prompt, one, other, label, *_) in enumerate(rows)
     ]
     numbers = np.array([row[4:7] for row in rows])
-    return JudgedPairs(examples, numbers[:, 0], numbers[:, 1:], [row[7] for row in rows])
+    return AssessedPairs(examples, numbers[:, 0], numbers[:, 1:], [row[7] for row in rows])
 
 
 def test_every_number_is_that_of_a_count() -> None:
@@ -58,7 +58,7 @@ def test_every_number_is_that_of_a_count() -> None:
 def test_without_a_decided_pair_or_an_order_or_a_difference_in_length() -> None:
     assert measure_quality(judged([TABLE[3]]), None, 20, 0.95, 0) is None
     plain = judged([TABLE[2]])
-    found = measure_quality(JudgedPairs(plain.examples, plain.probabilities, None), None, 20, 0.95, 0)
+    found = measure_quality(AssessedPairs(plain.examples, plain.probabilities, None), None, 20, 0.95, 0)
     assert found is not None
     assert (found.position, found.length, found.categories, found.agreement) == (None, None, (), {})
 

@@ -12,11 +12,11 @@ from scipy import stats
 from alignrun import games
 from alignrun.evaluation.ranking import (
     Spread,
+    kl_path,
     matched_kl,
     over_seeds,
-    path,
     pooled,
-    rank,
+    rank_settings,
     rests_on_one_evaluation,
     win_rate_at,
 )
@@ -37,7 +37,7 @@ def run(
 
 
 def ranked(*runs: RunResult, confidence: float = 0.95) -> SweepResult:
-    result = rank("runs/sweep", runs, "alignrun -m", confidence)
+    result = rank_settings("runs/sweep", runs, "alignrun -m", confidence)
     json.dumps(asdict(result)["settings"], allow_nan=False)
     assert {name for setting in result.settings for name in setting.runs} == {run.name for run in runs}
     return result
@@ -71,7 +71,7 @@ def test_win_rates_are_compared_at_the_kl_that_all_have_reached() -> None:
 def test_the_first_crossing_counts(kl: float, expected: float) -> None:
     """The path turns back to KL 0.5, so that it passes each KL up to 2.56 three times; √KL: 1, 1.6, 0.7, 1.5, 2."""
     there_and_back = run("0", points=((1, 1.0, 0.6), (2, 2.56, 0.8), (3, 0.49, 0.9), (4, 2.25, 0.3), (5, 4.0, 0.8)))
-    assert win_rate_at(path(there_and_back), kl) == pytest.approx(expected)
+    assert win_rate_at(kl_path(there_and_back), kl) == pytest.approx(expected)
 
 
 def test_a_kl_that_was_never_reached_is_no_number() -> None:
@@ -97,9 +97,9 @@ def test_what_rests_on_one_evaluation_is_marked() -> None:
     ]
     result = ranked(*runs)
     assert {setting.setting: setting.single for setting in result.settings} == {"a": 1, "b": 1, "c": 0}
-    assert "Read off a single evaluation" in " ".join(result.notes)
-    assert rests_on_one_evaluation(path(runs[2]), 0.5)
-    assert not rests_on_one_evaluation(path(runs[2]), 1.5)
+    assert "Based on a single evaluation" in " ".join(result.notes)
+    assert rests_on_one_evaluation(kl_path(runs[2]), 0.5)
+    assert not rests_on_one_evaluation(kl_path(runs[2]), 1.5)
 
 
 def on_cyc(steps: list[int], way: float) -> list[tuple[int, float, float]]:
@@ -205,7 +205,7 @@ def test_a_best_setting_is_settled_where_intervals_part() -> None:
     assert ranked(*gaps).settled, "the smallest is best"
 
 
-def test_settings_with_spaces_are_told_apart_by_their_overrides() -> None:
+def test_settings_with_spaces_are_distinguished_by_their_overrides() -> None:
     """Joined, both are `x=1 y=2`."""
     runs = [
         RunResult(str(n), "x=1 y=2", 1, 0, {}, (), None, own) for n, own in enumerate((("x=1 y=2",), ("x=1", "y=2")))
@@ -282,7 +282,7 @@ def test_a_run_at_the_reference_is_left_out_and_the_others_compared(distance: fl
     assert result.ranked_by == "win rate at KL 2 nats, interpolated in √KL"
     assert result.matched_kl == 2.0
     assert [setting.matched for setting in result.settings] == [exact(0.8), exact(0.7), None]
-    assert "Not read at the matched KL, since their estimated KL is 0 or less: 0." in result.notes
+    assert "Not compared at the matched KL, since their estimated KL is 0 or less: 0." in result.notes
 
 
 def test_where_all_runs_stayed_at_the_reference_no_kl_is_matched() -> None:
@@ -297,8 +297,8 @@ def test_where_all_runs_stayed_at_the_reference_no_kl_is_matched() -> None:
 def test_a_negative_kl_on_the_way_is_no_point_of_the_path() -> None:
     """A policy at the reference wins half of the time: 0.9 is noise, from which nothing is interpolated."""
     noisy = run("0", points=((1, -0.01, 0.9), (2, 4.0, 0.7)))
-    assert path(noisy) == [(0.0, 0.5), (4.0, 0.7)]
-    assert win_rate_at(path(noisy), 1.0) == pytest.approx(0.6)
+    assert kl_path(noisy) == [(0.0, 0.5), (4.0, 0.7)]
+    assert win_rate_at(kl_path(noisy), 1.0) == pytest.approx(0.6)
 
 
 def test_what_is_not_finite_is_left_out() -> None:

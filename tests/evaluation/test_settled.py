@@ -96,9 +96,9 @@ def test_an_estimate_in_words() -> None:
     assert in_words(Estimate(0.5, 0.5, 0.5), 0.9) == "0.500", "exact"
     unsure = in_words(Estimate(0.551, 0.395, 0.684, 40), 0.95, "the reference")
     assert unsure == (
-        "0.551  (95% interval 0.395 to 0.684, 40 held-out prompts: cannot be told apart from the reference)"
+        "0.551  (95% interval 0.395 to 0.684, 40 held-out prompts: is indistinguishable from the reference)"
     )
     assert in_words(Estimate(0.612, 0.54, 0.671, 40), 0.95, "the reference").endswith("40 held-out prompts)")
-    assert "told apart" not in in_words(Estimate(0.551, 0.395, 0.684, 7), 0.95, "the reference"), "too few: said once"
+    assert "indistinguishable" not in in_words(Estimate(0.551, 0.395, 0.684, 7), 0.95, "the reference"), "once"
     assert metrics_of("gain", Estimate(0.2, 0.1, 0.3, 9)) == {"gain": 0.2, "gain_low": 0.1, "gain_high": 0.3}
     assert metrics_of("gain", Estimate(0.2, 0.2, 0.2, 1)) == {"gain": 0.2}, "no interval of no width"

@@ -14,9 +14,9 @@ from reports.examples import write_run
 from alignrun.config import EvaluationConfig
 from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.opponent import OpponentEvaluator
-from alignrun.evaluation.ranking import rank
+from alignrun.evaluation.ranking import rank_settings
 from alignrun.evaluation.results import RunResult
-from alignrun.evaluation.truncation import left_out, truncation
+from alignrun.evaluation.truncation import truncation, truncation_note
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.generation.sampling import truncate
 from alignrun.launch.build import make_encoding
@@ -88,9 +88,9 @@ def test_few_prompts_settle_nothing_and_one_has_no_interval_of_no_width(against:
 
 
 def test_the_settings_are_named_as_they_are_typed() -> None:
-    assert truncation(0, 1.0) == left_out(0, 1.0) == ""
+    assert truncation(0, 1.0) == truncation_note(0, 1.0) == ""
     assert truncation(5, 0.9) == "top_k=5 and top_p=0.9"
-    assert "top_k=5 and top_p=0.9" in left_out(5, 0.9)
+    assert "top_k=5 and top_p=0.9" in truncation_note(5, 0.9)
 
 
 def test_log_ratios_of_whole_distributions_are_no_kl_of_truncated_ones() -> None:
@@ -102,7 +102,7 @@ def test_log_ratios_of_whole_distributions_are_no_kl_of_truncated_ones() -> None
 
 def test_a_sweep_without_a_kl_is_ranked_by_its_win_rates() -> None:
     runs = [RunResult(f"{n}", f"a={n}", 0, 0, {"win_rate": 0.5 + n / 10}, ()) for n in range(3)]
-    result = rank("sweep", runs, "command")
+    result = rank_settings("sweep", runs, "command")
     assert [setting.setting for setting in result.settings] == ["a=2", "a=1", "a=0"]
     assert (result.matched_kl, result.ranked_by) == (None, "final win rate")
 

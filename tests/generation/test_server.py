@@ -152,7 +152,7 @@ def test_the_adapter_in_use_is_not_loaded_again(serve: Serve, adapter: Path) -> 
     assert server.bodies("/v1/unload_lora_adapter") == []
 
 
-def test_a_run_that_goes_on_gets_nothing_of_what_was_cached_before(
+def test_a_run_that_continues_gets_nothing_of_what_was_cached_before(
     serve: Serve, policy: Policy, adapter: Path, tmp_path: Path
 ) -> None:
     """Two processes of one run load different weights under one version; the server caches by name."""
@@ -274,7 +274,7 @@ def test_prompts_are_sent_side_by_side_up_to_the_limit_and_come_back_in_order(
     assert 2 <= server.peak <= 4
 
 
-def test_streams_are_told_apart_by_their_number(serve: Serve, policy: Policy, adapter: Path) -> None:
+def test_streams_are_distinguished_by_their_number(serve: Serve, policy: Policy, adapter: Path) -> None:
     prompts, _ = random_batch(policy)
     server = serve()
     rollouts = loaded(server, adapter)
@@ -478,7 +478,7 @@ def altered(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda answer: b"[" * 100_000, "did not return 2 completions"),
     ],
 )
-def test_an_answer_that_is_none_is_told_in_one_line(
+def test_an_invalid_answer_gives_a_one_line_error(
     serve: Serve, policy: Policy, adapter: Path, alter: Any, expected: str
 ) -> None:
     server = serve()
@@ -489,7 +489,7 @@ def test_an_answer_that_is_none_is_told_in_one_line(
     assert f"{server.url}/v1/completions" in message
 
 
-def test_a_completion_that_the_context_cuts_is_told(serve: Serve, policy: Policy, adapter: Path) -> None:
+def test_a_completion_cut_by_the_context_is_reported(serve: Serve, policy: Policy, adapter: Path) -> None:
     prompts, _ = random_batch(policy)
     server = serve()
     rollouts = loaded(server, adapter)
@@ -500,13 +500,13 @@ def test_a_completion_that_the_context_cuts_is_told(serve: Serve, policy: Policy
     assert "answered 400: This model's maximum context length is 3 tokens.: check" in message
 
 
-def test_a_server_that_is_not_there_is_told() -> None:
+def test_a_missing_server_is_reported() -> None:
     message = refused(lambda: RolloutServer("http://127.0.0.1:9", 5.0, 1, backoff=0.01))
     assert "http://127.0.0.1:9/v1/models failed 2 times (" in message
     assert "start the server, check generation.server_url" in message
 
 
-def test_a_server_that_is_slow_is_told(serve: Serve, policy: Policy, adapter: Path) -> None:
+def test_a_slow_server_is_reported(serve: Serve, policy: Policy, adapter: Path) -> None:
     server = serve()
     rollouts = loaded(server, adapter, timeout=0.3, retries=1)
     server.interfere = lambda path, body: time.sleep(2)
@@ -572,7 +572,7 @@ def test_an_attempt_whose_answer_was_lost_has_loaded_the_adapter(serve: Serve, p
     assert len(rollouts.sample(random_batch(policy)[0], 1, sampling(), seed=0)) == 1
 
 
-def test_a_server_that_loads_no_adapters_is_told(serve: Serve, adapter: Path, tmp_path: Path) -> None:
+def test_a_server_without_adapter_loading_is_reported(serve: Serve, adapter: Path, tmp_path: Path) -> None:
     server = serve()
     rollouts = connect(server)
     with pytest.raises(ValueError, match="no adapter"):
@@ -616,7 +616,7 @@ def test_what_happens_to_the_adapter_before_is_no_matter(
     rollouts.close()
 
 
-def test_a_server_that_was_started_again_is_told(serve: Serve, policy: Policy, adapter: Path) -> None:
+def test_a_server_that_was_started_again_is_reported(serve: Serve, policy: Policy, adapter: Path) -> None:
     server = serve()
     rollouts = loaded(server, adapter)
     server.loras.clear()
@@ -625,7 +625,7 @@ def test_a_server_that_was_started_again_is_told(serve: Serve, policy: Policy, a
     assert "`alignrun resume RUN` loads the adapter again" in message
 
 
-def test_another_base_and_something_else_than_a_server_are_told(serve: Serve) -> None:
+def test_another_base_and_something_else_than_a_server_are_reported(serve: Serve) -> None:
     server = serve()
     assert connect(server, model=BASE).base == BASE
     assert connect(server, url=f"{server.url}/v1/").base == BASE
@@ -648,7 +648,7 @@ def test_a_redirect_is_not_followed(serve: Serve) -> None:
     assert other.asked == []
 
 
-def test_broken_proxy_settings_are_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_proxy_settings_are_reported(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_PROXY")
     monkeypatch.setenv("ALL_PROXY", "carrier-pigeon://coop")
     assert "check the proxy" in refused(lambda: connect(serve()))
@@ -678,13 +678,13 @@ def test_the_key_is_sent_and_shown_nowhere(
     assert len(server.headers) == 1 + len(prompts)
     assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
     assert KEY not in json.dumps(server.asked)
-    told = []
+    shown = []
     for status in (400, 401, 404, 500):
         server.interfere = lambda path, body, status=status: error(status, "x" * 190 + f" {KEY} {KEY}")
-        told.append(refused(lambda: rollouts.sample(prompts, 1, sampling(), seed=0)))
-        told.append(refused(lambda: rollouts.load_adapter(adapter, 1)))
-        told.append(refused(lambda: RolloutServer.connect(configured(server))))
-    assert KEY[:6] not in "".join(told) + caplog.text + repr(rollouts) + repr(vars(rollouts))
+        shown.append(refused(lambda: rollouts.sample(prompts, 1, sampling(), seed=0)))
+        shown.append(refused(lambda: rollouts.load_adapter(adapter, 1)))
+        shown.append(refused(lambda: RolloutServer.connect(configured(server))))
+    assert KEY[:6] not in "".join(shown) + caplog.text + repr(rollouts) + repr(vars(rollouts))
     assert "/v1/completions" in caplog.text, "the requests were logged"
     monkeypatch.setenv("ALIGNRUN_ROLLOUT_API_KEY", "sk-ä")
     assert "sk-" not in refused(lambda: RolloutServer.connect(configured(server)), InputError)

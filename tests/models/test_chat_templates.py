@@ -15,7 +15,7 @@ from alignrun.data.rendering import Renderer
 from alignrun.errors import InputError
 from alignrun.launch import compose
 from alignrun.launch.pins import tokenizer_digest
-from alignrun.models.chat_templates import configure, literal
+from alignrun.models.chat_templates import configure, jinja_literal
 from alignrun.models.sources import load_tokenizer, preview_prompt
 from alignrun.models.tiny import byte_tokenizer
 from alignrun.types import Example
@@ -76,7 +76,7 @@ def test_a_saved_tokenizer_has_it(tmp_path: Path) -> None:
 
 
 def test_values_that_jinja_spells_otherwise() -> None:
-    assert literal({"a": [None, True, 1.5, 'ü"\n']}) == '{"a": [none, true, 1.5, "ü\\"\\n"]}'
+    assert jinja_literal({"a": [None, True, 1.5, 'ü"\n']}) == '{"a": [none, true, 1.5, "ü\\"\\n"]}'
 
 
 def test_a_variable_that_nothing_reads_is_refused() -> None:

@@ -55,7 +55,7 @@ def test_fixed_buffers_give_the_same_logits_also_when_rows_leave(dtype: str, mon
     assert prefixes == {8, 12, 16, 20}  # of prompts of 6 tokens
 
 
-def test_only_steps_that_are_alike_are_recorded() -> None:
+def test_only_steps_that_are_equal_are_recorded() -> None:
     policy, _ = load_policy()
     model = policy.model
     assert can_replay(model, decoding_cache(model.config))

@@ -83,7 +83,7 @@ def test_values_of_a_model_bring_no_graph() -> None:
     assert (found.tolist(), found.requires_grad) == ([3.0, 3.0], False)
 
 
-def test_rows_that_share_a_prompt_and_not_the_answer_are_told_apart() -> None:
+def test_rows_that_share_a_prompt_and_not_the_answer_are_distinguished() -> None:
     rows = [{"prompt": "Which?", "answer": answer} for answer in ("1", "2")]
     reward = FunctionReward("mine:f", examples.last_number, 1.0)
     assert reward(asked(rows), ["1", "1"], ["2", "2"]).sub(0.5).sign().tolist() == [1, -1]

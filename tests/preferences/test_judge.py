@@ -388,7 +388,7 @@ def test_retry_after_is_honoured_and_capped(serve: Serve, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("value", ["soon", "", "-5", "nan", formatdate(1e9, usegmt=True), "Wed, 99 Foo", "1 Jan 2999"])
-def test_a_retry_after_of_no_use_is_no_wait(value: str) -> None:
+def test_an_invalid_retry_after_is_ignored(value: str) -> None:
     assert http.retry_after(httpx2.Response(429, headers={"Retry-After": value})) == 0
 
 
@@ -439,7 +439,7 @@ def test_it_gives_up_in_one_line(serve: Serve) -> None:
         (304, "check"),
     ],
 )
-def test_a_refusal_is_told_at_once(serve: Serve, status: int, expected: str) -> None:
+def test_a_refusal_is_reported_at_once(serve: Serve, status: int, expected: str) -> None:
     server = serve(lambda *_: (status, {}, b"" if status == 304 else {"error": {"message": "it is\nso"}}))
     message = refused(make(server, concurrency=1, retries=9, backoff=9.0))
     assert expected in message
@@ -449,7 +449,7 @@ def test_a_refusal_is_told_at_once(serve: Serve, status: int, expected: str) -> 
     assert len(server.bodies) == 1
 
 
-def test_broken_proxy_settings_are_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_proxy_settings_are_reported(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_PROXY")
     monkeypatch.setenv("ALL_PROXY", "carrier-pigeon://coop")
     assert "check the proxy" in refused(make(serve()))
@@ -544,7 +544,7 @@ def test_the_cache_is_in_the_users_folder_or_nowhere(serve: Serve, tmp_path: Pat
     assert list(Path().iterdir()) == []
 
 
-def test_a_damaged_cache_is_told_in_one_line(serve: Serve, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_reported_in_one_line(serve: Serve, tmp_path: Path) -> None:
     server = serve()
     damaged, foreign, folder = (tmp_path / name for name in ("damaged", "foreign", "folder"))
     damaged.write_bytes(b"this is no database" * 100)
@@ -559,7 +559,9 @@ def test_a_damaged_cache_is_told_in_one_line(serve: Serve, tmp_path: Path) -> No
     assert damaged.read_bytes() == b"this is no database" * 100, "what may be something else is not touched"
 
 
-def test_a_cache_that_fails_during_a_run_is_told_and_a_garbled_row_asked_again(serve: Serve, tmp_path: Path) -> None:
+def test_a_cache_that_fails_during_a_run_is_reported_and_a_garbled_row_asked_again(
+    serve: Serve, tmp_path: Path
+) -> None:
     server = serve()
     file = tmp_path / "answers.sqlite"
     preference = make(server, cache=str(file))
@@ -610,8 +612,8 @@ def test_the_key_is_sent_and_shown_nowhere(
         )
     ]
     assert all("key" in message for message in messages[:2])
-    told = "\n".join(messages) + caplog.text + repr(preference.__dict__["_config"])
-    assert KEY[:12] not in told
+    shown = "\n".join(messages) + caplog.text + repr(preference.__dict__["_config"])
+    assert KEY[:12] not in shown
     assert "chat/completions" in caplog.text, "the requests were logged"
     leads_on = (302, {"Location": f"http://elsewhere/?key={KEY}"}, b"")
     assert "http://elsewhere/?key=[key]" in refused(make(serve(lambda *_: leads_on), **changes))

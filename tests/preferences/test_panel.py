@@ -25,8 +25,8 @@ from alignrun.preferences.base import Preference, build_preference
 from alignrun.preferences.measure import MeasureConfig
 from alignrun.preferences.panel import Panel, PanelConfig, PanelRule, build
 from alignrun.preferences.reward_model import RewardModelConfig
-from alignrun.preferences.scorers import SCORERS, Scorer, scorer
 from alignrun.preferences.sentiment import Sentiment, SentimentConfig
+from alignrun.preferences.text_measures import TEXT_MEASURES, TextMeasure, text_measure
 from alignrun.run.trust import check_own, sign
 from alignrun.types import Example
 
@@ -45,7 +45,7 @@ ODD_TEXTS = [
 
 
 def score(name: str, completion: str, prompt: str = PROMPT) -> float:
-    return SCORERS[name].score(prompt, completion)
+    return TEXT_MEASURES[name].score(prompt, completion)
 
 
 def table(preference: Preference, texts: list[str]) -> torch.Tensor:
@@ -153,7 +153,7 @@ def test_the_gradient_of_the_worst_served_is_that_of_the_minimum() -> None:
 
 @pytest.mark.parametrize("rule", list(PanelRule))
 @pytest.mark.parametrize(
-    "members", [["readability", "formality", "spokenness"], sorted(SCORERS), ["brevity", "sentiment"]]
+    "members", [["readability", "formality", "spokenness"], sorted(TEXT_MEASURES), ["brevity", "sentiment"]]
 )
 def test_it_is_antisymmetric_on_any_texts(members: list[str], rule: PanelRule) -> None:
     preferences = table(measures(*members, rule=rule), ODD_TEXTS)
@@ -167,7 +167,7 @@ def test_each_judge_votes_by_the_difference_in_its_own_spread() -> None:
     names, votes = ["brevity", "diversity", "sentiment"], []
     for name in names:
         lead = score(name, FORMAL) - score(name, SPOKEN)
-        votes.append(1 / (1 + math.exp(-lead / (0.7 * SCORERS[name].spread))))
+        votes.append(1 / (1 + math.exp(-lead / (0.7 * TEXT_MEASURES[name].spread))))
     a, b, c = votes
     assert len({round(vote, 3) for vote in votes}) == 3
     expected = a * b * c + a * b * (1 - c) + a * (1 - b) * c + (1 - a) * b * c
@@ -186,7 +186,7 @@ def test_at_the_default_the_sentiment_judge_is_the_sentiment_preference() -> Non
 
 def test_a_typical_difference_decides_a_vote(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
-        monkeypatch.setitem(SCORERS, name, Scorer(lambda _, text: 3.0 * len(text), spread=3.0))
+        monkeypatch.setitem(TEXT_MEASURES, name, TextMeasure(lambda _, text: 3.0 * len(text), spread=3.0))
     assert measures("one", "two")(["p"], ["ab"], ["a"]).item() == pytest.approx(1 / (1 + math.exp(-8)))
 
 
@@ -211,7 +211,7 @@ def test_every_text_is_scored_once_for_each_prompt(monkeypatch: pytest.MonkeyPat
         asked.append((prompt, text))
         return len(text)
 
-    monkeypatch.setitem(SCORERS, "count", Scorer(count, 1.0))
+    monkeypatch.setitem(TEXT_MEASURES, "count", TextMeasure(count, 1.0))
     preference = measures("count", "brevity")
     preference(["p", "p", "q"], ["a", "a", "a"], ["b", "c", "a"])
     assert sorted(asked) == [("p", "a"), ("p", "b"), ("p", "c"), ("q", "a")]
@@ -220,7 +220,7 @@ def test_every_text_is_scored_once_for_each_prompt(monkeypatch: pytest.MonkeyPat
 # The scorers
 
 
-@pytest.mark.parametrize("name", sorted(SCORERS))
+@pytest.mark.parametrize("name", sorted(TEXT_MEASURES))
 def test_a_scorer_is_finite_and_quick_on_any_text(name: str) -> None:
     started = time.perf_counter()
     for text in ODD_TEXTS:
@@ -229,7 +229,7 @@ def test_a_scorer_is_finite_and_quick_on_any_text(name: str) -> None:
             assert isinstance(value, float)
             assert math.isfinite(value), text[:20]
     assert time.perf_counter() - started < 20
-    assert SCORERS[name].spread > 0
+    assert TEXT_MEASURES[name].spread > 0
 
 
 def test_sentiment_is_vaders_compound_score() -> None:
@@ -291,13 +291,13 @@ def test_brevity_is_minus_the_words() -> None:
 
 
 def test_a_scorer_is_added_by_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignrun.preferences.scorers.SCORERS", added := {})
+    monkeypatch.setattr("alignrun.preferences.text_measures.TEXT_MEASURES", added := {})
 
-    @scorer(spread=2.0)
+    @text_measure(spread=2.0)
     def shout(_prompt: str, completion: str) -> float:
         return float(completion.count("!"))
 
-    assert added == {"shout": Scorer(shout, 2.0)}
+    assert added == {"shout": TextMeasure(shout, 2.0)}
 
 
 # The members

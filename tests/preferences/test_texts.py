@@ -18,7 +18,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from alignrun.preferences import texts, workers
 from alignrun.preferences.examples import last_number, same_first_letter
 from alignrun.preferences.function import FunctionConfig, FunctionKind, FunctionPreference, FunctionReward, build
-from alignrun.preferences.scorers import SCORERS
+from alignrun.preferences.text_measures import TEXT_MEASURES
 from alignrun.preferences.texts import TextScores
 from alignrun.preferences.vader import Analyzer, compound
 from alignrun.preferences.workers import Worker
@@ -106,7 +106,7 @@ def test_scores_are_the_same_wherever_they_are_computed(ahead: bool, two_workers
     asked = [*long_texts(7), "\udfff" * 3]
     prompts = ["a prompt"] * len(asked)
     for name in ("sentiment", "readability"):
-        function = SCORERS[name].score
+        function = TEXT_MEASURES[name].score
         scores = TextScores.by_row(function)
         if ahead:
             scores.expect(prompts[:5], asked[:5])

@@ -148,7 +148,7 @@ def judged(x: int, i: int, j: int, k: int) -> float:
 
 
 def rock_paper_scissors() -> TournamentResult:
-    """An exact game in a circle: no intervals, no winner."""
+    """An exact cyclic game: no intervals, no winner."""
     names = ("rock", "paper", "scissors")
     beats = {(0, 2), (1, 0), (2, 1)}
     players = tuple(

@@ -14,7 +14,7 @@ from alignrun.reports import figures
 from alignrun.reports.curves import Curve, Line, all_curves, running_mean
 from alignrun.reports.figures import Mark, Trail
 from alignrun.reports.quantities import quantity
-from alignrun.reports.record import Row
+from alignrun.reports.record import MetricsRow
 
 MARKS = [
     Mark("1 $x_1$ < y", Estimate(2.0, 1.5, 2.75), Estimate(0.6, 0.52, 0.7)),
@@ -115,7 +115,10 @@ def test_colours_are_the_page_s() -> None:
 def test_a_win_rate_has_its_half_and_a_running_mean(drawn: list[Figure]) -> None:
     rng = np.random.default_rng(0)
     raw = 0.5 + rng.normal(size=200) / 10
-    rows = [Row(step, {"win_rate": value, "learning_rate": value}) for step, value in enumerate(raw.tolist(), start=1)]
+    rows = [
+        MetricsRow(step, {"win_rate": value, "learning_rate": value})
+        for step, value in enumerate(raw.tolist(), start=1)
+    ]
     curves = {curve.name: curve for curve in all_curves(rows)}
     for curve in curves.values():
         figures.curve(curve, "key")

@@ -9,12 +9,12 @@ from reports.checks import check
 from reports.examples import evaluation, sample, training, whole_run, write_run
 
 from alignrun.reports.curves import POINTS, Line, all_curves, thin
-from alignrun.reports.record import Row, read
+from alignrun.reports.record import MetricsRow, read
 from alignrun.reports.run import run_page
 from alignrun.run.directory import RunDirectory
 
 
-def test_a_finished_run_is_told_with_its_numbers(tmp_path: Path) -> None:
+def test_a_finished_run_is_reported_with_its_numbers(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
     page = check(run_page(run))
     assert "What nash_md has trained is preferred to its reference 70.0% of the time on held-out prompts" in page.text
@@ -32,7 +32,7 @@ def test_a_finished_run_is_told_with_its_numbers(tmp_path: Path) -> None:
 def test_no_lead_claims_more_than_its_interval(tmp_path: Path) -> None:
     summary = {"step": 2, "win_rate": 0.52, "win_rate_low": 0.4, "win_rate_high": 0.6}
     page = check(run_page(write_run(tmp_path / "run", summary=summary)))
-    lead = "What nash_md has trained cannot be told apart from its reference on held-out prompts (52.0%, 90% interval"
+    lead = "What nash_md has trained is indistinguishable from its reference on held-out prompts (52.0%, 90% interval"
     assert f"{lead} 40.0% to 60.0%)." in page.text
     assert "is preferred" not in page.text
     few = check(run_page(write_run(tmp_path / "few", summary=summary | {"prompts": 7})))
@@ -44,7 +44,7 @@ def test_no_lead_claims_more_than_its_interval(tmp_path: Path) -> None:
     )
     chance = {"step": 2, "accuracy": 0.52, "accuracy_low": 0.4, "accuracy_high": 0.6}
     pairs = check(run_page(write_run(tmp_path / "pairs", summary=chance)))
-    assert "has trained cannot be told apart from chance on held-out pairs (52.0%, 90%" in pairs.text
+    assert "has trained is indistinguishable from chance on held-out pairs (52.0%, 90%" in pairs.text
 
 
 def test_samples_are_those_of_the_last_evaluation_policy_first(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_values_that_were_not_finite_leave_a_gap(tmp_path: Path) -> None:
 
 
 def test_a_long_line_becomes_means_of_neighbours(tmp_path: Path) -> None:
-    rows = [Row(step, {"loss": float(step % 2)}) for step in range(1, 1201)]
+    rows = [MetricsRow(step, {"loss": float(step % 2)}) for step in range(1, 1201)]
     (panel,) = all_curves(rows)
     assert panel.training is not None
     assert panel.training.mean_of == 3

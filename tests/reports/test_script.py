@@ -46,6 +46,21 @@ def test_a_click_on_a_heading_sorts(tmp_path: Path) -> None:
 
 @browsed
 @pytest.mark.slow
+def test_the_win_matrix_is_sorted_by_its_numbers(tmp_path: Path) -> None:
+    question = """
+      const table = document.querySelector("table.matrix");
+      const names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].querySelector(".name").textContent);
+      table.tHead.rows[0].cells[1].querySelector("button").click();
+      return names();
+    """
+    result = tournament()
+    against_first = {player.name: row[0].value for player, row in zip(result.players, result.matrix, strict=True)}
+    expected = sorted(against_first, key=lambda name: -against_first[name])
+    assert json.loads(ask(tournament_page(result), question, tmp_path)) == expected
+
+
+@browsed
+@pytest.mark.slow
 def test_the_policy_of_a_page_lets_its_script_run_and_no_other(tmp_path: Path) -> None:
     html = sweep_page(sweep()).replace("</body>", "<script>document.title = 'other'</script></body>")
     (tmp_path / "page.html").write_text(html, encoding="utf-8")

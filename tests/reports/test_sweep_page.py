@@ -10,7 +10,7 @@ from reports.examples import near, sweep
 from rich.cells import cell_len
 from rich.console import Console
 
-from alignrun.reports.settings import own, shared
+from alignrun.reports.settings import common_to_all, own
 from alignrun.reports.sweep import sweep_page
 from alignrun.sweeps.table import COLUMNS, print_ranking
 
@@ -54,11 +54,11 @@ def test_a_single_setting_is_not_said_to_win() -> None:
 def test_what_rests_on_one_evaluation_is_marked_and_nothing_claimed_that_seeds_do_not_settle() -> None:
     first, *others = sweep().settings
     result = dataclasses.replace(
-        sweep(), settings=(dataclasses.replace(first, single=1), *others), notes=("† Read off a single evaluation.",)
+        sweep(), settings=(dataclasses.replace(first, single=1), *others), notes=("† Based on a single evaluation.",)
     )
     page = check(sweep_page(result))
     assert page.rows()[1][2] == "0.588 † [0.573, 0.603]"
-    assert "† Read off a single evaluation." in page.text
+    assert "† Based on a single evaluation." in page.text
     assert "do not show that it is the best" in page.text
     assert "do not settle" not in check(sweep_page(dataclasses.replace(result, settled=True))).text
 
@@ -113,9 +113,9 @@ def test_what_all_settings_share_is_said_once() -> None:
     alone = check(sweep_page(dataclasses.replace(sweep(), settings=settings[:1], runs=runs[:2])))
     assert "The only setting is algo=nash_md prompts.path='my prompts' algo.kl_tau=0.01" in alone.text
     default = dataclasses.replace(settings[0], setting="algo=nash_md", overrides=("algo=nash_md",))
-    assert shared([default, settings[1]]) == ("algo=nash_md",)
+    assert common_to_all([default, settings[1]]) == ("algo=nash_md",)
     two = dataclasses.replace(settings[1], overrides=("algo=nash_md", taus[1]))
-    assert shared([*settings[:1], two, settings[2]]) == ("algo=nash_md",), "two of three is not all"
+    assert common_to_all([*settings[:1], two, settings[2]]) == ("algo=nash_md",), "two of three is not all"
     assert own(default.setting, default.overrides, ("algo=nash_md",)) == ""
 
 

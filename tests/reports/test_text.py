@@ -3,7 +3,7 @@ import math
 import pytest
 
 from alignrun.evaluation.results import Estimate
-from alignrun.reports.text import clip, in_words, number, percent, rate, shown, signed
+from alignrun.reports.text import and_list, clip, number, percent, rate, shown, signed
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_other_forms() -> None:
     assert [rate(0.5555), rate(-0.0301), rate(math.nan)] == ["0.555", "−0.030", "–"]
     assert [signed(36.7), signed(-5.2), signed(0.2), signed(-0.2)] == ["+37", "−5", "0", "0"]
     assert percent(0.5556) == "55.6%"
-    assert [in_words([]), in_words(["a"]), in_words(["a", "b"]), in_words(["a", "b", "c"])] == [
+    assert [and_list([]), and_list(["a"]), and_list(["a", "b"]), and_list(["a", "b", "c"])] == [
         "", "a", "a and b", "a, b and c",
     ]  # fmt: skip
 

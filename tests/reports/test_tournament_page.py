@@ -14,7 +14,7 @@ from rich.console import Console
 from alignrun.evaluation.completions import Drawn
 from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
 from alignrun.evaluation.tournament_results import answers as answers_of
-from alignrun.reports.browsing import MARKUP, browsable, left_out
+from alignrun.reports.browsing import MARKUP, browsable, hidden_note
 from alignrun.reports.headline import headline
 from alignrun.reports.tournament_page import tournament_page
 from alignrun.tournament.scoreboard import show
@@ -35,7 +35,7 @@ def test_the_matrix_holds_every_probability_where_it_belongs() -> None:
 
 def test_the_reading_direction_stands_on_the_table_itself() -> None:
     page = page_of(tournament())
-    table = page.html[page.html.index('<table class="matrix">') : page.html.index("</table>")]
+    table = page.html[page.html.index('<table class="matrix sortable">') : page.html.index("</table>")]
     assert "<caption>P(row ≻ column): <b>row beats column</b></caption>" in table
     assert "(arXiv 2312.00886) prints the transpose" in page.text
 
@@ -127,13 +127,15 @@ def test_no_lead_claims_more_than_its_intervals() -> None:
     low = [dataclasses.replace(one, average=near(0.4)) for one in (second, *last)]
     assert lead(first, *low).startswith("nash_md is the most preferred")
     unsure = dataclasses.replace(first, average=near(0.52))
-    assert lead(unsure, *[dataclasses.replace(one, average=near(0.5)) for one in low]).startswith("No policy can be")
+    assert lead(unsure, *[dataclasses.replace(one, average=near(0.5)) for one in low]).startswith(
+        "No policy is distinguishable"
+    )
     pair = tournament(
         players=(dataclasses.replace(unsure, average=Estimate(0.551, 0.395, 0.684)), last[-1]),
         matrix=((half, near(0.551, 0.2)), (near(0.449, 0.2), half)),
     )
     assert next(iter(headline(pair))) == (
-        "nash_md cannot be told apart from reference: it is preferred 55.1% (39.5% to 68.4%) of the time."
+        "nash_md is indistinguishable from reference: it is preferred 55.1% (39.5% to 68.4%) of the time."
     )
     assert next(iter(headline(rock_paper_scissors()))) == (
         "rock, paper and scissors win equally often: each beats the others 50.0% of the time."
@@ -205,7 +207,7 @@ def test_a_pair_a_single_player_and_numbers_that_are_none() -> None:
     assert "nan" not in page.text
 
 
-def test_twelve_players_with_long_names_can_be_told_apart() -> None:
+def test_twelve_players_with_long_names_can_be_distinguished() -> None:
     page = page_of(crowd())
     header, *rows = page.rows("matrix")
     assert len(rows) == 12
@@ -278,8 +280,8 @@ def test_a_page_that_would_be_too_large_says_what_is_left_out() -> None:
     assert len(browsable(many, 10 * size)) in (9, 10)
     assert browsable(many[:3]) == many[:3]
     assert len(browsable(many, 1)) == 1, "one prompt at least"
-    assert left_out(many[:9], many) == "The first 9 of 50 prompts; completions.jsonl holds all."
-    assert left_out(many, many) == ""
+    assert hidden_note(many[:9], many) == "The first 9 of 50 prompts; completions.jsonl holds all."
+    assert hidden_note(many, many) == ""
 
 
 def test_completions_are_shown_with_what_was_said_of_them() -> None:

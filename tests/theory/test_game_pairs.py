@@ -1,7 +1,7 @@
 """Offline algorithms through the real loop, on a language model whose completions are the actions of a game.
 
 IPO ends at the best response to the policy that the pairs were drawn from, π ∝ μ exp(P(y ≻ ν)/τ), also where
-preferences are deterministic or run in a circle (arXiv 2310.12036, Theorem 1). DPO on deterministic preferences has
+preferences are deterministic or cyclic (arXiv 2310.12036, Theorem 1). DPO on deterministic preferences has
 no optimum: its policy goes on towards a single action at every τ (§4.2 there).
 """
 

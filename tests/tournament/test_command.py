@@ -170,11 +170,11 @@ def test_a_judge_that_fails_half_way_is_asked_the_rest(
     assert cli.main(["eval", f"runs=[{runs / 'a'}]", "tracker=none", f"run.dir={tmp_path / 't'}", *judge]) == 1
     said = capsys.readouterr()
     assert "no connection" in said.err
-    assert "comparisons are kept: the same command continues from there" in said.out
+    assert "comparisons are stored: the same command continues from there" in said.out
     assert len({prompt for prompt, _, _ in ASKED}) == 3
     LIMIT[0] = 8
     play(tmp_path / "t", [runs / "a"], *judge)
-    assert "comparisons are known from an attempt that failed" in capsys.readouterr().out
+    assert "comparisons were stored by an earlier attempt" in capsys.readouterr().out
     assert len(ASKED) == len(set(ASKED)), "nothing was asked twice"
     assert not list((tmp_path / "cache" / "comparisons").iterdir())
 
@@ -246,7 +246,7 @@ def test_truncated_sampling_has_no_kl_and_no_regularised_game(runs: Path, tmp_pa
     said = " ".join(results["notes"])
     assert "No KL and no regularised game: completions were sampled with top_p=0.9" in said
     assert "3 prompts: fewer than 8 prompts settle no difference" in said
-    assert "vocabularies" not in said
+    assert "vocabulary" not in said
     game = play(tmp_path / "u", [runs / "nash"], "top_p=0.9")
     assert game["samples_per_prompt"] == 4, "exact figures are those of whole distributions"
     assert "Sampled and not exact: top_p=0.9" in " ".join(game["notes"])
@@ -276,7 +276,7 @@ def test_policies_with_different_tokenizers_meet_on_texts(runs: Path, tmp_path: 
     assert other["step"] is None
     assert other["training_preference"] is None
     assert one(results, "a")["kl"] is not None
-    assert "vocabularies" in " ".join(results["notes"])
+    assert "vocabulary" in " ".join(results["notes"])
 
 
 def test_checkpoints_exports_and_models_take_part(runs: Path, tmp_path: Path) -> None:

@@ -27,7 +27,11 @@ from alignrun.types import Example, Role
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The loss of one micro-batch, as sums, so that accumulation equals one large batch exactly."""
+    """The loss of one micro-batch, as sums with their counts.
+
+    The mean over a step is Σ_micro-batches sum / Σ_micro-batches count. Means of micro-batches could not be averaged:
+    those of different sizes would get equal weight. With sums, any split of a batch gives the gradient of the whole.
+    """
 
     total: Tensor
     """Sum of the loss over the targets, a scalar with a gradient."""
@@ -115,6 +119,8 @@ class Algorithm(ABC):
     """Completions per example to learn from, for an algorithm that samples none."""
     whole_conversations: ClassVar[bool] = False
     """Whether it can learn from every turn of the assistant in a conversation."""
+    judged_whole: ClassVar[bool] = False
+    """Whether the preference compares conversations of several turns rather than single completions."""
     snapshots: ClassVar[Sequence[Role]] = ()
     """Roles that hold frozen snapshots of the policy, taken before the first step and saved in every checkpoint."""
     half_steps: ClassVar[bool] = False
@@ -127,7 +133,7 @@ class Algorithm(ABC):
     def __init__(self, config: Any, tools: Any) -> None:
         self.config = config
         self.tools = tools
-        for role in self.snapshots:
+        for role in self.kept(tools.config):
             tools.policy.snapshot(role)
 
     @classmethod
@@ -142,8 +148,18 @@ class Algorithm(ABC):
         return [cls.streams(config, step) for step in (0, last // 2, last)]
 
     @classmethod
+    def later_turns(cls, config: Config) -> tuple[int, int]:
+        """How often every sample is followed by another with a prompt of its own, and tokens that the last one adds."""
+        return 0, 0
+
+    @classmethod
+    def kept(cls, config: Config) -> Sequence[Role]:
+        """The snapshots that a configuration needs: all of `snapshots`, unless their number is a setting."""
+        return cls.snapshots
+
+    @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:
-        """Pairs of completions of each prompt that a step judges, at so many opponents of each; None is all of them."""
+        """Pairs of completions of each prompt that a step judges, for a number of opponents of each; None is all."""
         return 0
 
     @classmethod
@@ -210,7 +226,7 @@ class Algorithm(ABC):
         return self.tau(self.tools.config)
 
     def drain(self) -> dict[str, float]:
-        """Means over what the preference was asked since the last call, as the votes of a panel's members."""
+        """Means over the questions to the preference since the last call, such as votes of a panel's members."""
         return self.tools.preference.drain() if isinstance(self.tools, Tools) else {}
 
     def check_update(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most refuse nothing
@@ -222,7 +238,7 @@ class Algorithm(ABC):
 
     def state(self) -> Mapping[str, Tensor]:
         """Further state for the checkpoint: live tensors by name, which resuming overwrites in place."""
-        kept = (self.tools.policy.snapshot_weights(role) for role in self.snapshots)
+        kept = (self.tools.policy.snapshot_weights(role) for role in self.kept(self.tools.config))
         return {name: weight for weights in kept for name, weight in weights.items()}
 
     @property
@@ -271,7 +287,7 @@ class OfflineAlgorithm(Algorithm):
 
 
 _registered: dict[str, type[Algorithm]] = {}
-"""Read through `discover`: an algorithm is entered when the rest of its module runs."""
+"""Read through `discover`: an algorithm is registered when its module is imported."""
 
 
 def algorithm(name: str, config_class: type) -> Callable[[type[Algorithm]], type[Algorithm]]:

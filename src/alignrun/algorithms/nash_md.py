@@ -27,6 +27,7 @@ class NashMDConfig(GameGradientConfig):
 class NashMD(GameGradient):
     """The opponent is the policy's token-wise geometric mixture with μ, π̃^β = Π_n softmax((1−β) log π + β log μ).
 
+    BR_τ(ν) ∝ μ(y) exp(P(y ≻ ν)/τ), the regularised best response, maximises P(π ≻ ν) − τ KL(π‖μ) against a fixed ν.
     With a constant β > 0 the stationary point is BR_τ of its own mixture, which differs from the equilibrium π*_τ
     (arXiv 2403.08635 Prop. 5.2). With β decaying to 0 it is π*_τ.
     """

@@ -1,4 +1,4 @@
-"""Preference models P(y ≻ y' | x): of both completions together (arXiv 2312.00886 §3.2), or of each one's embedding."""
+"""Preference models P(y ≻ y' | x): from both completions together (arXiv 2312.00886 §3.2), or from embeddings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from alignrun.algorithms.common.rollout import step_generator
 from alignrun.config import Config, FromData, require, schema
 from alignrun.config.templates import split_template
 from alignrun.data.encoding import Encoding
-from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
+from alignrun.data.feedback_encoding import PreferenceEncoder, RewardEncoder
 from alignrun.data.pairs import PairSet
 from alignrun.models.cards import AdapterCard
 from alignrun.objectives.preference import antisymmetric_logits, dpo_loss, preference_loss, skew_logits
@@ -21,7 +21,7 @@ from alignrun.types import Completions, Example, PairBatch
 
 
 class Head(str, Enum):
-    """What P is read off."""
+    """The model's output from which P is computed."""
 
     pair = "pair"
     """The text with both completions: K of them cost K² passes."""
@@ -31,33 +31,33 @@ class Head(str, Enum):
 
 
 class Orders(str, Enum):
-    """In which order the two completions stand before the model while it is trained."""
+    """The order of the two completions in training."""
 
     both = "both"
-    """Every pair in both orders, as it will be asked: no place can be learned to win."""
+    """Every pair in both orders, as at query time: the model cannot learn that one position wins."""
     random = "random"
     """One order at random for each pair and step: half the work, more noise."""
 
 
 @schema
 class PreferenceModelConfig(FromData):
-    """How a pair is put before the model."""
+    """How a pair is presented to the model."""
 
     name: str = "preference_model"
     template: str = (
         "You are an expert judge. Given a request and two replies, output 1 or 2 to indicate which reply is better.\n\n"
         "Request: {prompt}\n\nReply 1: {first}\n\nReply 2: {second}\n\nBetter reply:"
     )
-    """With {prompt}, {first} and {second} in this order, as one user turn where the tokenizer has a chat template."""
+    """With {prompt}, {first} and {second} in this order, as one user turn if the tokenizer has a chat template."""
     orders: Orders = Orders.both
-    """In which order the two completions stand before the model while it is trained (head=pair)."""
+    """The order of the two completions in training (head=pair)."""
     head: Head = Head.pair
     embedding_template: str = "{prompt}\n\n{completion}"
-    """With {prompt} and {completion}, as one user turn where the tokenizer has a chat template (head=embedding)."""
+    """With {prompt} and {completion}, as one user turn if the tokenizer has a chat template (head=embedding)."""
     embedding_size: int = 8
     """Even; 2 express one cycle of a prompt's completions (head=embedding)."""
     temperature: float = 0.1
-    """The smaller, the surer P can be: it lies between σ(±1 / temperature) (head=embedding)."""
+    """Smaller values allow a more certain P, which lies between σ(±1 / temperature) (head=embedding)."""
 
     def __post_init__(self) -> None:
         split_template(self.embedding_template, ("prompt", "completion"), "algo.embedding_template")
@@ -71,9 +71,9 @@ class PreferenceModelConfig(FromData):
 class PreferenceModel(FeedbackAlgorithm):
     """−p log P − (1−p) log(1−P) with P(y ≻ y') = σ(½(z(x, y, y') − z(x, y', y))).
 
-    Antisymmetric by construction, so that P(y ≻ y') + P(y' ≻ y) = 1 whatever z is. The loss that the paper prints
-    has the winner always in the first place, and is minimised by a model that reads neither. With
-    algo.head=embedding it is σ of a skew-symmetric form, which is antisymmetric by itself.
+    Antisymmetric by construction, so that P(y ≻ y') + P(y' ≻ y) = 1 whatever z is. The paper's printed loss always has
+    the winner first, and is minimised by a model that reads neither. With algo.head=embedding it is σ of a
+    skew-symmetric form, which is antisymmetric by itself.
     """
 
     kind = "preference"
@@ -88,7 +88,7 @@ class PreferenceModel(FeedbackAlgorithm):
 
     @classmethod
     def card(cls, config: Config) -> AdapterCard:
-        """That of the kind of model that the head makes it."""
+        """The card's kind, `preference` or `embedding`, depends on the head."""
         card = super().card(config)
         if config.algo.head is Head.pair:
             return card
@@ -96,12 +96,12 @@ class PreferenceModel(FeedbackAlgorithm):
 
     @classmethod
     def template(cls, config: PreferenceModelConfig) -> str:
-        """That of the head."""
+        """The template of the head."""
         return config.embedding_template if config.head is Head.embedding else config.template
 
     @classmethod
     def embedding_size(cls, config: PreferenceModelConfig) -> int | None:
-        """2k, of which k planes are turned by R."""
+        """2k: R rotates k planes."""
         return config.embedding_size if config.head is Head.embedding else None
 
     def collect(self, batch: PairBatch, step: int) -> Iterator[PairBatch]:
@@ -118,7 +118,7 @@ class PreferenceModel(FeedbackAlgorithm):
         yield replace(batch, completions=Completions(tokens, mask), labels=labels)
 
     def logits(self, scores: Tensor) -> Tensor:
-        """½(z(x, y, y') − z(x, y', y)), or z where one order was asked; of embeddings vᵀRv' / temperature."""
+        """½(z(x, y, y') − z(x, y', y)), or z if only one order was read; for embeddings vᵀRv' / temperature."""
         if self.config.head is Head.embedding:
             return skew_logits(*scores.unbind(1)) / self.config.temperature
         return antisymmetric_logits(scores) if scores.shape[1] == 2 else scores[:, 0]

@@ -9,14 +9,14 @@ from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import FromData, schema
 from alignrun.config.templates import split_template
 from alignrun.data.encoding import Encoding
-from alignrun.data.feedback import RewardEncoder
+from alignrun.data.feedback_encoding import RewardEncoder
 from alignrun.data.pairs import PairSet
 from alignrun.objectives.preference import bradley_terry_loss
 from alignrun.types import Example
 
 
 @schema
-class RewardModelConfig(FromData):
+class RewardTrainingConfig(FromData):
     """The prompt template of the reward model."""
 
     name: str = "reward_model"
@@ -27,7 +27,7 @@ class RewardModelConfig(FromData):
         split_template(self.template, ("prompt", "completion"), "algo.template")
 
 
-@algorithm("reward_model", RewardModelConfig)
+@algorithm("reward_model", RewardTrainingConfig)
 class RewardModel(FeedbackAlgorithm):
     """−p log σ(r_w − r_l) − (1−p) log σ(r_l − r_w), with r the scalar at the end of the text (arXiv 2312.00886 §3.1).
 
@@ -35,10 +35,10 @@ class RewardModel(FeedbackAlgorithm):
     """
 
     kind = "reward"
-    config: RewardModelConfig
+    config: RewardTrainingConfig
 
     @classmethod
-    def dataset(cls, config: RewardModelConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
+    def dataset(cls, config: RewardTrainingConfig, examples: Sequence[Example], encoding: Encoding) -> PairSet:
         """The pairs, with each completion encoded separately after the prompt."""
         encoder = RewardEncoder(encoding.tokenizer, config.template, encoding.rows)
         return PairSet.build(examples, encoding, encoder.encode_pair)

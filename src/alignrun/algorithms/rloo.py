@@ -16,7 +16,7 @@ class RLOOConfig(RewardConfig):
 
     name: str = "rloo"
     opponents_per_sample: int | None = 2
-    """Those of the reference that each is judged against, drawn if every pair is a question; null is all of them."""
+    """Completions of the reference that each is judged against, drawn if every pair is a question; null is all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,17 +15,23 @@ from rich.table import Table
 from rich.text import Text
 
 from alignrun.assessment.overlap import trained_on
-from alignrun.assessment.questions import Questions, read_pairs
+from alignrun.assessment.questions import PairQuestions, read_pairs
 from alignrun.config import JudgedRows, PreferenceEvaluationConfig
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.calibration import Floats, reliability
-from alignrun.evaluation.preference_quality import JudgedPairs, measure_quality
+from alignrun.evaluation.preference_quality import AssessedPairs, measure_quality
 from alignrun.evaluation.rewardbench import section_scores
 from alignrun.launch import compose
 from alignrun.launch.checks import chosen_preference
 from alignrun.launch.train import remove_empty_run
 from alignrun.preferences.base import Preference, Reward, build_preference, preference_in_words
-from alignrun.reports.preference_page import PreferenceResult, category_rows, headline, preference_page, rows
+from alignrun.reports.preference_page import (
+    PreferenceResult,
+    accuracy_headline,
+    category_rows,
+    measure_rows,
+    preference_page,
+)
 from alignrun.reports.text import clip
 from alignrun.run.directory import RunDirectory, environment, write_text_atomic
 from alignrun.run.fresh import fresh_directory
@@ -75,16 +81,16 @@ def evaluate(config: PreferenceEvaluationConfig, arguments: Sequence[str], conso
 def _measure(
     config: PreferenceEvaluationConfig,
     preference: Preference,
-    questions: Questions,
+    questions: PairQuestions,
     arguments: Sequence[str],
     report: Callable[[str], None],
-) -> tuple[PreferenceResult, JudgedPairs]:
+) -> tuple[PreferenceResult, AssessedPairs]:
     try:
         probabilities, orders = judge(preference, questions.examples, report)
         known = np.flatnonzero(~np.isnan(probabilities)).tolist()
         if not known:
             raise RunError(f"preference={config.preference.name} could judge none of {len(probabilities):,} pairs")
-        judged = JudgedPairs(
+        judged = AssessedPairs(
             [questions.examples[row] for row in known],
             probabilities[known],
             None if orders is None else orders[known],
@@ -130,7 +136,7 @@ def _measure(
 def judge(
     preference: Preference, examples: Sequence[Example], report: Callable[[str], None]
 ) -> tuple[Floats, Floats | None]:
-    """[N] P(chosen ≻ rejected), NaN where the preference cannot judge, and [N, 2] the same in each order."""
+    """[N] P(chosen ≻ rejected), NaN if the preference cannot judge, and [N, 2] the same in each order."""
     probabilities, orders = [], []
     for start in range(0, len(examples), CHUNK):
         part = examples[start : start + CHUNK]
@@ -152,7 +158,7 @@ def _complete(preference: Preference, examples: Sequence[Example], report: Calla
     return judge(preference, examples, report)[0]
 
 
-def _keep(run: RunDirectory, result: PreferenceResult, judged: JudgedPairs, console: Console) -> None:
+def _keep(run: RunDirectory, result: PreferenceResult, judged: AssessedPairs, console: Console) -> None:
     """Save the numbers and the page, and print the table."""
     write_text_atomic(run.path / RESULT_FILE, json.dumps(asdict(result), indent=2, ensure_ascii=False))
     write_text_atomic(run.config_file, result.config)
@@ -162,13 +168,13 @@ def _keep(run: RunDirectory, result: PreferenceResult, judged: JudgedPairs, cons
     console.print(_table(result), highlight=False)
     if result.quality.categories:
         console.print(_categories(result), highlight=False)
-    for line in (*headline(result), *result.notes):
+    for line in (*accuracy_headline(result), *result.notes):
         console.print(Text(line), soft_wrap=True)
     for name, where in (("report", run.report_file), ("results", run.path / RESULT_FILE)):
         console.print(Text(f"{name}  {where}"), soft_wrap=True)
 
 
-def _judgments(judged: JudgedPairs) -> list[dict[str, object]]:
+def _judgments(judged: AssessedPairs) -> list[dict[str, object]]:
     """A row for each pair: what people and the preference say."""
     orders = [None] * len(judged.examples) if judged.orders is None else judged.orders.tolist()
     categories: Sequence[str | None] = judged.categories or [None] * len(judged.examples)
@@ -200,7 +206,7 @@ def _table(result: PreferenceResult) -> Table:
     table.add_column("")
     table.add_column("", justify="right")
     table.add_column("")
-    for name, found in rows(result):
+    for name, found in measure_rows(result):
         table.add_row(Text(clip(name, 44)), found.value, found.interval)
     return table
 

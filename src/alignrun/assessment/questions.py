@@ -10,7 +10,7 @@ from alignrun.data.loading import load_examples, load_in_order
 from alignrun.data.shapes import CATEGORIES, category_column, recognised
 from alignrun.data.store import Examples, Kind, first_below
 from alignrun.errors import InputError
-from alignrun.preferences.base import Kind as PreferenceKind
+from alignrun.preferences.base import PreferenceKind
 from alignrun.security.text import clean, counted
 from alignrun.types import Example
 
@@ -19,7 +19,7 @@ MISSING = "(none)"
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class PairQuestions:
     """N pairs."""
 
     examples: Sequence[Example]
@@ -30,7 +30,9 @@ class Questions:
     notes: tuple[str, ...]
 
 
-def read_pairs(config: PreferenceEvaluationConfig, kind: PreferenceKind, report: Callable[[str], None]) -> Questions:
+def read_pairs(
+    config: PreferenceEvaluationConfig, kind: PreferenceKind, report: Callable[[str], None]
+) -> PairQuestions:
     """The pairs of the data, as configured. Raises InputError for rows that are not pairs, and a missing column."""
     data, shape = recognised(config.data)
     if shape:
@@ -61,7 +63,9 @@ def read_pairs(config: PreferenceEvaluationConfig, kind: PreferenceKind, report:
     most = len(values) if config.category else len(values) // 2
     sorted_into = 1 < len(set(values)) <= most
     left_out = (f"Left out: {counted(skipped, 'row')} that cannot be used.",) if skipped else ()
-    return Questions(_for_preference(examples, read), values if sorted_into else None, column, (*left_out, *sampled))
+    return PairQuestions(
+        _for_preference(examples, read), values if sorted_into else None, column, (*left_out, *sampled)
+    )
 
 
 def _drawn(found: Examples, config: PreferenceEvaluationConfig) -> tuple[list[Example], tuple[str, ...]]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from alignrun.browse.entry import Entry, flat, open_entry
+from alignrun.browse.entry import RunEntry, dotted, open_entry
 from alignrun.errors import InputError
 from alignrun.evaluation.results import Estimate
 from alignrun.reports.quantities import in_order, with_intervals
@@ -58,7 +58,7 @@ def show_diff(first: str, second: str, everything: bool, console: Console) -> in
     return 0
 
 
-def _progress(run: Entry) -> str:
+def _progress(run: RunEntry) -> str:
     text = f"{run.done} of {counted(run.steps, 'step')}, {run.state.value}"
     if run.evaluated is None:
         return f"{text}, not evaluated"
@@ -110,7 +110,7 @@ def _as_text(known: list[bool], values: list[Any]) -> list[str]:
     return [text if there else ABSENT for text, there in zip(cut, known, strict=True)]
 
 
-def _results(one: Entry, other: Entry) -> Iterator[tuple[bool, list[str]]]:
+def _results(one: RunEntry, other: RunEntry) -> Iterator[tuple[bool, list[str]]]:
     left, right = (with_intervals({k: v for k, v in run.metrics.items() if k != "step"}) for run in (one, other))
     for name in in_order({**left, **right}):
         a, b = left.get(name), right.get(name)
@@ -141,7 +141,7 @@ def _digests(run: RunDirectory) -> Values:
 
 
 def _environment(run: RunDirectory) -> Values:
-    return dict(flat(_object(run.environment_file)))
+    return dict(dotted(_object(run.environment_file)))
 
 
 def _object(file: Path) -> dict[str, Any]:

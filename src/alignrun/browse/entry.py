@@ -9,7 +9,7 @@ from typing import Any
 from alignrun.errors import InputError
 from alignrun.evaluation.results import Estimate
 from alignrun.reports.quantities import estimate
-from alignrun.reports.record import read_rows, read_summary
+from alignrun.reports.record import read_metrics, read_summary
 from alignrun.run.directory import RunDirectory
 from alignrun.run.state import State, read_failure, state_of
 from alignrun.security.files import is_step, read_json, read_yaml
@@ -19,7 +19,7 @@ EVALUATION = "eval/"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RunEntry:
     """What is known of a run."""
 
     name: str
@@ -53,31 +53,31 @@ class Entry:
         return estimate(name, known if whole else {name: known[name]})
 
 
-def read_entry(path: Path, name: str) -> Entry:
+def read_entry(path: Path, name: str) -> RunEntry:
     """Read a run; if its folder is damaged, the entry says why."""
     try:
         return open_entry(path, name)
     except InputError as error:
         reason = str(error).replace(f"{path.absolute()}/", "").replace(f"{path.absolute()} ", "")
-        return Entry(name, path, State.failed, _job(path) or reason, damaged=True)
+        return RunEntry(name, path, State.failed, _job(path) or reason, damaged=True)
 
 
-def open_entry(path: Path, name: str) -> Entry:
+def open_entry(path: Path, name: str) -> RunEntry:
     """Read a run. Raises InputError if its folder is damaged, or not that of a run."""
     run = RunDirectory.open(path)
     stored = read_yaml(run.config_file)
-    config = dict(flat(stored))
+    config = dict(dotted(stored))
     steps = config.get("train.steps")
     if not (isinstance(steps, int) and is_step(steps) and "algo.name" in config and "model.name" in config):
         raise InputError(f"{run.config_file} is not the configuration of a run")
     problems: list[str] = []
     state = state_of(run, steps)
-    rows, summary = read_rows(run, problems), read_summary(run, problems)
+    rows, summary = read_metrics(run, problems), read_summary(run, problems)
     if problems and state is not State.running:  # a running one may be writing its last line
         raise InputError("; ".join(dict.fromkeys(problems)))
     evaluations = [row for row in rows if any(key.startswith(EVALUATION) for key in row.values)]
     last = {key.removeprefix(EVALUATION): value for key, value in evaluations[-1].values.items()} if evaluations else {}
-    return Entry(
+    return RunEntry(
         name=name,
         path=path,
         state=state,
@@ -90,11 +90,11 @@ def open_entry(path: Path, name: str) -> Entry:
     )
 
 
-def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested mappings under dotted keys."""
     if isinstance(node, Mapping) and (node or not prefix):
         for key, value in node.items():
-            yield from flat(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from dotted(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
 

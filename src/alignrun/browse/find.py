@@ -19,7 +19,7 @@ MARKS = ("metrics.jsonl", "environment.json", "checkpoints", "member.json", "job
 
 
 @dataclass(slots=True)
-class Found:
+class FoundRuns:
     """The folders of runs below a folder, in natural order."""
 
     folders: list[Path] = field(default_factory=list)
@@ -43,12 +43,12 @@ class Found:
             yield f"{counted(self.left, 'folder')} not read (not readable, too deep or too many): name one of them"
 
 
-def find_runs(parent: Path) -> Found:
+def find_runs(parent: Path) -> FoundRuns:
     """The runs at or below a folder. Raises InputError if it is not a folder."""
     if not parent.is_dir():
         problem = "is a file" if parent.exists() else "does not exist"
         raise InputError(f"alignrun runs: {parent} {problem}: name a folder that holds runs")
-    found, waiting, seen = Found(), [(parent, 0)], 0
+    found, waiting, seen = FoundRuns(), [(parent, 0)], 0
     while waiting:
         folder, depth = waiting.pop()
         seen += 1

@@ -11,8 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from alignrun.browse.entry import Entry, read_entry
-from alignrun.browse.find import Found, find_runs, natural
+from alignrun.browse.entry import RunEntry, read_entry
+from alignrun.browse.find import FoundRuns, find_runs, natural
 from alignrun.errors import InputError
 from alignrun.run.state import State
 from alignrun.security.text import clean, counted
@@ -25,26 +25,28 @@ FOLDER = "runs"
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class RunColumn:
     """A column: its title, its cell for a run, and what it is sorted by, the first on top."""
 
     title: str
-    cell: Callable[[Entry], str]
-    order: Callable[[Entry], Any]
+    cell: Callable[[RunEntry], str]
+    order: Callable[[RunEntry], Any]
     """None for a run without a value, which comes last."""
 
 
-def _measured(name: str, sign: int, digits: int) -> tuple[Callable[[Entry], str], Callable[[Entry], float | None]]:
+def _measured(
+    name: str, sign: int, digits: int
+) -> tuple[Callable[[RunEntry], str], Callable[[RunEntry], float | None]]:
     """The cell and the order of a metric; with sign −1 the largest comes first."""
 
-    def cell(run: Entry) -> str:
+    def cell(run: RunEntry) -> str:
         found = run.measured(name)
         if found is None:
             return ABSENT
         interval = f" ({found.low:.{digits}f}–{found.high:.{digits}f})" if found.low < found.high else ""
         return f"{found.value:.{digits}f}{interval}"
 
-    def order(run: Entry) -> float | None:
+    def order(run: RunEntry) -> float | None:
         found = run.measured(name)
         return None if found is None else sign * found.value
 
@@ -52,14 +54,14 @@ def _measured(name: str, sign: int, digits: int) -> tuple[Callable[[Entry], str]
 
 
 COLUMNS = {
-    "name": Column("name", lambda run: run.name, lambda run: natural(run.name)),
-    "algorithm": Column("algorithm", lambda run: run.setting("algo.name"), lambda run: run.setting("algo.name")),
-    "model": Column("model", lambda run: run.setting("model.name"), lambda run: run.setting("model.name")),
-    "steps": Column("steps", lambda run: f"{run.done}/{run.steps}", lambda run: -run.done),
-    "win_rate": Column("win rate", *_measured("win_rate", -1, 2)),
-    "accuracy": Column("accuracy", *_measured("accuracy", -1, 2)),
-    "kl": Column("KL", *_measured("kl", 1, 2)),
-    "state": Column("state", lambda run: _state(run), lambda run: run.state.value),
+    "name": RunColumn("name", lambda run: run.name, lambda run: natural(run.name)),
+    "algorithm": RunColumn("algorithm", lambda run: run.setting("algo.name"), lambda run: run.setting("algo.name")),
+    "model": RunColumn("model", lambda run: run.setting("model.name"), lambda run: run.setting("model.name")),
+    "steps": RunColumn("steps", lambda run: f"{run.done}/{run.steps}", lambda run: -run.done),
+    "win_rate": RunColumn("win rate", *_measured("win_rate", -1, 2)),
+    "accuracy": RunColumn("accuracy", *_measured("accuracy", -1, 2)),
+    "kl": RunColumn("KL", *_measured("kl", 1, 2)),
+    "state": RunColumn("state", lambda run: _state(run), lambda run: run.state.value),
 }
 """The columns by the names that `--sort` takes; accuracy is shown where a run has one."""
 NAMES = {"algo": "algorithm", "algo.name": "algorithm", "model.name": "model", "step": "steps"}
@@ -111,32 +113,32 @@ def _name(path: Path, parent: Path, *, several: bool) -> str:
     return clean(name)
 
 
-def _state(run: Entry) -> str:
+def _state(run: RunEntry) -> str:
     if run.damaged:
         return "damaged"
     return {State.stopped: "stopped", State.unknown: "unknown"}.get(run.state, run.state.value)
 
 
-def _of_key(key: str, runs: Sequence[Entry]) -> Column:
+def _of_key(key: str, runs: Sequence[RunEntry]) -> RunColumn:
     """A column for a key of the configuration or a metric. Raises InputError if no run has it."""
     if any(key in run.config for run in runs):
 
-        def value(run: Entry) -> Any:
+        def value(run: RunEntry) -> Any:
             found = run.config.get(key)
             if isinstance(found, int | float):
                 return (0, float(found), "") if math.isfinite(found) else None
             return None if found is None else (1, 0.0, str(found))
 
-        return Column(key, lambda run: run.setting(key) or ABSENT, value)
+        return RunColumn(key, lambda run: run.setting(key) or ABSENT, value)
     if any(run.measured(key) for run in runs):
-        return Column(key, *_measured(key, 1, 3))
+        return RunColumn(key, *_measured(key, 1, 3))
     raise InputError(
         f"alignrun runs: no run has {clean(key, 60)}: sort by {', '.join(COLUMNS)}, a key of the configuration such as "
         "optim.learning_rate, or a metric of evaluations such as length"
     )
 
 
-def _sorted(runs: Sequence[Entry], column: Column, reverse: bool) -> list[Entry]:
+def _sorted(runs: Sequence[RunEntry], column: RunColumn, reverse: bool) -> list[RunEntry]:
     """The runs in the order of a column; those without a value come last, either way."""
     known = [run for run in runs if not run.damaged and column.order(run) is not None]
     if column is COLUMNS["name"]:
@@ -145,7 +147,7 @@ def _sorted(runs: Sequence[Entry], column: Column, reverse: bool) -> list[Entry]
     return known + [run for run in runs if run not in known]
 
 
-def _lines(runs: Sequence[Entry], columns: Sequence[Column], width: int) -> Iterator[Text]:
+def _lines(runs: Sequence[RunEntry], columns: Sequence[RunColumn], width: int) -> Iterator[Text]:
     """A heading and the rows; where a row does not fit, the name has a line of its own."""
     if not runs:
         return
@@ -170,8 +172,8 @@ def _lines(runs: Sequence[Entry], columns: Sequence[Column], width: int) -> Iter
             yield Text(f"{' ' * GAP}{clean(reason, 300)}", style="red")
 
 
-def _notes(found: Sequence[Found]) -> Iterator[str]:
-    total = Found()
+def _notes(found: Sequence[FoundRuns]) -> Iterator[str]:
+    total = FoundRuns()
     for one in found:
         total.tournaments += one.tournaments
         total.evaluations += one.evaluations

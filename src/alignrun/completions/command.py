@@ -17,7 +17,7 @@ from rich.text import Text
 from alignrun.completions.partial import Partial, refuse_existing
 from alignrun.completions.rows import (
     COLUMNS,
-    Row,
+    OutputRow,
     alpaca_row,
     arena_row,
     check_prompts,
@@ -194,7 +194,7 @@ class _Writer:
     drawing: Drawing
     key: str
 
-    def rows(self, number: int, places: Sequence[int]) -> list[Row | None]:
+    def rows(self, number: int, places: Sequence[int]) -> list[OutputRow | None]:
         """The rows for these prompts; None for a prompt without a pair."""
         batch = self.prompts.part(places)
         examples = batch.examples

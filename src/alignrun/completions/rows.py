@@ -13,7 +13,7 @@ from alignrun.config import Format
 from alignrun.errors import InputError
 from alignrun.types import Example, as_turns
 
-Row = dict[str, Any]
+OutputRow = dict[str, Any]
 
 COLUMNS: Mapping[Format, tuple[str, ...]] = {Format.alpaca_eval: ("dataset",), Format.arena_hard: ("uid",)}
 """The columns of the data that a format copies."""
@@ -35,7 +35,7 @@ def check_prompts(examples: Iterable[Example], format: Format) -> None:
 
 def completion_rows(
     example: Example, texts: Sequence[str], log_probs: Sequence[float], ends: Sequence[bool]
-) -> list[Row]:
+) -> list[OutputRow]:
     """format=jsonl: a row for each of K completions."""
     return [
         {**_asked(example), "completion": text, "sample": number, "log_prob": log_prob, "ended": ended}
@@ -43,7 +43,7 @@ def completion_rows(
     ]
 
 
-def alpaca_row(example: Example, text: str, generator: str) -> Row:
+def alpaca_row(example: Example, text: str, generator: str) -> OutputRow:
     """format=alpaca_eval: the instruction with its output."""
     copied = {
         name: (example.columns or {})[name] for name in COLUMNS[Format.alpaca_eval] if name in (example.columns or {})
@@ -51,7 +51,7 @@ def alpaca_row(example: Example, text: str, generator: str) -> Row:
     return {"instruction": _instruction(example), "output": text, "generator": generator, **copied}
 
 
-def arena_row(example: Example, text: str, generator: str) -> Row:
+def arena_row(example: Example, text: str, generator: str) -> OutputRow:
     """format=arena_hard: the conversation that ends with the answer."""
     uid = (example.columns or {})["uid"]
     answer = {"role": "assistant", "content": {"answer": text}}
@@ -64,10 +64,10 @@ def arena_row(example: Example, text: str, generator: str) -> Row:
     }
 
 
-def pair_row(example: Example, texts: Sequence[str], table: NDArray[np.float64]) -> Row | None:
+def pair_row(example: Example, texts: Sequence[str], table: NDArray[np.float64]) -> OutputRow | None:
     """format=pairs: the completion that beats the others most often, on average, and the one that does so least often.
 
-    None where they are equal, or the first is not preferred to the second: they tie, or stand in a cycle. Blank
+    None if they are equal, or the first is not preferred to the second: they tie, or stand in a cycle. Blank
     completions take no part. Shape: table [K, K], P(y_i ≻ y_j | x).
     """
     places = [place for place, text in enumerate(texts) if text.strip()]
@@ -82,14 +82,14 @@ def pair_row(example: Example, texts: Sequence[str], table: NDArray[np.float64])
     return {**_asked(example), "chosen": texts[best], "rejected": texts[worst], "probability": probability}
 
 
-def file_text(rows: Iterable[Row], format: Format) -> Iterable[str]:
+def file_text(rows: Iterable[OutputRow], format: Format) -> Iterable[str]:
     """The pieces of the file."""
     if format is not Format.alpaca_eval:
         return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return [json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n"]
 
 
-def _asked(example: Example) -> Row:
+def _asked(example: Example) -> OutputRow:
     """The prompt as the data have it, so that it can be read again."""
     prompt = example.prompt if isinstance(example.prompt, str) else [dict(turn) for turn in example.prompt]
     return {"prompt": prompt, **({"tools": list(example.tools)} if example.tools else {})}

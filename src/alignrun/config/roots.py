@@ -17,6 +17,6 @@ def command_of(root: type) -> str:
     return next(command for command, kind in ROOTS.items() if kind is root)
 
 
-def file_of(command: str) -> str:
+def command_file(command: str) -> str:
     """The name of a command's file under conf/, without its ending."""
     return command.replace("-", "_") or "config"

@@ -31,7 +31,7 @@ def yaml_text(value: Any, flow: bool = False) -> str:
     return text if visible(text) == text else str(yaml.dump(value, **options))
 
 
-def inline(value: Any) -> str:
+def inline_yaml(value: Any) -> str:
     """A value as the YAML that follows a key; of a text of several lines, that it is one."""
     text = (
         yaml_text([value], flow=True).strip()[1:-1]
@@ -46,7 +46,7 @@ def explained(listed: Iterable[Key], values: Mapping[str, Any], indent: str = ""
 
     Args:
         listed: the keys, in the order to write them.
-        values: key → value; for a section, the values of its own keys, or None where the section is unset.
+        values: key → value; for a section, the values of its own keys, or None if the section is unset.
         indent: what precedes each line.
     """
     for key in listed:

@@ -1,4 +1,4 @@
-"""How a chat template opens and closes what the assistant says."""
+"""How a chat template opens and closes an assistant turn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPEN_TAG = re.compile(r"<([A-Za-z][\w-]*)>\s*$")
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that closes an assistant turn: the one that the chat template writes, else the tokenizer's EOS.
 
-    Raises InputError where there is neither, and for a template that refuses or leaves out an assistant turn.
+    Raises InputError if there is neither, and for a template that refuses or leaves out an assistant turn.
     """
     if tokenizer.chat_template:
         special = {*tokenizer.all_special_ids, *_special_added(tokenizer)}
@@ -39,7 +39,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes after the assistant's text. Raises InputError as `end_of_turn`."""
+    """The text that the chat template writes after the assistant's. Raises InputError as `end_of_turn`."""
     try:
         text = write(tokenizer, [_QUESTION, {"role": "assistant", "content": _ANSWER}], answer=False)
     except UnreadableTextError as error:
@@ -51,18 +51,18 @@ def after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def without_end(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
-    """Takes off a completion the marks that already end it, and what follows them; leaves other texts as they are."""
+    """Remove end-of-turn marks, and everything after them, from a completion; other texts are unchanged."""
     names = {str(tokenizer.eos_token or "")}
-    with contextlib.suppress(InputError):  # a template for users alone ends no turn of the assistant
+    with contextlib.suppress(InputError):  # a template without assistant turns does not end them
         names.add(str(tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))))
     marks = "|".join(re.escape(name) for name in sorted(names) if name)
     return partial(re.compile(rf"(?:(?:{marks})\s*)+$").sub, "") if marks else str
 
 
 def opened(tokenizer: PreTrainedTokenizerBase) -> str:
-    r"""What a chat template has begun of every answer by itself, such as `<think>\n`; empty for most.
+    r"""The start of every answer that a chat template writes itself, such as `<think>\n`; empty for most.
 
-    It stands in the prompt and belongs to the answer, for whoever reads that.
+    It is part of the prompt's tokens, and of the answer's text.
     """
     if not tokenizer.chat_template:
         return ""
@@ -74,14 +74,14 @@ def opened(tokenizer: PreTrainedTokenizerBase) -> str:
         whole = write(tokenizer, [_QUESTION, {"role": "assistant", "content": _ANSWER}], answer=False)
     except UnreadableTextError:
         return ""
-    # A tag that the template also writes before an answer that it is given is how its turns begin.
+    # A tag that the template also writes before a given answer is just the start of a turn.
     return "" if whole.startswith(prompt + _ANSWER) else tag[0]
 
 
 def continued(text: str, opening: str) -> str:
-    """The rest of a completion, after what `opened` says that the prompt has begun of it.
+    """The rest of a completion after the part that the prompt contains, see `opened`.
 
-    Raises UnreadableTextError for a completion that neither begins that way nor closes the tag.
+    Raises UnreadableTextError for a completion that neither starts that way nor closes the tag.
     """
     tag = _OPEN_TAG.search(opening)
     if tag is None:
@@ -93,11 +93,11 @@ def continued(text: str, opening: str) -> str:
     if f"</{tag[1]}>" in text:
         return text
     raise UnreadableTextError(
-        f"the chat template begins every answer with {begun}, and a completion has no {begun}...</{tag[1]}>; add it, "
+        f"the chat template begins every answer with {begun}, and a completion lacks {begun}...</{tag[1]}>; add it, "
         "or give a template without it with model.chat_template"
     )
 
 
 def _special_added(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Special tokens with no role of their own: a tokenizer need not name its end-of-turn mark anywhere else."""
+    """Additional special tokens: a tokenizer may name its end-of-turn mark only here."""
     return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}

@@ -1,8 +1,8 @@
-"""Texts as token ids, in which the name of a control token that a text spells out stays text.
+"""Encodes texts such that the name of a control token spelled out in a text stays text.
 
-A template and the texts that it wraps end up in one string, in which `<|im_end|>` of the template is a token and
-`<|im_end|>` of a user must not be one. A `Guard` breaks the names in the texts before the template is filled in; the
-encoder then reads broken names letter by letter and whole ones as tokens.
+A template and the texts that it wraps form one string, in which the template's `<|im_end|>` is a token and a user's
+`<|im_end|>` must not be one. A `Guard` breaks the names in the texts before the template is filled in; the encoder then
+reads broken names letter by letter and whole ones as tokens.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PRIVATE = range(0xE000, 0xF900)
-"""Characters that Unicode keeps free of meaning: one of them breaks a name."""
+"""Private-use characters of Unicode, one of which is inserted to break a name."""
 _STAND_INS = 0x10F000
-"""Such characters too: the k-th from here stands for the k-th special token while names are read as text."""
+"""Private-use characters too: the k-th stands for the k-th special token while names are read as text."""
 _ANCHORS = ("\n", "a", ".")
-"""Texts that another one may follow, so that it is encoded as the rest of a text and not as the start of one."""
+"""Texts to put before another one, so that it is encoded as a continuation and not as the start of a text."""
 
 
 _THOUGHTS = re.compile(r"</?(think|thinking|thought|reasoning)>")
-"""Tags that belong to what an answer says, also where a vocabulary counts them among the special tokens."""
+"""Tags that are part of an answer's text, even if a vocabulary lists them as special tokens."""
 
 
 class UnreadableTextError(Exception):
-    """A text that this tokenizer cannot encode as it stands; the caller knows which row it is from."""
+    """A text that this tokenizer cannot encode; the caller knows its row."""
 
 
 class Guard:
-    """Keeps the names of control tokens apart from the tokens, for texts that go into one string."""
+    """Distinguishes the names of control tokens from the tokens, for texts that go into one string."""
 
     def __init__(self, names: re.Pattern[str] | None, texts: Iterable[str]) -> None:
         held = set().union(*texts)
@@ -44,7 +44,7 @@ class Guard:
         self.mark = next(chr(code) for code in _PRIVATE if chr(code) not in held)
 
     def hide(self, value: Any) -> Any:
-        """A text with a mark inside every name; of lists and mappings, the same with all of their texts."""
+        """A text with a mark inside every name; in lists and mappings, all texts."""
         if isinstance(value, str):
             return value if self._names is None else self._names.sub(lambda found: found[0] + self.mark, value)
         if isinstance(value, Mapping):
@@ -52,17 +52,17 @@ class Guard:
         return [self.hide(part) for part in value] if isinstance(value, Sequence) else value
 
     def show(self, text: str) -> str:
-        """The text as it was."""
+        """The original text."""
         return text.replace(self.mark, "")
 
 
 class TextEncoder:
-    """A tokenizer that knows which of a text's tokens it may read as control tokens."""
+    """A tokenizer that reads only a template's tokens as control tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: str = "", rows: int | None = None) -> None:
         """Special tokens in `written`, all that a chat template writes by itself, are control tokens.
 
-        `rows` is how many tokens the model has embeddings for, where that is known.
+        `rows` is the number of the model's embeddings, if known.
         """
         self.tokenizer = tokenizer
         self._rows = rows
@@ -77,23 +77,23 @@ class TextEncoder:
         }
 
     def guard(self, texts: Iterable[str]) -> Guard:
-        """For texts that will stand in one string."""
+        """A guard for texts that go into one string."""
         return Guard(self._names, texts)
 
     def encode(self, text: str, guard: Guard, *, opens: bool = False) -> list[int]:
         """The token ids of a text whose parts `guard` has hidden; with `opens` after the tokens that open any text.
 
-        Raises UnreadableTextError where a name cannot be spelled out, and for a token that the model does not have.
+        Raises UnreadableTextError if a name cannot be spelled out, and for a token that the model does not have.
         """
         if guard.mark in text:
             ids = self._spelled(text, guard, opens)
         else:
             ids = list(self.tokenizer(text, add_special_tokens=opens)["input_ids"])
-        # Some tokenizers close every text with EOS, after which a model has nothing to say.
+        # Some tokenizers end every text with EOS, after which a model generates nothing.
         return self.checked(ids[:-1] if opens and ids and ids[-1] == self.tokenizer.eos_token_id else ids)
 
     def checked(self, ids: list[int]) -> list[int]:
-        """The token ids themselves. Raises UnreadableTextError for one that the model has no embedding for."""
+        """The token ids, unchanged. Raises UnreadableTextError for one without an embedding in the model."""
         if self._rows is not None and ids and (beyond := max(ids)) >= self._rows:
             name = self.tokenizer.convert_ids_to_tokens(beyond)
             raise UnreadableTextError(
@@ -103,16 +103,16 @@ class TextEncoder:
         return ids
 
     def follow(self, before: str, ids: Sequence[int], after: str, guard: Guard, *, opens: bool = False) -> list[int]:
-        """The token ids of `after` where it follows `before`, whose own are `ids`.
+        """The token ids of `after` following `before`, whose ids are `ids`.
 
-        The difference of two encodings. Where the tokenizer joins letters across the border, which nobody who speaks
-        after `before` can do, `after` is encoded as the rest of another text.
+        The difference of two encodings. If the tokenizer merges characters across the border, which a model that
+        continues `before` cannot do, `after` is encoded as the continuation of another text.
         """
         for place, lead in enumerate((before, *_ANCHORS)):
             alone = self.encode(lead, guard) if place else list(ids)
             whole = self.encode(lead + after, guard, opens=opens and not place)
             rest = whole[len(alone) :]
-            # A token that stands for anything unknown may have swallowed the start of `after`.
+            # An unknown token may have swallowed the start of `after`.
             apart = alone and alone[-1] != self.tokenizer.unk_token_id
             if apart and whole[: len(alone)] == alone and (rest or not after.strip()):
                 return rest
@@ -121,12 +121,12 @@ class TextEncoder:
     @cached_property
     def _names(self) -> re.Pattern[str] | None:
         names = _any_of(name for name in self._control if len(name) > 1)
-        # The first letter of every name, also of those that overlap.
+        # The first letter of every name, including overlapping ones.
         return re.compile(f"(?s)(?={names}).") if names else None
 
     @cached_property
     def _speller(self) -> tuple[Any, dict[int, int], dict[str, str]]:
-        """A tokenizer that reads no special token, what stands for each in it, by id and by name."""
+        """A tokenizer without special tokens, and the replacement of each, by id and by name."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UnreadableTextError("this tokenizer cannot read the name of a control token as text; remove it")
@@ -145,13 +145,13 @@ class TextEncoder:
     def _spelled(self, text: str, guard: Guard, opens: bool) -> list[int]:
         backend, ids, letters = self._speller
         if any(letter in text for letter in letters.values()):
-            raise UnreadableTextError("the text spells a control token and holds a private-use character; remove one")
+            raise UnreadableTextError("the text spells a control token and has a private-use character; remove one")
         tokens = re.sub(_any_of(letters), lambda found: letters[found[0]], text)
         encoding = backend.encode(guard.show(tokens), add_special_tokens=opens)
         control = {self._special[name][0]: name for name in self._control}
         found: list[int] = []
         for index, added in zip(encoding.ids, encoding.special_tokens_mask, strict=True):
-            # Some vocabularies hold control tokens as ordinary pieces too.
+            # Some vocabularies also contain control tokens as ordinary pieces.
             found += self._letters(control[index]) if index in control and not added else [ids.get(index, index)]
         return found
 
@@ -164,5 +164,5 @@ class TextEncoder:
 
 
 def _any_of(names: Iterable[str]) -> str:
-    """A pattern for any of the names, the longest first, as tokenizers look for them."""
+    """A pattern for any of the names, the longest first, as tokenizers match them."""
     return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))

@@ -1,4 +1,4 @@
-"""Rows encoded once, from which the batch of any step can be cut without any state."""
+"""Rows encoded once; the batch of any step is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
-from alignrun.data.drawn import select
+from alignrun.data.drawn import encodable
 from alignrun.data.encoding import Encoding
 from alignrun.data.order import rows_at
 from alignrun.data.skips import Skips
@@ -19,12 +19,12 @@ Encoded = TypeVar("Encoded")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A text that the model reads of a row, for people to look at."""
+    """A text of a row as the model reads it, to show to people."""
 
     name: str
     ids: tuple[int, ...]
     learned: tuple[tuple[int, int], ...] = ()
-    """From which token to which something is learned."""
+    """The ranges of tokens that are learned."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -36,9 +36,9 @@ class Dataset(ABC, Generic[Encoded]):
     pad_id: int
     seed: int
     skipped: int
-    """Rows left out because they were too long."""
+    """The number of rows left out because they were too long."""
     refusals: Skips
-    """Rows left out because the chat template or the tokenizer refuses them."""
+    """The number of rows left out because the chat template or the tokenizer refuses them."""
 
     @classmethod
     def select(
@@ -50,11 +50,11 @@ class Dataset(ABC, Generic[Encoded]):
         none_left: Callable[[int], InputError],
         **more: Any,
     ) -> Self:
-        """The rows that `encode` can read and `admit` lets pass, as `data.drawn.select` chooses them.
+        """The rows that `encode` can read and `admit` lets pass, as `data.drawn.encodable` chooses them.
 
         Raises what that raises, and `none_left` of the number of rows read where none is left.
         """
-        used = select(examples, encode, admit, encoding.data.bad_rows, encoding.drawn)
+        used = encodable(examples, encode, admit, encoding.data.bad_rows, encoding.drawn)
         if not used.examples:
             raise none_left(used.read)
         return cls(used.examples, used.encoded, encoding.pad_id, encoding.seed, used.skipped, used.refused, **more)
@@ -64,11 +64,11 @@ class Dataset(ABC, Generic[Encoded]):
 
     @property
     def refused(self) -> int:
-        """How many rows the chat template or the tokenizer refuses."""
+        """The number of rows that the chat template or the tokenizer refuses."""
         return len(self.refusals)
 
     def part(self, rows: Sequence[int]) -> Self:
-        """These rows as a data set of their own."""
+        """These rows as a separate data set."""
         return replace(self, examples=[self.examples[row] for row in rows], encoded=[self.encoded[row] for row in rows])
 
     def batch_at(self, step: int, size: int, shift: int = 0) -> Any:
@@ -86,16 +86,16 @@ class Dataset(ABC, Generic[Encoded]):
         yield from map(self.batch, self.all_rows(size))
 
     def ordered(self, rows: Sequence[int]) -> Sequence[int]:
-        """The rows in the order in which a batch holds them."""
+        """The rows in their order in a batch."""
         return rows
 
     @abstractmethod
     def lengths(self, row: int) -> Mapping[str, int]:
-        """How many tokens the parts of a row have, by their names."""
+        """The number of tokens of each named part of a row."""
 
     @abstractmethod
     def shown(self, row: int) -> Sequence[Read]:
-        """What the model reads of a row."""
+        """The texts of a row as the model reads them."""
 
     @abstractmethod
     def batch(self, rows: Sequence[int]) -> Any:

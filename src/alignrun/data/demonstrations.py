@@ -23,11 +23,11 @@ _LOOKED_AT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A text of which some tokens are to be learned, each from those before it."""
+    """A text with some tokens to learn, each from those before it."""
 
     ids: tuple[int, ...]
     learned: tuple[tuple[int, int], ...]
-    """From which token to which, in order: an answer closed by the end of its turn."""
+    """The ranges to learn, in order: an answer including the end of its turn."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,10 +35,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A conversation as token ids: one text, or several where the template writes past turns in another way."""
+    """A conversation as token ids: one text, or several if the template writes past turns differently."""
 
     turns: tuple[tuple[int, int], ...]
-    """Tokens of the prompt and of the answer, for each turn to be learned."""
+    """The number of tokens of the prompt and of the answer, for each turn to learn."""
     pieces: tuple[Piece, ...]
 
 
@@ -49,16 +49,16 @@ class DemonstrationSet(Dataset[Demonstration]):
     pack_tokens: int | None
     """The length of a packed row; None for the longest demonstration of the batch."""
     every: bool = False
-    """Whether every turn of the assistant is learned."""
+    """Whether every assistant turn is learned."""
 
     @classmethod
     def build(cls, examples: Sequence[Example], encoding: Encoding, pack_tokens: int | None) -> DemonstrationSet:
         """Encode every prompt with its chosen completion.
 
-        A rejected completion is left aside. Of one of several turns the last is learned, and the others stand before
-        it, as in `messages`; with `train_on=all` each turn of the assistant is learned. Raises InputError for an
-        example without a completion, for one that cannot be read or is too long, or, where those are skipped, if none
-        is left; and for one that does not fit into a packed row.
+        A rejected completion is ignored. If there are several turns, the last is learned and the others precede it, as
+        in `messages`; with `train_on=all` every assistant turn is learned. Raises InputError for an example without a
+        completion, for one that cannot be read or is too long, or, where those are skipped, if none is left; and for
+        one that does not fit into a packed row.
         """
         limits = encoding.limits
         renderer = Renderer(encoding.tokenizer, encoding.system_prompt, rows=encoding.rows)
@@ -84,7 +84,7 @@ class DemonstrationSet(Dataset[Demonstration]):
         return cls.select(examples, encoding, encode, admit, none_left, pack_tokens=pack_tokens, every=every)
 
     def notes(self) -> list[str]:
-        """What a user should know of the first rows: how many have turns that are not learned."""
+        """A note on how many of the first rows have turns that are not learned."""
         looked_at = self.examples[:_LOOKED_AT]
         several = [example for example in looked_at if not isinstance(example.prompt, str)]
         count = sum(any(map(_is_answer, example.prompt)) for example in several)  # type: ignore[arg-type]
@@ -96,13 +96,13 @@ class DemonstrationSet(Dataset[Demonstration]):
         ]
 
     def lengths(self, row: int) -> Mapping[str, int]:
-        """Those of what is read and of what is learned from it."""
+        """The number of tokens read, and of those learned."""
         pieces = self.encoded[row].pieces
         learned = sum(end - start for piece in pieces for start, end in piece.learned)
         return {"prompt": sum(map(len, pieces)) - learned, "completion": learned}
 
     def shown(self, row: int) -> Sequence[Read]:
-        """The conversation, more than once where the template writes past turns in another way."""
+        """The conversation, more than once if the template writes past turns differently."""
         return [Read("demonstration", piece.ids, piece.learned) for piece in self.encoded[row].pieces]
 
     def batch(self, rows: Sequence[int]) -> PackedBatch:
@@ -114,7 +114,7 @@ class DemonstrationSet(Dataset[Demonstration]):
 
 
 def _encode(renderer: Renderer, example: Example, every: bool, context: int) -> Demonstration:
-    """The turns that are learned, each as it follows its prompt, the last of them first: it is the longest."""
+    """The learned turns, each following its prompt; the last one, the longest, first."""
     turns = (*as_turns(example.prompt), *(example.chosen_turns or _said(str(example.chosen))))
     if turns[-1]["role"] != "assistant":
         raise BadRowError(f"data: {example.origin} ends with the {turns[-1]['role']}, of whom nothing is learned")
@@ -131,7 +131,7 @@ def _encode(renderer: Renderer, example: Example, every: bool, context: int) -> 
         )
         read.insert(0, (asked, answer))
         if len(asked) + len(answer) > context:
-            break  # refused for its length, before more of it is read
+            break  # refuse it for its length before encoding more
     lengths = tuple((len(asked), len(answer)) for asked, answer in read)
     return Demonstration(lengths, tuple(_pieces(read)))
 
@@ -145,7 +145,7 @@ def _said(text: str) -> tuple[Message, ...]:
 
 
 def _pieces(read: Sequence[tuple[list[int], list[int]]]) -> list[Piece]:
-    """Texts that hold every answer once, right after its own prompt: one that begins the next prompt is within it."""
+    """Texts that contain every answer once, after its prompt; a prompt that extends an earlier text replaces it."""
     pieces: list[Piece] = []
     for asked, answer in read:
         learned: tuple[tuple[int, int], ...] = ()
@@ -157,9 +157,9 @@ def _pieces(read: Sequence[tuple[list[int], list[int]]]) -> list[Piece]:
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Which items share a row: each, the longest first, goes into the first row that still has room for it.
+    """First-fit-decreasing packing: the items of each row.
 
-    At most 11/9 of the fewest rows possible, plus one (Johnson, 1973). No length may be over the capacity.
+    At most 11/9 of the fewest rows possible, plus one (Johnson, 1973). No length may exceed the capacity.
     """
     rows: list[list[int]] = []
     room: list[int] = []

@@ -1,4 +1,4 @@
-"""Which rows of a data set are used, as token ids: encoded at the start, or when they are drawn if there are many."""
+"""The usable rows of a data set as token ids: encoded at the start, or on demand if there are many."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ Encoded = TypeVar("Encoded")
 Item = TypeVar("Item")
 
 MANY = 10_000
-"""Rows; encoding more of them takes longer than a person likes to wait."""
+"""The number of rows up to which all are encoded at the start; more would take too long."""
 _LOOKED_AT = 1000
-"""So many of them are encoded at the start, for what is wrong with all or most of them."""
+"""The number of rows encoded at the start, to find errors that affect all or most rows."""
 _KEPT = 4096
 _PASSED_OVER = 1000
-"""Rows in succession that cannot be used, after which something else is wrong."""
+"""The number of consecutive unusable rows after which drawing fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class Selected(Generic[Encoded]):
     examples: Sequence[Example]
     encoded: Sequence[Encoded]
     read: int
-    """Rows that the tokenizer could read, of those that were looked at."""
+    """The number of checked rows that the tokenizer could read."""
     skipped: int = 0
-    """Rows left out because they were too long, where all were looked at."""
+    """The number of rows left out because they were too long, if all were checked."""
     refused: Skips = field(default_factory=Skips)
-    """Rows left out because the chat template or the tokenizer refuses them, where all were looked at."""
+    """The number of rows left out because the template or the tokenizer refuses them, if all were checked."""
 
 
-def select(
+def encodable(
     examples: Sequence[Example],
     encode: Callable[[Example], Encoded],
     admit: Callable[[Example, Encoded], bool],
@@ -49,12 +49,10 @@ def select(
 ) -> Selected[Encoded]:
     """The rows that `encode` can read and `admit` lets pass.
 
-    With `report`, more than `MANY` rows are encoded when they are drawn, and what is left out then is reported: the
-    next row that can be used takes its place, so that which rows a step takes depends on nothing but the data. Some,
-    spread evenly, are looked at all the same.
-
-    Raises InputError for a row that is looked at and cannot be used, unless those are skipped, and if none can. Drawing
-    raises RunError for such a row.
+    With `report`, more than `MANY` rows are encoded on demand, and rows left out then are reported: the next usable row
+    takes the place of one, so the rows of a step depend only on the data. Some rows, spread evenly, are still checked
+    at the start. Raises InputError for a checked row that cannot be used, unless those are skipped, and if none can.
+    Drawing raises RunError for such a row.
     """
     many = report is not None and len(examples) > MANY
     looked_at = examples[:: len(examples) // _LOOKED_AT] if many else examples
@@ -65,7 +63,7 @@ def select(
         return Selected(fitting, ids, len(encoded), len(encoded) - len(kept), refused)
     left_out = len(looked_at) - len(kept)
     said = f", {left_out} of which cannot be used" if left_out else ""
-    report(f"data: {len(looked_at)} of {counted(len(examples), 'row')} checked{said}; each is encoded when it is drawn")
+    report(f"data: {len(looked_at)} of {counted(len(examples), 'row')} checked{said}; each is encoded on demand")
     drawn = _Drawn(examples, encode, admit, bad_rows, report)
     return Selected(
         _Column(len(examples), lambda row: drawn.at(row)[0], kinds_of(examples)),
@@ -75,7 +73,7 @@ def select(
 
 
 class _Drawn(Generic[Encoded]):
-    """Encodes a row when it is asked for."""
+    """Encodes rows on demand."""
 
     def __init__(
         self,
@@ -91,7 +89,7 @@ class _Drawn(Generic[Encoded]):
         self.at = lru_cache(_KEPT)(self._at)
 
     def _at(self, place: int) -> tuple[Example, Encoded]:
-        """The first row from `place` on that can be used; after the last comes the first."""
+        """The first usable row from `place` on, cyclically."""
         for row in range(place, place + _PASSED_OVER):
             index = row % len(self._examples)
             example = self._examples[index]
@@ -116,7 +114,7 @@ class _Drawn(Generic[Encoded]):
 
 
 class _Column(Sequence[Item]):
-    """One part of all rows, each of which is made when it is asked for."""
+    """One part of all rows, built on demand."""
 
     def __init__(self, length: int, at: Callable[[int], Item], kinds: Sequence[int] | None = None) -> None:
         self._length, self._at, self.kinds = length, at, kinds

@@ -1,4 +1,4 @@
-"""What it takes to turn examples into token ids."""
+"""The settings for turning examples into token ids."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class Encoding:
     data: DataConfig
     system_prompt: str | None
     context: int
-    """The most tokens that the model reads at once."""
+    """The model's context length in tokens."""
     max_new_tokens: int
-    """What sampling needs of them."""
+    """The sampling settings."""
     seed: int
     append_end_of_turn: bool = True
-    """Whether completions end with the end of the turn; the actions of a game are single tokens and do not."""
+    """Whether completions end with the end-of-turn token; the actions of a game do not."""
     rows: int | None = None
-    """How many tokens the model has embeddings for, where its configuration says so."""
+    """The number of the model's embeddings, if its configuration has it."""
     drawn: Callable[[str], None] | None = None
-    """Where many rows may be encoded when they are drawn: what reports those that are left out then."""
+    """Reports rows left out when they are drawn, for data sets encoded on demand."""
 
     @property
     def pad_id(self) -> int:
-        """The token to pad with."""
+        """The padding token."""
         return padding_id(self.tokenizer)
 
     @property
     def limits(self) -> Limits:
-        """The most tokens of a prompt with its completions."""
+        """The maximum number of tokens of a prompt with its completions."""
         prompt = self.data.max_prompt_tokens or self.context
         return Limits(prompt, self.data.max_completion_tokens, self.context, self.data.too_long)

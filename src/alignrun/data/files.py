@@ -1,4 +1,4 @@
-"""Rows read from a file, one by one.
+"""Read rows from a file, one by one.
 
 Every failure is an `InputError` of one line that names the file or the row and says what to change.
 """
@@ -24,10 +24,10 @@ def read_rows(path: Path, max_row_mb: float = 4.0) -> Iterator[tuple[str, Row | 
 
     A file is a .jsonl, .json, .csv or .tsv, with or without .gz after its name, or a .parquet. The origin is
     `name.jsonl:12` (the line, from 1; blank lines are skipped) or `name.json[12]` (the index of the row, from 0). The
-    values of a CSV file are texts, or messages where they hold a JSON list of them. In place of a row that is larger
-    than `max_row_mb`, or that has a key twice, comes the error that says so. Raises InputError, while iterating, for a
-    file that is missing, unreadable, damaged, empty or packed so tightly that it would fill the memory, and for a row
-    that is not an object.
+    values of a CSV file are texts, or messages where they hold a JSON list of them. A row that is not a
+    JSON object, has a duplicate key or is larger than `max_row_mb` is replaced by its error. Raises InputError, while
+    iterating, for a file that is missing, unreadable, damaged, empty or compressed so much that it would fill the
+    memory.
     """
     kind_of_file = Path(path.name.lower().removesuffix(".gz")).suffix
     if is_saved(path):
@@ -50,7 +50,7 @@ def read_rows(path: Path, max_row_mb: float = 4.0) -> Iterator[tuple[str, Row | 
         if isinstance(value, dict):
             value = value if kind_of_file in _JSON else checked_row(value, origin, max_row_mb)
         elif not isinstance(value, BadRowError):
-            raise InputError(f'data: {origin} is {kind(value)}; a row is a JSON object such as {{"prompt": "..."}}')
+            value = BadRowError(f'data: {origin} is {kind(value)}; a row is a JSON object such as {{"prompt": "..."}}')
         empty = False
         yield origin, value
     if empty:
@@ -58,7 +58,7 @@ def read_rows(path: Path, max_row_mb: float = 4.0) -> Iterator[tuple[str, Row | 
 
 
 def checked_row(row: Row, origin: str, max_row_mb: float) -> Row | BadRowError:
-    """The row itself, or the error that says that it is larger than `max_row_mb`."""
+    """The row, or an error if it is larger than `max_row_mb`."""
     size, parts = 0, [row]  # no recursion: a row may be nested deeply
     while parts:
         part: Any = parts.pop()
@@ -81,7 +81,7 @@ def _too_large(origin: str, max_row_mb: float) -> LargeRowError:
 
 def _read_lines(path: Path, max_row_mb: float) -> Iterator[tuple[str, Any]]:
     hint = "a .jsonl file holds one JSON object a line"
-    longest = int(max_row_mb * _MEGABYTE) + 2  # and the end of the line
+    longest = int(max_row_mb * _MEGABYTE) + 2  # plus the end of the line
     with file_errors(path), open_packed(path) as file:
         for number in count(1):
             line = file.readline(longest)
@@ -109,12 +109,12 @@ def _read_list(path: Path, max_row_mb: float) -> Iterator[tuple[str, Any]]:
 
 
 def _decode(content: bytes, origin: str, hint: str) -> Any:
-    """The value of a row, or the error that says that it has a key twice."""
+    """The value of a row, or an error if it cannot be read."""
     try:
-        return load_json(content.removeprefix(codecs.BOM_UTF8).decode())  # several times as fast as utf-8-sig
+        return load_json(content.removeprefix(codecs.BOM_UTF8).decode())  # several times faster than utf-8-sig
     except DuplicateKeyError as error:
         return BadRowError(f"data: {origin}: {error}, and readers differ in which of the values they take; remove one")
     except UnicodeDecodeError as error:
-        raise InputError(f"data: {origin} is not UTF-8 ({one_line(error)}); save the file as UTF-8") from error
+        return BadRowError(f"data: {origin} is not UTF-8 ({one_line(error)}); save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"data: {origin} is not JSON ({one_line(error)}); {hint}") from error
+        return BadRowError(f"data: {origin} is not JSON ({one_line(error)}); {hint}")

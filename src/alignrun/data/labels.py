@@ -1,4 +1,4 @@
-"""How likely each completion of a pair is to be preferred: a label, or the votes of several people."""
+"""The probability that each completion of a pair is preferred: from a label or several people's votes."""
 
 import json
 from dataclasses import replace
@@ -13,9 +13,9 @@ from alignrun.types import Example
 
 
 def with_label(example: Example, row: Row, columns: ColumnsConfig) -> Example:
-    """The pair with its label, turned such that more people prefer `chosen`; a tie keeps its order.
+    """The pair with its label, ordered such that more people prefer `chosen`; a tie keeps its order.
 
-    Raises InputError for a missing column, an unknown vote, or a label that is no number in [0, 1].
+    Raises InputError for a missing column, an unknown vote, or a label that is not a number in [0, 1].
     """
     if columns.votes:
         votes = tuple(_vote(row, column, example.origin, columns) for column in columns.votes)
@@ -25,7 +25,7 @@ def with_label(example: Example, row: Row, columns: ColumnsConfig) -> Example:
     elif row.get("label") is not None and "label" not in columns.ignored:
         raise InputError(
             f"data: {example.origin} has a column 'label', which is not read: it may say which completion is better: "
-            "name it with data.columns.label=label, or leave it aside with data.columns.ignored=[label]"
+            "name it with data.columns.label=label, or ignore it with data.columns.ignored=[label]"
         )
     else:
         return example
@@ -38,21 +38,21 @@ def with_label(example: Example, row: Row, columns: ColumnsConfig) -> Example:
             rejected_turns=example.chosen_turns,
         )
         votes = tuple(1 - vote for vote in votes)
-        # From the votes again, so that two of three votes are the same number whichever side they are for.
+        # Recomputed from the votes, so that two of three votes give the same number for either side.
         label = fmean(votes) if votes else 1 - label
     return replace(example, label=label, votes=votes)
 
 
 def check_liked(row: Row, columns: ColumnsConfig, origin: str) -> None:
-    """Raise InputError for a completion that people did not like: it demonstrates nothing.
+    """Raise InputError for a completion that people did not like: it is not a demonstration.
 
-    Its label is a boolean, 0 or 1, in the column that is named, else in `label` or `kto_tag`.
+    Its label is a boolean, 0 or 1, in the configured column, or else in `label` or `kto_tag`.
     """
     column = columns.label or next((name for name in LIKED if name in row), LIKED[0])
     if columns.label is not None:
         require_column(row, "label", column, origin)
     label = row.get(column)
-    if isinstance(label, str):  # as a CSV file has it
+    if isinstance(label, str):  # as in a CSV file
         label = {"true": True, "1": True, "false": False, "0": False}.get(label.lower(), label)
     if label is None or column in columns.ignored or (isinstance(label, (int, float)) and label == 1):
         return
@@ -64,7 +64,7 @@ def check_liked(row: Row, columns: ColumnsConfig, origin: str) -> None:
         )
     raise InputError(
         f"data: {origin}, column '{column}' is {kind(label)}; of a completion it must be true or false: correct it, or "
-        f"leave it aside with data.columns.ignored=[{column}]"
+        f"ignore it with data.columns.ignored=[{column}]"
     )
 
 
@@ -91,7 +91,7 @@ def _label(row: Row, column: str, origin: str) -> float:
 
 
 def _number(value: Any) -> Any:
-    """A number that stands as text, as in a CSV file, as a number; other values as they are."""
+    """A number written as text, as in a CSV file, as a number; other values unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

@@ -1,4 +1,4 @@
-"""What becomes of rows that cannot be encoded, and of those that are too long."""
+"""Handles rows that cannot be encoded and rows that are too long."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ Encoded = TypeVar("Encoded")
 def encode_rows(
     examples: Sequence[Example], encode: Callable[[Example], Encoded], bad_rows: BadRows
 ) -> tuple[list[tuple[Example, Encoded]], Skips]:
-    """Every example with what `encode` makes of it, and those that are left out since the tokenizer cannot read them.
+    """Every example with its encoding, and those left out because the tokenizer cannot read them.
 
-    Raises InputError for such an example, or, where those are skipped, if none is left.
+    Raises InputError for such an example, or, if those are skipped, if none is left.
     """
     encoded: list[tuple[Example, Encoded]] = []
     bad, first = Skips(), ""
@@ -42,7 +42,7 @@ class Limits:
 
     prompt: int
     completion: int | None
-    """Nothing but the context where it is None."""
+    """None means no limit but the context."""
     context: int
     """Prompt and completion together."""
     too_long: TooLong
@@ -50,8 +50,8 @@ class Limits:
     def admit(self, example: Example, prompt: int, completion: int, together: int | None = None) -> bool:
         """Whether an example of these lengths is kept. Raises InputError if it is too long, unless those are skipped.
 
-        Of several completions, `completion` is the longest. `together` is what the model reads, where a template makes
-        that more than the sum.
+        Of several completions, `completion` is the longest. `together` is the number of tokens that the model reads, if
+        a template makes it more than the sum.
         """
         for what, tokens, limit, key in (
             ("the prompt has", prompt, self.prompt, "data.max_prompt_tokens"),
@@ -67,7 +67,7 @@ class Limits:
         return True
 
     def refuse_all(self, count: int, what: str) -> InputError:
-        """What to raise when nothing is left."""
+        """The error to raise if no row is left."""
         completion = "" if self.completion is None else f", {self.completion} of a completion"
         return InputError(
             f"data: none of the {counted(count, what)} fits into the limits (tokens: {self.prompt} of a "

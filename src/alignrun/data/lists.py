@@ -1,4 +1,4 @@
-"""The elements of a JSON list in a file, one by one: together they may be larger than memory."""
+"""The elements of a JSON list in a file, one by one: the list may be larger than memory."""
 
 import codecs
 import re
@@ -8,19 +8,19 @@ from typing import IO
 
 _CHUNK = 1 << 20
 _OUTSIDE = re.compile(rb'"[^"\\]*+"|["\[\]{},]')
-"""What structures JSON outside of texts, and whole texts without a backslash."""
+"""Structural characters outside of strings, and whole strings without a backslash."""
 _INSIDE = re.compile(rb'["\\]')
 _KINDS = {b"{": "an object", b'"': "text"}
 
 
 class ListError(ValueError):
-    """Says what a file holds, which is not one list."""
+    """Describes the content of a file that is not one list."""
 
 
 def list_elements(file: IO[bytes], longest: int) -> Iterator[bytes | None]:
-    """What stands between the commas of the list in a file, not decoded; None for more bytes of it than `longest`.
+    """The undecoded elements of the list in a file; None for one of more than `longest` bytes.
 
-    A file of spaces yields nothing. Raises ListError, while iterating, for a file that does not hold one list.
+    A blank file yields nothing. Raises ListError, while iterating, for a file that does not hold one list.
     """
     pieces = iter(lambda: file.read(_CHUNK), b"")
     first = next(pieces, b"").removeprefix(codecs.BOM_UTF8)
@@ -44,21 +44,21 @@ def list_elements(file: IO[bytes], longest: int) -> Iterator[bytes | None]:
 
 
 class _Scan:
-    """Finds where the elements of a list end, in one piece of it after another."""
+    """Finds the ends of a list's elements, chunk by chunk."""
 
     def __init__(self) -> None:
         self.depth = 1
-        """Brackets that are open; the list has ended at none."""
+        """The number of open brackets; at 0 the list has ended."""
         self._at, self._quoted = 0, False
 
     def ends(self, piece: bytes) -> Iterator[int]:
-        """The places of the commas behind elements, and of the bracket behind the last."""
+        """The positions of the commas after elements, and of the closing bracket."""
         while self.depth and (found := (_INSIDE if self._quoted else _OUTSIDE).search(piece, self._at)):
             mark, self._at = found[0], found.end()
             if mark == b'"':
                 self._quoted = not self._quoted
             elif mark == b"\\":
-                self._at += 1  # past what it escapes, which may be in the next piece
+                self._at += 1  # past the escaped character, which may be in the next chunk
             elif mark in (b"[", b"{"):
                 self.depth += 1
             elif mark in (b"]", b"}"):
@@ -73,20 +73,20 @@ class _Scan:
 
 
 class _Element:
-    """The element that is being read, as long as it is not too large."""
+    """The element being read, unless it is too large."""
 
     def __init__(self, longest: int) -> None:
         self._longest, self._held, self._large = longest, bytearray(), False
 
     def add(self, piece: bytes) -> None:
-        """Some more of it."""
+        """Append to it."""
         self._held += piece if self._held else piece.lstrip()
-        if len(self._held) > self._longest + _CHUNK:  # with the spaces behind it
+        if len(self._held) > self._longest + _CHUNK:  # including trailing spaces
             self._held.clear()
             self._large = True
 
     def ended_by(self, piece: bytes) -> bytes | None:
-        """All of it with its last piece."""
+        """The whole element with its last chunk."""
         self.add(piece)
         content, large = bytes(self._held).rstrip(), self._large
         self._held.clear()

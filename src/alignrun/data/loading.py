@@ -1,4 +1,4 @@
-"""The rows of a source as examples: parsed, held out, and bad ones refused or left out."""
+"""Loads the rows of a source as examples: parses them, splits off held-out ones, refuses or skips bad ones."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ class Loaded:
     skipped: int
     """Bad rows left out."""
     notes: tuple[str, ...] = ()
-    """What a user should know about them, in lines."""
+    """Notes for the user, one per line."""
     skips: Skips = field(default_factory=Skips)
     """Why bad rows were left out."""
 
@@ -37,10 +37,10 @@ class Loaded:
 def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
     """The examples to train on and the held-out ones, with the `wanted` columns of their rows.
 
-    Held out are the rows of `eval_path` or `eval_split`; without one, a share `eval_fraction` of the rows, picked by
-    a hash of the prompt, so that the choice depends on no seed and no order and equal prompts stay together. Inline
-    prompts and the pairs of a game serve as both. `eval_size` keeps the first of them. Each row is read once, and
-    checked. Raises InputError for whatever cannot be loaded, and for a bad row unless those are skipped.
+    Held out are the rows of `eval_path` or `eval_split`; without one, a share `eval_fraction` of the rows, picked by a
+    hash of the prompt, so that the choice depends on neither seed nor order, and equal prompts stay together. Inline
+    prompts and the pairs of a game are used for both. `eval_size` keeps the first ones. Each row is read and checked
+    once. Raises InputError for whatever cannot be loaded, and for a bad row unless those are skipped.
     """
     source = chosen_source(config)
     rows = source.read(config)
@@ -87,13 +87,13 @@ class Ordered:
     skipped: int
     """Bad rows left out."""
     apart: bool
-    """Whether the source keeps held-out rows apart, and these are left out."""
+    """Whether the source has separate held-out rows, which are left out."""
     notes: tuple[str, ...] = ()
     """As in `Loaded`."""
 
 
 def load_in_order(config: DataConfig, wanted: Wanted = (), *, apart: bool = True) -> Ordered:
-    """The examples in the order of the source; with `apart`, rows that it keeps held out follow those to train on.
+    """The examples in the order of the source; with `apart`, separate held-out rows follow those to train on.
 
     Raises as `load_examples`, and if there are none.
     """
@@ -110,7 +110,7 @@ def load_in_order(config: DataConfig, wanted: Wanted = (), *, apart: bool = True
 
 @dataclass(slots=True)
 class _Reading:
-    """Checks rows, and remembers what a user should know about all of them."""
+    """Checks rows, and collects notes for the user."""
 
     config: DataConfig
     read: RowReader
@@ -135,7 +135,7 @@ class _Reading:
             raise InputError(f"data: none of the {counted(len(self.skips), 'row')} can be used; the first: {first_bad}")
 
     def _leave_out(self, error: InputError | RecursionError, origin: str) -> str:
-        """What is wrong with a row. Raises InputError unless such rows are skipped."""
+        """Record a bad row. Raises InputError unless such rows are skipped."""
         shown = str(error) if isinstance(error, InputError) else f"data: {origin} is nested too deeply"
         large = isinstance(error, LargeRowError)
         if self.config.too_long is TooLong.error if large else self.config.bad_rows is BadRows.error:
@@ -152,7 +152,7 @@ def _unread(names: Iterable[str], columns: ColumnsConfig, wanted: Wanted) -> lis
 
 
 def _left_over(held: int, used: int, share: float) -> tuple[str, ...]:
-    """What to know where not all held-out rows are evaluated on; `share` of the rows is held out, if it is not 0."""
+    """A note if not all held-out rows are evaluated on; `share` of the rows is held out, if not 0."""
     change = "data.eval_size=null takes all" + ", and a smaller data.eval_fraction leaves more to train on" * bool(
         share
     )
@@ -175,5 +175,5 @@ def _one_sided(config: DataConfig, source: Source, rows: int, which: str, skips:
 
 
 def _position(text: str) -> float:
-    """A number in [0, 1) that is fixed by the text."""
+    """A number in [0, 1) determined by the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48

@@ -1,4 +1,4 @@
-"""Files of other people, opened such that a damaged or too tightly packed one ends in one line."""
+"""Opens untrusted files; a damaged file or a decompression bomb ends in a one-line error."""
 
 import gzip
 import io
@@ -11,11 +11,11 @@ from typing import IO, Any
 from alignrun.errors import InputError, one_line
 
 UNPACKED, _UNPACKED_TIMES = 64_000_000, 100
-"""A packed file may hold so many bytes, or so many times its own size: text packs to a third or a twentieth."""
+"""The limits of a decompressed file, in bytes and as a multiple of its size: text compresses by 3 to 20 times."""
 
 
 class _Unpacked(io.RawIOBase):
-    """The decompressed content of a file, up to a size that text can have."""
+    """The decompressed content of a file, up to a plausible size for text."""
 
     def __init__(self, path: Path) -> None:
         self._file, self._path = gzip.GzipFile(path), path
@@ -41,7 +41,7 @@ class _Unpacked(io.RawIOBase):
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system and gzip raise into one line."""
+    """Turn errors of the file system and gzip into one line."""
     try:
         yield
     except FileNotFoundError as error:

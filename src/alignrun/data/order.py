@@ -1,4 +1,4 @@
-"""The endless stream of epochs that batches are cut from, as a pure function: there is no state to save."""
+"""The endless stream of epochs that batches are taken from, as a pure function without state."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import lru_cache
 
 
 def rows_at(step: int, size: int, count: int, seed: int, shift: int = 0) -> list[int]:
-    """Places [step·size, (step + 1)·size) + shift of the stream of epochs over `count` rows, each in its own order.
+    """Indices [step·size, (step + 1)·size) + shift of the stream of shuffled epochs over `count` rows.
 
-    Every row comes once in an epoch; a batch may reach over several. A resumed run goes on where it stopped, since
-    nothing but the arguments matters. The shift makes up for steps that were taken with another size.
+    Every row occurs once per epoch; a batch may span several. A resumed run continues where it stopped, since only the
+    arguments matter. The shift compensates for steps taken with another batch size.
     """
     first = step * size + shift
     places = (divmod(place, count) for place in range(first, first + size))
@@ -20,7 +20,8 @@ def rows_at(step: int, size: int, count: int, seed: int, shift: int = 0) -> list
 
 @lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> array[int]:
-    # Seeding with text keeps (seed 1, epoch 2) apart from (seed 2, epoch 1), and leaves the global generators alone.
+    # Seeding with text distinguishes (seed 1, epoch 2) from (seed 2, epoch 1), and does not touch the global
+    # generators.
     order = list(range(count))
     random.Random(f"prompts {seed} {epoch}").shuffle(order)
     return array("Q", order)  # an eighth of the memory

@@ -1,4 +1,4 @@
-"""Held-out prompts that training has seen, or nearly so."""
+"""Finds held-out prompts that are also trained on, exactly or nearly."""
 
 from array import array
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ _LOWER = bytes(range(256)).lower()
 
 
 class Seen:
-    """The prompts that are trained on, as 64-bit hashes: two of a million alike by chance are 1 in 30 million."""
+    """The training prompts as 64-bit hashes: a collision among a million has probability 1 in 30 million."""
 
     def __init__(self) -> None:
         self._texts, self._plain = array("q"), array("q")
 
     def add(self, text: str) -> None:
-        """Remember a prompt."""
+        """Add a training prompt."""
         self._texts.append(hash(text))
         self._plain.append(_plain(text))
 
     def notes(self, heldout: Sequence[Example]) -> list[str]:
-        """A line for the held-out prompts that are trained on, and one for those that differ in case or spaces alone.
+        """A line for the held-out prompts that are trained on, and one for those that differ only in case or spaces.
 
-        `heldout` is gone through once.
+        Iterates over `heldout` once.
         """
         origins: list[str] = []
         texts, plain = array("q"), array("q")
@@ -49,7 +49,7 @@ class Seen:
 
 
 def _plain(text: str) -> int:
-    """The hash of a text without its case and its spaces."""
+    """The hash of a text, ignoring case and spaces."""
     if text.isascii():
-        return hash(text.encode().translate(_LOWER, _SPACES))  # the same, several times as fast
+        return hash(text.encode().translate(_LOWER, _SPACES))  # the same, several times faster
     return hash("".join(text.casefold().split()).encode("utf-8", "surrogatepass"))

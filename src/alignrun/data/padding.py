@@ -17,7 +17,7 @@ Ids = Sequence[int]
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token to pad with. Padding is masked out, so that any id will do where the tokenizer names none."""
+    """The padding token. Padding is masked out, so any id will do if the tokenizer has none."""
     return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 

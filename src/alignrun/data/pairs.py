@@ -26,11 +26,11 @@ class EncodedPair:
 
     prompt: tuple[int, ...]
     first: tuple[int, ...]
-    """What follows the prompt for the chosen completion."""
+    """The tokens after the prompt for the chosen completion."""
     second: tuple[int, ...]
     """The same for the rejected one."""
     plain: tuple[int, int] | None = None
-    """Tokens of the prompt and of the longer completion by themselves, where a template stands around them."""
+    """The number of tokens of the prompt and of the longer completion without the template around them."""
 
     def __len__(self) -> int:
         return len(self.prompt) + 2 * max(len(self.first), len(self.second))
@@ -41,7 +41,7 @@ class PairSet(Dataset[EncodedPair]):
     """Pairs as text and as token ids; a batch holds the longest pair first."""
 
     reference: Tensor | None = None
-    """[N, 2] float32, log μ of both completions of each pair, where it was computed ahead."""
+    """[N, 2] float32, log μ of both completions of each pair, if precomputed."""
 
     @classmethod
     def build(
@@ -49,7 +49,7 @@ class PairSet(Dataset[EncodedPair]):
     ) -> PairSet:
         """Encode every pair; the context must hold the prompt with the longer completion.
 
-        Raises InputError for an example that is no pair, for one that `encode` refuses or that is too long, or, where
+        Raises InputError for an example that is not a pair, for one that `encode` refuses or that is too long, or, if
         those are skipped, if none is left.
         """
         limits = encoding.limits
@@ -70,7 +70,7 @@ class PairSet(Dataset[EncodedPair]):
         return replace(self, reference=log_probs)
 
     def lengths(self, row: int) -> Mapping[str, int]:
-        """Those of the prompt and both completions; in the template of a feedback model, of the longer one."""
+        """The tokens of the prompt and both completions; with the template of a feedback model, of the longer one."""
         pair = self.encoded[row]
         if pair.plain is not None:
             return dict(zip(("prompt", "longer completion"), pair.plain, strict=True))
@@ -85,7 +85,7 @@ class PairSet(Dataset[EncodedPair]):
         return [Read(*one) for one in zip(names, texts, learned, strict=True)]
 
     def ordered(self, rows: Sequence[int]) -> list[int]:
-        """The longest first: little is padding, and what does not fit into memory is seen at once."""
+        """The longest first: little padding, and a batch that does not fit into memory fails at once."""
         return sorted(rows, key=lambda row: -len(self.encoded[row]))
 
     def batch(self, rows: Sequence[int]) -> PairBatch:
@@ -104,7 +104,7 @@ class PairSet(Dataset[EncodedPair]):
 
 
 def check_labels(examples: Sequence[Example]) -> None:
-    """Raise InputError for pairs to train on that are all ties; those that are encoded when drawn stay so."""
+    """Raise InputError if all training pairs are ties; pairs encoded on demand are not encoded for this."""
     if Kind.pair not in kinds_of(examples):
         raise InputError(
             f"data: no preference in {counted(len(examples), 'pair')}, all ties: nothing to learn; check "
@@ -113,7 +113,7 @@ def check_labels(examples: Sequence[Example]) -> None:
 
 
 def encode_policy_pair(encoding: Encoding) -> Callable[[Example], EncodedPair]:
-    """How a policy reads a pair: its prompt as for sampling, and each completion as it follows."""
+    """Encodes a pair for a policy: the prompt as for sampling, and each completion following it."""
     renderer = Renderer(
         encoding.tokenizer, encoding.system_prompt, rows=encoding.rows, append_end_of_turn=encoding.append_end_of_turn
     )

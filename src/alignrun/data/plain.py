@@ -1,4 +1,4 @@
-"""Rows of plain text in columns that need no second look, as most are: read several times as fast as others."""
+"""A fast path for the most common rows, plain text in known columns."""
 
 from alignrun.config import ColumnsConfig
 from alignrun.data.columns import CONVERSATIONS, LIKED, Wanted, changes_meaning, kept_columns
@@ -10,7 +10,7 @@ _SHAPES = 256
 
 
 class RowReader:
-    """Reads rows exactly as `parse_row` does, and remembers the columns that they had."""
+    """Reads rows exactly as `parse_row` does, and records their columns."""
 
     def __init__(self, columns: ColumnsConfig, wanted: Wanted = ()) -> None:
         self.names: set[str] = set()
@@ -36,15 +36,15 @@ class RowReader:
 
     def _remember(self, shape: tuple[str, ...]) -> None:
         self.names.update(shape)
-        if len(self._shapes) >= _SHAPES:  # rows that all differ must not fill the memory
+        if len(self._shapes) >= _SHAPES:  # bound the cache: every row may have other columns
             self._shapes.clear()
         self._shapes[shape] = plain_columns(shape, self._columns, self._wanted)
 
 
 def plain_columns(names: tuple[str, ...], columns: ColumnsConfig, wanted: Wanted = ()) -> tuple[str, ...] | None:
-    """The columns of the prompt and its completions in rows of these columns.
+    """The columns of the prompt and its completions in rows with these columns.
 
-    None where it depends on their values, and where more than texts is wanted of them.
+    None if that depends on their values, or if more than texts is wanted.
     """
     prompt, pair, completion = columns.prompt, (columns.chosen, columns.rejected), columns.completion
     judged = columns.label is not None or columns.votes or not set(LIKED).isdisjoint(names)

@@ -23,7 +23,7 @@ class PromptSet(Dataset[tuple[int, ...]]):
     def build(cls, examples: Sequence[Example], encoding: Encoding) -> PromptSet:
         """Encode every prompt.
 
-        Raises InputError for one that cannot be read, or that leaves no room for `max_new_tokens`, or, where those are
+        Raises InputError for one that cannot be read, or that leaves no room for `max_new_tokens`, or, if those are
         skipped, if none is left.
         """
         room = encoding.context - encoding.max_new_tokens
@@ -55,11 +55,11 @@ class PromptSet(Dataset[tuple[int, ...]]):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The prompts as readers and preferences see them."""
+        """The prompts as text, for readers and preferences."""
         return tuple(example.asked for example in self.examples)
 
     def lengths(self, row: int) -> Mapping[str, int]:
-        """That of the prompt."""
+        """The number of tokens of the prompt."""
         return {"prompt": len(self.encoded[row])}
 
     def shown(self, row: int) -> Sequence[Read]:

@@ -18,7 +18,7 @@ from alignrun.types import Example, as_turns, message_text
 
 
 def parse_row(row: Row, origin: str, columns: ColumnsConfig, wanted: Wanted = ()) -> Example:
-    """Turn a row into an example, of the first kind that its columns allow.
+    """Turn a row into an example of the first kind that its columns allow.
 
     1. A pair: prompt, chosen and rejected; or chosen and rejected that share their opening turns, as conversations or
        as Human/Assistant transcripts (HH-RLHF). A label or votes say how likely `chosen` is to be preferred.
@@ -27,12 +27,11 @@ def parse_row(row: Row, origin: str, columns: ColumnsConfig, wanted: Wanted = ()
     3. A prompt alone.
 
     Alpaca's names (instruction, input, output) and ShareGPT's (conversations) are known. Text or messages in every
-    column; a system prompt and tools may stand in columns of their own. What is `wanted` of the other columns is kept
-    as it is.
+    column; a system prompt and tools may stand in columns of their own. The `wanted` other columns are kept unchanged.
 
     Raises InputError for a missing column, a wrong type, an unknown role, a blank text, two equal completions, an
-    unknown vote or label, a prompt that does not end with the user or a tool, and a column that changes what the row
-    means and is not read.
+    unknown vote or label, a prompt that does not end with the user or a tool, and an unread column that changes what
+    the row means.
     """
     columns = with_layout(row, columns)
     check_columns(row, origin, columns)
@@ -69,7 +68,7 @@ def _parse(row: Row, origin: str, columns: ColumnsConfig, given: ColumnsConfig) 
 
 
 def _prompt_column(row: Row, columns: ColumnsConfig) -> str:
-    """Where the prompt stands: in a pair of ShareGPT's form it is called `conversations`."""
+    """The column of the prompt; in a pair of ShareGPT's form it is `conversations`."""
     pair = columns.chosen in row and columns.rejected in row
     unnamed = columns.prompt == ColumnsConfig.prompt and columns.prompt not in row
     return CONVERSATIONS if pair and unnamed and CONVERSATIONS in row else columns.prompt
@@ -112,7 +111,7 @@ def _conversation(row: Row, origin: str, columns: ColumnsConfig) -> Example:
 
 
 def _prompt_is_named(columns: ColumnsConfig) -> bool:
-    """A prompt may hide in a pair or in messages, but not where the user says which column it comes from."""
+    """A prompt may be part of a pair or of messages, but not if the user names its column."""
     return columns.prompt != ColumnsConfig.prompt or columns.input is not None
 
 
@@ -138,7 +137,7 @@ def _asked(row: Row, origin: str, columns: ColumnsConfig) -> str | Turns:
 
 
 def _with_system(prompt: str | Turns, row: Row, columns: ColumnsConfig, origin: str) -> str | Turns:
-    """The prompt after the system turn that the row has in a column of its own."""
+    """The prompt after the system turn from the row's system column."""
     if columns.system is None or (columns.system == ColumnsConfig.system and columns.system not in row):
         return prompt
     require_column(row, "system", columns.system, origin)
@@ -166,7 +165,7 @@ def _ends_with_user(value: str | Turns, origin: str) -> str | Turns:
 def _answers(
     prompt: str | Turns, row: Row, names: Sequence[str], origin: str
 ) -> tuple[str | Turns, list[tuple[str, Turns]]]:
-    """The prompt, and what the columns say after it; a system turn that all of them open with belongs to the prompt."""
+    """The prompt, and the columns' continuations; a system turn that starts all of them belongs to the prompt."""
     sides = [text_or_turns(row, name, origin) for name in names]
     systems = [side[:1] for side in sides if not isinstance(side, str) and side[0]["role"] == "system"]
     turns = as_turns(prompt)
@@ -176,7 +175,7 @@ def _answers(
 
 
 def _answer(value: str | Turns, prompt: str | Turns, column: str, origin: str) -> tuple[str, Turns]:
-    """A completion as text and, where it is more than one text, as turns: alone or after the prompt."""
+    """A completion as text and, if it is more than one text, as turns: alone or after the prompt."""
     if isinstance(value, str):
         return _filled(value, column, origin), ()
     asked = as_turns(prompt)
@@ -204,10 +203,10 @@ def _filled(completion: str, column: str, origin: str) -> str:
 def _shared_opening(
     sides: Sequence[str | Turns], columns: Sequence[str], origin: str, likely: str
 ) -> tuple[str | Turns, list[tuple[str, Turns]]]:
-    """The prompt that both sides of a pair open with, and what each says after it."""
+    """The common prompt of both sides of a pair, and each side's continuation."""
     transcripts = isinstance(sides[0], str)
     if isinstance(sides[1], str) != transcripts:
-        raise InputError(f"data: {origin} has text on one side and a conversation on the other; write both alike")
+        raise InputError(f"data: {origin} has text on one side and a conversation on the other; use one form for both")
     chosen, rejected = (parse_transcript(side, origin, likely) if isinstance(side, str) else side for side in sides)
     opening = _shared_turns(chosen, rejected, origin)
     prompt = _ends_with_user(opening, origin)
@@ -218,7 +217,7 @@ def _shared_opening(
 
 
 def _shared_turns(chosen: Turns, rejected: Turns, origin: str) -> Turns:
-    """The common opening, up to its last turn that the assistant answers, such that both sides speak after it."""
+    """The common opening, up to the last turn that the assistant answers and both sides continue."""
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1

@@ -1,7 +1,7 @@
 """Prompts and what follows them as token ids: the one place where a conversation goes through the chat template.
 
-The tokens of a completion are the difference of two renderings, the prompt with the assistant about to speak and the
-conversation in which it has spoken. So they are the template's own, whatever the tokenizer does at the start of a text.
+The tokens of a completion are the difference of two renderings, the prompt with an open assistant turn, and the
+conversation with the completion. So they match the template, whatever the tokenizer does at the start of a text.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Answer = str | tuple[Message, ...]
-"""A completion as text, or as turns where it is more than that."""
+"""A completion as text, or as turns if there are several."""
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, system_prompt: str | None) -> list[int]:
-    """The token ids of a prompt, ending where the assistant begins to speak.
+    """The token ids of a prompt, up to the start of the assistant's answer.
 
-    With a chat template, plain text is one user turn, and `system_prompt` is put first unless the conversation has a
-    system turn. Without one, plain text is continued as it stands. Raises BadRowError for a conversation without a
+    With a chat template, plain text is one user turn, and `system_prompt` comes first unless the conversation has a
+    system turn. Without one, plain text is continued directly. Raises BadRowError for a conversation without a
     template, a template that refuses or leaves out a turn, and a prompt of no tokens; InputError for a system prompt
     without a template.
     """
@@ -37,7 +37,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, system_p
 
 @contextlib.contextmanager
 def row_errors(example: Example) -> Iterator[None]:
-    """Name the row of a text that cannot be read."""
+    """Adds the row to the error of a text that cannot be read."""
     try:
         yield
     except UnreadableTextError as error:
@@ -55,7 +55,7 @@ class Renderer:
         rows: int | None = None,
         append_end_of_turn: bool = True,
     ) -> None:
-        """`rows` is how many tokens the model has embeddings for; `closed` completions end with the end of the turn."""
+        """`rows` is the number of the model's embeddings; `closed` completions end with the end-of-turn token."""
         self._tokenizer, self._system_prompt, self._append_end_of_turn = tokenizer, system_prompt, append_end_of_turn
         self._encoder = TextEncoder(tokenizer, own_text(tokenizer), rows)
 
@@ -70,7 +70,7 @@ class Renderer:
             return self._conversation(guard.hide(turns), guard.hide(example.tools), guard.hide(said), guard)
 
     def _unclosed(self, answer: Answer) -> Answer:
-        """An answer without marks of its own at its end."""
+        """An answer without its own end marks."""
         if not self._append_end_of_turn:
             return answer
         if isinstance(answer, str):
@@ -102,14 +102,14 @@ class Renderer:
         return ids, tails
 
     def _after(self, prompt: str, whole: str, answer: Sequence[Turn]) -> str:
-        """What the answer adds to the prompt."""
+        """The tokens that the answer adds to the prompt."""
         contents = [turn["content"] for turn in answer if turn.get("content")]
         if whole.startswith(prompt):
             after = whole.removeprefix(prompt)
             if all(squeeze(content) in squeeze(after) for content in contents):
                 return after
-        # The template writes an answer in another way than it asks for one, or takes its thoughts out of it. The model
-        # continues from where it is asked, and with all that the row says.
+        # The template writes an answer differently from the prompt for one, or removes its reasoning. The model
+        # continues the prompt, with everything in the row.
         if len(answer) > 1 or set(answer[0]) != {"role", "content"}:
             raise UnreadableTextError(
                 "the chat template does not write the turns of a completion as they follow the prompt; "
@@ -118,7 +118,7 @@ class Renderer:
         return continued(contents[0], self._opened) + self._after_answer
 
     def _closed_at_end(self, prompt: str, ids: list[int], after: str, guard: Guard, *, several: bool) -> list[int]:
-        """The tokens of an answer up to the end of its turn, of several turns the last."""
+        """The tokens of an answer up to the end of its turn; if there are several turns, of the last."""
         tail = self._encoder.follow(prompt, ids, after, guard)
         ends = [place for place, token in enumerate(tail) if token == self._end]
         if self._append_end_of_turn and ends:

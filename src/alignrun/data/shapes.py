@@ -12,18 +12,18 @@ from alignrun.data.values import BadRowError
 from alignrun.types import Example
 
 CATEGORIES = ("subset", "category", "source", "motivation_app", "task", "domain")
-"""Columns that sort pairs into categories, the likeliest first."""
+"""Columns with the categories of pairs, the most likely first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A data set's columns."""
+    """The columns of a known data set."""
 
     name: str
     needs: frozenset[str]
     """The columns by which it is recognised."""
     columns: Mapping[str, Any]
-    """What `data.columns` must say to read it."""
+    """The `data.columns` settings that read it."""
 
 
 SHAPES = (
@@ -60,15 +60,17 @@ SHAPES = (
 
 
 def recognised(config: DataConfig) -> tuple[DataConfig, str]:
-    """The configuration with the columns of the shape that its first row has, and the shape's name.
+    """The configuration with the columns of the shape that matches its first row, and the shape's name.
 
-    It stays as it is, with an empty name, where columns are configured or the first row has none of the shapes.
+    It is unchanged, with an empty name, if columns are configured or the first readable row matches no
+    shape.
     """
     if config.columns != ColumnsConfig():
         return config, ""
     rows = chosen_source(config).read(config)
-    first = next((row for _, row in chain(rows.train, rows.heldout or ())), None)
-    if first is None or isinstance(first, BadRowError | Example):
+    readable = (row for _, row in chain(rows.train, rows.heldout or ()) if not isinstance(row, BadRowError))
+    first = next(readable, None)
+    if first is None or isinstance(first, Example):
         return config, ""
     shape = next((shape for shape in SHAPES if shape.needs <= first.keys()), None)
     if shape is None or {"prompt", "chosen", "rejected"} <= first.keys():
@@ -77,5 +79,5 @@ def recognised(config: DataConfig) -> tuple[DataConfig, str]:
 
 
 def category_column(names: Collection[str]) -> str | None:
-    """The column that sorts pairs into categories; None where there is none."""
+    """The column with the categories of pairs; None if there is none."""
     return next((name for name in CATEGORIES if name in names), None)

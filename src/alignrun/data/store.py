@@ -1,4 +1,4 @@
-"""Examples in a file that nobody else sees, of which memory holds the places: a data set may be larger than memory."""
+"""Examples in a private temporary file, with an index in memory: a data set may be larger than memory."""
 
 import hashlib
 import io
@@ -18,17 +18,17 @@ from alignrun.errors import RunError, one_line
 from alignrun.types import Example
 
 Record = tuple[Any, ...]
-"""The fields of an example in their order, without those at the end that have their defaults."""
+"""The fields of an example in order, without trailing defaults."""
 _DEFAULTS: Record = tuple(each.default for each in fields(Example))
 _VALUES = attrgetter(*(each.name for each in fields(Example)))
 _FORM = 2
 """The version of Python's marshal format. Later ones write the same value in several ways."""
 _HELD, _OBJECTS = 1 << 18, 128
-"""Bytes that stay in memory, as all of a small data set does, and those of them that Python adds to an example."""
+"""Bytes kept in memory, enough for a small data set, and Python's overhead per example."""
 
 
 class Kind(IntEnum):
-    """What can be learned from an example; each kind can replace those before it."""
+    """What can be learned from an example; each kind can also be used as any earlier one."""
 
     prompt = 0
     demonstration = 1
@@ -46,7 +46,7 @@ def record_of(example: Example) -> Record:
 
 
 def kind_of(record: Record) -> Kind:
-    """What a record holds."""
+    """The kind of a record."""
     if len(record) == 2:
         return Kind.prompt
     chosen, rejected, label = (*record[2:5], *_DEFAULTS[len(record) : 5])
@@ -56,13 +56,13 @@ def kind_of(record: Record) -> Kind:
 
 
 def kinds_of(examples: Sequence[Example]) -> Sequence[int]:
-    """The kind of each example; of those that know it without reading one."""
+    """The kind of each example, without reading them if it is known."""
     known: Sequence[int] | None = getattr(examples, "kinds", None)
     return [kind_of(record_of(example)) for example in examples] if known is None else known
 
 
 def first_below(examples: Sequence[Example], kind: Kind) -> Example | None:
-    """The first example that holds less than `kind`."""
+    """The first example of a kind below `kind`."""
     kinds = kinds_of(examples)
     return next((examples[place] for place, found in enumerate(kinds) if found < kind), None)
 
@@ -74,28 +74,25 @@ class Examples(Sequence[Example]):
         self.kinds = bytearray()
         """The `Kind` of each."""
         self._ends = array("Q", [0])
-        """Where each example ends in the file, of those that are written."""
+        """The end of each example in the file, for those written to it."""
         self._contents: list[bytes] = []
-        """Those that are not."""
+        """The examples that are not written yet."""
         self._origins: list[str] = []
         self._held = 0
-        """Bytes of them."""
+        """Their size in bytes."""
         self._file: IO[bytes] | None = None
         self._digest = hashlib.sha256()
         for example in examples:
             self.add(record_of(example))
 
     def add(self, record: Record) -> None:
-        """Put an example behind the others.
-
-        Raises BadRowError for values that are no JSON, and RunError where the disk is full.
-        """
+        """Append an example. Raises BadRowError for values that are not JSON, and RunError if the disk is full."""
         prompt, origin, *rest = record
         try:
             content = marshal.dumps((prompt, *rest), _FORM)
         except ValueError as error:
             raise BadRowError(
-                f"data: {origin} holds a value that is no text, number, list or object, or is nested too deeply"
+                f"data: {origin} holds a value that is not a text, number, list or object, or is nested too deeply"
             ) from error
         self._contents.append(content)
         self._origins.append(origin)
@@ -106,7 +103,7 @@ class Examples(Sequence[Example]):
 
     @property
     def digest(self) -> str:
-        """A digest of the examples in their order, kept columns included, wherever they were read from."""
+        """A digest of the examples in order, including kept columns, independent of their origin."""
         digest = self._digest.copy()
         digest.update(b"".join(self._contents))
         return digest.hexdigest()

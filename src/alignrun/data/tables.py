@@ -16,27 +16,31 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LONGEST_FIELD = 1 << 26
 """Characters; Python's own limit of 131,072 is shorter than a conversation may be."""
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
-"""What marks a folder of `save_to_disk`: of one split, and of several."""
+"""The files that mark a folder of `save_to_disk`: with one split, and with several."""
 _MESSAGES = re.compile(r"""\s*(?:\[\s*)?\{\s*['"](role|content|from|value)['"]\s*:.*[]}]\s*""", re.DOTALL)
-"""A message or a list of messages, as JSON or as Python prints it."""
+"""A message or a list of messages, in JSON or Python syntax."""
 
 
 def read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a table of texts, each with its line. Raises InputError for a table that is damaged."""
+    """The rows of a CSV or TSV table, each with its line. Raises InputError for a damaged table."""
     with file_errors(path), open_packed(path) as file:
         limit = csv.field_size_limit(_LONGEST_FIELD)
         try:
             reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
             names = next(reader, [])
             if len(set(names)) < len(names) or not all(names):
-                raise InputError(f"data: {path} has a column without a name, or two alike; correct its first line")
+                raise InputError(f"data: {path} has a column without a name, or two equal ones; correct its first line")
             for values in filter(None, reader):
                 origin = f"{path.name}:{reader.line_num}"
                 if len(values) != len(names):
-                    raise InputError(
-                        f"data: {origin} has {len(values)} values, and the first line names {len(names)} columns; "
-                        "put texts that hold the separator or a line break in double quotes"
+                    yield (
+                        origin,
+                        BadRowError(
+                            f"data: {origin} has {len(values)} values, and the first line names {len(names)} columns; "
+                            "put texts that hold the separator or a line break in double quotes"
+                        ),
                     )
+                    continue
                 try:
                     yield origin, {name: _cell(value) for name, value in zip(names, values, strict=True)}
                 except (ValueError, RecursionError) as error:
@@ -56,7 +60,7 @@ def read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
 
 
 def _cell(text: str) -> Any:
-    """The messages that a text spells, since a table has no other place for them; any other text as it is.
+    """The messages written in a text, since a table has no lists; any other text unchanged.
 
     Raises ValueError or RecursionError for messages that are not JSON.
     """
@@ -64,7 +68,7 @@ def _cell(text: str) -> Any:
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a Parquet file, each with its index. Raises InputError for a file that is damaged."""
+    """The rows of a Parquet file, each with its index. Raises InputError for a damaged file."""
     import pyarrow  # type: ignore[import-untyped]  # here, since most runs need no such file
     from pyarrow import parquet
 
@@ -121,7 +125,7 @@ def _numbered(path: Path, batches: Iterable[Any]) -> Iterator[tuple[str, Row]]:
 
 
 def _unpacked_rows(batch: Any) -> Iterator[Row]:
-    """The rows of a batch; where they are large, one at a time."""
+    """The rows of a batch; large ones one at a time."""
     size = batch.num_rows if batch.nbytes < UNPACKED else 1
     for start in range(0, batch.num_rows, size or 1):
         yield from batch.slice(start, size).to_pylist()

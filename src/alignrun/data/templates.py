@@ -1,4 +1,4 @@
-"""Conversations as one text, written the way the model learned to read them."""
+"""Renders conversations as text through the chat template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Turn = Mapping[str, Any]
 _RAISED = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What a template raises; interrupts, alarms and a full memory are none of its own."""
+"""Errors of a template, but not interrupts, alarms and out-of-memory errors."""
 Tools = Sequence[Mapping[str, Any]]
 
 
@@ -28,9 +28,9 @@ def write(
     answer: bool,
     template: str | None = None,
 ) -> str:
-    """What the chat template makes of the turns, with `answer` up to where the assistant begins to speak.
+    """The turns rendered by the chat template; with `answer`, up to the start of the assistant's answer.
 
-    `template` takes the place of the tokenizer's own.
+    `template` replaces the tokenizer's.
 
     Raises UnreadableTextError for a template that refuses the turns.
     """
@@ -52,7 +52,7 @@ def write(
 
 
 def own_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that the chat template writes by itself: its source, and what it puts together of roles."""
+    """All text that the chat template writes itself: its source, and its rendering of each role."""
     if not tokenizer.chat_template:
         return ""
     texts = [str(tokenizer.chat_template)]
@@ -67,7 +67,7 @@ def own_text(tokenizer: PreTrainedTokenizerBase) -> str:
 def opening_turns(
     tokenizer: PreTrainedTokenizerBase, example: Example, system_prompt: str | None
 ) -> tuple[Message, ...] | None:
-    """The prompt as turns, `system_prompt` first unless it has a system turn; None where plain text is continued.
+    """The prompt as turns, `system_prompt` first unless it has a system turn; None if plain text is continued.
 
     Raises UnreadableTextError for a conversation that has no template, and InputError for such a system prompt.
     """
@@ -92,9 +92,9 @@ def opening_turns(
 def check_written(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Tools, text: str, *, answer: bool
 ) -> None:
-    """Raise UnreadableTextError where the template has left out a turn, a tool call or the tools from `text`.
+    """Raise UnreadableTextError if the template left out a turn, a tool call or the tools from `text`.
 
-    What is left out can be changed, and the text stays the same. Thoughts may be left out of all turns but the last.
+    Changing a left-out part does not change the text. Reasoning may be left out of all turns but the last.
     """
 
     def same(changed: Sequence[Turn], named: Tools = tools) -> bool:
@@ -115,7 +115,7 @@ def check_written(
 
 
 def squeeze(text: str) -> str:
-    """The text without white space, of which templates take away and add some."""
+    """The text without white space, which templates add and remove."""
     return "".join(text.split())
 
 
@@ -126,7 +126,7 @@ def _left_out(what: str) -> UnreadableTextError:
 
 
 def _renamed(value: Any) -> Any:
-    """Tools or calls, each text in them another."""
+    """Tools or calls with every text replaced."""
     if isinstance(value, Mapping):
         return {key: part if key == "type" else _renamed(part) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

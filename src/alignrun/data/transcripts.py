@@ -24,7 +24,7 @@ def parse_transcript(text: str, origin: str, likely: str = "...") -> Turns:
     turns: list[Message] = []
     for speaker, content in zip(pieces[::2], pieces[1::2], strict=True):
         role = _SPEAKERS[speaker]
-        # Some HH-RLHF rows let one side speak twice; most chat templates insist that the roles alternate.
+        # In some HH-RLHF rows one side speaks twice; most chat templates require alternating roles.
         if turns and turns[-1]["role"] == role:
             content = f"{turns.pop()['content']}\n\n{content.strip()}"
         turns.append({"role": role, "content": content.strip()})
@@ -32,7 +32,7 @@ def parse_transcript(text: str, origin: str, likely: str = "...") -> Turns:
 
 
 def completion_text(turns: Turns) -> str:
-    """A completion: where two conversations part early, the later turns were judged with it and stay in its text."""
+    """A completion; if two conversations diverge early, the later turns were judged with it and stay in its text."""
     names = {role: speaker for speaker, role in _SPEAKERS.items()}
     later = (f"{names.get(turn['role'], turn['role'])}: {message_text(turn)}" for turn in turns[1:])
     return "\n\n".join((message_text(turns[0]), *later))

@@ -1,4 +1,4 @@
-"""Padding that a part of a batch no longer needs."""
+"""Removes padding that a part of a batch does not need."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -11,9 +11,9 @@ Batch = TypeVar("Batch")
 
 
 def trim(batch: Batch) -> Batch:
-    """A batch on the CPU without the columns that are padding in all of its rows; other batches than pairs as they are.
+    """A batch of pairs on the CPU without columns that are padding in all rows; other batches unchanged.
 
-    Cut a batch into micro-batches of pairs of similar length first, and most of its padding is never computed.
+    If a batch is first split into micro-batches of similar length, most padding is never computed.
     """
     if not isinstance(batch, PairBatch):
         return batch

@@ -10,7 +10,7 @@ from alignrun.types import Message
 
 
 class DuplicateKeyError(ValueError):
-    """An object of JSON that has a key twice: readers differ in which of the values they take."""
+    """A JSON object with a duplicate key: parsers differ in which value they keep."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -26,9 +26,9 @@ _OTHER_ROLES = {
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "function_call"), "assistant"),
     **dict.fromkeys(("observation", "function_response"), "tool"),
 }
-"""Names that data sets in ShareGPT's form give the roles."""
+"""The names of roles in ShareGPT's form."""
 _HANDED_ON = ("name", "tool_calls", "tool_call_id", "reasoning_content")
-"""What a message may hold for the chat template, over its role and content."""
+"""Fields of a message for the chat template besides role and content."""
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _PROMPT_NAMES = ("instruction", "question", "query", "text", "input")
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
@@ -44,7 +44,7 @@ class LargeRowError(BadRowError):
 
 
 def kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """The kind of a JSON value, in words."""
     return _KINDS.get(type(value), "an object")
 
 
@@ -59,14 +59,14 @@ def require_column(row: Row, role: str, column: str, origin: str) -> None:
 
 
 def likely_prompt(row: Row) -> str:
-    """The column in which the prompt of a row may be, for a message."""
+    """The column that may hold a row's prompt, for an error message."""
     return next((known for known in _PROMPT_NAMES if known in row), "...")
 
 
 def text_or_turns(row: Row, column: str, origin: str) -> str | Turns:
     """The value of a column. Raises InputError for anything but text and messages of a known role.
 
-    A message is {role, content}, or {from, value} with the roles human and gpt; one by itself is a list of one.
+    A message is {role, content}, or {from, value} with the roles human and gpt; a single one becomes a list.
     """
     value = row[column]
     where = f"{origin}, column '{column}'"
@@ -102,30 +102,30 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_decode = json.JSONDecoder(object_pairs_hook=unique_keys).decode  # making one takes longer than decoding a short row
+_decode = json.JSONDecoder(object_pairs_hook=unique_keys).decode  # building one takes longer than decoding a short row
 
 
 def load_json(text: str) -> Any:
-    """The value that a JSON text holds. Raises DuplicateKeyError, ValueError or RecursionError."""
+    """The value of a JSON text. Raises DuplicateKeyError, ValueError or RecursionError."""
     return _decode(text)
 
 
 def without_nulls(value: Any) -> Any:
-    """A nested value without the keys that hold null: tables give every row all keys of all others."""
+    """A nested value without null keys: tables give every row the keys of all others."""
     if isinstance(value, dict):
         return {key: without_nulls(part) for key, part in value.items() if part is not None}
     return [without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def checked_text(value: str, where: str) -> str:
-    """The text itself. Raises InputError for half a surrogate pair."""
+    """The text. Raises InputError for a lone surrogate."""
     if has_half_a_pair(value):
         raise InputError(f"data: {where} holds half of a surrogate pair; remove that character")
     return value
 
 
 def has_half_a_pair(value: str) -> bool:
-    """Whether a text holds half a surrogate pair."""
+    """Whether a text contains a lone surrogate."""
     # JSON can spell one (\ud83d), and no tokenizer and no hash accepts it.
     return not value.isascii() and _HALF_A_PAIR.search(value) is not None
 
@@ -147,7 +147,7 @@ def _message(value: Any, where: str) -> Message:
         if value.get(media):
             raise InputError(f"data: {where} has '{media}', and a language model reads text; remove the row")
     if value.get("weight", 1) not in (1, None):
-        raise InputError(f"data: {where} has a weight of {value['weight']}; every answer counts alike: remove it")
+        raise InputError(f"data: {where} has a weight of {value['weight']}; all answers count equally: remove it")
     message: Any = {"role": role, "content": None}
     message |= {key: without_nulls(value[key]) for key in _HANDED_ON if value.get(key)}
     if called:
@@ -171,7 +171,7 @@ def _calls(content: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _content(content: Any, where: str) -> str:
-    """The text of a message, which may come in parts."""
+    """The text of a message, which may consist of parts."""
     if isinstance(content, str):
         return checked_text(content, where)
     if not isinstance(content, Sequence) or not content:

@@ -26,9 +26,9 @@ Gain = Callable[[Array, Array], Array]
 """From win rates of M proposals against the selecting and the judging samples, [X, M] each, to the gain, [X]."""
 
 FOLDS = 5
-"""Into how many parts the samples of the policy are split, if there are as many."""
+"""The number of folds that the policy's samples are split into, or fewer if there are fewer samples."""
 GAIN: Limits = (-0.5, 0.5)
-"""Between which P(response ≻ π) − ½ lies."""
+"""The range of P(response ≻ π) − ½."""
 
 
 def best_response_bound(
@@ -37,10 +37,10 @@ def best_response_bound(
     """A lower bound of the exploitability E_x max_y P(y ≻ π | x) − ½: the best of the completions of `proposers`.
 
     For each fold of the samples y' of π the completion with the largest mean P(y ≻ y') over the other folds, ŷ, is
-    judged by mean P(ŷ ≻ y') over the fold; where none wins more than half, the response is π itself, at ½. The choice
-    does not depend on the fold (completions of π in it are no proposals), so E[mean P(ŷ ≻ y')] = E P(ŷ ≻ π | x)
-    ≤ max_y P(y ≻ π | x). With more proposals and samples it approaches that from below. None as `proposers` stands for
-    all players. [X, n, K, n, K]. Raises InputError if K < 2 or if a comparison of theirs was not asked.
+    judged by mean P(ŷ ≻ y') over the fold; if none wins more than half, the response is π itself, at ½. The choice does
+    not depend on the fold (completions of π in it are not proposed), so E[mean P(ŷ ≻ y')] = E P(ŷ ≻ π | x) ≤ max_y P(y
+    ≻ π | x). With more proposals and samples it approaches that from below. If `proposers` is None, all players
+    propose. [X, n, K, n, K]. Raises InputError if K < 2 or if one of their comparisons is missing.
     """
     players = range(table.shape[1]) if proposers is None else proposers
     return _bound(table, target, list(players), _best, np.zeros(len(table)), confidence, seed, GAIN)
@@ -56,12 +56,12 @@ def regularised_bound(
     and keeps y_j with probability w_j ∝ exp(P(y_j ≻ other folds)/τ). Its gain is estimated by
     Σ_j w_j P(y_j ≻ fold) − τ Σ_j w_j log(N w_j) + τ·mean_k log(π/μ)(y_k) − ½, in expectation no more than the truth:
     the pair (y_1 … y_N, j) has divergence E KL(w‖1/N) to the same with j uniform, where y_j is a sample of μ, and y_j
-    alone has no more (data processing), KL(π'‖μ) ≤ E KL(w‖1/N). With N and K it approaches the maximum from below; it
-    may be negative where they are small, since scores that differ by chance then cost more than τ grants.
+    alone has no more (data processing), so KL(π'‖μ) ≤ E KL(w‖1/N). As N and K grow it approaches the maximum from
+    below; for small ones it may be negative, since scores that differ by chance then cost more KL than they gain.
 
     `log_ratio` [X, K] holds log π(y)/μ(y) of the samples of the target, zeros if that is the reference, whose
-    completions in a fold are then no proposals. It must be of the distributions that were sampled: with truncated
-    sampling this is no bound. Raises as `best_response_bound` does, and unless τ > 0.
+    completions in a fold are then not proposed. It must refer to the distributions that were sampled: with truncated
+    sampling the result is not a bound. Raises as `best_response_bound` does, and if τ ≤ 0.
     """
     if kl_tau <= 0:
         raise InputError(f"best of n: kl_tau must be positive, not {kl_tau}")
@@ -86,7 +86,7 @@ def _soft_best(selecting: Array, judging: Array, kl_tau: float) -> Array:
 
 
 def _folds(wins: Array, own: Mask, count: int) -> Iterator[tuple[float, Array, Array]]:
-    """Each fold's share of the samples, and what the others and it say of `count` proposals a player.
+    """Each fold's share of the samples, and the win rates of `count` proposals a player on the other folds and on it.
 
     wins [X, m, N, K] of N completions of m players against K samples; own [m] marks the player who is the target.
     """
@@ -112,7 +112,7 @@ def _bound(
     samples = table.shape[2]
     wins = table[:, proposers][..., target, :]
     if samples < 2:
-        raise InputError("best of n: at least two samples a prompt are needed, one to choose and one to judge")
+        raise InputError("best of n: at least two samples per prompt are needed, one to choose and one to judge")
     if not wins.size or np.isnan(wins).any():
         raise InputError("best of n: every proposal must have been compared with every sample of the policy")
     own = np.asarray(proposers) == target

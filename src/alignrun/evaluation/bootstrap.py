@@ -1,4 +1,4 @@
-"""Confidence intervals of numbers that depend on means over prompts: whole prompts are drawn, for all numbers at once.
+"""Bootstrap confidence intervals of statistics of means over prompts, resampling whole prompts.
 
 Legend: X prompts; B draws of X prompts each.
 """
@@ -26,20 +26,20 @@ from alignrun.evaluation.results import Estimate
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
-"""From means over prompts, [B, …], one set a draw, to the numbers wanted, [B, m]."""
+"""Maps means over prompts, one set per draw, to the statistics: [B, …] -> [B, m]."""
 Method = Literal["BCa", "percentile"]
 
 ROUNDING = 1e-9
-"""A number that moves by less from draw to draw is constant: what moves is its rounding."""
+"""A statistic that varies by less over the draws is constant up to rounding."""
 
 
 def the_means(means: Array) -> Array:
-    """The statistic that leaves the means as they are, in one row: [B, …] -> [B, m]."""
+    """The identity statistic: the means themselves, flattened. [B, …] -> [B, m]."""
     return means.reshape(len(means), -1)
 
 
 def _from_prompts(values: Array, statistic: Statistic) -> Callable[..., Array]:
-    """The statistic of the prompts drawn, as SciPy calls it: [X'] -> [m] and [B, X'] -> [m, B]."""
+    """The statistic of the drawn prompts in SciPy's calling convention: [X'] -> [m] and [B, X'] -> [m, B]."""
     prompts, table = len(values), values.reshape(len(values), -1)
 
     def of(drawn: NDArray[np.int64], axis: int = -1) -> Array:
@@ -63,15 +63,15 @@ def bootstrap_estimates(
     method: Method = "BCa",
     limits: Limits = UNBOUNDED,
 ) -> tuple[Estimate, ...]:
-    """The numbers f(Σ_x v_x / X) with intervals from draws of whole prompts x. values [X, …] -> m estimates.
+    """The statistics f(Σ_x v_x / X) with intervals that resample whole prompts x. values [X, …] -> m estimates.
 
-    What was sampled for one prompt stays together. Numbers estimated from equally many prompts with one seed see the
-    same draws, `RESAMPLES` unless given. BCa is bias-corrected and accelerated (Efron, JASA 1987), for means that of
-    `mean_interval`; "percentile" is for a statistic with jumps, or too costly to compute X more times (jackknife).
+    All samples of a prompt stay together. Statistics of equally many prompts with the same seed use the same draws,
+    `RESAMPLES` by default. BCa is bias-corrected and accelerated (Efron, JASA 1987), and equals `mean_interval` for
+    means; "percentile" is for a statistic that is discontinuous, or too expensive to compute X more times (jackknife).
 
-    An interval always holds its value. From fewer than `FEW` prompts it is the wider of this one and Student's, within
-    the limits of the numbers; means of values that are all alike are `unvaried`. From one prompt it is all that the
-    limits allow, and without limits it has no width: that is no certainty. Raises InputError without prompts.
+    An interval always contains its value. For fewer than `FEW` prompts it is the wider of this one and Student's,
+    within the limits; for means of equal values it is `unvaried`. For one prompt it is the whole range of the limits;
+    without limits it has width 0, which does not mean certainty. Raises InputError without prompts.
     """
     data = np.asarray(values, dtype=np.float64)
     if not data.ndim or not len(data) or not np.isfinite(data).all():
@@ -93,7 +93,7 @@ def bootstrap_estimates(
 
 
 def mean_estimate(values: Sequence[float], confidence: float, seed: int, limits: Limits = UNBOUNDED) -> Estimate:
-    """The mean over prompts of one value each, with its `mean_interval`."""
+    """The mean of one value per prompt, with its `mean_interval`."""
     low, high = mean_interval(values, confidence, seed, limits)
     return Estimate(float(np.mean(values)), low, high, len(values))
 
@@ -117,7 +117,7 @@ def _interval(
     tails = np.quantile(distribution, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
     constant = np.ptp(distribution, axis=-1) < ROUNDING
     low, high = (
-        # Numbers that hardly differ have no acceleration.
+        # The acceleration is NaN for statistics that hardly vary.
         np.where(constant, value, np.where(np.isnan(end), tail, end))
         for end, tail in zip((interval.low, interval.high), tails, strict=True)
     )

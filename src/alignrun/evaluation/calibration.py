@@ -1,7 +1,7 @@
-"""Whether a preference model's probabilities are right: accuracy, calibration and proper scores on labelled pairs.
+"""How good a preference model's probabilities are: accuracy, calibration and proper scores on labelled pairs.
 
-Legend: N held-out pairs; `predicted` is the model's P(chosen ≻ rejected) and `labels` the share of people who say so,
-both [N] in [0, 1]. No result depends on which completion of a pair is written first.
+Legend: N held-out pairs; `predicted` is the model's P(chosen ≻ rejected) and `labels` the share of people who agree,
+both [N] in [0, 1]. No result depends on the order of the completions in a pair.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from alignrun.errors import InputError
 Floats = NDArray[np.float64]
 
 SMALLEST = 2.0**-24
-"""The least probability in a log loss: from 1 minus this on, float32, which models answer in, may say 1."""
+"""The smallest probability in a log loss. Models answer in float32, which may round values within this of 1 to 1."""
 
 
 def checked(name: str, values: ArrayLike) -> Floats:
-    """The same as float64 [N]. Raises InputError where it is no list of probabilities."""
+    """The values as float64 [N]. Raises InputError if they are not a list of probabilities."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
         raise InputError(f"evaluation: {name} must be a list of one or more probabilities, not of shape {array.shape}")
@@ -30,7 +30,7 @@ def checked(name: str, values: ArrayLike) -> Floats:
 
 
 def checked_pairs(predicted: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
-    """Both as float64 [N]. Raises InputError where they are no probabilities, or of unequal length."""
+    """Both as float64 [N]. Raises InputError if they are not probabilities or differ in length."""
     first, second = checked("predicted", predicted), checked("labels", labels)
     if len(first) != len(second):
         raise InputError(f"evaluation: {len(first)} predictions for {len(second)} labels")
@@ -38,10 +38,10 @@ def checked_pairs(predicted: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floa
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
-    """For every pair 1 if the model prefers what people prefer, 0 if it prefers the other, ½ if it is undecided.
+    """Per pair: 1 if the model prefers what people prefer, 0 if it prefers the other, ½ if it is undecided.
 
-    Where the label is ½ there is nothing to be right about: such pairs are left out. Returns the K scores and the mask
-    of their pairs, by which clusters are chosen too. Shapes: [N], [N] -> [K], [N] bool. Raises InputError.
+    Pairs with label ½ have no right answer and are left out. Returns the K scores and the mask of their pairs, which
+    also selects their clusters. Shapes: [N], [N] -> [K], [N] bool. Raises InputError.
     """
     p, labels = checked_pairs(predicted, labels)
     judged = labels != 0.5
@@ -60,7 +60,7 @@ class Bin:
     label: float
     """Their mean label."""
     count: int
-    """How many they are."""
+    """The number of pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Reliability:
     """Predicted probabilities against labels, bin by bin; symmetric about (½, ½)."""
 
     bins: tuple[Bin, ...]
-    """From the lowest to the highest, without those that hold nothing."""
+    """From the lowest to the highest, without empty ones."""
     pairs: int
     """N; the bins count 2N ordered pairs."""
 
@@ -76,7 +76,7 @@ class Reliability:
     def ece(self) -> float:
         """The expected calibration error Σ_b n_b/(2N)·|mean p − mean label| (Naeini et al., AAAI 2015).
 
-        Noise in the mean labels makes it positive, by some ¼√(bins/N), even where the model is perfect.
+        Noise in the mean labels makes it positive, by about ¼√(bins/N), even for a perfect model.
         """
         return sum(b.count * abs(b.predicted - b.label) for b in self.bins) / (2 * self.pairs)
 
@@ -84,19 +84,18 @@ class Reliability:
 def reliability(predicted: ArrayLike, labels: ArrayLike, bins: int = 10) -> Reliability:
     """Sort every pair, in both orders, by predicted probability into equal bins: (p, label) and (1 − p, 1 − label).
 
-    Both orders, since preference data name the preferred completion `chosen`: as written every label is ½ or more, the
-    order gives the answer away, and a perfectly calibrated model looks far too hesitant (it says 0.7, and 100% are
-    `chosen`). The two orders together undo that; what remains is symmetric, and the error equals that of the
-    model's confidence max(p, 1 − p) in what it prefers. Pairs that are exactly undecided have both orders at once:
-    half of each goes to either side of ½.
+    Both orders are used because preference data name the preferred completion `chosen`: in that order alone every label
+    is ½ or more, and a perfectly calibrated model looks underconfident (it predicts 0.7, and 100% are `chosen`). With
+    both orders the diagram is symmetric, and the error equals that of the model's confidence max(p, 1 − p) in its
+    choice. Half of each undecided pair goes to either side of ½.
 
-    `bins` must be even: a bin around ½ would hold both orders of its pairs, and so be calibrated whatever they are.
+    `bins` must be even: a bin around ½ would hold both orders of its pairs and always look calibrated.
     Shapes: [N], [N]. Raises InputError.
     """
     p, labels = checked_pairs(predicted, labels)
     if bins < 2 or bins % 2:
         raise InputError(f"evaluation: the number of bins must be even and positive, not {bins}")
-    # Only the side of ½ that the model prefers is sorted, and mirrored: sorted by itself, the other order would fall
+    # Only the side of ½ that the model prefers is sorted, then mirrored: sorted separately, the other order would fall
     # into the wrong bin wherever p is a bound, or 1 − p is rounded.
     confidence = np.maximum(p, 1 - p)
     right = np.select([p > 0.5, p < 0.5], [labels, 1 - labels], 0.5)
@@ -114,7 +113,7 @@ def reliability(predicted: ArrayLike, labels: ArrayLike, bins: int = 10) -> Reli
 def brier(predicted: ArrayLike, labels: ArrayLike) -> float:
     """The mean of (p − label)² (Brier, 1950); an undecided model has ¼ on labels 0 and 1.
 
-    Against a soft label it leaves out label·(1 − label), by which single votes vary around it. Shapes:
+    For a soft label it does not include label·(1 − label), the variance of single votes around it. Shapes:
     [N], [N]. Raises InputError.
     """
     p, labels = checked_pairs(predicted, labels)
@@ -124,11 +123,11 @@ def brier(predicted: ArrayLike, labels: ArrayLike) -> float:
 def log_loss(predicted: ArrayLike, labels: ArrayLike) -> float:
     """The mean of −label·log p − (1 − label)·log(1 − p) in nats; an undecided model has log 2.
 
-    No model is below `label_entropy`. Neither p nor 1 − p counts as less than `SMALLEST`, so that a saturated answer
-    costs up to 16.6 and not infinity. Shapes: [N], [N]. Raises InputError.
+    No model is below `label_entropy`. p and 1 − p are clipped at `SMALLEST`, so that a saturated answer costs at most
+    16.6 rather than infinity. Shapes: [N], [N]. Raises InputError.
     """
     p, labels = checked_pairs(predicted, labels)
-    # The same clip on both sides: neither order of a pair may cost more than the other.
+    # Clip both sides: the two orders of a pair must cost the same.
     wins, loses = np.maximum(p, SMALLEST), np.maximum(1 - p, SMALLEST)
     return float(-(labels * np.log(wins) + (1 - labels) * np.log(loses)).mean())
 

@@ -1,4 +1,4 @@
-"""Comparisons of the completions of all policies for the same prompt, judged by one preference.
+"""Comparisons of all policies' completions of the same prompts, judged by one preference.
 
 Shape legend: X prompts, n players, K completions of each for a prompt.
 """
@@ -17,7 +17,7 @@ QUESTIONS = 4096
 """The smallest number of pairs per call of the preference; the pairs of a prompt are never split."""
 
 
-def against(
+def mean_win_rates(
     preference: Preference,
     prompts: Sequence[str],
     ours: Sequence[Sequence[str]],

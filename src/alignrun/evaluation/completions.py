@@ -1,4 +1,4 @@
-"""The completions of each policy in a tournament: sampled once, scored under its own weights, cached by content."""
+"""Each policy's completions in a tournament: sampled once, scored under its weights, cached by content."""
 
 import contextlib
 import hashlib
@@ -31,12 +31,11 @@ class Drawn:
 
     texts: list[list[str]]
     tokens: list[list[list[int]]]
-    """Their token ids, the end of the turn included."""
+    """Their token ids, including the end of the turn."""
     log_probs: list[list[float]]
-    """[X, K] log π(y | x) at the sampling temperature, of the whole distribution even where sampling truncates it;
-    empty if they were not scored."""
+    """[X, K] log π(y | x) at the sampling temperature, under the full distribution; empty if they were not scored."""
     ends: list[list[bool]]
-    """[X, K] whether the completion ended by itself."""
+    """[X, K] whether the completion ended before the length limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Drawing:
 
 
 def content_key(policy: Policy, role: Role, prompts: PromptSet, drawing: Drawing) -> str | None:
-    """A digest of all that the completions depend on; None where the weights have no fingerprint."""
+    """A digest of everything that the completions depend on; None if the weights have no fingerprint."""
     fingerprint = policy.fingerprint(role)
     if not fingerprint:
         return None
@@ -69,7 +68,7 @@ def draw(
 ) -> Drawn:
     """Sample K completions of every prompt, encoding each prompt once, and score them unless `scored` is false.
 
-    `stream` picks the random numbers: two policies must not share them, since P(y ≻ y') is averaged over independent
+    `stream` selects the random numbers. Two policies must not share them, since P(y ≻ y') is averaged over independent
     y and y'.
     """
     seed = int(hashlib.sha256(f"{drawing.seed} {stream}".encode()).hexdigest()[:15], 16)
@@ -93,7 +92,7 @@ def draw(
 def score(
     policy: Policy, role: Role, prompts: PromptSet, tokens: Sequence[Sequence[Sequence[int]]], drawing: Drawing
 ) -> NDArray[np.float64]:
-    """[X, K] log π(y | x) of completions given as token ids of the policy's own vocabulary."""
+    """[X, K] log π(y | x) of completions given as token ids of the policy's vocabulary."""
     pad_id = policy.tokenizer.pad_token_id
     rows = []
     for batch, group in _grouped(prompts, tokens, drawing.batch_size):
@@ -118,7 +117,7 @@ def _grouped(
 
 
 class CompletionCache:
-    """A folder of JSON files named by content; without a folder nothing is kept. A damaged file is made again."""
+    """A folder of JSON files named by content; without a folder nothing is stored. A damaged file is regenerated."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -126,7 +125,7 @@ class CompletionCache:
         """The number of cache hits."""
 
     def drawn(self, key: str | None, make: Callable[[], Drawn]) -> Drawn:
-        """The completions under a key, made where there are none."""
+        """The completions stored under a key; generated and stored if there are none."""
         with contextlib.suppress(TypeError):
             if (stored := self._read(key)) is not None:
                 found = Drawn(**stored)
@@ -137,7 +136,7 @@ class CompletionCache:
         return made
 
     def scores(self, key: str | None, make: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The scores under a key, made where there are none."""
+        """The scores stored under a key; computed and stored if there are none."""
         with contextlib.suppress(ValueError, TypeError):
             if (stored := self._read(key)) is not None:
                 return np.asarray(stored, dtype=np.float64)
@@ -156,6 +155,6 @@ class CompletionCache:
 
     def _write(self, key: str | None, content: Any) -> None:
         if (path := self._path(key)) is not None:
-            with contextlib.suppress(OSError, RunError):  # a cache that cannot be written costs time and nothing else
+            with contextlib.suppress(OSError, RunError):  # a cache that cannot be written only costs time
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_text_atomic(path, json.dumps(content, ensure_ascii=False))

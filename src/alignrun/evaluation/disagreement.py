@@ -1,7 +1,7 @@
-"""Disagreement: of annotators with each other, of a model with how divided they are, and of a preference with itself.
+"""Disagreement: among annotators, between a model and the annotators' votes, and intransitivity of a preference.
 
 Legend: N held-out pairs; `predicted` [N] is the model's P(chosen ≻ rejected), and the votes of a pair are 1 for
-`chosen`, 0 for `rejected` and ½ for a tie, one of each annotator. M triples of completions of one prompt.
+`chosen`, 0 for `rejected` and ½ for a tie, one vote per annotator. M triples of completions of one prompt.
 """
 
 import itertools
@@ -30,28 +30,28 @@ def _check(votes: Votes) -> None:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class HumanCeiling:
-    """One annotator against the majority of the others, for all K votes where both take a side."""
+    """One annotator against the majority of the others, over the K votes in which neither is tied."""
 
     agreement: float
-    """How often they take the same one: the mean of `scores`."""
+    """How often they agree: the mean of `scores`."""
     scores: Floats
-    """[K], 1 where they do and 0 where not."""
+    """[K], 1 if they agree, else 0."""
     majorities: Floats
-    """[K], what the others prefer: 1 for `chosen`, 0 for `rejected`."""
+    """[K], the others' majority: 1 for `chosen`, 0 for `rejected`."""
     pairs: NDArray[np.int64]
-    """[K], the rows of the votes."""
+    """[K], the row of each vote's pair."""
 
 
 def human_ceiling(votes: Votes) -> HumanCeiling | None:
     """How well one annotator predicts the others: each vote against the majority of the other votes on its pair.
 
-    Left out are votes for a tie, and votes whose others are split evenly, for the reason that `accuracy` leaves out
-    labels of ½: there is no side to be on. Every remaining vote has the same weight. (Weighting pairs equally instead
-    would count the unanimous ones too often: of the votes 1, 1, 0 only the last has others that agree.)
+    Votes for a tie are left out, and so are votes whose other votes are split evenly: as with labels of ½ in
+    `accuracy`, there is no right answer. Every remaining vote has the same weight. (Weighting pairs equally would
+    overweight unanimous ones: of the votes 1, 1, 0, only for the last do the others agree.)
 
-    A model answers the same questions in `accuracy(predicted[ceiling.pairs], ceiling.majorities)`, which may exceed the
-    agreement: a model can be nearer to the majority than a single person is. None where no vote remains, as without
-    pairs of two votes. Raises InputError on other votes than 0, ½ and 1.
+    A model is scored on the same questions by `accuracy(predicted[ceiling.pairs], ceiling.majorities)`, which may
+    exceed the agreement: a model can be closer to the majority than a single person is. None if no vote remains, for
+    example if no pair has two votes. Raises InputError for votes other than 0, ½ and 1.
     """
     _check(votes)
     scores, majorities, pairs = [], [], []
@@ -70,16 +70,16 @@ def human_ceiling(votes: Votes) -> HumanCeiling | None:
 
 @dataclass(frozen=True, slots=True)
 class VoteAgreement:
-    """A model against how the votes are divided, on the pairs that have two or more."""
+    """A model against the division of the votes, on pairs with two or more votes."""
 
     pairs: int
-    """How many those are."""
+    """The number of those pairs."""
     preference_correlation: float | None
-    """Spearman's ρ of P with the share of votes, over both orders of every pair: is more preferred what more prefer?"""
+    """Spearman's ρ of P with the share of votes, over both orders of each pair: does P rank pairs as the votes do?"""
     certainty_correlation: float | None
-    """Spearman's ρ of |P − ½| with |share − ½|: is the model less sure where people are divided?"""
+    """Spearman's ρ of |P − ½| with |share − ½|: is the model less certain when people are divided?"""
     excess_log_loss: float
-    """The log loss against the shares less their entropy, in nats: the mean KL(share‖P), 0 for a perfect model."""
+    """The log loss against the shares minus their entropy, in nats: the mean KL(share‖P), 0 for a perfect model."""
 
 
 def _spearman(first: Floats, second: Floats) -> float | None:
@@ -91,12 +91,12 @@ def _spearman(first: Floats, second: Floats) -> float | None:
 
 
 def agreement_with_disagreement(predicted: ArrayLike, votes: Votes) -> VoteAgreement | None:
-    """Whether a model is divided where people are: predicted [N] against the share of each pair's votes.
+    """Whether a model is uncertain when people disagree: predicted [N] against the share of each pair's votes.
 
-    Both orders of every pair enter the first correlation, since all shares are ½ or more as data are written, `chosen`
-    first; the second is the same in either order. A pair of few votes has few possible shares, so that neither reaches
-    1 in practice. A correlation is None where one side is constant, as if all votes are unanimous; the whole is None
-    without pairs of two votes or more. Raises InputError.
+    Both orders of every pair enter the first correlation, since with `chosen` first all shares are ½ or more; the
+    second does not depend on the order. A pair with few votes has few possible shares, so neither correlation reaches 1
+    in practice. A correlation is None if one side is constant, for example if all votes are unanimous. The result is
+    None if no pair has two or more votes. Raises InputError.
     """
     p = checked("predicted", predicted)
     if len(p) != len(votes):
@@ -126,7 +126,7 @@ class Triples(Generic[Completion]):
     """[M] the prompt of each triple."""
 
     def tables(self, answers: ArrayLike) -> Floats:
-        """The preferences within each triple from the answers to `pairs`: [Q] -> [M, 3, 3]. Raises InputError."""
+        """The preferences within each triple, from the answers to `pairs`: [Q] -> [M, 3, 3]. Raises InputError."""
         p = np.asarray(answers, dtype=np.float64)
         if p.shape != (len(self.pairs),):
             raise InputError(f"evaluation: {len(self.pairs)} questions, answers of shape {p.shape}")
@@ -137,9 +137,9 @@ class Triples(Generic[Completion]):
 
 
 def triples(groups: Sequence[Sequence[Completion]], cap: int, seed: int = 0) -> Triples[Completion]:
-    """All sets of three different completions of each prompt, at most `cap` of a prompt, chosen at random beyond that.
+    """All sets of three different completions of each prompt, or a random choice of `cap` per prompt.
 
-    The choice for a prompt depends on its place, its number of different completions and the seed only.
+    The choice for a prompt depends only on its index, its number of different completions and the seed.
     """
     pairs: dict[tuple[int, Completion, Completion], int] = {}
     questions: list[tuple[int, int, int]] = []
@@ -161,7 +161,7 @@ def triples(groups: Sequence[Sequence[Completion]], cap: int, seed: int = 0) -> 
 
 
 def triples_of_pairs(examples: Sequence[Example], cap: int, seed: int = 0) -> tuple[list[Example], Triples[str]]:
-    """The `triples` of the completions in pairs, and for each of their prompts an example that has it."""
+    """The `triples` of the completions in pairs, and an example for each of their prompts."""
     groups: dict[str, list[str]] = {}
     prompts: dict[str, Example] = {}
     for example in examples:
@@ -186,9 +186,9 @@ def intransitive_share(
 ) -> Intransitivity | None:
     """The share of triples on which a ≻ b ≻ c ≻ a or the reverse, a ≻ b meaning P(a ≻ b) > ½ (strictly).
 
-    Tournaments drawn by tossing coins have ¼ (Kendall & Babington Smith, Biometrika 1940), and a scalar reward exactly
-    0. Ties make no cycle, and the distance of P from ½ does not matter: a preference that is noise around ½ has ¼ too.
-    The interval draws whole prompts, as in `clustered_mean_interval`. None without triples.
+    Coin tosses give ¼ (Kendall & Babington Smith, Biometrika 1940), and a scalar reward exactly 0. Ties make no cycle,
+    and the distance of P from ½ does not matter: a preference that is noise around ½ also has ¼. The interval resamples
+    whole prompts, as in `clustered_mean_interval`. None without triples.
 
     Shapes: tables [M, 3, 3] with P + Pᵀ = 1, prompts [M]. Raises InputError.
     """

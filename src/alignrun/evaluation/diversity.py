@@ -5,9 +5,9 @@ from itertools import islice
 
 
 def distinct(texts: Iterable[str], n: int) -> float:
-    """distinct-n: different n-grams of words over all of them (arXiv 1510.03055); 0 where there are none.
+    """distinct-n: different word n-grams divided by all n-grams (arXiv 1510.03055); 0 if there are none.
 
-    It falls with the amount of text, so that only policies sampled equally often can be compared.
+    It falls as the amount of text grows, so compare only policies that were sampled equally often.
     """
     grams = [gram for text in texts for gram in ngrams(text.casefold().split(), n)]
     return len(set(grams)) / len(grams) if grams else 0.0

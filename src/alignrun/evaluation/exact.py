@@ -14,9 +14,9 @@ from alignrun.types import Completions, Evaluation, Role
 
 
 def played(game: games.Game, reference: torch.Tensor) -> games.Game:
-    """The same preferences with the reference that is in fact played: at temperature T, ∝ μ^(1/T). [n] -> game.
+    """The game with the reference that is actually played: at temperature T, ∝ μ^(1/T). [n] -> game.
 
-    An action that its temperature has made as good as impossible keeps the smallest probability that has a logarithm.
+    An action whose probability underflows at this temperature keeps the smallest probability with a finite logarithm.
     """
     positive = reference.clamp(min=torch.finfo(reference.dtype).tiny)
     return replace(game, reference=(positive / positive.sum()).to(game.preferences))
@@ -26,8 +26,8 @@ class GameEvaluator:
     """Reads the policy's probabilities of all actions and compares them with the solution of the game it plays.
 
     Both roles are read at one temperature, and the game's reference is what the reference plays at it. The equilibrium
-    is the regularised one at the τ by which the algorithm weighs KL, asked for at each evaluation; without one there is
-    none. Raises RunError where the first τ is too small for it to be computed.
+    is the regularised one at the algorithm's current τ, its KL weight; without a τ there is none. Raises RunError if
+    the first τ is too small to compute it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class GameEvaluator:
         return log_probs.double().cpu().softmax(0)
 
     def _equilibrium(self, game: games.Game, kl_tau: float) -> torch.Tensor:
-        """Computed once for each τ: the reference stays what it is."""
+        """Computed once per τ: the reference does not change."""
         if self._solved is None or self._solved[0] != kl_tau:
             self._solved = kl_tau, games.equilibrium(game, kl_tau)
         return self._solved[1]
@@ -76,7 +76,7 @@ class GameEvaluator:
         equilibrium, problem = None, ""
         try:
             equilibrium = self._equilibrium(game, kl_tau) if kl_tau > 0 else None
-        except RunError as error:  # a τ that has shrunk since the start must not end a run that is trained
+        except RunError as error:  # a τ that has decayed during training must not end the run
             problem = str(error)
         metrics = {
             "win_rate": float(games.win_rate(game, policy, game.reference)),
@@ -113,7 +113,7 @@ class GameEvaluator:
 def _against(
     game: games.Game, policy: torch.Tensor, opponent: torch.Tensor, kl_tau: float
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """What the policy gains against a frozen opponent, next to the most that any could."""
+    """The policy's gain against a frozen opponent, and the largest gain that any policy could have."""
     win = float(games.win_rate(game, policy, opponent))
     exploitability = float(games.exploitability(game, opponent))
     metrics = {"opponent/win_rate": win, "opponent/gain": win - 0.5, "opponent/exploitability": exploitability}

@@ -30,12 +30,12 @@ class Measured:
     """Means over the targets: `loss` and the algorithm's other metrics."""
     targets: int
     probabilities: NDArray[np.float64]
-    """[N] P(chosen ≻ rejected) of every pair, in the order of the data; empty where the data are no pairs."""
+    """[N] P(chosen ≻ rejected) of every pair, in the order of the data; empty if the data are not pairs."""
 
 
 @torch.no_grad()
 def measure(algorithm: Algorithm, data: Dataset[Any], batch_size: int, device: torch.device) -> Measured:
-    """Run the loss over every example once, without a gradient; processes take the batches in turn."""
+    """Compute the loss on every example once, without a gradient; batches go to processes round-robin."""
     sums: dict[str, torch.Tensor] = {}
     targets: int | torch.Tensor = 0
     probabilities = torch.zeros(len(data) if isinstance(data, PairSet) else 0, dtype=torch.float64)
@@ -82,7 +82,7 @@ class PairsEvaluator:
         self._confidence, self._seed = confidence, seed
 
     def __call__(self) -> Evaluation:
-        """The algorithm's own metrics, and the accuracy of the implicit reward."""
+        """The algorithm's metrics, and the accuracy of the implicit reward."""
         measured = measure(self._algorithm, self._data, self._batch_size, self._device)
         metrics = with_accuracy(measured, self._data, self._confidence, self._seed)
         shown = f"{metrics['loss']:z.4f}, reward margin {metrics['rewards/margin']:z.3f}"
@@ -90,14 +90,14 @@ class PairsEvaluator:
 
 
 def with_accuracy(measured: Measured, data: PairSet, confidence: float, seed: int) -> dict[str, float]:
-    """The metrics, their accuracy, in which a tie is half right, replaced by that of `accuracy_on`."""
+    """The metrics, with their accuracy, in which a tie is half right, replaced by that of `accuracy_on`."""
     own = {name: value for name, value in measured.metrics.items() if name != "accuracy"}
     return own | accuracy_on(measured.probabilities, data, confidence, seed)
 
 
 def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: float, seed: int) -> dict[str, float]:
     """`accuracy`, `length_accuracy`, which is what the longer completion would have got, and `over_length`, their
-    difference, each with its interval over prompts; empty where all pairs are ties, which have no right answer.
+    difference, each with its interval over prompts; empty if all pairs are ties, which have no right answer.
     """
     labels = np.array([example.label for example in data.examples])
     lengths = length_leads(data.examples)
@@ -118,7 +118,7 @@ def accuracy_on(probabilities: NDArray[np.float64], data: PairSet, confidence: f
 
 
 def length_leads(examples: Sequence[Example]) -> NDArray[np.int64]:
-    """[N] by how many characters the chosen completion is longer than the rejected one."""
+    """[N] the number of characters by which the chosen completion is longer than the rejected one."""
     return np.array([len(str(example.chosen)) - len(str(example.rejected)) for example in examples])
 
 

@@ -1,4 +1,4 @@
-"""A reward or preference model against people, on held-out pairs."""
+"""A reward or preference model compared with people, on held-out pairs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ from alignrun.security.text import counted
 from alignrun.types import Evaluation, Example
 
 TRIPLES_PER_PROMPT = 20
-"""At most this many triples of a prompt are asked about."""
+"""The maximum number of triples judged per prompt."""
 RELIABILITY_FILE = "reliability.svg"
 
 
@@ -35,11 +35,11 @@ class FeedbackEvaluator:
     """Accuracy, calibration, agreement with the annotators' disagreement, and intransitivity.
 
     Args:
-        algorithm: what is trained.
+        algorithm: the algorithm that trains the model.
         data: the held-out pairs, a PairSet.
-        encode: turns further examples into such a set, without those that are too long.
-        device: where the model is.
-        config: of the run.
+        encode: encodes further examples as such a set, without those that are too long.
+        device: the model's device.
+        config: the run's configuration.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class FeedbackEvaluator:
         return Evaluation(metrics, lines, files={RELIABILITY_FILE: as_svg(reliability_plot(diagram, title))})
 
     def _intransitivity(self) -> Intransitivity | None:
-        """How often the model is intransitive on three completions of one prompt, including pairs not in the data."""
+        """How often the model is intransitive on three completions of a prompt, including pairs not in the data."""
         prompts, asked = triples_of_pairs(self._data.examples, TRIPLES_PER_PROMPT, self._seed)
         if not asked.pairs:
             return None
@@ -105,7 +105,7 @@ class FeedbackEvaluator:
         try:
             # Two long completions may not fit together, although each fits in its own pair.
             fitting = self._encode(questions)
-        except InputError:  # not one of them fits
+        except InputError:  # none of them fits
             return None
         assert isinstance(fitting, PairSet)
         size = self._config.evaluation.batch_size
@@ -123,7 +123,7 @@ class FeedbackEvaluator:
 
 
 def agreement(predicted: ArrayLike, votes: Votes) -> dict[str, float]:
-    """A model's P(chosen ≻ rejected) [N] against the votes of each pair; empty where no pair has two of them."""
+    """A model's P(chosen ≻ rejected) [N] against the votes of each pair; empty if no pair has two votes."""
     probabilities = np.asarray(predicted, dtype=np.float64)
     found, ceiling = agreement_with_disagreement(probabilities, votes), human_ceiling(votes)
     if found is None or ceiling is None:
@@ -142,7 +142,7 @@ def agreement(predicted: ArrayLike, votes: Votes) -> dict[str, float]:
 
 
 def agreement_in_words(found: dict[str, float]) -> str:
-    """What `agreement` has found, on one line."""
+    """The result of `agreement`, on one line."""
     majority, annotator = found["agreement_with_majority"], found["human_agreement"]
     shown = f"with the majority of the others {majority:z.3f} (an annotator: {annotator:z.3f})"
     for name in ("preference", "certainty"):

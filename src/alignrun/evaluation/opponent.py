@@ -25,15 +25,14 @@ from alignrun.preferences.base import Preference
 from alignrun.types import Evaluation, Role
 
 OPPONENT_STREAM = 2
-"""Random numbers apart from those of training and of the win rate against the reference."""
+"""The random stream, separate from those of training and of the win rate against the reference."""
 
 
 class OpponentEvaluator:
     """P(π' ≻ π) − ½ and P_τ(π' ≻ π) − ½ of the policy π' against its opponent π, with intervals over prompts.
 
     P_τ(π' ≻ π) = P(π' ≻ π) − τ KL(π'‖μ) + τ KL(π‖μ) (arXiv 2312.00886). Any π' gives a lower bound: the first on the
-    exploitability of π, the second on half its duality gap, at the policy's own τ; that one is left out where sampling
-    is truncated.
+    exploitability of π, the second on half its duality gap, at the policy's τ; it is omitted if sampling is truncated.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class OpponentEvaluator:
 
 
 def _over_streams(parts: Sequence[torch.Tensor], streams: int) -> torch.Tensor:
-    """Batches of prompts, each with all its streams, as the means over streams, one for each prompt."""
+    """Evaluate batches of prompts, each with all its streams; one mean over streams per prompt."""
     batches = [torch.stack(list(parts[start : start + streams])) for start in range(0, len(parts), streams)]
     return torch.cat([batch.mean(0) for batch in batches])
 

@@ -1,4 +1,4 @@
-"""Figures of measurements. matplotlib, slow to import, is imported where something is drawn, and never pyplot."""
+"""Figures of measurements. matplotlib is slow to import, so it is imported only to draw, and pyplot never."""
 
 import io
 import textwrap
@@ -18,9 +18,9 @@ CONFIDENCE = 0.95
 def reliability_plot(reliability: Reliability, title: str) -> "Figure":
     """Labels against predicted probabilities with Wilson whiskers and the diagonal; below, how many pairs a bin holds.
 
-    A whisker takes the pairs of a bin for independent: it is too short if many are of one prompt.
+    A whisker assumes that the pairs of a bin are independent: it is too short if many share a prompt.
     """
-    with elsewhere():  # a matplotlibrc of the current folder is not the user's
+    with elsewhere():  # ignore a matplotlibrc in the current folder
         from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -33,7 +33,7 @@ def reliability_plot(reliability: Reliability, title: str) -> "Figure":
     top.errorbar(
         predicted,
         labels,
-        # The interval contains its share; rounding alone can put it a hair outside.
+        # The interval contains the share; rounding can place it slightly outside.
         yerr=[
             [max(0.0, share - low) for share, (low, _) in zip(labels, bounds, strict=True)],
             [max(0.0, high - share) for share, (_, high) in zip(labels, bounds, strict=True)],
@@ -71,15 +71,15 @@ def reliability_plot(reliability: Reliability, title: str) -> "Figure":
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     top.yaxis.set_major_formatter(PercentFormatter(1))
-    # Outside: with few pairs the whiskers reach everywhere.
+    # Outside the axes: with few pairs the whiskers fill them.
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def as_svg(figure: "Figure") -> str:
-    """The figure as an SVG whose text stays text, the same for the same figure.
+    """The figure as a deterministic SVG whose text stays text.
 
-    The canvas is the figure's own: no display, and nothing that pyplot would keep.
+    The figure has its own canvas: no display and no pyplot state.
     """
     import matplotlib
 

@@ -1,7 +1,8 @@
-"""How good a preference is, from what it says about labelled pairs.
+"""How good a preference is, measured on labelled pairs.
 
 Legend: N pairs of a `chosen` and a `rejected` completion, P = P(chosen ≻ rejected) of the preference and `label` the
-share of people who prefer `chosen`, ½ or more. A pair is decided where the label is not ½: others have no right answer.
+share of people who prefer `chosen`, ½ or more. A pair is decided if its label is not ½; other pairs have no right
+answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,18 +20,18 @@ from alignrun.evaluation.results import Estimate
 from alignrun.types import Example
 
 Ask = Callable[[Sequence[Example]], Floats]
-"""P(chosen ≻ rejected) [N] of further pairs, NaN where it cannot judge."""
+"""P(chosen ≻ rejected) [N] of further pairs; NaN for those it cannot judge."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class JudgedPairs:
-    """Pairs, and what a preference says about them."""
+class AssessedPairs:
+    """Pairs, and a preference's probabilities for them."""
 
     examples: Sequence[Example]
     probabilities: Floats
     """[N] P."""
     orders: Floats | None
-    """[N, 2] P where `chosen` is shown first, and where it is shown second; None if it sees no order."""
+    """[N, 2] P with `chosen` shown first, and with it shown second; None if the preference sees no order."""
     categories: Sequence[str] | None = None
     """The category of each; None if there are none."""
 
@@ -46,7 +47,7 @@ class Category:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """What the order in which two completions are shown does, before both orders are averaged."""
+    """The effect of the order in which two completions are shown, before both orders are averaged."""
 
     first_wins: Estimate
     """The mean probability that the completion shown first wins, over both orders: ½ without a bias."""
@@ -63,26 +64,26 @@ class Length:
     """Decided pairs whose completions differ in length, in characters."""
 
     preferred: Estimate
-    """How often the preference prefers the longer completion; half where it is undecided."""
+    """How often the preference prefers the longer completion; an undecided pair counts as half."""
     right: Estimate
-    """How often people do."""
+    """How often people prefer it."""
     where_right: Estimate | None
-    """Accuracy where the longer completion is the better; None without such pairs."""
+    """Accuracy on pairs whose longer completion is the better; None without such pairs."""
     where_wrong: Estimate | None
-    """Accuracy where the shorter one is."""
+    """Accuracy on pairs whose shorter completion is the better; None without such pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Whether the probabilities are right, over all pairs."""
+    """How good the probabilities are, over all pairs."""
 
     ece: float
-    """The expected calibration error of ten bins."""
+    """The expected calibration error with ten bins."""
     brier: float
     log_loss: float
     """Nats."""
     label_entropy: float
-    """Of the labels, in nats: the least possible log loss."""
+    """The entropy of the labels, in nats: the smallest possible log loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,34 +96,36 @@ class Quality:
     prompts: int
     """Prompts of the decided pairs."""
     ties: int
-    """Decided pairs on which the preference is exactly undecided: each is half right."""
+    """Decided pairs on which the preference is exactly ½; each counts as half right."""
     accuracy: Estimate
     longer_accuracy: Estimate
-    """What always preferring the longer completion would get."""
+    """The accuracy of always preferring the longer completion."""
     categories: tuple[Category, ...]
-    """From the most pairs to the fewest; empty where there are none."""
+    """In decreasing order of pairs; empty without categories."""
     macro_accuracy: float | None
     """The mean over the categories."""
     position: Position | None
-    """None for a preference that sees no order."""
+    """None if the preference sees no order."""
     length: Length | None
-    """None where all completions are of equal length."""
+    """None if all completions have equal length."""
     calibration: Calibration
     agreement: dict[str, float]
-    """With several annotators, as `human_agreement.agreement`; empty where no pair has two votes."""
+    """The result of `human_agreement.agreement`; empty if no pair has two votes."""
     intransitivity: Intransitivity | None
-    """None where no prompt has three completions, or none was asked about."""
+    """None if no prompt has three completions, or no triple was judged."""
 
 
-def measure_quality(judged: JudgedPairs, ask: Ask | None, triples: int, confidence: float, seed: int) -> Quality | None:
-    """Everything that can be measured; None where no pair is decided.
+def measure_quality(
+    judged: AssessedPairs, ask: Ask | None, triples: int, confidence: float, seed: int
+) -> Quality | None:
+    """Everything that can be measured; None if no pair is decided.
 
     Args:
-        judged: N pairs, all of them judged.
-        ask: answers for further pairs, by which triples are completed; None leaves transitivity out.
-        triples: at most so many of each prompt.
-        confidence: of the intervals, which are over prompts.
-        seed: of the intervals, and of the choice of triples.
+        judged: N judged pairs.
+        ask: judges further pairs, which complete triples; None skips transitivity.
+        triples: the maximum number per prompt.
+        confidence: the level of the intervals, which are over prompts.
+        seed: for the intervals and the choice of triples.
     """
     examples, p = judged.examples, judged.probabilities
     labels = np.array([example.label for example in examples])
@@ -132,7 +135,7 @@ def measure_quality(judged: JudgedPairs, ask: Ask | None, triples: int, confiden
         return None
 
     def estimate(values: NDArray[np.floating], of: NDArray[np.bool_]) -> Estimate:
-        """The mean of values of the pairs in `of`."""
+        """The mean of the values of the pairs in `of`."""
         clusters = prompts[of].tolist()
         low, high = clustered_mean_interval(values, clusters, confidence, seed, SHARE)
         return Estimate(float(values.mean()), low, high, len(set(clusters)))
@@ -162,7 +165,7 @@ Estimator = Callable[[NDArray[np.floating], NDArray[np.bool_]], Estimate]
 
 
 def _categories(
-    judged: JudgedPairs, scores: Floats, decided: NDArray[np.bool_], estimate: Estimator
+    judged: AssessedPairs, scores: Floats, decided: NDArray[np.bool_], estimate: Estimator
 ) -> tuple[Category, ...]:
     if judged.categories is None:
         return ()
@@ -190,7 +193,7 @@ def _position(
 
 
 def _length(leads: NDArray[np.int64], scores: Floats, decided: NDArray[np.bool_], estimate: Estimator) -> Length | None:
-    """`leads` and `scores` are of the decided pairs, whose labels are above ½: `chosen` is the better."""
+    """`leads` and `scores` of the decided pairs, whose labels are above ½: `chosen` is the better."""
     longer, shorter = leads > 0, leads < 0
 
     def over(values: Floats, of: NDArray[np.bool_]) -> Estimate | None:
@@ -205,8 +208,8 @@ def _length(leads: NDArray[np.int64], scores: Floats, decided: NDArray[np.bool_]
     return Length(preferred, right, over(scores, longer), over(scores, shorter))
 
 
-def _intransitivity(judged: JudgedPairs, ask: Ask, cap: int, confidence: float, seed: int) -> Intransitivity | None:
-    """Of three completions of one prompt; pairs that are not among the judged ones are asked."""
+def _intransitivity(judged: AssessedPairs, ask: Ask, cap: int, confidence: float, seed: int) -> Intransitivity | None:
+    """Intransitivity on three completions of a prompt; pairs that have not been judged yet are judged now."""
     prompts, asked = triples_of_pairs(judged.examples, cap, seed)
     known: dict[tuple[str, str, str], float] = {}
     for example, probability in zip(judged.examples, judged.probabilities.tolist(), strict=True):

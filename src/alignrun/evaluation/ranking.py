@@ -12,9 +12,9 @@ from alignrun.evaluation.results import Estimate, RunResult, SettingResult, Swee
 NO_DISTANCE = 1e-6
 """Nats: a policy whose estimated KL is smaller, or negative, cannot be distinguished from the reference."""
 OWN_SPREAD = 3
-"""Seeds from which a setting has an interval of its own: of two, Student's t would say between 0 and 1."""
+"""The number of seeds from which a setting has its own interval; with two, Student's t gives almost [0, 1]."""
 POOLED_FREEDOM = 2
-"""Degrees of freedom from which the spread within all settings stands in for that of two seeds."""
+"""The degrees of freedom from which the pooled spread replaces that of two seeds."""
 SHARE, DISTANCE = (0.0, 1.0), (0.0, math.inf)
 LIMITS = {
     "win_rate": SHARE,
@@ -23,7 +23,7 @@ LIMITS = {
     "exploitability": DISTANCE,
     "duality_gap": DISTANCE,
 }
-"""Where the true values of metrics lie: intervals end there."""
+"""The ranges of the true values of metrics; intervals are cut off there."""
 MATCHED = "matched"
 ONE_EVALUATION = "†"
 """Marks a win rate at the matched KL that rests on one evaluation of a run."""
@@ -31,17 +31,17 @@ ONE_EVALUATION = "†"
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """What settings are ordered by."""
+    """A criterion that orders settings."""
 
     metric: str
     """A final metric, or `MATCHED`."""
     sign: int
-    """1 where larger is better, −1 where smaller is."""
+    """1 if larger is better, −1 if smaller is."""
     words: str
 
 
 CRITERIA = (
-    # A best response is as good as what it gains, however far from an equilibrium it is itself.
+    # A best response is judged by its gain, however far it is from an equilibrium.
     Criterion("opponent/regularised_gain", 1, "regularised gain against the opponent, largest first"),
     Criterion("opponent/gain", 1, "gain against the opponent, largest first"),
     Criterion("duality_gap", -1, "duality gap, each at its own kl_tau, smallest first; then exploitability"),
@@ -51,12 +51,12 @@ CRITERIA = (
     Criterion("accuracy", 1, "held-out accuracy"),
     Criterion("loss", -1, "held-out loss, smallest first"),
 )
-"""The first that any setting has orders them; the others break ties and order the settings that lack it."""
+"""The first criterion that any setting has orders them; the others break ties and order the settings without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How much seeds of one setting differ, taken from all settings of a sweep."""
+    """The spread between seeds of one setting, pooled over all settings of a sweep."""
 
     deviation: float
     """√(Σ_g Σ_i (x_gi − x̄_g)² / `freedom`), the pooled standard deviation within settings g."""
@@ -64,11 +64,11 @@ class Spread:
     """Degrees of freedom, Σ_g (n_g − 1)."""
 
 
-def rank(directory: str, runs: Sequence[RunResult], command: str, confidence: float = 0.95) -> SweepResult:
-    """Aggregate the runs of each setting over seeds and order the settings; those of which no run finished come last.
+def rank_settings(directory: str, runs: Sequence[RunResult], command: str, confidence: float = 0.95) -> SweepResult:
+    """Aggregate each setting's runs over seeds and order the settings; those without a finished run come last.
 
-    Every policy wins more the further it goes from the reference, so win rates are compared at the KL(π‖μ) that all
-    finished runs have reached. A run whose estimated KL never exceeds 0 cannot be placed there and is left out.
+    A policy wins more the further it moves from the reference, so win rates are compared at the KL(π‖μ) that all
+    finished runs have reached. A run whose estimated KL never exceeds 0 has no such point and is left out.
     """
     kl = matched_kl(runs)
     groups: dict[tuple[str, ...], list[RunResult]] = {}
@@ -95,16 +95,16 @@ def rank(directory: str, runs: Sequence[RunResult], command: str, confidence: fl
 
 
 def matched_kl(runs: Sequence[RunResult]) -> float | None:
-    """The largest KL that every finished run which has left the reference has reached; None where there is none."""
-    paths = [path(run) for run in runs if not run.exit_code]
+    """The largest KL reached by every finished run that has left the reference; None if there is none."""
+    paths = [kl_path(run) for run in runs if not run.exit_code]
     return min((max(kl for kl, _ in points) for points in paths if len(points) > 1), default=None)
 
 
-def path(run: RunResult) -> list[tuple[float, float]]:
+def kl_path(run: RunResult) -> list[tuple[float, float]]:
     """(KL, win rate) along a run: from the reference, at 0 and ½, through its evaluations.
 
-    A KL that is estimated at 0 or less says that the policy is still at the reference, whose win rate is ½ exactly;
-    what was measured there is noise, and no point of the path.
+    An estimated KL of 0 or less means that the policy is still at the reference, whose win rate is exactly ½; a win
+    rate measured there is noise and not a point of the path.
     """
     points = [(point.kl, point.win_rate) for point in run.trajectory if math.isfinite(point.win_rate)]
     return [(0.0, 0.5), *(point for point in points if NO_DISTANCE <= point[0] < math.inf)]
@@ -122,7 +122,7 @@ def win_rate_at(points: Sequence[tuple[float, float]], kl: float) -> float:
 
 
 def rests_on_one_evaluation(points: Sequence[tuple[float, float]], kl: float) -> bool:
-    """Whether the win rate at a KL is that of one evaluation alone: at it, or on the way from the reference to it."""
+    """Whether the win rate at a KL rests on a single evaluation: at it, or interpolated from the reference to it."""
     (before, _), (after, _) = _crossing(points, kl)
     return before == 0.0 or after == kl
 
@@ -135,32 +135,32 @@ def _crossing(points: Sequence[tuple[float, float]], kl: float) -> tuple[tuple[f
 
 
 def pooled(groups: Sequence[Sequence[float]]) -> Spread:
-    """The spread within groups of values; 0 with no degree of freedom where none has two."""
+    """The spread within groups of values; 0 with 0 degrees of freedom if no group has two values."""
     squares = sum(float(np.sum((np.asarray(values) - np.mean(values)) ** 2)) for values in groups if values)
     freedom = sum(len(values) - 1 for values in groups if values)
     return Spread(math.sqrt(squares / freedom) if freedom else 0.0, freedom)
 
 
 def over_seeds(values: Sequence[float], confidence: float, spread: Spread | None = None) -> Estimate:
-    """The mean with Student's t interval, exact for the few normal values that seeds are.
+    """The mean over seeds with Student's t interval, which is exact for normal values.
 
-    A bootstrap of a handful of values is far too narrow. Two values know too little of their own spread: they take
-    the one that is pooled over all settings, exact where seeds differ equally much in all, if that has `POOLED_FREEDOM`
-    degrees of freedom. Without it, and for a single value, there is no interval: both ends equal the mean.
+    A bootstrap interval of a handful of values is far too narrow. Two values estimate their own spread poorly, so they
+    use the one pooled over all settings if it has `POOLED_FREEDOM` degrees of freedom; this is exact if the spread is
+    the same in all. Without it, and for a single value, there is no interval: both ends equal the mean.
     """
     mean, count = float(np.mean(values)), len(values)
     own = Spread(float(np.std(values, ddof=1)), count - 1) if count >= OWN_SPREAD else None
     used = own or (spread if count > 1 else None)
     if used is None or used.freedom < POOLED_FREEDOM:
         return Estimate(mean, mean, mean)
-    from scipy import stats  # expensive to import, and needed when a sweep has ended
+    from scipy import stats  # expensive to import, and needed only at the end of a sweep
 
     half = float(stats.t.ppf((1 + confidence) / 2, used.freedom)) * used.deviation / math.sqrt(count)
     return Estimate(mean, mean - half, mean + half)
 
 
 def _counted(runs: Sequence[RunResult]) -> list[RunResult]:
-    """The finished runs of a setting, one for each seed: the copy of a seed would only pretend that seeds agree."""
+    """The finished runs of a setting, one per seed: duplicates of a seed would make the spread look smaller."""
     by_seed: dict[int | None, RunResult] = {}
     for run in runs:
         if not run.exit_code:
@@ -169,9 +169,10 @@ def _counted(runs: Sequence[RunResult]) -> list[RunResult]:
 
 
 def _rates(groups: Sequence[Sequence[RunResult]], kl: float | None) -> dict[str, list[list[float]]]:
-    """What lies between 0 and 1, by name and setting: seeds differ by about as much in one setting as in another.
+    """Metrics between 0 and 1, by name and setting: their spread between seeds is similar in all settings.
 
-    They do not where a quantity has no scale of its own, as a KL or a loss; of those, two seeds have no interval.
+    That does not hold for a quantity without a fixed scale, such as a KL or a loss; two seeds have no interval of
+    those.
     """
     found = {
         name: [values for runs in groups if len(values := _values(name, runs)) > 1]
@@ -186,7 +187,7 @@ def _values(name: str, runs: Sequence[RunResult]) -> list[float]:
 
 
 def _matched(runs: Sequence[RunResult], kl: float | None) -> list[float]:
-    paths = [points for run in runs if len(points := path(run)) > 1]
+    paths = [points for run in runs if len(points := kl_path(run)) > 1]
     return [] if kl is None else [win_rate_at(points, kl) for points in paths]
 
 
@@ -204,7 +205,7 @@ def _aggregate(
         if not _is_interval_end(name, names)
     }
     rates = _matched(counted, kl)
-    single = [kl is not None and len(p := path(run)) > 1 and rests_on_one_evaluation(p, kl) for run in counted]
+    single = [kl is not None and len(p := kl_path(run)) > 1 and rests_on_one_evaluation(p, kl) for run in counted]
     return SettingResult(
         setting=runs[0].setting,
         overrides=runs[0].overrides,
@@ -235,7 +236,7 @@ def _is_interval_end(name: str, names: dict[str, None]) -> bool:
 
 
 def _within(limits: tuple[float, float] | None, estimate: Estimate) -> Estimate:
-    """The estimate, its interval cut at the limits; an estimated KL may itself be below 0, and stays what it is."""
+    """The estimate with its interval cut at the limits; the value is unchanged, so an estimated KL may be negative."""
     if limits is None:
         return estimate
     low, high = max(estimate.low, limits[0]), min(estimate.high, limits[1])
@@ -243,14 +244,14 @@ def _within(limits: tuple[float, float] | None, estimate: Estimate) -> Estimate:
 
 
 def _standing(setting: SettingResult) -> tuple[bool, list[float]]:
-    """What settings are sorted by: whether no run finished, and each criterion, the worst value where it is missing."""
+    """The sort key: whether no run finished, then each criterion, with the worst value if it is missing."""
     values = [(criterion.sign, _value(setting, criterion)) for criterion in CRITERIA]
     unfinished = setting.failed + setting.pruned == len(setting.runs)
     return unfinished, [math.inf if value is None else -sign * value for sign, value in values]
 
 
 def _first_used(settings: Sequence[SettingResult]) -> Criterion | None:
-    """What the settings are ordered by; None where nothing can be compared."""
+    """The criterion that orders the settings; None if nothing can be compared."""
     used = (item for item in CRITERIA if any(_value(setting, item) is not None for setting in settings))
     return next(used, None)
 
@@ -265,7 +266,7 @@ def _value(setting: SettingResult, criterion: Criterion) -> float | None:
 
 
 def _settled(settings: Sequence[SettingResult], criterion: Criterion) -> bool:
-    """Whether the interval of the first setting lies on the better side of every other one."""
+    """Whether the first setting's interval lies on the better side of every other interval."""
     first, *others = [found for setting in settings if (found := _estimate(setting, criterion)) is not None]
     if not others or any(found.low == found.high for found in (first, *others)):
         return False
@@ -275,8 +276,8 @@ def _settled(settings: Sequence[SettingResult], criterion: Criterion) -> bool:
 
 
 def _still(runs: Sequence[RunResult]) -> list[str]:
-    """The finished runs that were judged and have not left the reference."""
-    return [run.name for run in runs if not run.exit_code and run.trajectory and len(path(run)) == 1]
+    """The finished, judged runs that have not left the reference."""
+    return [run.name for run in runs if not run.exit_code and run.trajectory and len(kl_path(run)) == 1]
 
 
 def _in_words(criterion: Criterion | None, kl: float | None, runs: Sequence[RunResult]) -> str:
@@ -297,11 +298,11 @@ def _notes(
     """Notes for the reader of the table."""
     notes = []
     if kl is not None and (still := _still(runs)):
-        notes.append(f"Not read at the matched KL, since their estimated KL is 0 or less: {', '.join(still)}.")
+        notes.append(f"Not compared at the matched KL, since their estimated KL is 0 or less: {', '.join(still)}.")
     if any(setting.single for setting in settings):
         notes.append(
-            f"{ONE_EVALUATION} Read off a single evaluation, at it or on the way to it from the reference, with all "
-            "its noise: set evaluation.every for more points."
+            f"{ONE_EVALUATION} Based on a single evaluation, at the matched KL or before it, with all its noise: set "
+            "evaluation.every for more points."
         )
     if 2 in seeds:
         shared = [spread for spread in spreads.values() if spread.freedom >= POOLED_FREEDOM]

@@ -1,34 +1,34 @@
-"""What tournaments and sweeps have measured, as plain values: what reports show and JSON keeps."""
+"""Results of tournaments and sweeps as plain values, for reports and JSON."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its confidence interval; both ends equal the number where it is exact, or has no interval."""
+    """A number with its confidence interval; both ends equal the number if it is exact or has no interval."""
 
     value: float
     low: float
     high: float
     prompts: int | None = None
-    """Over how many prompts; None where the number is exact, or its interval is over something else."""
+    """The number of prompts; None if the number is exact, or its interval is over something else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A lower bound on what a best response gains against a policy, P(best response ≻ π) − ½ in its simplest form."""
+    """A lower bound on the gain of a best response to a policy, P(best response ≻ π) − ½ in its simplest form."""
 
     gain: Estimate
-    """A true value may lie above; the interval is that of the bound."""
+    """The true value may be larger; the interval is that of the bound."""
     proposals: int
-    """Among how many completions of a prompt the strongest was chosen; 0 where the value is exact."""
+    """The number of completions per prompt from which the strongest was chosen; 0 if the value is exact."""
     curve: tuple[tuple[int, float], ...] = ()
     """The bound with fewer of them, (proposals, gain), in increasing order."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlayerResult:
-    """One policy of a tournament. What could not be measured is None."""
+    """One policy of a tournament. Values that could not be measured are None."""
 
     name: str
     source: str
@@ -36,40 +36,40 @@ class PlayerResult:
     step: int | None
     """The optimiser step of its checkpoint; None for a model that was not trained here."""
     win_rate: Estimate | None
-    """P(policy ≻ its reference) as the tournament's preference has it; None for a reference itself."""
+    """P(policy ≻ its reference) under the tournament's preference; None for a reference."""
     training_preference: str | None
     """The preference that it was trained with."""
     training_win_rate: Estimate | None
-    """P(policy ≻ its reference) as that preference has it; None where it is the tournament's own, or there is none."""
+    """P(policy ≻ its reference) under that preference; None if it is the tournament's, or there is none."""
     hacking_gap: Estimate | None
-    """`training_win_rate` − `win_rate`: what the training preference likes and the judge does not."""
+    """`training_win_rate` − `win_rate`: by how much the training preference likes it better than the judge does."""
     average: Estimate
-    """Mean of its row of the matrix: how often it beats the others, the mean over them."""
+    """The mean of its row of the matrix: how often it beats the others."""
     share: Estimate
     """Its probability in the equilibrium of the win matrix."""
     rating: Estimate
-    """Elo: 400/ln 10 times the Bradley-Terry strength, 0 for the reference of all, or else on average."""
+    """Elo: 400/ln 10 times the Bradley-Terry strength; 0 for the common reference, or on average without one."""
     exploitability: Bound | None
     """max over responses of P(response ≻ policy) − ½."""
     regularised: Bound | None
     """max over responses of P_τ(response ≻ policy) − ½, half the duality gap at `kl_tau`."""
     kl: Estimate | None
-    """KL(π‖μ) to its reference, nats a completion; None where they do not share a tokenizer, or there is none."""
+    """KL(π‖μ) to its reference, nats per completion; None if they have different tokenizers, or there is none."""
     length: Estimate | None
-    """Tokens of its own tokenizer a completion, the mean."""
+    """Mean tokens per completion, in its own tokenizer."""
     words: Estimate | None
-    """Words a completion, the mean: comparable between tokenizers."""
+    """Mean words per completion: comparable between tokenizers."""
     eos_rate: Estimate | None
-    """Share of completions that end by themselves rather than at the length limit."""
+    """Share of completions that end before the length limit."""
     distinct: tuple[float, ...]
     """distinct-1, distinct-2, distinct-3: different n-grams of words over all n-grams (arXiv 1510.03055)."""
     reference: str | None = None
-    """The name of the player that KL and win rate relate to, its own for a reference; None where it is not known."""
+    """The player that KL and win rate refer to, itself for a reference; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One prompt with a completion of each of two players, for readers."""
+    """One prompt with a completion of each of two players, to read."""
 
     prompt: str
     first_player: str
@@ -82,20 +82,20 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a player has written, for readers."""
+    """A player's completion, to read."""
 
     player: int
-    """Its place among the players."""
+    """The player's index."""
     text: str
     ended: bool
-    """Whether it ends by itself rather than at the length limit."""
+    """Whether it ends before the length limit."""
     preferences: tuple[float | None, ...]
-    """P(this ≻ the completion of the same number of each player | prompt); None for itself."""
+    """P(this ≻ each player's completion of the same index | prompt); None for itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Every completion of a prompt: those of a player together, in the order of the players."""
+    """All completions of a prompt, grouped by player in the order of the players."""
 
     prompt: str
     completions: tuple[Completion, ...]
@@ -103,24 +103,24 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class TournamentResult:
-    """Every policy against every other."""
+    """The results of a tournament."""
 
     players: tuple[PlayerResult, ...]
     matrix: tuple[tuple[Estimate, ...], ...]
-    """[n, n], entry [row, column] = P(row ≻ column): the row beats the column; ½ on the diagonal."""
+    """[n, n], entry [row, column] = P(row ≻ column); ½ on the diagonal."""
     value: float
-    """Value of the matrix game to its row player, ½ in any antisymmetric game."""
+    """The value of the matrix game for its row player, ½ in any antisymmetric game."""
     misfit: float
-    """Largest |P(row ≻ column) − P_BT(row ≻ column)|: what no rating can express."""
+    """The largest |P(row ≻ column) − P_BT(row ≻ column)|, which no rating can express."""
     cycles: tuple[tuple[str, str, str], ...]
     """Triples a ≻ b ≻ c ≻ a of names, each beating the next with an interval above ½."""
     reference: str | None
-    """The name of the player that KL, win rates and ratings of all relate to; None where each has its own, or none."""
+    """The player that all KLs, win rates and ratings refer to; None if there is no common one."""
     preference: str
-    """Who judged, in a few words."""
+    """A short description of the judge."""
     prompts: int
     samples_per_prompt: int
-    """0 where probabilities are exact."""
+    """0 if probabilities are exact."""
     confidence: float
     temperature: float
     kl_tau: float | None
@@ -128,7 +128,7 @@ class TournamentResult:
     comparisons: tuple[Comparison, ...]
     """Examples to read."""
     notes: tuple[str, ...]
-    """What the reader must know: skipped prompts, figures left out and why."""
+    """Notes for the reader: skipped prompts, and which figures are missing and why."""
     command: str
     """The command line that repeats it."""
     config: str
@@ -156,33 +156,33 @@ class RunResult:
     seed: int | None
     exit_code: int
     summary: dict[str, float]
-    """The final metrics; empty where the run failed."""
+    """The final metrics; empty if the run failed."""
     trajectory: tuple[Point, ...]
-    """Its evaluations that have both a KL and a win rate, in order of steps; empty where nothing judged."""
+    """Its evaluations with both a KL and a win rate, in order of steps; empty without a preference."""
     pruned: int | None = None
-    """The step at which the sweep stopped it, since it fell behind; it then has an exit code, too."""
+    """The step at which the sweep stopped it because it fell behind; it then also has an exit code."""
     overrides: tuple[str, ...] = ()
-    """Those of `setting` one by one: a value may hold spaces."""
+    """The overrides of `setting` one by one: a value may contain spaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingResult:
-    """The runs of a sweep that differ in nothing but the seed."""
+    """The runs of a sweep that differ only in the seed."""
 
     setting: str
     runs: tuple[str, ...]
     failed: int
-    """How many of the runs failed; they count in nothing below."""
+    """The number of failed runs, which are excluded below."""
     metrics: dict[str, Estimate]
-    """Means of the final metrics over seeds, with intervals where seeds tell them."""
+    """Means of the final metrics over seeds, with intervals if there are enough seeds."""
     matched: Estimate | None
     """Mean over seeds of the win rate at the sweep's matched KL, interpolated in √KL along each run's evaluations."""
     pruned: int = 0
-    """How many of the runs were stopped since they fell behind; they count in nothing either."""
+    """The number of runs stopped because they fell behind, which are also excluded."""
     overrides: tuple[str, ...] = ()
-    """Those of `setting` one by one: a value may hold spaces."""
+    """The overrides of `setting` one by one: a value may contain spaces."""
     single: int = 0
-    """How many of the runs were read at the matched KL off one evaluation alone."""
+    """The number of runs whose win rate at the matched KL rests on a single evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +193,12 @@ class SweepResult:
     settings: tuple[SettingResult, ...]
     runs: tuple[RunResult, ...]
     matched_kl: float | None
-    """The largest KL(π‖μ) that every finished run which left the reference has reached; None where there is none."""
+    """The largest KL(π‖μ) reached by every finished run that left the reference; None if there is none."""
     ranked_by: str
-    """What the order is by, in words."""
+    """The criterion of the order, in words."""
     command: str
     confidence: float
     settled: bool = False
-    """Whether the first setting's interval over seeds lies on the better side of every other setting's."""
+    """Whether the first setting's interval over seeds lies on the better side of all others."""
     notes: tuple[str, ...] = ()
-    """What a reader of the table must know: runs left out, intervals that are missing and why."""
+    """Notes for the reader of the table: excluded runs, and which intervals are missing and why."""

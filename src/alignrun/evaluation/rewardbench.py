@@ -21,9 +21,9 @@ SECTIONS = {
 
 
 def section_scores(categories: Sequence[Category]) -> dict[str, float]:
-    """The score of each section and `RewardBench`, their mean; empty unless there are all subsets and no others.
+    """The score of each section, and their mean `RewardBench`; empty unless the subsets are exactly RewardBench's.
 
-    A section is the mean over its pairs, in which mathematics counts as much as all code together.
+    A section is the mean over its pairs, with mathematics weighted as much as all code together.
     """
     found = {one.name: one for one in categories}
     if found.keys() != {name for names in SECTIONS.values() for name in names}:

@@ -1,7 +1,7 @@
-"""What a table of comparisons says about the policies compared: win rates, ratings, equilibrium, cycles.
+"""The statistics of a table of comparisons: win rates, ratings, equilibrium, cycles.
 
 Legend: X prompts, n players, K completions of each player for each prompt; table[x, i, k, j, l] = P(y_ik ≻ y_jl | x),
-NaN where it was not compared; W[i, j] = P(i ≻ j), the row beats the column.
+NaN if it was not compared; W[i, j] = P(i ≻ j), the row beats the column.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from alignrun.games import largest_equilibrium
 Array = NDArray[np.float64]
 
 ELO = 400 / np.log(10)
-"""Elo points a unit of Bradley-Terry strength."""
+"""Elo points per unit of Bradley-Terry strength."""
 SHARE_DRAWS = 500
-"""Bootstrap draws behind the interval of an equilibrium, each of which takes a linear program."""
+"""Bootstrap draws for the interval of an equilibrium; each solves a linear program."""
 TIED = 1e-7
-"""Win rates nearer than this are equal, as they are to the linear program."""
+"""Win rates closer than this are equal, as in the linear program."""
 NEWTON_STEPS = 100
 
 
 def require_table(table: Array) -> None:
-    """Raise InputError unless this is a comparison table: [X, n, K, n, K] with P(y ≻ y') + P(y' ≻ y) = 1, n ≥ 2."""
+    """Raise InputError unless the table is a comparison table: [X, n, K, n, K], P(y ≻ y') + P(y' ≻ y) = 1, n ≥ 2."""
     if table.ndim != 5 or table.shape[1:3] != table.shape[3:] or table.shape[1] < 2 or not table.size:
         raise InputError(f"comparisons: the table must be [X, n, K, n, K] with n ≥ 2, not {list(table.shape)}")
     mirrored = table.transpose(0, 3, 4, 1, 2)
@@ -41,9 +41,9 @@ def require_table(table: Array) -> None:
 
 
 def prompt_win_rates(table: Array) -> Array:
-    """W_x[i, j] = mean over the pairs (k, l) that were asked of P(y_ik ≻ y_jl | x), ½ on the diagonal.
+    """W_x[i, j] = the mean of P(y_ik ≻ y_jl | x) over the compared pairs (k, l), ½ on the diagonal.
 
-    [X, n, K, n, K] -> [X, n, n]. Raises InputError where two players were never compared for a prompt.
+    [X, n, K, n, K] -> [X, n, n]. Raises InputError if two players were never compared for a prompt.
     """
     require_table(table)
     asked = ~np.isnan(table)
@@ -79,10 +79,10 @@ def averages(prompt_rates: Array, confidence: float, seed: int = 0) -> tuple[Est
 
 
 def _most_even(edges: Array, share: Array) -> Array:
-    """The equilibrium of maximum entropy, given one of largest support.
+    """The equilibrium of maximum entropy, given an equilibrium of largest support.
 
-    An action in the support of any equilibrium does as well as every equilibrium, (edges·p)[i] = 0, and so equilibria
-    are what of the kernel of the edges among the support is a distribution that no other action beats.
+    An action in the support of an equilibrium p does as well as p, (edges·p)[i] = 0. So the equilibria are the
+    distributions in the kernel of the support's edges that no other action beats.
     """
     support = share > 0
     _, size, basis = np.linalg.svd(edges[np.ix_(support, support)])
@@ -109,9 +109,9 @@ def _most_even(edges: Array, share: Array) -> Array:
 def nash_average(matrix: Array) -> tuple[Array, float]:
     """The Nash equilibrium p of maximum entropy, max_i (Wp)[i] = ½, and its value pᵀWp = ½: Nash averaging.
 
-    arXiv 1806.02643 §3. Where many mixtures are equilibria, a linear program alone would return any of them: copies of
-    the best policy share equally here, and without differences every policy has 1/n. If the search for the largest
-    entropy fails, the answer is an equilibrium that leaves out no policy of any other. [n, n] -> [n], ½.
+    arXiv 1806.02643 §3. If many mixtures are equilibria, a linear program alone would return an arbitrary one. Here
+    copies of the best policy share equally, and equal policies have 1/n each. If the search for the largest entropy
+    fails, the result is an equilibrium of largest support. [n, n] -> [n], ½.
     """
     edges = (matrix - matrix.T) / 2
     share = _most_even(edges, largest_equilibrium(matrix))
@@ -121,8 +121,8 @@ def nash_average(matrix: Array) -> tuple[Array, float]:
 def shares(prompt_rates: Array, confidence: float, seed: int = 0) -> tuple[Estimate, ...]:
     """The players' probabilities in `nash_average`, with percentile intervals of `SHARE_DRAWS` draws. [X, n, n] -> n.
 
-    Shares jump where the order of two players turns, so that intervals are wide between near equals, rightly, and
-    their coverage holds only where the support is certain.
+    Shares jump when two players change order, so intervals of near equals are wide, as they should be. Coverage holds
+    only if the support is certain.
     """
     return bootstrap_estimates(
         prompt_rates,
@@ -136,11 +136,12 @@ def shares(prompt_rates: Array, confidence: float, seed: int = 0) -> tuple[Estim
 
 
 def elo(matrix: Array, anchor: int | None, games: int) -> Array:
-    """Elo ratings 400/ln 10 · (s_i − s_anchor) of maximum likelihood Σ_{i≠j} W'[i, j] log σ(s_i − s_j).
+    """Elo ratings 400/ln 10 · (s_i − s_anchor) that maximise the likelihood Σ_{i≠j} W'[i, j] log σ(s_i − s_j).
 
-    The Bradley-Terry model (Biometrika 1952) of W' = (games·W + ½)/(games + 1): the `games` of every pair and one more,
-    drawn, which keeps a policy that always wins finite. Newton steps damped as in arXiv 0910.4627 cannot diverge.
-    Without an anchor their mean is 0. [..., n, n] -> [..., n]. Raises RunError if they have not converged.
+    The Bradley-Terry model (Biometrika 1952) of W' = (games·W + ½)/(games + 1): the `games` of every pair plus one
+    drawn game, which keeps the rating of a policy that always wins finite. Newton steps damped as in arXiv 0910.4627
+    cannot diverge. Without an anchor the mean rating is 0. [..., n, n] -> [..., n]. Raises RunError if they do not
+    converge.
     """
     wins = (games * matrix + 0.5) / (games + 1)
     strength = np.zeros(matrix.shape[:-1])
@@ -148,7 +149,7 @@ def elo(matrix: Array, anchor: int | None, games: int) -> Array:
         expected = expit(strength[..., :, None] - strength[..., None, :])
         slopes = expected * (1 - expected)
         curvature = slopes.sum(-1)[..., None] * np.eye(len(slopes[0])) - slopes
-        # Strengths are free up to a constant; the constant 1 keeps their sum at zero.
+        # Strengths are determined up to a constant; adding 1 keeps their sum at zero.
         step = np.linalg.solve(curvature + 1, (wins - expected).sum(-1)[..., None])[..., 0]
         spread = np.ptp(step, axis=-1, keepdims=True)
         strength += step * np.log1p(spread) / np.maximum(spread, 1e-300)
@@ -160,18 +161,18 @@ def elo(matrix: Array, anchor: int | None, games: int) -> Array:
 
 
 def ratings(prompt_rates: Array, anchor: int | None, confidence: float, seed: int = 0) -> tuple[Estimate, ...]:
-    """The players' `elo`, a pair having played one game a prompt, with intervals; exactly 0 for the anchor."""
+    """The players' `elo` with intervals, with one game per pair and prompt; exactly 0 for the anchor."""
     games = len(prompt_rates)
     return bootstrap_estimates(prompt_rates, confidence, seed, statistic=lambda means: elo(means, anchor, games))
 
 
 def misfit(matrix: Array, rating: Array) -> float:
-    """What ratings cannot express: max_ij |W[i, j] − σ((R_i − R_j)·ln 10/400)|. [n, n], [n] -> scalar."""
+    """The misfit of ratings: max_ij |W[i, j] − σ((R_i − R_j)·ln 10/400)|. [n, n], [n] -> scalar."""
     return float(np.abs(matrix - expit((rating[:, None] - rating[None]) / ELO)).max())
 
 
 def cycles(matrix: Sequence[Sequence[Estimate]], names: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    """Every a ≻ b ≻ c ≻ a whose three wins are settled, once, from the first of its names in their order."""
+    """Every cycle a ≻ b ≻ c ≻ a whose three wins are settled, listed once, starting at its first player."""
     beats = [[verdict(cell) > 0 for cell in row] for row in matrix]
     return tuple(
         (names[a], names[b], names[c])

@@ -1,4 +1,4 @@
-"""Several measures of one run as one."""
+"""Several evaluators combined into one."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ from alignrun.types import Evaluation, Evaluator
 
 
 class Together:
-    """Runs evaluators one after another and joins what they say; the later one wins where names collide."""
+    """Runs evaluators in sequence and merges their results; the later one takes precedence."""
 
     def __init__(self, evaluators: Sequence[Evaluator]) -> None:
         self._evaluators = evaluators
 
     def __call__(self) -> Evaluation:
-        """Everything that each of them measured."""
+        """The merged results of all evaluators."""
         parts = [evaluate() for evaluate in self._evaluators]
         return Evaluation(
             metrics={name: value for part in parts for name, value in part.metrics.items()},

@@ -1,4 +1,4 @@
-"""Policies against each other: from completions and comparisons, or from a game's probabilities, to the results.
+"""Tournament results from completions and comparisons, or from a game's probabilities.
 
 Shape legend: X prompts, n players, K completions of each for a prompt.
 """
@@ -23,21 +23,21 @@ from alignrun.evaluation.results import Answers, Bound, Comparison, Completion, 
 
 Array = NDArray[np.float64]
 MANY = 1_000_000
-"""Games a pair has played where its win rate is exact: the drawn one that ratings add plays no part."""
+"""The number of games of a pair whose win rate is exact, so large that the drawn game of ratings has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A policy that takes part."""
+class Participant:
+    """A policy in the tournament."""
 
     name: str
     source: str
     step: int | None
     reference: int | None = None
-    """The place of the player that its KL and win rate relate to; its own place where it is a reference itself."""
+    """The index of the player that its KL and win rate refer to; its own index for a reference."""
     training_preference: str | None = None
     training_rates: Array | None = None
-    """[X] P(policy ≻ reference | x) as the preference that it was trained with has it."""
+    """[X] P(policy ≻ reference | x) under the preference that it was trained with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,16 @@ class Sampled:
 
     drawn: Drawn
     log_ratio: Array | None
-    """[X, K] log π(y|x)/μ(y|x) of its completions; None where sampling is truncated, or μ is unknown or has another
+    """[X, K] log π(y|x)/μ(y|x) of its completions; None if sampling is truncated, or μ is unknown or has another
     vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the results are computed."""
+    """The settings of the computation."""
 
     reference: int | None
-    """The place of μ among the players, where all have one: ratings and the regularised game need it."""
+    """The index of the common reference μ, if there is one; ratings and the regularised game need it."""
     kl_tau: float | None
     confidence: float
     seed: int
@@ -63,7 +63,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The standing of all players."""
+    """The results for all players."""
 
     players: tuple[PlayerResult, ...]
     matrix: tuple[tuple[Estimate, ...], ...]
@@ -73,7 +73,7 @@ class Standing:
 
 
 def sampled_standing(
-    entries: Sequence[Entry], sampled: Sequence[Sampled], table: Array, settings: Settings
+    entries: Sequence[Participant], sampled: Sequence[Sampled], table: Array, settings: Settings
 ) -> Standing:
     """Win matrix, equilibrium, ratings and exploitability from comparisons [X, n, K, n, K], intervals over prompts.
 
@@ -119,8 +119,8 @@ def sampled_standing(
     return Standing(tuple(players), matrix, value, misfit, standings.cycles(matrix, names))
 
 
-def _identity(entries: Sequence[Entry], place: int, matrix: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
-    """Who a player is, and how often it is preferred to its reference; a reference has no such win rate."""
+def _identity(entries: Sequence[Participant], place: int, matrix: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
+    """A player's identity, and its win rate against its reference; a reference has none."""
     entry, reference = entries[place], entries[place].reference
     return {
         "name": entry.name,
@@ -153,11 +153,11 @@ def _texts(one: Sampled, settings: Settings) -> dict[str, Any]:
 
 
 def exact_standing(
-    entries: Sequence[Entry], policies: Sequence[torch.Tensor], game: games.Game, settings: Settings
+    entries: Sequence[Participant], policies: Sequence[torch.Tensor], game: games.Game, settings: Settings
 ) -> Standing:
-    """The same from the policies' probabilities of a game's actions, without samples or intervals.
+    """The results from the policies' probabilities of a game's actions, without samples or intervals.
 
-    KL is to the policy of each one's reference; μ of the regularised game is the reference of all, as it plays.
+    Each KL is to the player's reference; μ of the regularised game is the common reference's actual policy.
     """
     n, reference = len(policies), settings.reference
     if reference is not None:
@@ -198,7 +198,7 @@ def _exact(value: float) -> Estimate:
 
 
 def answers(prompts: Sequence[str], drawn: Sequence[Drawn], table: Array) -> Iterator[Answers]:
-    """All completions of each prompt, with what was judged of them: table [X, n, K, n, K]."""
+    """All completions of each prompt with their judgments: table [X, n, K, n, K]."""
     players, samples = table.shape[1:3]
     for x, prompt in enumerate(prompts):
         yield Answers(
@@ -219,7 +219,7 @@ def answers(prompts: Sequence[str], drawn: Sequence[Drawn], table: Array) -> Ite
 def examples(
     names: Sequence[str], prompts: Sequence[str], drawn: Sequence[Drawn], table: Array, best: int, count: int
 ) -> tuple[Comparison, ...]:
-    """Some prompts, spread over all, with a completion of the best player and of one of the others in turn."""
+    """Evenly spaced prompts, each with a completion of the best player and one of another player in turn."""
     others = [place for place in range(len(names)) if place != best]
     chosen = np.unique(np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int))
     return tuple(

@@ -25,11 +25,11 @@ from alignrun.preferences.base import Preference
 from alignrun.types import Evaluation, Role, Sample
 
 EVALUATION_STREAM = 1
-"""Keeps evaluation's random numbers apart from training's: evaluating more often changes no training step."""
+"""Separates evaluation's random numbers from training's: evaluating more often changes no training step."""
 
 
 class WinRateEvaluator:
-    """Draws completions from the policy and the reference for every held-out prompt and asks the preference, if any.
+    """Samples completions of the policy and the reference for every held-out prompt, and judges them if it can.
 
     The same random numbers are used at every evaluation, so that steps are compared on equal draws.
     """
@@ -49,14 +49,14 @@ class WinRateEvaluator:
         self._sampling = sampling_of(policy, max_new_tokens, config.temperature, config.top_k, config.top_p)
 
     def __call__(self) -> Evaluation:
-        """Win rate with interval, KL(π‖μ) unless sampling is truncated, length and end-of-sequence rate."""
+        """Win rate with its interval, KL(π‖μ) unless sampling is truncated, length and end-of-sequence rate."""
         truncated = truncation(self._config.top_k, self._config.top_p)
         generator = step_generator(self._policy.device, self._seed, 0, EVALUATION_STREAM)
         wins: list[list[float]] = []
         samples: list[Sample] = []
         totals, moved = torch.zeros(3, dtype=torch.float64), 0.0
         if self._preference is not None:
-            self._preference.drain()  # what was asked before this evaluation
+            self._preference.drain()  # questions before this evaluation
         for _ in range(self._config.samples_per_prompt):
             drawn: list[float] = []
             for batch in self._prompts.all_batches(self._config.batch_size):

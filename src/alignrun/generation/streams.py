@@ -32,7 +32,7 @@ class Stream:
     samples: int
     """Completions per prompt."""
     learned: int = 0
-    """The number of them that pass the model again with a gradient."""
+    """The number of them that the loss scores with a gradient; the others only serve as opponents or baselines."""
     temperature: float | None = None
     """The temperature; None means `generation.temperature`."""
     drafted: bool = False

@@ -22,7 +22,7 @@ from alignrun.models.backbone import check_split
 from alignrun.models.device import resolve
 from alignrun.preferences import base as preferences
 
-Registered = TypeVar("Registered", type[Algorithm], preferences.Kind)
+Registered = TypeVar("Registered", type[Algorithm], preferences.PreferenceKind)
 
 
 def check(config: Config) -> None:
@@ -37,7 +37,7 @@ def check(config: Config) -> None:
     preference.check(config.preference)
     check_length(config)
     if config.model.source is ModelSource.game:
-        if config.preference.name != "matrix":
+        if config.preference.name != "matrix" and not kind.judged_whole:
             raise InputError("config: model=game plays a matrix game: choose preference=matrix")
         if config.generation.max_new_tokens != 1:
             raise InputError("config: model=game plays one action, of one token: set generation.max_new_tokens=1")
@@ -65,7 +65,7 @@ def check(config: Config) -> None:
         quantization(config.adapter, resolved.device, resolved.dtype)
 
 
-def chosen_preference(section: Any) -> preferences.Kind:
+def chosen_preference(section: Any) -> preferences.PreferenceKind:
     """How the preference of a section is made. Raises InputError for a name that does not fit the section."""
     return _chosen("preference", section, preferences.discover())
 

@@ -44,7 +44,7 @@ def choice_files(group: str) -> dict[str, Path]:
     }
 
 
-def describe(file: Path) -> str:
+def first_comment(file: Path) -> str:
     """The first comment of a YAML file that is neither one of Hydra's directives nor a launch line."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and "@package" not in line and not line.startswith("# alignrun "):

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alignrun.config.roots import ROOTS, file_of
+from alignrun.config.roots import ROOTS, command_file
 from alignrun.config.shipped import config_folder
 from alignrun.errors import InputError
 from alignrun.launch.choices import choice_files, choices, groups
@@ -149,7 +149,7 @@ def _to_the_dot(key: str, word: str) -> str:
 
 def _keys(word: str, before: Sequence[str], root: str) -> Iterator[str]:
     """The keys of a command of `ROOTS` that begin with a word, of the chosen algorithm and preference or of all."""
-    own = contents(config_folder() / f"{file_of(root)}.yaml")
+    own = contents(config_folder() / f"{command_file(root)}.yaml")
     yield from _flat({name: value for name, value in own.items() if name not in ("defaults", "hydra")}, "")
     for group in _groups_of(root):
         if word.startswith(f"{group}.") or f"{group}.".startswith(word):
@@ -195,7 +195,7 @@ def _values(key: str, value: str, before: Sequence[str]) -> Iterator[str]:
     files = (
         _files(group, before)
         if group in groups()
-        else [config_folder() / f"{file_of(command)}.yaml" for command in ROOTS]
+        else [config_folder() / f"{command_file(command)}.yaml" for command in ROOTS]
     )
     for file in files:
         yield from (f"{one} " for one in _named(file, name if group in groups() else key))

@@ -35,7 +35,7 @@ from alignrun.errors import InputError, one_line
 from alignrun.launch.choices import choices, groups
 from alignrun.launch.explaining import explain, unknown_key
 from alignrun.launch.overrides import readable, section_classes
-from alignrun.launch.own_config import blamed, entries, is_run
+from alignrun.launch.own_config import blamed, entries, is_run_or_folder
 from alignrun.launch.own_files import named
 from alignrun.launch.template_files import with_templates
 from alignrun.security.files import read_yaml
@@ -95,6 +95,12 @@ def recipe_of(overrides: Sequence[str]) -> str | None:
     model = given.get("model", "")
     chosen = "recipe" in given or "experiment" in given or named().configs
     return model if not chosen and model in choices("recipe") else None
+
+
+def recipe_note(overrides: Sequence[str]) -> str | None:
+    """The line that says which recipe a run gets without having chosen it."""
+    recipe = recipe_of(overrides)
+    return f"recipe: {recipe}, for this model; recipe=null leaves it out" if recipe else None
 
 
 def with_recipe(overrides: Sequence[str]) -> list[str]:
@@ -373,11 +379,11 @@ def _length_in_files() -> str | None:
     """
     last = None
     for path in named().configs:
-        train = {} if is_run(path) else (read_yaml(path) or {}).get("train")
+        train = {} if is_run_or_folder(path) else (read_yaml(path) or {}).get("train")
         given = [name for name in ("steps", "epochs") if isinstance(train, dict) and train.get(name) is not None]
         if len(given) > 1:
             raise InputError(f"{path}: train.steps and train.epochs exclude each other: give one of them")
-        last = "epochs" if is_run(path) else given[0] if given else last
+        last = "epochs" if is_run_or_folder(path) else given[0] if given else last
     return last
 
 

@@ -12,7 +12,7 @@ from alignrun.config.roots import ROOTS
 from alignrun.launch.choices import choices, groups
 from alignrun.launch.commands import COMMANDS, OPTIONS
 from alignrun.launch.key_help import short, show_topic, table
-from alignrun.launch.key_table import flat, sections
+from alignrun.launch.key_table import flat_keys, sections
 
 SHORT = """\
 alignrun fine-tunes language models on preferences as a game, and measures whether the result is an equilibrium.
@@ -73,7 +73,7 @@ def show_command(verb: str, console: Console) -> None:
         borrowed = "; what is null is taken from the runs" if verb in ("eval", "generate", "chat") else ""
         console.print(f"\nKeys{borrowed}", style="bold", highlight=False)
         (section,) = sections(root)
-        table(((path, short(key.default), key) for path, key in flat(section)), console)
+        table(((path, short(key.default), key) for path, key in flat_keys(section)), console)
         shared = [key.name for key in keys(root) if key.name in groups()]
         _titled("", ((name, f"`alignrun help {name}`") for name in shared), console)
     elif command.keys:

@@ -9,14 +9,14 @@ from rich.table import Table
 
 from alignrun.config import Config
 from alignrun.config.keys import Key, summary
-from alignrun.config.roots import ROOTS, command_of, file_of
+from alignrun.config.roots import ROOTS, command_file, command_of
 from alignrun.config.shipped import config_folder
-from alignrun.config.yaml_text import inline
+from alignrun.config.yaml_text import inline_yaml
 from alignrun.errors import InputError
-from alignrun.launch.choices import choice_files, choices, describe, groups
+from alignrun.launch.choices import choice_files, choices, first_comment, groups
 from alignrun.launch.commands import COMMANDS, VERBS
 from alignrun.launch.explaining import known_keys, nearest
-from alignrun.launch.key_table import Section, flat, sections
+from alignrun.launch.key_table import Section, flat_keys, sections
 from alignrun.launch.yaml_files import contents
 
 LONGEST = 32
@@ -24,7 +24,7 @@ LONGEST = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundKey:
     """A key, and the sections that have it with one meaning."""
 
     key: Key
@@ -49,7 +49,7 @@ def show_topic(topic: str, console: Console) -> None:
         _show_choice(group, choice, console)
     elif named and not given:
         _show_group(group, console)
-    elif found := find(topic):
+    elif found := find_key(topic):
         before = ""
         for one in found:
             heading = f"{topic}: {' or '.join(one.key.type_names)}{one.remark}"
@@ -63,7 +63,7 @@ def show_topic(topic: str, console: Console) -> None:
         for meaning, name in own.items():
             console.print(f"{topic} (of `alignrun {name}` alone)", style="bold", highlight=False)
             console.print(f"  {meaning}", highlight=False)
-    elif inner := [one for section in everywhere() for one in flat(section) if one[0].startswith(f"{topic}.")]:
+    elif inner := [one for section in everywhere() for one in flat_keys(section) if one[0].startswith(f"{topic}.")]:
         table(((path, short(key.default), key) for path, key in dict(inner).items()), console)
     else:
         candidates = sorted({*VERBS, *(key for root in ROOTS.values() for key in known_keys(root))})
@@ -75,18 +75,18 @@ def everywhere() -> list[Section]:
     return [section for root in ROOTS.values() for section in sections(root)]
 
 
-def find(path: str) -> list[Found]:
+def find_key(path: str) -> list[FoundKey]:
     """The meanings of a key, each with the sections that give it."""
-    found: dict[Any, Found] = {}
+    found: dict[Any, FoundKey] = {}
     for section in everywhere():
-        for name, key in flat(section):
+        for name, key in flat_keys(section):
             if name == path:
                 alike = section.root, tuple(key.type_names), key.meaning
-                found.setdefault(alike, Found(key, [])).sections.append(section)
+                found.setdefault(alike, FoundKey(key, [])).sections.append(section)
     return list(found.values())
 
 
-def _show_key(path: str, found: Found, console: Console) -> None:
+def _show_key(path: str, found: FoundKey, console: Console) -> None:
     console.print(f"  {found.key.meaning}", highlight=False)
     shown: dict[str, list[str]] = {}
     for choice, value in values(path, found):
@@ -104,11 +104,11 @@ def _show_key(path: str, found: Found, console: Console) -> None:
     console.print(grid, highlight=False)
 
 
-def values(path: str, found: Found) -> list[tuple[str, Any]]:
+def values(path: str, found: FoundKey) -> list[tuple[str, Any]]:
     """(choice, value) for the files that give the key; an empty choice for a key of no group."""
     group, _, name = path.partition(".")
     if group not in groups():
-        root = file_of(command_of(found.sections[0].root))
+        root = command_file(command_of(found.sections[0].root))
         return [("", value_in(contents(config_folder() / f"{root}.yaml"), path, found.key.default))]
     owners = {section.choice.partition("=")[2] for section in found.sections}
     absent = object()
@@ -152,7 +152,7 @@ def _show_group(group: str, console: Console) -> None:
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column()
     for choice, file in sorted(choice_files(group).items()):
-        grid.add_row(f"{group}={choice}", describe(file) + (" (the default)" if choice == chosen else ""))
+        grid.add_row(f"{group}={choice}", first_comment(file) + (" (the default)" if choice == chosen else ""))
     console.print(grid, highlight=False)
     if own and (not common or len(own) > len(common)):
         console.print(f"The keys of one of them: alignrun help {group}={chosen}", highlight=False)
@@ -172,7 +172,7 @@ def _show_choice(group: str, choice: str, console: Console) -> None:
     if not typed and not common:
         console.print(files[choice].read_text(encoding="utf-8"), end="", highlight=False)
         return
-    console.print(f"{group}={choice}: {describe(files[choice])}", highlight=False)
+    console.print(f"{group}={choice}: {first_comment(files[choice])}", highlight=False)
     for section in (typed or common)[:1]:
         _show_section(section, content, console)
 
@@ -180,7 +180,7 @@ def _show_choice(group: str, choice: str, console: Console) -> None:
 def _show_section(section: Section, content: dict[str, Any], console: Console) -> None:
     """The keys of a section as a file has them."""
     rows = []
-    for path, key in flat(section):
+    for path, key in flat_keys(section):
         rows.append((path, short(value_in(content, path.removeprefix(section.prefix), key.default)), key))
     table(rows, console)
 
@@ -199,5 +199,5 @@ def table(rows: Iterable[tuple[str, str, Key]], console: Console) -> None:
 
 def short(value: Any) -> str:
     """A value on one line, cut to what a table shows."""
-    text = inline(value)
+    text = inline_yaml(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

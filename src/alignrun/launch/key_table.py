@@ -49,7 +49,7 @@ def _of_choices(root: type, group: str, classes: dict[str, type]) -> list[Sectio
     return [Section(root, f"{group}.", f"{group}={name}", kind) for name, kind in own.items()]
 
 
-def flat(section: Section) -> Iterator[tuple[str, Key]]:
+def flat_keys(section: Section) -> Iterator[tuple[str, Key]]:
     """(full name, key) for the keys of a section and of the sections in it."""
     yield from _flat(section.keys, section.prefix)
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignrun.errors import InputError
-from alignrun.launch.choices import choice_files, choices, describe, groups
+from alignrun.launch.choices import choice_files, choices, first_comment, groups
 from alignrun.launch.suggestions import close
 
 
@@ -23,5 +23,5 @@ def show(group: str | None, console: Console) -> None:
     table.add_column()
     for name in [group] if group else known:
         for choice, file in sorted(choice_files(name).items()):
-            table.add_row(f"{name}={choice}", describe(file))
+            table.add_row(f"{name}={choice}", first_comment(file))
     console.print(table, highlight=False)

@@ -41,7 +41,7 @@ def readable(overrides: Sequence[str], kind: type, verb: str = "") -> list[str]:
         if (key in get_type_hints(kind) and key not in types) or key in ("experiment", "recipe"):
             _check_section(key, value)
     return [
-        opened(_readable(override, types.get(override.partition("=")[0].lstrip("+"), ())), kind)
+        with_new_key(_readable(override, types.get(override.partition("=")[0].lstrip("+"), ())), kind)
         for override in overrides
     ]
 
@@ -93,7 +93,7 @@ def _readable(override: str, types: Sequence[Any]) -> str:
     return override
 
 
-def opened(override: str, kind: type) -> str:
+def with_new_key(override: str, kind: type) -> str:
     """An override with `++` where it is one of a dictionary's keys, which are the user's: without, Hydra adds none."""
     key, _, value = override.partition("=")
     free = [name for name, hints in key_types(kind).items() if any(get_origin(hint) is dict for hint in hints)]

@@ -56,13 +56,18 @@ def entries(kind: type, overrides: Sequence[str], stored: Stored) -> list[str]:
     if own.verb in ROOTS and ROOTS[own.verb] is not kind:
         return found
     for number, file in enumerate(own.configs):
-        node = _run_node(file_of(file), overrides, stored) if is_run(file) else _node(file, overrides, kind)
+        node = _run_node(file_of(file), overrides, stored) if is_run_or_folder(file) else _node(file, overrides, kind)
         ConfigStore.instance().store(group=f"{GROUP}{number}", name="file", node=node)
         found.append(f"+{GROUP}{number}@_global_=file")
     return found
 
 
-def is_run(path: Path) -> bool:
+def adds_own(override: str) -> bool:
+    """Whether an override is one that `entries` wrote, rather than the user."""
+    return override.startswith((f"+{GROUP}", "hydra.searchpath="))
+
+
+def is_run_or_folder(path: Path) -> bool:
     """Whether a path is a folder, or the config.yaml in the folder of a run."""
     run = RunDirectory(path.parent)
     kept = (run.environment_file, run.overrides_file, run.signature_file, run.metrics_file, run.checkpoints)
@@ -194,7 +199,7 @@ def _choices(file: Path, entry: Any, kind: type) -> Iterator[tuple[str, str]]:
 
 def searchpath(file: Path) -> list[str]:
     """The folders that `hydra.searchpath` in a file names; raises InputError for other settings of Hydra."""
-    settings = {} if is_run(file) else parsed(file).get("hydra") or {}
+    settings = {} if is_run_or_folder(file) else parsed(file).get("hydra") or {}
     others = sorted(set(settings) - {"searchpath"}) if isinstance(settings, dict) else ["…"]
     if others:
         raise InputError(
@@ -223,7 +228,7 @@ def blamed(message: str, overrides: Sequence[str]) -> str:
     if found is None or found[1].rstrip(".") in given:
         return message
     for file in named().configs:
-        node: Any = {} if is_run(file) else parsed(file)
+        node: Any = {} if is_run_or_folder(file) else parsed(file)
         for name in found[1].rstrip(".").split("."):
             node = node.get(name, None) if isinstance(node, dict) else None
         if node is not None:

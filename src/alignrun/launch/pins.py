@@ -111,7 +111,7 @@ def read_pins(run: RunDirectory) -> Pins | None:
         ) from None
 
 
-def checked(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
+def check_pins(now: Pins, run: RunDirectory, accepted: bool, step: int) -> Pins:
     """Compare the inputs with those the run started with; returns the new pins if equal or the change is accepted.
 
     Args:

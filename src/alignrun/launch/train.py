@@ -18,7 +18,7 @@ from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
 from alignrun.launch.build import Assembly, assemble, memory_errors
 from alignrun.launch.checks import check
-from alignrun.launch.pins import checked, read_pins
+from alignrun.launch.pins import check_pins, read_pins
 from alignrun.models.device import resolve
 from alignrun.models.precision import dtype_name
 from alignrun.run.directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
@@ -78,13 +78,13 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
     with distributed.raise_together():
         if distributed.is_main():
             write_text_atomic(run.pins_file, assembly.pins.text())
-            if signature := signed(config, console):
+            if signature := signature_of(config, console):
                 write_text_atomic(run.signature_file, signature)
             write_text_atomic(run.config_file, compose.dump(config))
     return _fit(config, assembly, run, console)
 
 
-def signed(config: Config, console: Console) -> str:
+def signature_of(config: Config, console: Console) -> str:
     """The text of signature.json, by which this user can open the run without --trust; empty without a key."""
     try:
         return signature_text(compose.plain(config))
@@ -218,7 +218,7 @@ def _resume(
     with distributed.raise_together():
         if checkpoint is not None:
             _check_ahead(config, checkpoint)
-        pins = checked(assembly.pins, run, accepted, checkpoint.step if checkpoint else 0)
+        pins = check_pins(assembly.pins, run, accepted, checkpoint.step if checkpoint else 0)
         before = run.read_overrides() or []
     resumption = Resumption(
         step=0,
@@ -226,7 +226,7 @@ def _resume(
         config=compose.dump(config),
         overrides=overrides_text([*before, *overrides]),
         pins=pins.text(),
-        signature=signed(config, console) if distributed.is_main() else "",
+        signature=signature_of(config, console) if distributed.is_main() else "",
         outputs=(run.adapter.name, *assembly.algorithm.exports()),
     )
     return _fit(config, replace(assembly, pins=pins), run, console, resumption, checkpoint, stored)

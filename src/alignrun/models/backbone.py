@@ -22,7 +22,7 @@ from alignrun.models.device import allow_tf32, lay_out_weights, resolve
 from alignrun.models.kernels import fuse
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
 from alignrun.models.sources import base_name, base_revision, load_model, unloaded_model
-from alignrun.models.targets import ALL_LINEAR, left_out
+from alignrun.models.targets import ALL_LINEAR, skipped_layers
 from alignrun.models.weights import unfit_weight
 
 
@@ -36,7 +36,7 @@ class Backbone:
         self.base = base_name(config)
         """The name or path to load this model from; resolved early, since folders may move during a run."""
         self.revision = base_revision(config)
-        """The hub's commit that the weights are of; None where they are not from the hub."""
+        """The hub's commit that the weights are of; None if they are not from the hub."""
         self.peft: PeftModel | None = None
         self.layers: list[LoraLayer] = []
         self.products = torch.float32
@@ -97,7 +97,7 @@ class Backbone:
 
     def add(self, name: str, config: AdapterConfig) -> None:
         """Add a new trainable adapter. Raises like `adapters.add_adapter`."""
-        if config.target_modules == [ALL_LINEAR] and (note := left_out(self.model)):
+        if config.target_modules == [ALL_LINEAR] and (note := skipped_layers(self.model)):
             self.notes = [note]
         self.peft = adapters.add_adapter(self.peft or self.model, name, config)
         self.settle()

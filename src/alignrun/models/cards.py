@@ -1,4 +1,4 @@
-"""What a saved adapter or model says about itself: alignrun.json for this program, README.md for people."""
+"""Metadata of a saved adapter or model: alignrun.json for this program, README.md for people."""
 
 import contextlib
 import json
@@ -22,24 +22,24 @@ class AdapterCard:
     kind: str
     """`policy`, `reward`, `preference` or `embedding`, a preference model that embeds each completion."""
     base: str
-    """The fingerprint of the base's weights; empty where they have none."""
+    """The fingerprint of the base's weights; empty if they have none."""
     template: str = ""
-    """How a feedback model's prompt and completions are put before it."""
+    """The template that presents a prompt and completions to a feedback model."""
     model: dict[str, Any] = field(default_factory=dict)
     """The model section of a feedback model's configuration, from which its base can be loaded again."""
     seed: int = 0
     """The seed of the run; random bases depend on it."""
     adapter: str = "lora"
-    """`lora`, or `qlora` where the base was quantised."""
+    """`lora`, or `qlora` if the base was quantised."""
     temperature: float = 1.0
-    """What the logits of an embedding are divided by."""
+    """The temperature of an embedding model's logits."""
     signature: str = ""
-    """Of the model section, by the user who trained it; empty where that could not be signed."""
+    """The signature of the model section by the user who trained it; empty if it could not be signed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a policy was trained, for those who will sample it."""
+    """How a policy was trained, for its users."""
 
     algorithm: str
     temperature: float
@@ -53,23 +53,23 @@ class Training:
     data: str
     seed: int
     step: int | None = None
-    """The step of the weights; None for those of the end of a run."""
+    """The step of the weights; None for the end of a run."""
 
 
 UNTRAINED = Training("none", 1.0, 1.0, 0, "base", "none", "none", 0)
-"""Of a policy that no run has trained."""
+"""The metadata of an untrained policy."""
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
-    """Write the card into an adapter's folder, signed where it names a model to load."""
+    """Write the card into an adapter's folder, signed if it names a model to load."""
     if card.model:
-        with contextlib.suppress(InputError):  # without a key, others must be asked whether they trust it
+        with contextlib.suppress(InputError):  # without a key, even this user needs --trust
             card = replace(card, signature=sign({"model": card.model}))
     (folder / FILE).write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_card(folder: Path, key: str) -> AdapterCard | None:
-    """The card of an adapter's folder; None where there is none, as in adapters that others have made.
+    """The card of an adapter's folder; None if there is none, as in adapters from other programs.
 
     Raises:
         InputError: it is damaged.
@@ -86,7 +86,7 @@ def read_card(folder: Path, key: str) -> AdapterCard | None:
 
 
 def _check_types(card: AdapterCard) -> None:
-    """Raises TypeError where a value is not of its field's type."""
+    """Raises TypeError if a value is not of its field's type."""
     for name, value in asdict(AdapterCard("", "")).items():
         if type(getattr(card, name)) is not type(value):
             raise TypeError(f"{name} is no {type(value).__name__}")
@@ -97,7 +97,7 @@ def _check_types(card: AdapterCard) -> None:
 
 
 def check_card(backbone: Backbone, folder: Path, kind: str, key: str) -> None:
-    """Refuse an adapter that says it is something else, or was trained on other weights; it would fit in shape only.
+    """Refuse an adapter of another kind, or one that was trained on other weights.
 
     Raises:
         InputError: the kinds or the fingerprints differ.
@@ -113,7 +113,7 @@ def check_card(backbone: Backbone, folder: Path, kind: str, key: str) -> None:
 
 
 def adapter_folder(path: str) -> Path:
-    """The adapter inside a run directory, or the folder itself. Raises InputError where a link leads out of the run."""
+    """The adapter inside a run directory, or the folder itself. Raises InputError if a link leads out of the run."""
     folder = Path(path).expanduser()
     inside = folder / "adapter"
     refuse_links(folder, [inside.name])
@@ -121,7 +121,7 @@ def adapter_folder(path: str) -> Path:
 
 
 def write_policy_readme(folder: Path, backbone: Backbone, training: Training, *, whole: bool) -> None:
-    """Write what a policy is, how it was trained and how to load and sample it."""
+    """Write the README of a policy: how it was trained, and how to load and sample it."""
     body = f"""# {training.algorithm} on {backbone.config.name}
 
 A {"model" if whole else "LoRA adapter"}, trained by alignrun:
@@ -149,7 +149,7 @@ The chat template writes the prompts of training: conversations without a system
 
 
 def write_feedback_readme(folder: Path, backbone: Backbone, card: AdapterCard) -> None:
-    """Write what a feedback model is and what it reads."""
+    """Write the README of a feedback model: what it is and what it reads."""
     body = f"""# {card.kind} model on {backbone.config.name}
 
 A LoRA adapter and a linear head on the hidden state of the last token (`head.safetensors`), trained by alignrun. Both
@@ -176,18 +176,18 @@ model.generation_config = GenerationConfig.from_pretrained(FOLDER)  # PEFT keeps
 
 
 def _base_facts(backbone: Backbone) -> dict[str, str | None]:
-    base = backbone.base or f"{backbone.config.name}, whose weights alignrun makes itself"
+    base = backbone.base or f"{backbone.config.name}, whose weights alignrun creates itself"
     return {"base": base, "revision": backbone.revision}
 
 
 def _write_readme(folder: Path, front: dict[str, Any], base: str | None, body: str) -> None:
-    if base and not Path(base).is_absolute():  # the hub knows no paths
+    if base and not Path(base).is_absolute():  # paths mean nothing on the hub
         front = {**front, "base_model": base}
     head = _yaml({**front, "tags": ["alignrun"]})
     (folder / README).write_text(f"---\n{head}\n---\n\n{body}", encoding="utf-8")
 
 
 def _yaml(values: dict[str, Any]) -> str:
-    """A line for each value that there is, written as JSON, which is YAML: no text is taken for anything else."""
+    """A line per value that is set, in JSON, which is valid YAML: no text is misread as another type."""
     there = {key: value for key, value in values.items() if value is not None}
     return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in there.items())

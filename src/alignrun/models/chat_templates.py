@@ -1,4 +1,4 @@
-"""The chat template that a configuration asks for, and what is written in front of one."""
+"""The configured chat template, and statements prepended to a template."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from alignrun.errors import InputError
 
 
 def configure(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
-    """Give the tokenizer the template of the configuration, and that template the values of its variables.
+    """Set the tokenizer's template and the values of its variables from the configuration.
 
-    They become part of the template. So every rendering has them, here and wherever the tokenizer is saved to, and a
-    caller of `apply_chat_template` may still give others. Raises InputError for a variable that no template reads.
+    The values become part of the template, so every rendering uses them, also by a saved tokenizer; a caller of
+    `apply_chat_template` may still override them. Raises InputError for a variable that no template reads.
     """
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
@@ -25,14 +25,14 @@ def configure(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
             raise InputError(f"{key} needs a chat template, and the tokenizer has none: give model.chat_template")
         if not re.search(rf"\b{name}\b", str(tokenizer.chat_template)):
             raise InputError(f"{key} is read nowhere in the chat template: correct the name, or leave it out")
-        rewrite(tokenizer, f"{{% set {name} = {name} if {name} is defined else {literal(value)} %}}".__add__)
+        rewrite(tokenizer, f"{{% set {name} = {name} if {name} is defined else {jinja_literal(value)} %}}".__add__)
 
 
 def rewrite(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> None:
-    """Change each of the tokenizer's templates, of which it may have several by name."""
+    """Change each of the tokenizer's templates; it may have several, by name."""
     before: str | dict[str, str] = tokenizer.chat_template
     each = before.items() if isinstance(before, dict) else [("", before)]
-    # A block tag takes away the line feed after it, so that one more keeps the template's own.
+    # A block tag removes the line feed after it, so an additional one keeps the template's own.
     changed = {name: change("\n" + template) for name, template in each}
     tokenizer.chat_template = changed if isinstance(before, dict) else changed[""]
 
@@ -41,18 +41,20 @@ def with_system_turn(template: str, text: str) -> str:
     """A template that adds a system turn to conversations without one."""
     return (
         "{% if not messages | selectattr('role', 'equalto', 'system') | list %}"
-        f"{{% set messages = [{{'role': 'system', 'content': {literal(text)}}}] + messages | list %}}"
+        f"{{% set messages = [{{'role': 'system', 'content': {jinja_literal(text)}}}] + messages | list %}}"
         "{% endif %}" + template
     )
 
 
-def literal(value: Any) -> str:
+def jinja_literal(value: Any) -> str:
     """A value of JSON in Jinja's spelling."""
     if value is None:
         return "none"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{literal(str(name))}: {literal(part)}" for name, part in value.items()) + "}"
+        return (
+            "{" + ", ".join(f"{jinja_literal(str(name))}: {jinja_literal(part)}" for name, part in value.items()) + "}"
+        )
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(literal, value)) + "]"
+        return "[" + ", ".join(map(jinja_literal, value)) + "]"
     # JSON escapes are valid in a Jinja string, except those of non-ASCII characters, which are kept unescaped.
     return json.dumps(value, ensure_ascii=False)

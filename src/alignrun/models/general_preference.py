@@ -1,4 +1,4 @@
-"""The general preference models that others have published: a language model with two heads (arXiv 2410.02197).
+"""Published general preference models: a language model with two heads (arXiv 2410.02197).
 
 Their format is that of github.com/general-preference/general-preference-model: a folder of a causal language model with
 two tensors more, `value_head.weight` [2k, D] and, where R depends on the prompt, `prompt_head.weight` [k, D].
@@ -34,7 +34,7 @@ class GeneralPreferenceModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         device: torch.device = self.base.device
         return device
 
@@ -42,7 +42,7 @@ class GeneralPreferenceModel(nn.Module):
     def from_pretrained(
         cls, place: str, *, output_loading_info: bool, **options: Any
     ) -> tuple["GeneralPreferenceModel", dict[str, Any]]:
-        """From a folder or the hub, as transformers' own."""
+        """Load from a folder or the hub, like transformers' models."""
         assert output_loading_info
         heads = _heads(place, {name: options[name] for name in ("revision", "local_files_only")})
         base, found = AutoModel.from_pretrained(place, output_loading_info=True, **options)
@@ -53,7 +53,7 @@ class GeneralPreferenceModel(nn.Module):
 
     @classmethod
     def empty(cls, architecture: PreTrainedConfig) -> "GeneralPreferenceModel":
-        """With the smallest heads, since the architecture does not say their size."""
+        """Build with the smallest heads, since the architecture does not give their size."""
         size = architecture.get_text_config().hidden_size
         return cls(AutoModel.from_config(architecture), {VALUE: torch.zeros(2, size)})
 

@@ -1,4 +1,4 @@
-"""What to type when a model cannot be loaded: said by the cause, not by where it was noticed."""
+"""Advice when a model cannot be loaded, by cause."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _HUB = re.compile(
 
 
 def remedy(error: BaseException, config: ModelConfig, group: str = "model") -> str:
-    """The end of the line that quotes the error: which key of the group to change, or what to install or to check."""
+    """The advice that ends the error message: a key of the group to change, or what to install or check."""
     text = str(error)
     folded = text.lower()
     if "trust_remote_code" in folded:
@@ -43,7 +43,7 @@ def remedy(error: BaseException, config: ModelConfig, group: str = "model") -> s
 
 
 def refuse_adapter(path: str) -> None:
-    """Refuse a folder that holds an adapter, or a run that trained one, where a model is wanted. Raises InputError."""
+    """Refuse a folder with an adapter, or a run that trained one, if a model is needed. Raises InputError."""
     folder = Path(path).expanduser()
     for place in (folder, folder / "adapter"):
         file = place / "adapter_config.json"

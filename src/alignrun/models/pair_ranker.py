@@ -1,4 +1,4 @@
-"""PairRM's architecture: DeBERTa over a request and two answers, each behind a mark (arXiv 2306.02561)."""
+"""PairRM's architecture: DeBERTa over a request and two answers, each after a mark (arXiv 2306.02561)."""
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class PairRanker(DebertaV2PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[N] z of N questions [N, S] that hold each of the three marks once."""
+        """[N] z of N questions [N, S], each with the three marks once."""
         hidden = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         marks = (self.config.source_prefix_id, self.config.cand1_prefix_id, self.config.cand2_prefix_id)

@@ -35,13 +35,8 @@ from alignrun.models.saving import check_finite, merge, prompting_tokenizer, sam
 from alignrun.objectives.likelihood import token_log_probs
 from alignrun.types import Completions, PackedBatch, PromptBatch, Role
 
-_ADAPTERS = {
-    Role.policy: adapters.POLICY,
-    Role.reference: adapters.REFERENCE,
-    Role.opponent: adapters.OPPONENT,
-    Role.anchor: adapters.ANCHOR,
-    Role.average: adapters.AVERAGE,
-}
+_ADAPTERS = {role: role.value for role in Role}
+"""The name of each role's adapter; that of a snapshot is known here only."""
 
 
 class Policy:
@@ -154,6 +149,11 @@ class Policy:
         """
         torch._foreach_lerp_(list(self.snapshot_weights(role).values()), list(self.trainable().values()), rate)
 
+    @torch.no_grad()
+    def copy_snapshot(self, source: Role, target: Role) -> None:
+        """Make one snapshot equal to another."""
+        torch._foreach_copy_(list(self.snapshot_weights(target).values()), list(self.snapshot_weights(source).values()))
+
     def snapshot_weights(self, role: Role) -> dict[str, Tensor]:
         """The weights of a snapshot, in the order of `trainable`."""
         if self.backbone.peft is None:
@@ -193,8 +193,9 @@ class Policy:
     def log_probs(self, role: Role, prompts: PromptBatch, completions: Completions, temperature: float = 1.0) -> Tensor:
         """[N, T] log π(y_n | x, y_<n) of every completion token, zero on padding.
 
-        The policy's carry a gradient if gradients are enabled; those of other roles never do. Only completion positions
-        reach the vocabulary head, and a prompt is encoded once for all its completions.
+        The policy's carry a gradient if gradients are enabled. Those of other roles never do: the reference and the
+        opponents are constants of the objective. Only completion positions reach the vocabulary head, and a prompt is
+        encoded once for all its completions.
 
         Args:
             role: the role to score with.

@@ -1,4 +1,4 @@
-"""A model that others have trained, as they have saved it, and texts put before it in batches."""
+"""A published model in its original format, applied to texts in batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ KEY = "preference"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What the model reads of one question."""
+class TokenRow:
+    """The model's input for one question."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...] = ()
-    """Token types, where the model tells the parts of its input apart by them."""
+    """Token types, if the model uses them."""
 
 
 Forward = Callable[[dict[str, Tensor]], Tensor]
-"""[N, width] from padded `input_ids` [N, S], their `attention_mask` and, where rows have them, `token_type_ids`."""
+"""[N, width] from padded `input_ids` [N, S], their `attention_mask` and, if rows have them, `token_type_ids`."""
 
 
 class Published:
@@ -42,7 +42,7 @@ class Published:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self._asked, self._skipped = 0, 0
         said = context_length(model.config)
-        relative = getattr(model.config, "position_biased_input", True) is False  # DeBERTa, which any distance suits
+        relative = getattr(model.config, "position_biased_input", True) is False  # DeBERTa supports any distance
         self.context = int(min(tokenizer.model_max_length, 1 << 20 if relative else said))
 
     @classmethod
@@ -50,7 +50,7 @@ class Published:
         """Load the model as `kind`, an Auto class or a model class, frozen, on its device or else on the backbone's.
 
         Raises:
-            InputError: it cannot be found or read, has no head of this kind, or cannot be held as asked.
+            InputError: it cannot be found or read, has no head of this kind, or cannot be loaded as configured.
         """
         check_path(config)
         place = str(Path(str(config.path)).expanduser()) if _is_local(config) else str(config.path)
@@ -87,16 +87,16 @@ class Published:
             raise InputError(f"{KEY}.path={config.path}: {unfit}: choose another model")
         if config.chat_template is not None:
             tokenizer.chat_template = config.chat_template
-        model.config.get_text_config().use_cache = False  # one pass needs no keys and values afterwards
+        model.config.get_text_config().use_cache = False  # a single pass needs no cache
         if config.quantize is Quantize.none:
             model.to(device)
         return cls(model.eval().requires_grad_(False), tokenizer, config)
 
     @torch.no_grad()
     def read(
-        self, rows: Sequence[Row | None], forward: Forward, pad: Callable[[Sequence[Row]], int], width: int
+        self, rows: Sequence[TokenRow | None], forward: Forward, pad: Callable[[Sequence[TokenRow]], int], width: int
     ) -> Tensor:
-        """[N, width] float32 on the CPU, what `forward` makes of each row; NaN for None. Equal rows are read once.
+        """[N, width] float32 on the CPU, `forward` of each row; NaN for None. Equal rows are read once.
 
         Rows of similar length are read together, `batch_tokens` at once, and processes share the batches.
         """
@@ -117,8 +117,8 @@ class Published:
         results[-1] = torch.nan
         return results[[len(places) if row is None else places[row] for row in rows]].float()
 
-    def fitting(self, row: Row) -> Row | None:
-        """The row, or None for one that is too long and to be skipped. Raises RunError for one that is not."""
+    def fitting(self, row: TokenRow) -> TokenRow | None:
+        """The row, or None if it is too long and skipped. Raises RunError if it is too long and not skipped."""
         if len(row.ids) <= self.context:
             return row
         if self.config.too_long is LongText.error:
@@ -129,17 +129,17 @@ class Published:
             )
         return None
 
-    def tally(self, questions: Sequence[Row | None]) -> None:
-        """Count questions for `counts`; None is one that is too long."""
+    def tally(self, questions: Sequence[TokenRow | None]) -> None:
+        """Count questions for `counts`; None is one that was too long."""
         self._asked += len(questions)
         self._skipped += questions.count(None)
 
     def counts(self) -> dict[str, float]:
-        """Questions so far, and how many of them were too long."""
+        """The number of questions so far, and of those that were too long."""
         return {f"{self.config.name}/asked": self._asked, f"{self.config.name}/too_long": self._skipped}
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        batch: list[Row] = []
+    def _batches(self, rows: Sequence[TokenRow]) -> Iterator[list[TokenRow]]:
+        batch: list[TokenRow] = []
         for row in rows:
             if batch and (len(batch) + 1) * len(row.ids) > self.config.batch_tokens:
                 yield batch
@@ -148,8 +148,8 @@ class Published:
         if batch:
             yield batch
 
-    def _padded(self, rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
-        """On the right, where positions count from the first token; on the left where the model sums up at the end."""
+    def _padded(self, rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
+        """Pads on the right if positions count from the first token; on the left if the model reads the last."""
         left = getattr(self.model.config, "summary_type", None) == "last" and self.tokenizer.padding_side == "left"
         longest = max(len(row.ids) for row in rows)
 
@@ -178,7 +178,7 @@ def check_path(config: PublishedConfig) -> None:
 
 
 def source_of(config: PublishedConfig) -> ModelConfig:
-    """Where the model comes from, as of a policy."""
+    """The source of the model, as for a policy."""
     return ModelConfig(
         name=config.name, path=config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
     )

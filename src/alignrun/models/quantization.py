@@ -1,4 +1,4 @@
-"""The settings of bitsandbytes for weights that are held in 8 or 4 bits."""
+"""The settings of bitsandbytes for weights stored in 8 or 4 bits."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A scalar, or an embedding, read off the base: a LoRA adapter and a linear head on the last token.
+"""A scalar or an embedding from the base: a LoRA adapter and a linear head on the last token.
 
 Shape legend: B prompts, N = K·B continuations, S tokens, D hidden size, M size of an embedding.
 """
@@ -26,7 +26,7 @@ HEAD = "head.weight"
 
 
 class Scorer:
-    """s(x, y) = wᵀh, where h is the base's hidden state at the last token of y, seen through the feedback adapter.
+    """s(x, y) = wᵀh, where h is the base's hidden state at the last token of y with the feedback adapter.
 
     With a head of M rows it is the embedding v(x, y) = Wh/‖Wh‖ (arXiv 2410.02197).
     """
@@ -38,13 +38,13 @@ class Scorer:
         self.backbone = backbone
         self.card = card
         self.weight = weight
-        """[D] or [M, D] float32, the head; without a bias, which no difference of scores would see."""
+        """[D] or [M, D] float32, the head; without a bias, which cancels in differences of scores."""
 
     @classmethod
     def create(cls, backbone: Backbone, adapter: AdapterConfig, card: AdapterCard, size: int | None = None) -> "Scorer":
-        """A new one to be trained: its adapter changes nothing yet, and its head gives every completion 0.
+        """A new scorer to train: its adapter is zero, and its head gives every completion 0.
 
-        That of an embedding of `size` is random, since zero would leave a product of embeddings without a gradient.
+        The head of an embedding of `size` is random, since a product of zero embeddings has no gradient.
 
         Raises:
             InputError: the adapter does not fit the base.
@@ -57,10 +57,10 @@ class Scorer:
 
     @classmethod
     def read(cls, backbone: Backbone, folder: Path, card: AdapterCard, key: str) -> "Scorer":
-        """A trained one from its folder, frozen.
+        """A trained, frozen scorer from its folder.
 
         Raises:
-            InputError: the folder is damaged, belongs to another base, or its weights are no finite real numbers.
+            InputError: the folder is damaged, belongs to another base, or its weights are not finite real numbers.
         """
         check_card(backbone, folder, card.kind, key)
         try:
@@ -77,13 +77,13 @@ class Scorer:
             )
         if unfit := unfit_weight([(HEAD, weight)]):
             raise InputError(f"{key}: {folder / HEAD_FILE}: {unfit}: {OTHER_WEIGHTS}")
-        adapter = backbone.free_name(adapters.FEEDBACK)  # several judges may stand on one base
+        adapter = backbone.free_name(adapters.FEEDBACK)  # several judges may share one base
         backbone.read(adapter, folder, trainable=False, key=key)
         return cls(backbone, card, nn.Parameter(weight.float().to(backbone.device), requires_grad=False), adapter)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.backbone.device
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -98,7 +98,7 @@ class Scorer:
             completions: [N, S] continuations, padded on the right; those of prompt b are rows b·K to b·K + K − 1.
         """
         hidden = hidden_states(self.backbone.model, prompts, completions.tokens, completions.mask)
-        last = completions.mask.sum(1)  # place 0 is the end of the prompt
+        last = completions.mask.sum(1)  # index 0 is the end of the prompt
         rows = torch.arange(len(last), device=last.device)
         states = hidden[rows, last].float()
         if self.weight.dim() == 1:
@@ -119,7 +119,7 @@ class Scorer:
         write_feedback_readme(folder, self.backbone, self.card)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format, the head, and what they are."""
+        """Write the adapter in PEFT's format, the head, and the card."""
         check_finite([(HEAD, self.weight)])
         self.backbone.save_adapter(self._adapter, folder)
         save_tensors({HEAD: self.weight}, folder / HEAD_FILE)

@@ -1,4 +1,4 @@
-"""Models that are loaded with the same settings are loaded once, within a context that says so."""
+"""Loads models with the same settings once within a context."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _shared: ContextVar[dict[Hashable, Any] | None] = ContextVar("shared", default=N
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """Within the context, `load_once` keeps what it loads; contexts within it share with it."""
+    """Context in which `load_once` caches; nested contexts share the cache."""
     before = _shared.set({} if (known := _shared.get()) is None else known)
     try:
         yield
@@ -21,7 +21,7 @@ def sharing() -> Iterator[None]:
 
 
 def load_once(key: Hashable, load: Callable[[], T]) -> T:
-    """What `load` gives, or what it gave for an equal key within the same context."""
+    """The result of `load`, or of an earlier call with an equal key within the same context."""
     known = _shared.get()
     if known is None:
         return load()

@@ -1,4 +1,4 @@
-"""From a model's name to its weights and tokenizer, on whatever this machine can reach."""
+"""Loads weights and tokenizers by a model's name, from a folder, the hub or a Python package."""
 
 import contextlib
 import difflib
@@ -41,7 +41,7 @@ from alignrun.models.weights import whole_weight
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model, with a padding token and the chat template that the configuration asks for.
+    """The tokenizer of the model, with a padding token and the configured chat template.
 
     Raises:
         InputError: it cannot be found or read.
@@ -53,12 +53,12 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     else:
         with loading(config, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(locate(config), **hub_options(config))
-            tokenizer("text")  # what its files say of limits is first read here
+            tokenizer("text")  # limits in its files are first read here
     configure(tokenizer, config)
     if tokenizer.pad_token_id is None:
         # Padding is always masked, so any token serves; most base models have no pad token of their own.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    # Some name a token for it that they have added and the model has no embedding for.
+    # Some use an added token without an embedding in the model.
     if config.source not in (ModelSource.random, ModelSource.game) and tokenizer.pad_token_id >= tokenizer.vocab_size:
         rows = vocabulary_size(load_architecture(config))
         if rows is not None and tokenizer.pad_token_id >= rows:
@@ -74,7 +74,7 @@ def load_model(
     device: torch.device | None = None,
     quantization: Any = None,
 ) -> PreTrainedModel:
-    """The base model in evaluation mode, on the CPU, or on `device` where it is quantised while it loads.
+    """The base model in evaluation mode, on the CPU, or on `device` if it is quantised on loading.
 
     Raises:
         InputError: it cannot be found or read.
@@ -96,7 +96,7 @@ def load_model(
         folder = Path(locate(config))
         if folder.is_dir() and not getattr(model, "is_quantized", False) and (unfit := whole_weight(model, folder)):
             raise InputError(f"model.path={config.path}: {unfit}: choose another model")
-    if getattr(model, "_hf_peft_config_loaded", False):  # of a hub's repository, transformers loads the base, too
+    if getattr(model, "_hf_peft_config_loaded", False):  # for a hub's repository, transformers loads the base too
         base = model.config._name_or_path
         raise InputError(
             f"model.path={config.path} is an adapter and not a model: download it, and name its base: "
@@ -126,7 +126,7 @@ def unloaded_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtyp
 
 
 def preview_prompt(config: ModelConfig, text: str) -> str | None:
-    """A prompt as the model's template writes it; None where the template is on a hub that has not been asked."""
+    """A prompt as the model's template writes it; None if the template is on a hub that has not been asked."""
     if config.source in (ModelSource.random, ModelSource.game):
         tokenizer = load_tokenizer(config)
     elif config.chat_template is not None:
@@ -149,10 +149,10 @@ def preview_prompt(config: ModelConfig, text: str) -> str | None:
 
 
 def load_architecture(config: ModelConfig) -> PreTrainedConfig:
-    """The configuration of the model that will be loaded, without its weights.
+    """The configuration of the model, without its weights.
 
     Raises:
-        InputError: it cannot be found, or the YAML's does not make sense.
+        InputError: it cannot be found, or the one in the YAML is invalid.
     """
     with loading(config, "architecture"):
         if config.source is ModelSource.random:
@@ -165,18 +165,18 @@ def load_architecture(config: ModelConfig) -> PreTrainedConfig:
 
 
 def context_length(architecture: PreTrainedConfig) -> int:
-    """The most tokens that a model reads at once; as good as unlimited where its configuration does not say."""
+    """The model's context length in tokens; practically unlimited if its configuration has none."""
     return int(getattr(architecture.get_text_config(), "max_position_embeddings", 1 << 20))
 
 
 def vocabulary_size(architecture: PreTrainedConfig) -> int | None:
-    """How many tokens a model has embeddings for, where its configuration says so."""
+    """The number of a model's embeddings, if its configuration has it."""
     rows: int | None = getattr(architecture.get_text_config(), "vocab_size", None)
     return rows
 
 
 def planned_architecture(config: ModelConfig) -> PreTrainedConfig:
-    """The same without asking a hub, where the YAML writes the architecture out.
+    """The same without contacting a hub, if the YAML contains the architecture.
 
     Raises:
         InputError: as `load_architecture`.
@@ -215,7 +215,7 @@ def locate(config: ModelConfig) -> str:
 
 
 def base_name(config: ModelConfig) -> str | None:
-    """What others load the base by, wherever they are: a hub id or an absolute path; None where it is made here."""
+    """A name by which the base can be loaded from anywhere: a hub id or an absolute path; None if created here."""
     if config.source in (ModelSource.random, ModelSource.game):
         return None
     path = locate(config)
@@ -223,7 +223,7 @@ def base_name(config: ModelConfig) -> str | None:
 
 
 def base_revision(config: ModelConfig) -> str | None:
-    """The commit of a hub's model that has been loaded, so that others get the same weights; None for other models."""
+    """The commit of a loaded hub model, which identifies its weights; None for other models."""
     base = base_name(config)
     if base is None or Path(base).is_absolute():
         return None
@@ -232,14 +232,14 @@ def base_revision(config: ModelConfig) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $ALIGNRUN_CACHE, or `alignrun` in the user's cache."""
+    """The folder of converted models: $ALIGNRUN_CACHE, or `alignrun` in the user's cache."""
     if "ALIGNRUN_CACHE" in os.environ:
         return Path(os.environ["ALIGNRUN_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "alignrun"
 
 
 def _from_package(config: ModelConfig) -> Path | None:
-    """The GGUF file of a Python package as a safetensors folder, converted once; None where there is no package."""
+    """The GGUF file of a Python package as a safetensors folder, converted once; None if there is no package."""
     spec = importlib.util.find_spec(str(config.package))
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -258,7 +258,7 @@ def _from_package(config: ModelConfig) -> Path | None:
             f"cannot write the model cache {target.parent} ({error.strerror}): set ALIGNRUN_CACHE to another folder"
         ) from None
     try:
-        # The conversion draws a progress bar of its own that no setting turns off.
+        # The conversion draws its own progress bar, which no setting disables.
         quiet = contextlib.redirect_stderr(io.StringIO())
         with loading(config, "weights"), quiet:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
@@ -292,7 +292,7 @@ def hub_options(config: ModelConfig) -> dict[str, Any]:
 
 @cache
 def _hub_is_out_of_reach() -> bool:
-    """Whether the hub's name does not even resolve: then its client would retry for most of a minute, in vain."""
+    """Whether the hub's name does not resolve; its client would then retry for most of a minute."""
     if getproxies():
         return False  # the proxy resolves names
     try:
@@ -304,13 +304,13 @@ def _hub_is_out_of_reach() -> bool:
 
 @contextlib.contextmanager
 def loading(config: ModelConfig, part: str, group: str = "model") -> Iterator[None]:
-    """Turn whatever a library raises while it loads a part of the group's model into one line. Raises InputError."""
+    """Turn any error of a library that loads a part of the group's model into one line. Raises InputError."""
     try:
         with quiet_transformers():
             yield
     except (torch.OutOfMemoryError, AlignrunError):
         raise
-    except Exception as error:  # files that are damaged, or from elsewhere, make their readers fail in any way
+    except Exception as error:  # damaged or untrusted files can raise anything
         raise InputError(
             f"{group}={config.name}: the {part} of {config.path or config.fallback or config.name} cannot be loaded "
             f"({one_line(error, 160)}): {remedy(error, config, group)}"
@@ -319,7 +319,7 @@ def loading(config: ModelConfig, part: str, group: str = "model") -> Iterator[No
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice on stderr while a model loads or is saved: the console belongs to the run."""
+    """Suppress progress bars and advice on stderr while a model is loaded or saved."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -41,7 +41,7 @@ def default_targets(model: PreTrainedModel | PeftModel) -> str | list[str]:
     ]
 
 
-def left_out(model: nn.Module) -> str | None:
+def skipped_layers(model: nn.Module) -> str | None:
     """A message about the layers that `default_targets` skips besides the vocabulary head; None if there are none."""
     blocks, mixers = len(expert_blocks(model)), len(_mixers(model))
     parts = [f"{blocks} blocks of experts with their routers"] * (blocks > 0)

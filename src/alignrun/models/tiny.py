@@ -16,7 +16,7 @@ CHATML = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, plus the ChatML marks; `<|im_end|>` ends a completion."""
+    """One token per byte, plus the ChatML marks; `<|im_end|>` ends a completion."""
     # Share one backend: tokenizers (0.23) never frees a backend's cache, and many runs may share a process.
     return copy.copy(_byte_tokenizer())
 

@@ -93,7 +93,8 @@ def learning_bytes(config: Config, rows: int) -> int:
     """Bytes of a training pass over so many prompts; of many, extrapolated from fewer."""
     # From here on the chunks of the logits have their full size, and every further prompt costs the same.
     new = config.generation.max_new_tokens
-    enough = max(1, -(-CHUNK_SIZE // (workload(config).learned * new)))
+    work = workload(config)
+    enough = max(1, -(-CHUNK_SIZE // (work.learned * (1 + work.later_turns) * new)))
     if rows <= enough:
         return training_bytes(config, rows)
     few, more = (training_bytes(config, count, accumulating=True) for count in (enough, enough + 1))

@@ -45,7 +45,7 @@ class Judge:
     device: str = ""
     """Where it is, unless on the device of the policy."""
     unknown: str = ""
-    """Why it could not be counted; empty where it was."""
+    """Why it could not be counted; empty if it was."""
 
 
 def judges(config: Config, prompt_tokens: int) -> list[Judge]:
@@ -97,7 +97,7 @@ def _published(config: Config, section: PublishedConfig, place: str, prompt_toke
 
 
 def _architecture(section: PublishedConfig) -> PreTrainedConfig | None:
-    """Of a folder or the hub, else of a known model; None where neither says it."""
+    """Of a folder or the hub, else of a known model; None if neither says it."""
     try:
         with quiet_transformers():
             found: PreTrainedConfig = AutoConfig.from_pretrained(

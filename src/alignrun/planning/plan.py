@@ -147,7 +147,8 @@ def resident_plan(config: Config, shards: int = 1) -> MemoryPlan:
 
 def _judges(config: Config) -> list[Judge]:
     with _predictable(config, "the preference model"):
-        return judges(config, prompt_tokens(config))
+        longer = workload(config).added_tokens if discover()[config.algo.name].judged_whole else 0
+        return judges(config, prompt_tokens(config) + longer)
 
 
 def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -181,7 +182,7 @@ def peak_sampling(config: Config) -> int:
 def drawing_bytes(config: Config, prompts: int) -> int:
     """Bytes of a decoding loop of training; 0 where nothing is sampled."""
     work, dtype = workload(config), planned_dtype(config)
-    drawn = sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
+    drawn = sampling_bytes(config, work.drawn, prompts, dtype, work.added_tokens) if work.drawn else 0
     return max(drawn, _continuing_bytes(config, work, prompts, dtype))
 
 
@@ -190,7 +191,7 @@ def _continuing_bytes(config: Config, work: Workload, prompts: int, dtype: torch
     drafting = config.generation.opponents is Opponents.drafted or config.model.device == "cpu"
     if not work.continued or not drafting:
         return 0
-    return sampling_bytes(config, work.continued, prompts, dtype, 2 * config.generation.max_new_tokens)
+    return sampling_bytes(config, work.continued, prompts, dtype, config.generation.max_new_tokens)
 
 
 def evaluation_bytes(config: Config) -> int:
@@ -205,16 +206,16 @@ def evaluation_bytes(config: Config) -> int:
 
 
 def sampling_bytes(
-    config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype, new_tokens: int | None = None
+    config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype, added_tokens: int = 0
 ) -> int:
-    """Memory of one decoding loop: the key-value cache of so many new tokens, and the logits of a step."""
+    """Memory of one decoding loop: the key-value cache, of sequences so many tokens longer, and the logits of a step."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
     width = torch.finfo(dtype).bits // 8
     sequences = len(sources) * prompts
     rows = decoding_rows(sources) * prompts
     mixed = rows - sequences
-    tokens = capacity(prompt_tokens(config), new_tokens or config.generation.max_new_tokens)
+    tokens = capacity(prompt_tokens(config) + added_tokens, config.generation.max_new_tokens)
     kept = _kept(config, architecture)
     cache = rows * (tokens * kept.by_token + kept.state) * width
     # The model's logits are alive throughout. A mixture needs three more tensors for its log-probabilities, while those
@@ -258,10 +259,13 @@ def training_bytes(config: Config, prompts: int, accumulating: bool | None = Non
     """
     kind, work = discover()[config.algo.name], workload(config)
     new = config.generation.max_new_tokens
+    # With later turns, all completions of a conversation are in memory at once, each with a prompt of its own; these
+    # grow evenly from turn to turn.
+    apart = work.later_turns > 0
     one_pass = Pass(
-        prompts=prompts,
-        completions=work.learned,
-        prompt_tokens=prompt_tokens(config),
+        prompts=prompts * work.learned * (1 + work.later_turns) if apart else prompts,
+        completions=1 if apart else work.learned,
+        prompt_tokens=prompt_tokens(config) + work.added_tokens // 2,
         completion_tokens=new if kind.online else config.data.max_completion_tokens or new,
         checkpointing=config.model.checkpointing,
         accumulating=prompts < config.train.batch_size if accumulating is None else accumulating,
@@ -284,7 +288,7 @@ def training_bytes(config: Config, prompts: int, accumulating: bool | None = Non
 _traced: dict[tuple[object, ...], int] = {}
 
 
-def describe(size: Size, config: Config) -> str:
+def size_in_words(size: Size, config: Config) -> str:
     """One line: the parameters, and which of them would be trained."""
     if config.adapter.name is AdapterKind.none:
         return f"{size.parameters / 1e6:,.1f}M parameters, all trained"

@@ -14,7 +14,7 @@ from alignrun.models.sources import preview_prompt
 from alignrun.planning.automatic import GIB, USABLE, Choice, choose, largest_batches
 from alignrun.planning.gpus import GPU_SIZES
 from alignrun.planning.judges import Judge
-from alignrun.planning.plan import MemoryPlan, describe, make_plan, planned_dtype, prompt_tokens
+from alignrun.planning.plan import MemoryPlan, make_plan, planned_dtype, prompt_tokens, size_in_words
 from alignrun.security.text import counted
 
 
@@ -34,7 +34,7 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
     here = choose(config, free)
     elsewhere = [choose(on_gpu(config), size * GIB) for size in sizes]
     plans = [make_plan(choice.config) for choice in (here, *elsewhere)]
-    console.print(f"{config.algo.name} on {config.model.name}: {describe(plans[0].size, config)}", highlight=False)
+    console.print(f"{config.algo.name} on {config.model.name}: {size_in_words(plans[0].size, config)}", highlight=False)
     name = f"this {'CPU' if device.type == 'cpu' else 'GPU'}"
     heads = [name, *(f"{size:g} GB" for size in sizes)]
     limits = [None if free is None else USABLE * free, *(USABLE * size * GIB for size in sizes)]
@@ -44,7 +44,7 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
     console.print(f"prompt template: {shown}", highlight=False, markup=False)
     console.print(
         f"{_precision(here.config)} base here, {_precision(on_gpu(config))} on a GPU; prompts of "
-        f"{prompt_tokens(config)} tokens, {config.generation.max_new_tokens} new tokens, batches of "
+        f"{prompt_tokens(config)} tokens, {_later(config)}{config.generation.max_new_tokens} new tokens, batches of "
         f"{config.train.batch_size}. A run plans with its longest prompt and its GPU's free memory, of which it fills "
         f"{USABLE:.0%}. The framework's own memory comes on top.",
         highlight=False,
@@ -62,6 +62,12 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
     drawn = " / generation.batch_size" * discover()[config.algo.name].online
     console.print(f"largest train.micro_batch_size{drawn} (* with model.gradient_checkpointing=true)", highlight=False)
     console.print(_fits(config, sizes), highlight=False)
+
+
+def _later(config: Config) -> str:
+    """The later prompts of a conversation, in words."""
+    added = workload(config).added_tokens
+    return f"later ones of {prompt_tokens(config) + added}, " if added else ""
 
 
 def on_gpu(config: Config) -> Config:

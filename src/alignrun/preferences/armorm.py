@@ -2,7 +2,7 @@
 
 In the format of RLHFlow/ArmoRM-Llama3-8B-v0.1.
 
-The published weights were out of reach when this was written; it is tested on random weights of the same architecture.
+Tested only on random weights of the same architecture: the published ones were not available.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from alignrun.config import PublishedConfig, schema
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.gated_reward import GatedReward
-from alignrun.models.published import Published, Row, check_path
+from alignrun.models.published import Published, TokenRow, check_path
 from alignrun.models.sources import vocabulary_size
 from alignrun.preferences.base import Preference, Reward, preference
 from alignrun.preferences.conversations import ConversationEncoder
@@ -27,7 +27,7 @@ SCORES = (
     *("argilla-overall_quality", "argilla-judge_lm", "code-complexity", "code-style", "code-explanation"),
     *("code-instruction-following", "code-readability"),
 )
-"""What the model scores, in the order of its card."""
+"""The model's scores, in the order of its card."""
 
 
 @schema
@@ -38,7 +38,7 @@ class ArmoRMConfig(PublishedConfig):
     path: str | None = "RLHFlow/ArmoRM-Llama3-8B-v0.1"
     """A hub id or a local folder with an ArmoRM."""
     labels: dict[str, float] = field(default_factory=dict)
-    """Weights of scores by name, as helpsteer-helpfulness: 1; empty for the mixture that the model makes itself."""
+    """Weights of scores by name, such as helpsteer-helpfulness: 1; empty for the model's own mixture."""
 
 
 class ArmoRM(Reward):
@@ -65,10 +65,10 @@ class ArmoRM(Reward):
         return self._published.read(fitting, self._forward, self._padding, len(self._weights)) @ self._weights
 
     def counts(self) -> dict[str, float]:
-        """Texts that were asked about, and those that were too long."""
+        """The number of texts scored, and of those that were too long."""
         return self._published.counts()
 
-    def _padding(self, rows: Sequence[Row]) -> int:
+    def _padding(self, rows: Sequence[TokenRow]) -> int:
         return int(self._published.tokenizer.pad_token_id or 0)
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:

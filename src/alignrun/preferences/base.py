@@ -1,7 +1,7 @@
-"""What a preference is: P(y ≻ y' | x), antisymmetric.
+"""The interface of preferences: P(y ≻ y' | x), antisymmetric.
 
-Prompts are texts. Those of a data set are `Prompt`s, which also hold the conversation as messages and the other columns
-of the row; `as_prompt` makes one of any text.
+Prompts are texts. Those of a data set are `Prompt`s, which also hold the conversation as messages and the row's other
+columns; `as_prompt` converts any text.
 """
 
 from abc import ABC, abstractmethod
@@ -22,19 +22,19 @@ Build = TypeVar("Build", bound=Callable[..., "Preference"])
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """What a preference says about B pairs, before the orders are averaged and ½ stands in for what is not judged."""
+    """Probabilities of B pairs, before averaging the orders and replacing missing ones by ½."""
 
     probabilities: Tensor
-    """[B] P(first ≻ second), on the CPU; NaN where it could not judge."""
+    """[B] P(first ≻ second), on the CPU; NaN if it could not judge."""
     orders: Tensor | None = None
-    """[B, 2] P(first ≻ second) where `first` is shown first, and where it is shown second; NaN as above.
+    """[B, 2] P(first ≻ second) with `first` shown first, and with it shown second; NaN as above.
 
     None for a preference that sees one completion at a time, or both without an order.
     """
 
     @classmethod
     def in_both_orders(cls, probabilities: Tensor, wins: Tensor) -> "Judgment":
-        """From how likely the completion shown first wins, [B, 2] with `first` there and with `second` there."""
+        """From the probabilities that the completion shown first wins, [B, 2] in both orders."""
         return cls(probabilities, torch.stack([wins[:, 0], 1 - wins[:, 1]], dim=1))
 
 
@@ -42,35 +42,34 @@ class Preference(ABC):
     """A pairwise preference with P(y ≻ y' | x) + P(y' ≻ y | x) = 1."""
 
     by_pair: bool = True
-    """Whether every pair is a question of its own. Where it is not, completions are read one by one, and all pairs of K
-    of them cost no more than K readings."""
+    """Whether each pair is a separate question. If not, each of K completions is read once for all of its pairs."""
 
     @abstractmethod
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] probabilities that `first` is preferred to `second`, one for each prompt, on the CPU."""
 
     def for_learner(self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> Tensor:
-        """[B] P(ours ≻ theirs) for the policy of `ours` to raise; the same, unless a rule looks at the whole batch."""
+        """[B] P(ours ≻ theirs) for training the policy of `ours`; the same unless a rule depends on the whole batch."""
         return self(prompts, ours, theirs)
 
     def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
-        """The same with what an evaluation of the preference itself looks at."""
+        """The probabilities with the details that an evaluation of the preference uses."""
         return Judgment(self(prompts, first, second))
 
     def check(self, examples: Iterable[Example]) -> None:
-        """Look for what it needs in the rows that it will be asked about. Raises InputError where that is missing."""
+        """Check that the rows to be judged have what it needs. Raises InputError if something is missing."""
         return  # most need nothing
 
     def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
-        """Completions that will be judged soon: a preference may start on them in the background."""
+        """Announce completions that will be judged soon; a preference may start on them in the background."""
         return  # most cannot
 
     def counts(self) -> dict[str, float]:
-        """What a preference has counted so far and a user should see, for the metrics of an evaluation."""
+        """Counts so far that a user should see, for the metrics of an evaluation."""
         return {}
 
     def drain(self) -> dict[str, float]:
-        """Means over what it was asked since the last call, for the metrics of a step or of an evaluation."""
+        """Means over the questions since the last call, for the metrics of a step or an evaluation."""
         return {}
 
 
@@ -87,12 +86,12 @@ class Reward(Preference):
 
     @abstractmethod
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
-        """[B] rewards r(x, y); NaN where there is none."""
+        """[B] rewards r(x, y); NaN if there is none."""
 
     def log_odds(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """[B] r(x, y) / temperature: differences are the log-odds of the preference.
 
-        What has no reward gets the mean of its prompt's others, which favours and blames nothing.
+        A completion without a reward gets the mean of its prompt's others, which is neutral.
         """
         rewards = self.rewards(prompts, completions) / self._temperature
         known = ~rewards.isnan()
@@ -107,11 +106,11 @@ class Reward(Preference):
         return torch.where(known, rewards, (sums / counts.clamp(min=1))[rows])
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] σ of the reward difference, ½ where one has none."""
+        """[B] σ of the reward difference, ½ if one has no reward."""
         return self.judge(prompts, first, second).probabilities.nan_to_num(0.5)
 
     def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
-        """The same, NaN where one has none. A completion in several pairs is scored once."""
+        """The same, NaN if one has no reward. A completion in several pairs is scored once."""
         places: dict[tuple[str, str], int] = {}
         asked: list[tuple[str, str]] = []
 
@@ -127,34 +126,34 @@ class Reward(Preference):
 
 
 def identity(prompt: str) -> str:
-    """What tells a prompt from others: rows may share their text, and not their answer."""
+    """The identity of a prompt: rows may share their text but not their answer."""
     return prompt.identity if isinstance(prompt, Prompt) else prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """How a preference is made."""
+class PreferenceKind:
+    """A registered kind of preference, and how to build it."""
 
     config_class: type
     """The dataclass that types its YAML."""
     build: Callable[..., Preference]
-    """From its configuration; where it is a feedback model, also from the run's backbone."""
+    """Builds it from its configuration; a feedback model also takes the run's backbone."""
     feedback: str
-    """The kind of feedback model that its `path` names, which may stand on the base of the policy; else empty."""
+    """The kind of feedback model in its `path`, which may share the policy's base; else empty."""
     check: Callable[[Any], object]
-    """Refuses what can be refused before anything is loaded."""
+    """Refuses invalid settings before anything is loaded."""
     on_base: bool
-    """Whether it is also given the run's backbone."""
+    """Whether `build` also takes the run's backbone."""
     empty: Callable[[PreTrainedConfig], nn.Module] | None
     """Builds the model that a hub id or folder in `path` holds, from its architecture alone, for the memory plan."""
     columns: Callable[[Any], Collection[str] | None]
     """The columns of a row, besides its texts, that it reads; None for all of them."""
     by_pair: Callable[[Any], bool]
-    """Whether what it builds is `Preference.by_pair`, before it is built."""
+    """The value of `Preference.by_pair`, known before building."""
 
 
-_registered: dict[str, Kind] = {}
-"""Read through `discover`: a preference is entered when the rest of its module runs."""
+_registered: dict[str, PreferenceKind] = {}
+"""Read through `discover`: a preference is registered when its module is imported."""
 
 
 def preference_in_words(section: Any) -> str:
@@ -167,7 +166,7 @@ def preference_in_words(section: Any) -> str:
 
 
 def preference_using(feedback: str) -> str:
-    """The name of the preference that a kind of feedback model is for."""
+    """The name of the preference that uses a kind of feedback model."""
     return next(name for name, kind in discover().items() if kind.feedback == feedback)
 
 
@@ -195,16 +194,16 @@ def preference(
     columns: Callable[[Any], Collection[str] | None] = _nothing,
     by_pair: Callable[[Any], bool] = _never,
 ) -> Callable[[Build], Build]:
-    """Register how a preference is made, under the name that its YAML gives."""
+    """Register a preference under the name in its YAML."""
 
     def register(build: Build) -> Build:
-        _registered[name] = Kind(config_class, build, feedback, check, on_base, empty, columns, by_pair)
+        _registered[name] = PreferenceKind(config_class, build, feedback, check, on_base, empty, columns, by_pair)
         return build
 
     return register
 
 
-def discover() -> dict[str, Kind]:
+def discover() -> dict[str, PreferenceKind]:
     """Import every module of this package, so that a new file is a preference without further wiring."""
     import_all("alignrun.preferences")
     return _registered

@@ -12,7 +12,7 @@ from alignrun.preferences.feedback_model import TextScorer, find_card, load_feed
 
 @schema
 class BradleyTerryConfig:
-    """Which run, and how decided its preferences are."""
+    """The run, and the temperature of its preferences."""
 
     name: str = "bradley_terry"
     path: str | None = None
@@ -20,7 +20,7 @@ class BradleyTerryConfig:
     temperature: float = 1.0
     """P = σ((r − r') / temperature); 1 is what was trained."""
     batch_size: int = 32
-    """Texts read at once."""
+    """The batch size, in texts."""
 
     def __post_init__(self) -> None:
         require(bool(self.path), "preference.path", "is missing: name a finished run of algo=reward_model")

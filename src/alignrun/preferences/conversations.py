@@ -1,6 +1,6 @@
-"""Conversations and what follows them as the tokens that a published model reads.
+"""Conversations with completions as the tokens that a published model reads.
 
-A text stays a text: names of special tokens that it spells out are never read as those tokens.
+Text stays text: special tokens spelled out in it are never read as those tokens.
 """
 
 import copy
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from alignrun.data.control import TextEncoder, UnreadableTextError
 from alignrun.data.templates import own_text, write
 from alignrun.errors import InputError, RunError
-from alignrun.models.published import Row
+from alignrun.models.published import TokenRow
 from alignrun.types import Message, as_prompt, message_text
 
 
@@ -36,18 +36,18 @@ class ConversationEncoder:
         opening = tokenizer("")["input_ids"][:1]
         self._opening = opening if opening == [tokenizer.bos_token_id] else []
 
-    def encode(self, prompt: str, completion: str) -> Row:
+    def encode(self, prompt: str, completion: str) -> TokenRow:
         """The whole conversation. Raises RunError for one that the tokenizer or its template refuses."""
         asked = as_prompt(prompt)
         if asked.turns[-1]["role"] == "assistant":
             raise RunError(f"preference={self._name} judges what follows a prompt, and one ends with the assistant")
         if self._pair is not None:
-            encoding = self._pair.encode(str(prompt), completion or None)  # as transformers: nothing is no second text
-            return Row(tuple(encoding.ids), tuple(encoding.type_ids) if self._typed else ())
-        return Row(tuple(self.turns([*asked.turns, {"role": "assistant", "content": completion}])))
+            encoding = self._pair.encode(str(prompt), completion or None)  # as transformers does
+            return TokenRow(tuple(encoding.ids), tuple(encoding.type_ids) if self._typed else ())
+        return TokenRow(tuple(self.turns([*asked.turns, {"role": "assistant", "content": completion}])))
 
-    def marked(self, prompt: str, completion: str) -> Row:
-        """The same with types that mark the prompt, for models that read it off its last token.
+    def marked(self, prompt: str, completion: str) -> TokenRow:
+        """The same with token types that mark the prompt, for models that read its last token.
 
         Raises:
             RunError: also where the template writes the prompt differently once an answer follows.
@@ -58,10 +58,10 @@ class ConversationEncoder:
                 f"preference={self._name}: the chat template writes a prompt differently once an answer follows, so "
                 "where it ends cannot be found: give preference.chat_template"
             )
-        return Row(ids, (1,) * len(asked) + (0,) * (len(ids) - len(asked)))
+        return TokenRow(ids, (1,) * len(asked) + (0,) * (len(ids) - len(asked)))
 
     def turns(self, turns: Sequence[Message], *, answer: bool = False) -> list[int]:
-        """Turns through the chat template, with one BOS where the tokenizer opens texts with it."""
+        """Turns through the chat template, with one BOS if the tokenizer starts texts with it."""
         try:
             guard = self._encoder.guard([message_text(turn) for turn in turns])
             hidden: Any = guard.hide(list(turns))

@@ -1,4 +1,4 @@
-"""Functions to start from when writing one's own: `preference=function preference.function=MODULE:NAME`."""
+"""Example functions to start from: `preference=function preference.function=MODULE:NAME`."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A trained reward or preference model, loaded from its run and asked about texts."""
+"""A trained reward or preference model, loaded from its run, that scores texts."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
 from alignrun.config.literal import literal
-from alignrun.data.feedback import PreferenceEncoder, RewardEncoder
+from alignrun.data.feedback_encoding import PreferenceEncoder, RewardEncoder
 from alignrun.data.padding import collate, padding_id
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.backbone import Backbone
@@ -33,7 +33,7 @@ Question = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class TextScorer:
-    """Scores texts in batches, each head read once for all of its tails, and no question asked twice in a call."""
+    """Scores texts in batches; each head is read once for all of its tails, and no question twice in a call."""
 
     def __init__(self, scorer: Scorer, encoder: RewardEncoder | PreferenceEncoder, batch_size: int) -> None:
         self._scorer, self._encoder, self._batch_size = scorer, encoder, batch_size
@@ -42,7 +42,7 @@ class TextScorer:
         self._context = context_length(scorer.backbone.model.config)
 
     def __call__(self, texts: Sequence[str], completions: Sequence[tuple[str, ...]]) -> Tensor:
-        """[N] scores or [N, M] embeddings, float32 on the CPU, of N prompts with what the encoder puts after each.
+        """[N] scores or [N, M] embeddings, float32 on the CPU, of N prompts with the encoder's tails.
 
         Raises:
             RunError: a text is longer than the model reads.
@@ -105,7 +105,7 @@ def load_feedback_model(path: str, kind: str, batch_size: int, backbone: Backbon
     """
     folder, card = find_card(path, kind)
     config = base_config(card, path)
-    # The folder may come from anyone: a model from elsewhere, or its code, is for the user to allow.
+    # The folder may be untrusted: the user must allow a model or code from elsewhere.
     here = None if backbone is None else backbone.config
     if here is None or origin(config) != origin(here) or config.trust_remote_code > here.trust_remote_code:
         values = {name: value.name if isinstance(value, Enum) else value for name, value in asdict(config).items()}
@@ -134,7 +134,7 @@ def _is_base(backbone: Backbone, card: AdapterCard, config: ModelConfig) -> bool
 
 
 def origin(config: ModelConfig) -> tuple[object, ...]:
-    """Where weights come from, for those that have no fingerprint."""
+    """The source of weights without a fingerprint."""
     return (config.source, config.path, config.revision, config.package, config.package_file, config.fallback)
 
 

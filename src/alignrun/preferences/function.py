@@ -14,7 +14,7 @@ from alignrun.errors import AlignrunError, InputError, RunError, one_line
 from alignrun.preferences.arguments import Arguments
 from alignrun.preferences.base import Judgment, Preference, Reward, preference
 from alignrun.preferences.texts import TextScores
-from alignrun.preferences.user_code import call, import_function
+from alignrun.preferences.user_code import call, import_function, raised_at
 from alignrun.security.text import counted
 from alignrun.types import Example, as_prompt
 
@@ -32,12 +32,12 @@ TEXTS = {
     FunctionKind.preference: ("prompts", "first", "second"),
     FunctionKind.reward: ("prompts", "completions"),
 }
-"""What a function is always given."""
+"""The arguments that every function gets."""
 
 
 @schema
 class FunctionConfig:
-    """Where the function is and what it returns."""
+    """The function's import path and kind."""
 
     name: str = "function"
     function: str | None = None
@@ -46,7 +46,7 @@ class FunctionConfig:
     temperature: float = 1.0
     """For a reward: P = σ((r − r') / temperature)."""
     pure: bool = False
-    """Equal rows always get equal values: they are kept, and computed by several processes where that pays."""
+    """Equal rows always get equal values: they are cached, and computed in several processes if worthwhile."""
 
     def __post_init__(self) -> None:
         require(bool(self.function), "preference.function", "is missing: name it as package.module:function")
@@ -54,7 +54,7 @@ class FunctionConfig:
 
 
 class UserFunction:
-    """The user's function, sync or async, asked about texts and the columns that its parameters name."""
+    """The user's function, sync or async, called with texts and the columns that its parameters name."""
 
     def __init__(self, name: str, function: Callable[..., Any], kind: FunctionKind, *, pure: bool = False) -> None:
         self._name, self._function = name, function
@@ -65,7 +65,7 @@ class UserFunction:
             self._scores = TextScores(lambda texts: self._ask(texts).tolist(), task)
 
     def check(self, examples: Iterable[Example]) -> None:
-        """Raises InputError where a row has no column that the function must be given."""
+        """Raises InputError if a row lacks a column that the function requires."""
         self._check(((example.origin, example.columns or {}) for example in examples), InputError)
 
     def _check(self, rows: Iterable[tuple[str, Mapping[str, Any]]], error: type[AlignrunError]) -> None:
@@ -77,7 +77,7 @@ class UserFunction:
                 )
 
     def __call__(self, *texts: Sequence[str]) -> Tensor:
-        """[B] what the function returns for prompts and completions, each process asking it about its share."""
+        """[B] the function's values for prompts and completions, sharded over processes."""
         if self._scores is not None:
             return self._scores(*texts).float()
         return distributed.by_share(
@@ -101,7 +101,8 @@ class UserFunction:
                 "current folder is importable only until that is imported"
             ) from error
         except Exception as error:  # the user's code may raise anything
-            raise RunError(f"{failed}: {type(error).__name__}: {one_line(error)}") from error
+            where = raised_at(error, self._name)
+            raise RunError(f"{failed}: {type(error).__name__}: {one_line(error)}{where}") from error
         if len(values) != len(texts[0]):
             raise RunError(
                 f"preference.function={self._name} returned {counted(len(values), 'value')} for "
@@ -113,13 +114,13 @@ class UserFunction:
 
 
 class FunctionPreference(Preference):
-    """Asks for both orders and averages: ½ (f(y, y') + 1 − f(y', y)), antisymmetric whatever the function does."""
+    """Averages both orders: ½ (f(y, y') + 1 − f(y', y)), antisymmetric for any function."""
 
     def __init__(self, name: str, function: Callable[..., Any], *, pure: bool = False) -> None:
         self._name, self._function = name, UserFunction(name, function, FunctionKind.preference, pure=pure)
 
     def check(self, examples: Iterable[Example]) -> None:
-        """Raises InputError where a row has no column that the function must be given."""
+        """Raises InputError if a row lacks a column that the function requires."""
         self._function.check(examples)
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
@@ -127,7 +128,7 @@ class FunctionPreference(Preference):
         return self.judge(prompts, first, second).probabilities
 
     def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
-        """Both orders by themselves, and their average."""
+        """Both orders separately, and their average."""
         forward, backward = self._ask(prompts, first, second), self._ask(prompts, second, first)
         return Judgment.in_both_orders((forward + 1 - backward) / 2, torch.stack([forward, backward], dim=1))
 
@@ -148,7 +149,7 @@ class FunctionReward(Reward):
         self._function = UserFunction(name, function, FunctionKind.reward, pure=pure)
 
     def check(self, examples: Iterable[Example]) -> None:
-        """Raises InputError where a row has no column that the function must be given."""
+        """Raises InputError if a row lacks a column that the function requires."""
         self._function.check(examples)
 
     def rewards(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:

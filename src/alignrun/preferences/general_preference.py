@@ -1,9 +1,9 @@
 """A published general preference model, cycles included: preference.path=HUB_ID_OR_FOLDER.
 
 In the format of github.com/general-preference/general-preference-model (arXiv 2410.02197), as
-general-preference/GPM-Llama-3.1-8B: one pass for each completion.
+general-preference/GPM-Llama-3.1-8B: one forward pass per completion.
 
-The published weights were out of reach when this was written; it is tested on random weights of the same architecture.
+Tested only on random weights of the same architecture: the published ones were not available.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 from alignrun.config import PublishedConfig, schema
 from alignrun.models.backbone import Backbone
 from alignrun.models.general_preference import GeneralPreferenceModel
-from alignrun.models.published import Published, Row, check_path
+from alignrun.models.published import Published, TokenRow, check_path
 from alignrun.objectives.preference import skew_logits
 from alignrun.preferences.base import Preference, preference
 from alignrun.preferences.conversations import ConversationEncoder
@@ -40,7 +40,7 @@ class GeneralPreference(Preference):
         self._encoder = ConversationEncoder(published.tokenizer, config.name, opens=True)
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] P(first ≻ second); ½ where one is too long and skipped."""
+        """[B] P(first ≻ second); ½ if one is too long and skipped."""
         rows = [
             self._published.fitting(self._row(*pair))
             for pair in zip([*prompts, *prompts], [*first, *second], strict=True)
@@ -49,20 +49,20 @@ class GeneralPreference(Preference):
         size = len(self._published.model.value_head)
         read = self._published.read(rows, self._forward, self._padding, size + size // 2)
         one, other = read[:, :size].unflatten(0, (2, -1))
-        # The prompt is the same on both sides, its tokens were only read in other company.
+        # The prompt is the same on both sides; only the padding around it differed.
         scales = read[:, size:].unflatten(0, (2, -1)).mean(0)
         return torch.sigmoid(skew_logits(one, other, scales) / self._temperature).nan_to_num(0.5)
 
     def counts(self) -> dict[str, float]:
-        """Texts that were asked about, and those that were too long."""
+        """The number of texts scored, and of those that were too long."""
         return self._published.counts()
 
-    def _row(self, prompt: str, completion: str) -> Row:
-        """The conversation with EOS in place of its last token; the types mark the prompt."""
+    def _row(self, prompt: str, completion: str) -> TokenRow:
+        """The conversation with EOS in place of its last token; the token types mark the prompt."""
         row = self._encoder.marked(prompt, completion)
-        return Row((*row.ids[:-1], int(self._published.tokenizer.eos_token_id)), row.types)
+        return TokenRow((*row.ids[:-1], int(self._published.tokenizer.eos_token_id)), row.types)
 
-    def _padding(self, rows: Sequence[Row]) -> int:
+    def _padding(self, rows: Sequence[TokenRow]) -> int:
         return int(self._published.tokenizer.pad_token_id or 0)
 
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:

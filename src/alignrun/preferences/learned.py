@@ -22,7 +22,7 @@ class LearnedConfig:
     path: str | None = None
     """A finished run of algo=preference_model, or its adapter folder."""
     batch_size: int = 32
-    """Texts read at once."""
+    """The batch size, in texts."""
 
     def __post_init__(self) -> None:
         require(bool(self.path), "preference.path", "is missing: name a finished run of algo=preference_model")
@@ -40,7 +40,7 @@ class LearnedPreference(Preference):
         return self.judge(prompts, first, second).probabilities
 
     def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
-        """Both orders are read in one go."""
+        """Both orders are read in one batch."""
         forward, backward = list(zip(first, second, strict=True)), list(zip(second, first, strict=True))
         scores = self._scorer([*prompts, *prompts], [*forward, *backward])
         logits = scores.reshape(2, -1).T
@@ -62,7 +62,7 @@ class EmbeddedPreference(Preference):
 
 
 def reads_pairs(config: LearnedConfig) -> bool:
-    """Whether the run's model reads both completions at once, as one does that is not there yet for all one knows."""
+    """Whether the run's model reads both completions at once; assumed for a run that does not exist yet."""
     with suppress(InputError):
         return find_card(str(config.path), "preference")[1].kind != "embedding"
     return True

@@ -13,7 +13,7 @@ from alignrun.preferences.base import Preference, preference
 
 @schema
 class MatrixConfig:
-    """Which game."""
+    """The game."""
 
     name: str = "matrix"
     game: str = "cyc"
@@ -21,7 +21,7 @@ class MatrixConfig:
 
 
 class MatrixPreference(Preference):
-    """P(a ≻ b) from the game's table. A completion that is no action loses to every action and ties with its like."""
+    """P(a ≻ b) from the game's table. Any other completion loses to every action and ties with its like."""
 
     by_pair = False
 

@@ -1,4 +1,4 @@
-"""The sections of a panel's members: each is typed as its preference, and its errors say whose they are."""
+"""The sections of a panel's members: each is typed as its preference, and its errors name the member."""
 
 import difflib
 import re
@@ -21,7 +21,7 @@ EXAMPLE = "preference.members='{helpful: {name: reward_model, path: …}, brief:
 
 
 def typed_members(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Every member as the dataclass of its preference, from plain values; one that is typed already stays as it is.
+    """Every member as the dataclass of its preference, from plain values; typed ones are unchanged.
 
     Raises:
         InputError: a member has no name, an unknown one, or values that its preference refuses.
@@ -69,7 +69,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 @contextmanager
 def named_errors(member: str) -> Iterator[None]:
-    """Within the context, an error about `preference.KEY` is one about `preference.members.MEMBER.KEY`."""
+    """Context in which errors about `preference.KEY` name `preference.members.MEMBER.KEY`."""
     try:
         yield
     except AlignrunError as error:

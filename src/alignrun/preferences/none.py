@@ -16,10 +16,10 @@ class NoPreferenceConfig:
 
 
 class NoPreference(Preference):
-    """Stands where a preference would, and is never asked."""
+    """A placeholder for a preference, which is never called."""
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """Raises AssertionError: configurations that would ask are refused before a run starts."""
+        """Raises AssertionError: configurations that need a preference are refused before a run starts."""
         raise AssertionError("preference=none was asked")
 
 

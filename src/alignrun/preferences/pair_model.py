@@ -1,6 +1,6 @@
 """A language model that reads both answers and names one: preference.path=HUB_ID_OR_FOLDER.
 
-The probabilities of two tokens are the preference.
+The preference is read from the probabilities of two tokens.
 """
 
 from dataclasses import field
@@ -17,7 +17,7 @@ from alignrun.data.templates import write
 from alignrun.errors import InputError, RunError
 from alignrun.models.backbone import Backbone
 from alignrun.models.head import vocabulary_head
-from alignrun.models.published import Published, Row, check_path
+from alignrun.models.published import Published, TokenRow, check_path
 from alignrun.models.sources import vocabulary_size
 from alignrun.preferences.base import Preference, always, preference
 from alignrun.preferences.both_orders import BothOrders
@@ -53,7 +53,7 @@ class PairModelConfig(PublishedConfig):
     generation_prompt: bool = True
     """Whether the model answers as the assistant, or right where the user's turn ends."""
     bos: bool = True
-    """Whether the text opens with BOS, where the tokenizer has one."""
+    """Whether the text starts with BOS, if the tokenizer has one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +75,7 @@ class PairModel(BothOrders):
         self._pieces = split_template(config.template, FIELDS, "preference.template")
         self._head = vocabulary_head(published.model)
 
-    def encode(self, prompt: str, first: str, second: str) -> Row:
+    def encode(self, prompt: str, first: str, second: str) -> TokenRow:
         """The filled template."""
         context, config = str(prompt), self._config
         if config.context_template is not None:
@@ -88,7 +88,7 @@ class PairModel(BothOrders):
         text = before + "".join(map(str.__add__, (context, first, second), after))
         ids = self._encoder.turns([{"role": "user", "content": text}], answer=config.generation_prompt)
         unopened = not config.bos and ids[:1] == [self._published.tokenizer.bos_token_id]
-        return Row(tuple(ids[1:] if unopened else ids))
+        return TokenRow(tuple(ids[1:] if unopened else ids))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """[N, 1] log p(first) − log p(second) after the last token."""
@@ -106,7 +106,7 @@ class PairModel(BothOrders):
 
 
 def answer_token(tokenizer: Any, name: str, word: str) -> int:
-    """The token of an answer. Raises InputError where it is several."""
+    """The token of an answer. Raises InputError if it is several tokens."""
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise InputError(

@@ -14,13 +14,13 @@ from alignrun.config import PublishedConfig, schema
 from alignrun.data.control import TextEncoder
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
-from alignrun.models.published import Published, Row, check_path
+from alignrun.models.published import Published, TokenRow, check_path
 from alignrun.preferences.base import Preference, always, preference
 from alignrun.preferences.both_orders import BothOrders
 
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
 CONTEXT = 2048
-"""1224 tokens of the request and 412 of each answer are what it was trained with, longer texts being cut there."""
+"""Trained with 1224 tokens of the request and 412 of each answer; longer texts are cut there."""
 
 
 @schema
@@ -33,7 +33,7 @@ class PairRMConfig(PublishedConfig):
 
 
 class PairRM(BothOrders):
-    """Each text is encoded by itself behind its mark, and the three are put in a row."""
+    """Each text is encoded separately after its mark, and the three are concatenated."""
 
     def __init__(self, published: Published, config: PairRMConfig) -> None:
         super().__init__(published, config.temperature)
@@ -48,13 +48,13 @@ class PairRM(BothOrders):
                 f"preference.path={config.path} has no marks {', '.join(MARKS)}: name a PairRM in transformers' format"
             )
 
-    def encode(self, prompt: str, first: str, second: str) -> Row:
+    def encode(self, prompt: str, first: str, second: str) -> TokenRow:
         """[CLS] mark text [SEP] three times over: of the request, and of each answer."""
         ids: list[int] = []
         for mark, text in zip(MARKS, (str(prompt), first, second), strict=True):
             guard = self._encoder.guard([text])
             ids += [self._open, *self._encoder.encode(mark + guard.hide(text), guard), self._close]
-        return Row(tuple(ids))
+        return TokenRow(tuple(ids))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """[N, 1] z."""

@@ -1,8 +1,8 @@
 """A panel of any preferences: preference.members='{helpful: {name: reward_model, path: …}, …}'
 
-Members who are each transitive may have a majority that is not (Condorcet, Essai sur l'application de l'analyse, 1785):
-then no completion is preferred to all others, only a mixture is not beaten, and no Bradley-Terry reward can say what
-the panel prefers. Nash learning from human feedback starts from this point (arXiv 2312.00886).
+Transitive members may have an intransitive majority (Condorcet, Essai sur l'application de l'analyse, 1785): then no
+completion is preferred to all others, only a mixture is unbeaten, and no Bradley-Terry reward can express the panel's
+preference. Nash learning from human feedback starts from this point (arXiv 2312.00886).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -38,14 +38,14 @@ class PanelRule(str, Enum):
 
 @schema
 class PanelConfig:
-    """Who sits on the panel, and how it decides. Member m prefers y to y' with probability P_m."""
+    """The panel's members and its rule. Member m prefers y to y' with probability P_m."""
 
     name: str = "panel"
     members: dict[str, Any] = field(default_factory=dict)
     """By name, each with the settings of its preference: {name: reward_model, path: …}, or the name of a preset."""
     rule: PanelRule = PanelRule.majority
     weights: dict[str, float] = field(default_factory=dict)
-    """For rule=mean: how much the vote of each member counts, by its name; empty for equal weights."""
+    """For rule=mean: the weight of each member's vote, by name; empty for equal weights."""
 
     def __post_init__(self) -> None:
         members, key = typed_members(self.members), "preference.weights"
@@ -64,7 +64,7 @@ class PanelConfig:
 
 
 class Panel(Preference):
-    """Several preferences put together by a rule."""
+    """Several preferences combined by a rule."""
 
     def __init__(
         self,
@@ -73,14 +73,14 @@ class Panel(Preference):
         weights: Mapping[str, float] | None = None,
         waiting: Collection[str] = (),
     ) -> None:
-        """`waiting` names the members that may be asked in threads of their own, such as judges behind a server."""
+        """`waiting` names the members that may run in separate threads, such as judges behind a server."""
         self._members, self._rule, self._waiting = dict(members), rule, waiting
         self._weights = torch.tensor([(weights or dict.fromkeys(members, 1.0))[name] for name in members])
         self._sums, self._count = torch.zeros(len(members), dtype=torch.float64), 0
 
     @property
     def by_pair(self) -> bool:  # type: ignore[override]
-        """Whether one of the members is."""
+        """Whether one of the members judges pair by pair."""
         return any(member.by_pair for member in self._members.values())
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
@@ -95,13 +95,13 @@ class Panel(Preference):
                 return egalitarian(votes).float()
 
     def for_learner(self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> Tensor:
-        """[B] the same, or for maxmin the votes of the member with the lowest mean over all B."""
+        """[B] the same; for maxmin, the votes of the member with the lowest mean over all B."""
         if self._rule is PanelRule.maxmin:
             return worst_served(self.votes(prompts, ours, theirs)).float()
         return self(prompts, ours, theirs)
 
     def votes(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[M, B] float64, P_m(first ≻ second). Several processes take the members one after another, in step."""
+        """[M, B] float64, P_m(first ≻ second). With several processes, the members run one after another, in step."""
         asked = {name: partial(self._vote, name, prompts, first, second) for name in self._members}
         found = side_by_side(asked, self._waiting if distributed.size() == 1 else ())
         votes = torch.stack(list(found.values())).double()
@@ -113,14 +113,14 @@ class Panel(Preference):
             return self._members[name](*question)
 
     def check(self, examples: Iterable[Example]) -> None:
-        """Have every member look at the rows."""
+        """Have every member check the rows."""
         rows = list(examples)
         for name, member in self._members.items():
             with named_errors(name):
                 member.check(rows)
 
     def counts(self) -> dict[str, float]:
-        """What the members have counted, each under its name."""
+        """The members' counts, each under the member's name."""
         return {
             f"{name}/{key}": value for name, member in self._members.items() for key, value in member.counts().items()
         }
@@ -136,13 +136,13 @@ class Panel(Preference):
         return {f"panel/{name}": mean for name, mean in means.items()} | {"panel_worst": min(means.values())} | inner
 
     def expect(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
-        """Let every member start on them."""
+        """Announce the completions to every member."""
         for member in self._members.values():
             member.expect(prompts, completions)
 
 
 def check(config: PanelConfig) -> None:
-    """Refuse what a member would refuse before anything is loaded. Raises InputError."""
+    """Refuse invalid settings of members before anything is loaded. Raises InputError."""
     for name, section in config.members.items():
         with named_errors(name):
             discover()[section.name].check(section)
@@ -161,7 +161,7 @@ def columns(config: PanelConfig) -> Collection[str] | None:
 
 
 def by_pair(config: PanelConfig) -> bool:
-    """Whether a member is."""
+    """Whether a member judges pair by pair."""
     return any(discover()[section.name].by_pair(section) for section in config.members.values())
 
 

@@ -11,7 +11,7 @@ from alignrun.config import PublishedConfig, schema
 from alignrun.errors import InputError
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import FILE, adapter_folder
-from alignrun.models.published import Published, Row, check_path
+from alignrun.models.published import Published, TokenRow, check_path
 from alignrun.models.sources import vocabulary_size
 from alignrun.preferences.base import Preference, Reward, preference
 from alignrun.preferences.bradley_terry import BradleyTerry
@@ -19,7 +19,7 @@ from alignrun.preferences.conversations import ConversationEncoder
 from alignrun.preferences.feedback_model import find_card, load_feedback_model
 
 TEXTS = 32
-"""Read at once by a run of algo=reward_model."""
+"""The batch size of a run of algo=reward_model."""
 
 
 @schema
@@ -50,15 +50,15 @@ class PublishedReward(Reward):
         return self._published.read(fitting, self._scores, self._padding, len(self._weights)) @ self._weights
 
     def counts(self) -> dict[str, float]:
-        """Texts that were asked about, and those that were too long."""
+        """The number of texts scored, and of those that were too long."""
         return self._published.counts()
 
     def _scores(self, batch: dict[str, Tensor]) -> Tensor:
         scores: Tensor = self._published.model(**batch).logits
         return scores
 
-    def _padding(self, rows: Sequence[Row]) -> int:
-        """A padding token, such that the model finds the last token of every row: by it decoders know where it is."""
+    def _padding(self, rows: Sequence[TokenRow]) -> int:
+        """The padding token, by which decoders find the last token of every row."""
         text_config = self._published.model.config.get_text_config()
         if self._pad is None:
             last = {row.ids[-1] for row in rows}
@@ -67,7 +67,7 @@ class PublishedReward(Reward):
 
 
 def label_weights(config: RewardModelConfig, names: dict[int, str]) -> Tensor:
-    """[L] the weights of a model's scores. Raises InputError where it has none of a name, or several and no weights."""
+    """[L] the weights of a model's scores. Raises InputError for an unknown name, or several scores without weights."""
     known = list(names.values())
     if not config.labels:
         if len(known) != 1:
@@ -83,12 +83,12 @@ def label_weights(config: RewardModelConfig, names: dict[int, str]) -> Tensor:
 
 
 def is_run(config: PublishedConfig) -> bool:
-    """Whether the path is that of a run, or of what one has saved."""
+    """Whether the path is that of a run, or of a folder saved by one."""
     return (adapter_folder(str(config.path)) / FILE).is_file()
 
 
 def check(config: RewardModelConfig) -> None:
-    """Everything that can be refused before a model is loaded. Raises InputError."""
+    """Refuse invalid settings before a model is loaded. Raises InputError."""
     if not is_run(config):
         check_path(config)
         return

@@ -31,10 +31,10 @@ from alignrun.types import as_prompt
 
 
 class Endpoint(str, Enum):
-    """How the server is asked."""
+    """The endpoint of the server."""
 
     pooling = "pooling"
-    """vLLM's /pooling, with the conversation as messages; of scores for every token the last counts."""
+    """vLLM's /pooling, with the conversation as messages; the last is used if there is a score for every token."""
     classify = "classify"
     """vLLM's /classify, with the conversation as messages."""
     score = "score"
@@ -51,7 +51,7 @@ class RewardServerConfig(ServedConfig):
 
     name: str = "reward_server"
     url: str = MISSING
-    """Where the server is, as http://localhost:8000; a `/v1` at its end is left out where an endpoint has none."""
+    """The server, such as http://localhost:8000; a trailing `/v1` is dropped for endpoints without it."""
     endpoint: Endpoint = Endpoint.pooling
     weights: list[float] = field(default_factory=list)
     """For a model with several scores: their weights, in the model's order. r is the weighted sum."""
@@ -76,31 +76,31 @@ class RewardServerConfig(ServedConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """What an endpoint takes and gives."""
+class EndpointFormat:
+    """The request and response format of an endpoint."""
 
     path: str
     listed: str
-    """Where its results are."""
+    """The field with the results."""
     names: tuple[str, ...]
-    """What a score is called in a result."""
+    """The field with the score in a result."""
     raw: bool = True
-    """Whether it must be asked for scores, and gives probabilities otherwise (vLLM from 0.11.1 on)."""
+    """Whether it must be asked for raw scores instead of probabilities (vLLM from 0.11.1 on)."""
     tokens: str = "input"
-    """Where token ids are put."""
+    """The field for token ids."""
 
 
 FORMATS = {
-    Endpoint.pooling: Format("/pooling", "data", ("data",)),
-    Endpoint.classify: Format("/classify", "data", ("probs",)),
-    Endpoint.score: Format("/score", "data", ("score",)),
-    Endpoint.rerank: Format("/v1/rerank", "results", ("relevance_score", "score")),
-    Endpoint.sglang: Format("/classify", "", ("embedding",), raw=False, tokens="input_ids"),
+    Endpoint.pooling: EndpointFormat("/pooling", "data", ("data",)),
+    Endpoint.classify: EndpointFormat("/classify", "data", ("probs",)),
+    Endpoint.score: EndpointFormat("/score", "data", ("score",)),
+    Endpoint.rerank: EndpointFormat("/v1/rerank", "results", ("relevance_score", "score")),
+    Endpoint.sglang: EndpointFormat("/classify", "", ("embedding",), raw=False, tokens="input_ids"),
 }
 
 
 class RewardServer(Reward):
-    """σ(r(x, y) − r(x, y')) with r from a server, asked about each conversation by itself."""
+    """σ(r(x, y) − r(x, y')) with r from a server, one request per conversation."""
 
     def __init__(
         self, config: RewardServerConfig, cache: AnswerCache | None, encoder: ConversationEncoder | None = None
@@ -118,7 +118,7 @@ class RewardServer(Reward):
         return distributed.by_share(len(rows), lambda share: self._rewards([rows[row] for row in share]))
 
     def counts(self) -> dict[str, float]:
-        """What was asked, and found in the cache, by all processes."""
+        """Requests, and how many were cached, over all processes."""
         return self._asking.counts(self._config.name)
 
     def _rewards(self, rows: Sequence[tuple[str, str]]) -> Tensor:
@@ -174,7 +174,7 @@ class RewardClient(ServedClient):
 
 
 def load_encoder(config: RewardServerConfig) -> ConversationEncoder | None:
-    """What turns conversations into tokens here, where it is asked for. Raises InputError where it cannot be loaded."""
+    """The local tokenizer, if configured. Raises InputError if it cannot be loaded."""
     if config.tokenizer is None:
         return None
     source = ModelConfig(name=config.name, path=config.tokenizer)

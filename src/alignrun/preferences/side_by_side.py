@@ -1,4 +1,4 @@
-"""Several questions at once: those that wait for others in threads, and what this machine computes meanwhile."""
+"""Runs waiting tasks in threads, and computing tasks meanwhile."""
 
 from collections.abc import Callable, Collection, Mapping
 from contextvars import copy_context
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 def side_by_side(tasks: Mapping[str, Callable[[], T]], apart: Collection[str]) -> dict[str, T]:
-    """The results by name: each task of `apart` has a thread of its own, and the others run here, in their order.
+    """The results by name: each task in `apart` has its own thread, and the others run here, in order.
 
-    Where one fails all others still come to their end, so that nothing they have paid for is lost. Then the first
+    If one fails, all others still finish, so that paid answers are not lost. Then the first
     failure is raised, in the order of the tasks.
     """
     results: dict[str, T] = {}

@@ -1,6 +1,6 @@
-"""Scores of texts that are always the same for the same texts: each is computed once, and kept.
+"""Scores of texts that depend on the texts alone: each is computed once and cached.
 
-Where it takes long they are shared out over processes, also while the next completions are being decoded.
+Slow ones are computed in several processes, also while the next completions are being decoded.
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from alignrun.preferences.worker import Compute, Task, Texts, by_row
 from alignrun.preferences.workers import workers
 
 KEPT = 1 << 16
-"""Scores that are remembered, in about 10 MiB; the least recently used ones are dropped first."""
+"""The number of cached scores, in about 10 MiB; the least recently used ones are dropped first."""
 PAYS = 0.05
-"""The least CPU time, in seconds, that is shared out over processes."""
+"""The smallest CPU time, in seconds, that is worth distributing over processes."""
 
-Row = tuple[str, ...]
+TextRow = tuple[str, ...]
 
 
 class TextScores:
     """[B] float64 scores of B prompts, each with its completions.
 
-    A value depends neither on what was asked before or together with it, nor on who computes it.
+    A value depends neither on other questions nor on the process that computes it.
     """
 
     def __init__(self, compute: Compute, task: Task) -> None:
-        """`task` makes the same as `compute` in another process."""
+        """`task` builds the same as `compute` in another process."""
         self._here, self._task = compute, task
         self._known: dict[bytes, float] = {}
         self._coming: dict[bytes, tuple[Future[Sequence[float] | None], int]] = {}
@@ -40,7 +40,7 @@ class TextScores:
 
     @classmethod
     def by_row(cls, function: Callable[..., float]) -> "TextScores":
-        """By a function of a prompt's text and its completions, on the top level of a module."""
+        """From a module-level function of a prompt's text and its completions."""
         path = f"{function.__module__}:{function.__name__}"
         return cls(by_row(function), ("alignrun.preferences.worker:by_row_of", (path,)))
 
@@ -61,7 +61,7 @@ class TextScores:
         return torch.tensor([found[key] for key in keys], dtype=torch.float64)
 
     def expect(self, *texts: Sequence[str]) -> None:
-        """Start on rows that will be asked for, in other processes, where that pays."""
+        """Start on rows that will be needed, in other processes, if worthwhile."""
         _, rows = _by_content(texts)
         missing = {key: row for key, row in rows.items() if key not in self._known and key not in self._coming}
         if distributed.size() > 1 or not missing or not self._pays(list(missing.values())):
@@ -72,11 +72,11 @@ class TextScores:
             future = worker.ask(self._task, _columns([missing[key] for key in keys]))
             self._coming |= {key: (future, place) for place, key in enumerate(keys)}
 
-    def _pays(self, rows: Sequence[Row]) -> bool:
+    def _pays(self, rows: Sequence[TextRow]) -> bool:
         return self._pace * _size(rows) >= PAYS
 
-    def _compute(self, rows: Sequence[Row]) -> Sequence[float]:
-        if distributed.size() > 1:  # its processes share the cores already, and must all do the same
+    def _compute(self, rows: Sequence[TextRow]) -> Sequence[float]:
+        if distributed.size() > 1:  # data-parallel processes already share the cores and must stay in step
             shares = distributed.by_share(len(rows), lambda share: self._compute_here([rows[row] for row in share]))
             scores: list[float] = shares.tolist()
             return scores
@@ -94,30 +94,30 @@ class TextScores:
                 found[turn :: len(parts)] = self._compute_here(part).tolist() if theirs is None else theirs
         return found
 
-    def _compute_here(self, rows: Sequence[Row]) -> Tensor:
+    def _compute_here(self, rows: Sequence[TextRow]) -> Tensor:
         started = time.thread_time()
         scores = torch.tensor(list(self._here(_columns(rows))), dtype=torch.float64)
         self._pace = (time.thread_time() - started) / _size(rows)
         return scores
 
 
-def _columns(rows: Sequence[Row]) -> Texts:
+def _columns(rows: Sequence[TextRow]) -> Texts:
     return list(zip(*rows, strict=True))
 
 
-def _size(rows: Sequence[Row]) -> int:
+def _size(rows: Sequence[TextRow]) -> int:
     """Characters of the completions, at least one."""
     return sum(len(text) for row in rows for text in row[1:]) or 1
 
 
-def _by_content(texts: Texts) -> tuple[list[bytes], dict[bytes, Row]]:
-    """The key of every row, and the different rows by their keys."""
+def _by_content(texts: Texts) -> tuple[list[bytes], dict[bytes, TextRow]]:
+    """The key of every row, and the distinct rows by key."""
     rows = list(zip(*texts, strict=True))
     keys = list(map(_key, rows))
     return keys, dict(zip(keys, rows, strict=True))
 
 
-def _key(row: Row) -> bytes:
+def _key(row: TextRow) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for text in (identity(row[0]), *row[1:]):
         content = text.encode(errors="surrogatepass")

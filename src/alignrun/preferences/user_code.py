@@ -1,4 +1,4 @@
-"""The user's function itself: found by its import path, and called with what its parameters name, without torch."""
+"""The user's function: imported by its path, and called with the arguments it names; does not import torch."""
 
 import asyncio
 import importlib
@@ -6,8 +6,10 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from alignrun.errors import InputError, one_line
@@ -17,7 +19,7 @@ from alignrun.security.working_directory import importable
 
 
 def call(function: Callable[..., Any], arguments: Arguments, texts: Texts) -> Any:
-    """What the function returns, awaited where it is async."""
+    """The function's result, awaited if it is async."""
     returned = arguments.call(function, texts)
     return asyncio.run(_result(returned)) if inspect.isawaitable(returned) else returned
 
@@ -27,7 +29,7 @@ async def _result(returned: Awaitable[Any]) -> Any:
 
 
 def by_path(path: str, names: Sequence[str]) -> Callable[[Texts], list[float]]:
-    """The function of a path, which is given texts of these names, for a process without torch.
+    """The function of a path, called with texts of these names, for a process without torch.
 
     It raises ValueError for values that are not scores.
     """
@@ -44,13 +46,20 @@ def by_path(path: str, names: Sequence[str]) -> Callable[[Texts], list[float]]:
     return compute
 
 
-def import_function(path: str) -> Callable[..., Any]:
-    """Import `package.module:name` from the environment, or from the current folder where it is not there.
+def raised_at(error: BaseException, path: str) -> str:
+    """The innermost line of the user's module that an error passed, ` (rewards.py:12)`; empty if it passed none."""
+    file = getattr(sys.modules.get(path.partition(":")[0]), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(str(file)).name}:{lines[-1]})" if lines else ""
 
-    The folder is importable until the module is imported and no longer: what a library looks for later is not there.
+
+def import_function(path: str) -> Callable[..., Any]:
+    """Import `package.module:name` from the environment, or else from the current folder.
+
+    The folder is importable only until the module is imported, so libraries never import from it later.
 
     Raises:
-        InputError: it is not there or not callable.
+        InputError: it does not exist or is not callable.
     """
     module_name, separator, name = path.partition(":")
     if not separator or not module_name or not name:

@@ -1,4 +1,4 @@
-"""VADER's compound score (Hutto and Gilbert, ICWSM 2014) in a time that grows with the text, not with its square.
+"""VADER's compound score (Hutto and Gilbert, ICWSM 2014) in linear rather than quadratic time.
 
 The library copies the whole text for each word of its lexicon, and searches it again for each word after a "but".
 The rules and their results are the library's own.
@@ -11,11 +11,11 @@ from heapq import heappop, heappush
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 BEFORE, AFTER = 3, 2
-"""Words before and after a word that its rules read."""
+"""The number of words before and after a word that its rules read."""
 
 
 class Analyzer(SentimentIntensityAnalyzer):  # type: ignore[misc]
-    """The library's analyzer, which gives each rule the words that it reads."""
+    """The library's analyzer, with each rule given only the words that it reads."""
 
     @staticmethod
     def _negation_check(valence: float, words: list[str], start_i: int, i: int) -> float:
@@ -25,14 +25,14 @@ class Analyzer(SentimentIntensityAnalyzer):  # type: ignore[misc]
 
     @staticmethod
     def _special_idioms_check(valence: float, words: list[str], i: int) -> float:
-        # The library asks from the fourth word on.
+        # The library checks from the fourth word on.
         near = words[i - BEFORE : i + AFTER + 1]
         checked: float = SentimentIntensityAnalyzer._special_idioms_check(valence, near, BEFORE)
         return checked
 
     @staticmethod
     def _but_check(words: list[str], sentiments: list[float]) -> list[float]:
-        """For each place in turn, the first place of an equal value is halved before the first "but", else × 1.5."""
+        """For each index in turn, the first index with an equal value is halved before the first "but", else × 1.5."""
         turn = next((place for place, word in enumerate(words) if word.lower() == "but"), None)
         if turn is None:
             return sentiments

@@ -1,6 +1,6 @@
 """A process that scores texts for a run: `python -m alignrun.preferences.worker`, without torch.
 
-It reads pickled requests from its parent's pipe and ends with it: when the parent is gone, there is nothing to read.
+It reads pickled requests from its parent's pipe and ends with it: when the parent is gone, the pipe is closed.
 """
 
 import importlib
@@ -20,7 +20,7 @@ Compute = Callable[[Texts], Sequence[float]]
 """A score for each row."""
 
 Task = tuple[str, tuple[Any, ...]]
-"""How to make a `Compute`: `module:name` of what makes it, and its arguments."""
+"""How to build a `Compute`: `module:name` of its factory, and the arguments."""
 
 
 def by_row(function: Callable[..., float]) -> Compute:
@@ -29,26 +29,26 @@ def by_row(function: Callable[..., float]) -> Compute:
 
 
 def by_row_of(path: str) -> Compute:
-    """The same, by the import path of the function."""
-    return by_row(find(path))
+    """The same, from the import path of the function."""
+    return by_row(import_by_path(path))
 
 
-def find(path: str) -> Any:
-    """What `module:name` names."""
+def import_by_path(path: str) -> Any:
+    """The object at `module:name`."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 @cache
 def make(task: Task) -> Compute:
-    """What a task asks for."""
+    """The `Compute` of a task."""
     maker, arguments = task
-    made: Compute = find(maker)(*arguments)
+    made: Compute = import_by_path(maker)(*arguments)
     return made
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until there are no more; one that fails gets None, for the parent to repeat and report."""
+    """Answer requests until the pipe closes; a failing one gets None, and the parent repeats and reports it."""
     while True:
         try:
             task, texts = pickle.load(requests)
@@ -62,7 +62,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Serve the parent; what functions print goes to standard error, and signals are for the parent to handle."""
+    """Serve the parent; functions' output goes to standard error, and the parent handles signals."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

@@ -1,4 +1,4 @@
-"""Processes that score texts on the cores that the run leaves free."""
+"""Processes that score texts on idle cores."""
 
 import os
 import pickle
@@ -13,24 +13,24 @@ from functools import cache
 from alignrun.preferences.worker import Task, Texts
 
 MOST = 8
-"""Processes at most."""
+"""The maximum number of processes."""
 
 
 class Worker:
-    """One process, started when it is first asked, by a thread of its own, so that nobody waits for it."""
+    """One process, started on first use in its own thread, so that nothing waits for it."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="alignrun-scores")
         self.process: subprocess.Popen[bytes] | None = None
-        """None until it is asked."""
+        """None until first use."""
         self._lost = False
 
     def ask(self, task: Task, texts: Texts) -> "Future[Sequence[float] | None]":
-        """The scores to come of each row; None if they are to be computed elsewhere."""
+        """A future score per row; None if they must be computed elsewhere."""
         return self._thread.submit(self._ask, task, texts)
 
     def close(self) -> None:
-        """End the process; what is asked later is not answered."""
+        """End the process; later requests are not answered."""
         self._lost = True
         self._thread.shutdown()
         if self.process is not None:
@@ -41,7 +41,7 @@ class Worker:
             return None
         try:
             content = pickle.dumps((task, texts))
-        except Exception:  # columns of a row may be objects of any library
+        except Exception:  # a row's columns may be objects of any library
             return None
         try:
             process = self._started()
@@ -74,6 +74,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 @cache
 def workers() -> tuple[Worker, ...]:
-    """One for each core that this process may use, but one; none where it may use a single one."""
+    """One per core available to this process, except one; none on a single core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return tuple(Worker() for _ in range(min(MOST, cores - 1)))

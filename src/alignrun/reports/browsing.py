@@ -1,4 +1,4 @@
-"""The completions of a tournament on its page: as many as a browser bears, and a word where that is not all."""
+"""The completions of a tournament on its page: as many as a browser can handle, with a note if some are missing."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from alignrun.reports.page import COMPLETION_LIMIT, PROMPT_LIMIT
 from alignrun.security.text import counted
 
 MOST = 8_000_000
-"""Characters of a page beyond which the completions of further prompts are left to completions.jsonl."""
+"""Page size in characters beyond which further completions are only in completions.jsonl."""
 MARKUP = 400
-"""Characters of a page that a completion takes in addition to its text."""
+"""Characters of markup per completion."""
 
 
 def browsable(answers: Sequence[Answers], most: int = MOST) -> Sequence[Answers]:
@@ -23,8 +23,8 @@ def browsable(answers: Sequence[Answers], most: int = MOST) -> Sequence[Answers]
     return answers
 
 
-def left_out(shown: Sequence[Answers], answers: Sequence[Answers]) -> str:
-    """What is not on the page; empty where all is."""
+def hidden_note(shown: Sequence[Answers], answers: Sequence[Answers]) -> str:
+    """A note on what is not on the page; empty if nothing is missing."""
     if len(shown) == len(answers):
         return ""
     return f"The first {len(shown):,} of {counted(len(answers), 'prompt')}; completions.jsonl holds all."

@@ -1,4 +1,4 @@
-"""Which curves a run has: from the rows of metrics.jsonl without drawing anything."""
+"""The curves of a run, from the rows of metrics.jsonl; draws nothing."""
 
 import math
 from collections.abc import Sequence
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 
 from alignrun.evaluation.results import Estimate
 from alignrun.reports.quantities import POLICY, Quantity, in_order, quantity, with_intervals
-from alignrun.reports.record import Row
+from alignrun.reports.record import MetricsRow
 
 POINTS = 400
-"""A line of more steps than this is drawn as means of neighbours: no screen shows more."""
+"""A longer line is drawn as means of neighbouring steps: no screen shows more points."""
 FEW = 30
-"""A line of so few steps shows each, and no running mean."""
+"""A shorter line shows every step and no running mean."""
 SHARE_OF_RUN = 20
-"""The running mean is over one in so many steps of a run."""
+"""The window of the running mean is this fraction of a run's steps."""
 EVAL, ACTIONS = "eval/", "actions"
 HIDDEN = {"epoch", "seconds", "prompts", "decided_pairs", "decided_prompts", "reference_length", "kl_k3"}
-"""Metrics whose curve tells nothing that another does not."""
+"""Metrics whose curve adds nothing to another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Values by step, in order; NaN where there was none."""
+    """Values by step, in order; NaN for a missing value."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     mean_of: int = 1
-    """How many neighbours each point is the mean of."""
+    """The number of steps that each point averages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Curve:
     actions: tuple[Line, ...] = ()
     """Probabilities of a game's actions, as the curve of the policy."""
     running: Line | None = None
-    """The running mean of the training line; None where that is short or does not scatter."""
+    """The running mean of the training line; None if the line is short or smooth."""
 
     def in_words(self) -> str:
         """A text alternative of the plot."""
@@ -53,7 +53,7 @@ class Curve:
         return f"{self.quantity.title} by step: {form(first)} at step {start:g}, {form(last)} at step {end:g}"
 
 
-def evaluations(rows: Sequence[Row]) -> list[tuple[int, dict[str, Estimate]]]:
+def evaluations(rows: Sequence[MetricsRow]) -> list[tuple[int, dict[str, Estimate]]]:
     """What each evaluation measured, by step."""
     found = []
     for row in rows:
@@ -63,8 +63,8 @@ def evaluations(rows: Sequence[Row]) -> list[tuple[int, dict[str, Estimate]]]:
     return found
 
 
-def all_curves(rows: Sequence[Row]) -> list[Curve]:
-    """A curve for every metric that has two values or more, the important ones first."""
+def all_curves(rows: Sequence[MetricsRow]) -> list[Curve]:
+    """A curve for every metric with at least two values, the important ones first."""
     evaluated = evaluations(rows)
     names = [name for _, values in evaluated for name in values if not name.startswith(POLICY)]
     names += [name for row in rows for name in row.values if not name.startswith(EVAL)]
@@ -73,7 +73,7 @@ def all_curves(rows: Sequence[Row]) -> list[Curve]:
     return [curve for curve in [_actions(evaluated), *found] if curve is not None]
 
 
-def _curve(name: str, rows: Sequence[Row], evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
+def _curve(name: str, rows: Sequence[MetricsRow], evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
     training = [(float(row.step), row.values[name]) for row in rows if name in row.values]
     points = [(step, values[name]) for step, values in evaluated if name in values]
     points = [(step, estimate) for step, estimate in points if math.isfinite(estimate.value)]
@@ -101,10 +101,10 @@ def _actions(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Curve | None:
 
 
 def running_mean(line: Line) -> Line:
-    """Means of a window around each point, as wide as `SHARE_OF_RUN` has it: m_t = mean of the finite x_s, |s − t| ≤ h.
+    """Means of a centred window of `SHARE_OF_RUN` around each point: m_t = mean of the finite x_s, |s − t| ≤ h.
 
-    Only where the window is whole, so that it stays centred: the mean of a straight line is the line, and neither end
-    follows single values.
+    Only for points with a complete window, so that the mean of a straight line is the line, and the ends do not follow
+    single values.
     """
     values = [value for _, value in line.points]
     half = max(2, round(len(values) / SHARE_OF_RUN / 2))
@@ -116,7 +116,7 @@ def running_mean(line: Line) -> Line:
 
 
 def thin(line: Line, limit: int = POINTS) -> Line:
-    """Means of equally many neighbours where there are more points than `limit`."""
+    """Means of equally many neighbours if there are more points than `limit`."""
     size = math.ceil(len(line.points) / limit)
     if size <= 1:
         return line

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALL, LARGE = (3.9, 2.4), (4.4, 3.9)
-"""Inches: at the width of a phone the text of both has the size of the page's small print."""
+"""Inches; at the width of a phone, text in both has the size of the page's small print."""
 MARKERS = "osD^vPX<>*hd"
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 WIN_RATE, KL = "win rate against the reference", "KL(policy ‖ reference), nats"
@@ -35,7 +35,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """The way of one run through that plane; trails of one group look alike."""
+    """The path of one run through that plane; trails of one group share a style."""
 
     group: int
     marks: tuple[Mark, ...]
@@ -69,7 +69,7 @@ def curve(measured: Curve, key: str) -> Markup:
 
 
 def distance(measured: Curve, key: str) -> Markup:
-    """How far a policy is from the equilibrium of its game by step; logarithmic where it shrinks tenfold or more."""
+    """A policy's distance from the equilibrium of its game by step; logarithmic if it shrinks tenfold or more."""
     points = [(float(step), estimate.value) for step, estimate in measured.evaluations]
     values = [value for _, value in points]
 
@@ -89,7 +89,7 @@ def distance(measured: Curve, key: str) -> Markup:
 
 
 def path(marks: Sequence[Mark], key: str) -> Markup:
-    """Where the evaluations of one run stand, in the order of their steps."""
+    """The evaluations of one run in that plane, in the order of their steps."""
 
     def draw(figure: "Figure") -> None:
         axes = _plane(figure)
@@ -102,7 +102,7 @@ def path(marks: Sequence[Mark], key: str) -> Markup:
 
 
 def frontier(marks: Sequence[Mark], key: str) -> Markup:
-    """Policies by what they gain and how far they have gone from the reference."""
+    """Policies by win rate and KL from the reference."""
 
     def draw(figure: "Figure") -> None:
         axes = _plane(figure)
@@ -114,7 +114,7 @@ def frontier(marks: Sequence[Mark], key: str) -> Markup:
 
 
 def bounds(lines: Sequence[Line], key: str) -> Markup:
-    """How much stronger a response is found among more proposals."""
+    """The bound on exploitability by number of proposals."""
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
@@ -151,7 +151,7 @@ def trails(found: Sequence[Trail], groups: Sequence[str], matched_kl: float | No
 
 
 def _with_legend(entries: int) -> tuple[float, float]:
-    """The size of a large figure with a line below it for each entry of its legend."""
+    """The size of a large figure plus one line per entry of its legend."""
     return LARGE[0], LARGE[1] + 0.2 * entries
 
 
@@ -194,7 +194,7 @@ def _whiskers(
 
 
 def _distances(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """From the values down and up to the ends of their intervals, as errorbar takes them."""
+    """Distances from the values to the ends of their intervals, as errorbar takes them."""
     ends = [_ends(estimate) for estimate in estimates]
     return [
         [estimate.value - low for estimate, (low, _) in zip(estimates, ends, strict=True)],
@@ -203,7 +203,7 @@ def _distances(estimates: Sequence[Estimate]) -> list[list[float]]:
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
-    """The interval as it can be drawn: an end that is not a number, or rounded past the value, is the value."""
+    """The interval to draw: an end that is not finite, or is rounded past the value, becomes the value."""
     low = estimate.low if math.isfinite(estimate.low) else estimate.value
     high = estimate.high if math.isfinite(estimate.high) else estimate.value
     return min(low, estimate.value), max(high, estimate.value)
@@ -218,7 +218,7 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Full and hollow markers by turns, so that two dozen series stay apart in black and white."""
+    """Alternating full and hollow markers, which distinguish two dozen series in black and white."""
     colour = SERIES[index % len(SERIES)]
     return {
         "color": colour,

@@ -1,4 +1,4 @@
-"""A table that is wider than the terminal, as several below each other that are not."""
+"""Splits a table that is wider than the terminal into several narrower ones below each other."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 HEADING = 14
-"""Columns of the screen up to which a heading stays in one line."""
+"""The width up to which a heading is not broken into lines."""
 FRAME = 3
-"""Columns of the screen that a column takes in addition to its text: a space on either side and a border."""
+"""The width of a column besides its text: a space on either side and a border."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +22,15 @@ class Column:
 
     @property
     def width(self) -> int:
-        """How wide it is: cells are not broken where they fit, headings are."""
+        """The width of the column: headings may be broken into lines, cells only if they must."""
         lines = (line for cell in self.cells for line in cell.split("\n"))
         return max((min(cell_len(self.title), HEADING), *map(cell_len, lines)))
 
 
 def fitted(title: str, names: Sequence[str], columns: Sequence[Column], width: int, corner: str = "") -> list[Table]:
-    """Tables no wider than `width`, each with the names of the rows and as many columns as fit, in their order.
+    """Tables at most `width` wide, each with the row names and as many columns as fit, in order.
 
-    A name, or a single cell, that is itself too wide is broken into lines. Nothing is left out.
+    A name or cell that is too wide by itself is broken into lines. Nothing is omitted.
     """
     head = min(max(map(cell_len, names), default=0), max(width // 3, 8))
     tables: list[Table] = []
@@ -52,7 +52,7 @@ def fitted(title: str, names: Sequence[str], columns: Sequence[Column], width: i
 
 
 def _groups(columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
-    """The columns, as many together as the width has room for."""
+    """The columns in groups that fit the width."""
     group: list[Column] = []
     for column in columns:
         if group and sum(one.width + FRAME for one in (*group, column)) > width:

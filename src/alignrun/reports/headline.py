@@ -1,19 +1,19 @@
-"""What a tournament has found, in sentences."""
+"""A tournament's findings, in sentences."""
 
 from collections.abc import Iterator
 
 from alignrun.evaluation.results import Estimate, PlayerResult, TournamentResult
 from alignrun.evaluation.settled import caution, verdict
-from alignrun.reports.text import EXACT, clip, in_words, percent, rate
+from alignrun.reports.text import EXACT, and_list, clip, percent, rate
 
 NAME = 32
-"""Characters of a name in a sentence."""
+"""The maximum length of a name in a sentence."""
 NEGLIGIBLE = 0.005
 """Shares of the equilibrium below this are not named."""
 
 
 def headline(result: TournamentResult) -> Iterator[str]:
-    """Who is preferred, whether to everyone, what the equilibrium plays, and how exploitable the favourite is."""
+    """Which policy is preferred, whether to all others, the equilibrium, and how exploitable the best policy is."""
     best = favourite(result)
     if len(result.players) > 1:
         yield _ahead(result, best)
@@ -29,12 +29,12 @@ def favourite(result: TournamentResult) -> PlayerResult:
 
 
 def certainty(result: TournamentResult) -> str:
-    """How sure the page's statements about pairs are."""
+    """How certain the page's statements about pairs are."""
     return "exactly" if result.samples_per_prompt == 0 else f"at {result.confidence:.0%} confidence"
 
 
 def _ahead(result: TournamentResult, best: PlayerResult) -> str:
-    """Who wins most often, and whether by more than the intervals leave open."""
+    """Which policy wins most often, and whether the intervals settle it."""
     wins = f"{share_in_words(best.average)} of the time"
     others = [player for player in result.players if player is not best]
     level = [_name(best)] + [_name(one) for one in others if best.average.value - one.average.value <= EXACT]
@@ -43,11 +43,11 @@ def _ahead(result: TournamentResult, best: PlayerResult) -> str:
     if caution(_prompts(result)):
         return f"{_name(best)} wins most often in this sample: it beats the others {wins}."
     if len(others) == 1 and not verdict(best.average):
-        return f"{_name(best)} cannot be told apart from {_name(others[0])}: it is preferred {wins}."
+        return f"{_name(best)} is indistinguishable from {_name(others[0])}: it is preferred {wins}."
     if _beats_all(result, best) or all(one.average.high < best.average.low for one in others):
         return f"{_name(best)} is the most preferred: it beats the others {wins}."
     if not verdict(best.average):
-        return f"No policy can be told apart from the others: {_name(best)} beats them most often, {wins}."
+        return f"No policy is distinguishable from the others: {_name(best)} beats them most often, {wins}."
     return f"{_name(best)} beats the others most often, {wins}, but the intervals do not show that it is ahead."
 
 
@@ -57,7 +57,7 @@ def _beats_all(result: TournamentResult, player: PlayerResult) -> bool:
 
 
 def _prompts(result: TournamentResult) -> int | None:
-    """Over how many prompts its numbers are means; None where they are exact."""
+    """The number of prompts behind a policy's numbers; None if they are exact."""
     return result.prompts if result.samples_per_prompt else None
 
 
@@ -107,9 +107,9 @@ def _exploitable(best: PlayerResult) -> str:
 
 
 def ratings_in_words(result: TournamentResult) -> str:
-    """What a rating cannot say: the misfit and the cycles."""
+    """What ratings cannot express: the misfit and the cycles."""
     misfit = (
-        f"The largest difference between a probability in the matrix and what the Elo ratings say is "
+        f"The largest difference between a probability in the matrix and what the Elo ratings predict is "
         f"{rate(result.misfit)}."
     )
     if not result.cycles:
@@ -123,7 +123,7 @@ def _name(player: PlayerResult) -> str:
 
 
 def share_in_words(measured: Estimate) -> str:
-    """A probability in a sentence, with its interval where it has one."""
+    """A probability in a sentence, with its interval if it has one."""
     exact = not measured.high - measured.low > EXACT
     interval = "" if exact else f" ({percent(measured.low)} to {percent(measured.high)})"
     return f"{percent(measured.value)}{interval}"
@@ -131,4 +131,4 @@ def share_in_words(measured: Estimate) -> str:
 
 def _few(items: list[str], limit: int = 3) -> str:
     rest = len(items) - limit
-    return in_words(items) if rest <= 0 else in_words([*items[:limit], f"{rest} more"])
+    return and_list(items) if rest <= 0 else and_list([*items[:limit], f"{rest} more"])

@@ -1,4 +1,4 @@
-"""Templates filled in: the one place where text becomes HTML."""
+"""Fills in templates: the only place where text becomes HTML."""
 
 import base64
 import hashlib
@@ -13,23 +13,23 @@ from alignrun.reports.text import ABSENT, clip, number, rate
 from alignrun.security.text import counted, visible
 
 PROMPT_LIMIT, COMPLETION_LIMIT = 2000, 10_000
-"""Characters of a prompt and of a completion to show."""
+"""The maximum number of characters shown of a prompt and of a completion."""
 
 
 @cache
 def script() -> Markup:
-    """The script of every page, to stand as it is between the tags."""
+    """The script of every page, verbatim."""
     return Markup(files("alignrun.reports").joinpath("templates/script.js").read_text(encoding="utf-8"))
 
 
 @cache
 def script_hash() -> str:
-    """What the page's policy allows to run: this script and nothing else, sha256 in base64 as CSP level 2 has it."""
+    """The page's content security policy: only this script may run (CSP level 2, base64 SHA-256)."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()}"
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template makes of the values."""
+    """The page from a template and its values."""
     return _environment().get_template(template).render(values) + "\n"
 
 
@@ -56,7 +56,7 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """Make every string that a template writes visible, so that no template can forget it."""
+    """Make control characters visible in every string that a template writes."""
     if value is None:
         return ABSENT
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -10,7 +10,7 @@ from alignrun.reports.page import COMPLETION_LIMIT
 from alignrun.security.text import visible
 
 IN_SUMMARY = {"win_rate", "average", "share", "rating", "exploitability", "regularised", "hacking_gap", "kl"}
-"""What of a player stands in the overview of the run; the rest is in the table."""
+"""The fields of a player in the run's overview; the rest is in the table."""
 COMPARISON_COLUMNS = {
     "prompt": "prompt",
     "first_player": "player",
@@ -18,7 +18,7 @@ COMPARISON_COLUMNS = {
     "second_player": "opponent",
     "second": "opponent's completion",
 }
-"""The texts of a comparison, and what the table calls them."""
+"""The texts of a comparison and their column names."""
 
 
 def log_tournament(run: Any, result: TournamentResult) -> None:
@@ -104,7 +104,7 @@ def _named(result: TournamentResult) -> list[tuple[str, PlayerResult]]:
 
 
 def _measured(player: PlayerResult) -> Iterator[tuple[str, float | str]]:
-    """Every field of a player that a table can hold, an interval as two more columns."""
+    """Every field of a player that fits a table, with two more columns for an interval."""
     for field in fields(player):
         value = getattr(player, field.name)
         if isinstance(value, Bound):

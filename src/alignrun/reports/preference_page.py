@@ -1,4 +1,4 @@
-"""How good a preference is: in sentences, in rows for the terminal and the page, and the page itself."""
+"""How good a preference is: as sentences, as rows for the terminal and the page, and as a page."""
 
 import base64
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from alignrun.security.text import counted
 
 @dataclass(frozen=True, slots=True)
 class PreferenceResult:
-    """What `preference.json` keeps, and the page shows."""
+    """The contents of `preference.json`, which the page shows."""
 
     preference: str
     data: str
     quality: Quality
     category: str | None
-    """The column of the categories."""
+    """The column with the categories."""
     sections: dict[str, float]
     """The scores of RewardBench; empty on other data."""
     left_out: int
@@ -34,8 +34,8 @@ class PreferenceResult:
     versions: dict[str, str | None]
 
 
-def headline(result: PreferenceResult) -> Iterator[str]:
-    """What the accuracy says, and how it compares with the longer answer."""
+def accuracy_headline(result: PreferenceResult) -> Iterator[str]:
+    """The accuracy in a sentence, compared with choosing the longer answer."""
     quality = result.quality
     sure = f"{result.confidence:.0%} interval {rate(quality.accuracy.low)} to {rate(quality.accuracy.high)}"
     over = f"{counted(quality.decided, 'pair')} of {counted(quality.prompts, 'prompt')}"
@@ -47,7 +47,7 @@ def headline(result: PreferenceResult) -> Iterator[str]:
         yield f"{than[verdict(quality.accuracy)]}; the longer answer is right in {rate(quality.longer_accuracy.value)}."
 
 
-def rows(result: PreferenceResult) -> list[tuple[str, Shown]]:
+def measure_rows(result: PreferenceResult) -> list[tuple[str, Shown]]:
     """Every measure by name, in the order of a table."""
     quality = result.quality
     found: list[tuple[str, Estimate | float | None]] = [
@@ -104,8 +104,8 @@ def preference_page(result: PreferenceResult, diagram: Reliability) -> str:
         "preference.html",
         title="How good is this preference?",
         result=result,
-        headline=list(headline(result)),
-        rows=rows(result),
+        headline=list(accuracy_headline(result)),
+        rows=measure_rows(result),
         categories=category_rows(result.quality.categories),
         confidence=f"{result.confidence:.0%}",
         figure=f"data:image/svg+xml;base64,{base64.b64encode(figure.encode()).decode()}",

@@ -1,4 +1,4 @@
-"""What metrics are called on a page, how their values are written, and in which order they stand."""
+"""The titles, number formats and order of metrics on a page."""
 
 import math
 from collections.abc import Mapping
@@ -8,23 +8,23 @@ from alignrun.evaluation.results import Estimate
 from alignrun.reports.text import Form, number, rate
 
 POLICY = "policy/"
-"""What the probabilities of a game's actions are logged under."""
+"""The prefix of the logged probabilities of a game's actions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A metric as a reader knows it."""
+    """A metric as shown to a reader."""
 
     label: str
     form: Form = number
     curve: str = ""
-    """The title of its curve, where training measures something else than evaluations do."""
+    """The title of its curve if training and evaluations measure different things."""
     note: str = ""
-    """What that is."""
+    """An explanation of the difference."""
     even: float | None = None
     """The value without a difference: a line across its curve."""
     smooth: bool = True
-    """Whether its training values scatter, so that a running mean is drawn over them."""
+    """Whether its training values are noisy, so that a running mean is drawn over them."""
 
     @property
     def title(self) -> str:
@@ -73,21 +73,21 @@ DISTANCES = {
     "duality_gap": "leaves a duality gap of {}, which is 0 at the equilibrium",
     "exploitability": "can be exploited by {}, which is 0 at an equilibrium",
 }
-"""What says how far a policy is from the equilibrium of a game, the best first, and how a sentence says it."""
+"""Distances from the equilibrium of a game, the most direct first, and their sentences."""
 OVER_PROMPTS = dict.fromkeys(("accuracy", "length_accuracy", "over_length"), "decided_prompts")
-"""The metric that says over how many prompts another's interval is, where that is not `prompts`."""
+"""The metric with the number of prompts of another's interval, if it is not `prompts`."""
 ORDER = {name: place for place, name in enumerate(QUANTITIES)}
 
 
 def quantity(name: str) -> Quantity:
-    """The quantity of a metric; one that is not known goes by its own name."""
+    """The quantity of a metric; an unknown metric keeps its name."""
     if name.startswith(POLICY):
         return Quantity(f"probability of {name.removeprefix(POLICY)}", rate)
     return QUANTITIES.get(name) or Quantity(name.replace("_", " "))
 
 
 def in_order(names: Mapping[str, object]) -> list[str]:
-    """The known metrics first, in their order, then the others in their own."""
+    """The known metrics first, in their order, then the others in the given order."""
     return sorted(names, key=lambda name: ORDER.get(name, len(ORDER)))
 
 
@@ -97,7 +97,7 @@ def with_intervals(metrics: Mapping[str, float]) -> dict[str, Estimate]:
 
 
 def estimate(name: str, metrics: Mapping[str, float]) -> Estimate:
-    """A metric with its interval, and over how many prompts that is, as far as the others say so."""
+    """A metric with its interval, and its number of prompts if the other metrics have it."""
     value = metrics[name]
     low, high = (metrics.get(f"{name}_{end}", value) for end in ("low", "high"))
     prompts = metrics.get(OVER_PROMPTS.get(name, "prompts"), math.nan) if f"{name}_low" in metrics else math.nan

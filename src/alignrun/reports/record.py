@@ -13,11 +13,11 @@ from alignrun.security.files import LIMIT, ROWS_LIMIT, YAML_LIMIT, is_step, pars
 from alignrun.types import Sample
 
 FIGURE_LIMIT = 2_000_000
-"""Bytes of a figure beyond which it is named but not shown."""
+"""Size in bytes beyond which a figure is named but not shown."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MetricsRow:
     """A line of metrics.jsonl; a value that was not finite is NaN."""
 
     step: int
@@ -35,19 +35,19 @@ class RunRecord:
     environment: Mapping[str, Any]
     summary: dict[str, float] | None
     """Final metrics; None while the run has not finished."""
-    rows: tuple[Row, ...]
+    rows: tuple[MetricsRow, ...]
     samples: tuple[Sample, ...]
-    """Of the last evaluation."""
+    """The samples of the last evaluation."""
     samples_step: int | None
     figures: dict[str, bytes | None]
     """SVG by file name; None for one too large to show."""
     changed: tuple[str, ...]
-    """Parts that the run stands on which have changed on the way, each with the step."""
+    """Inputs of the run that changed during it, each with the step."""
     unreadable: tuple[str, ...]
     """Files that are broken, or have broken lines, in words."""
 
     def setting(self, key: str) -> Any:
-        """A value of the configuration by its dotted key; None where it has none."""
+        """A value of the configuration by its dotted key; None if it has none."""
         node: Any = self.config
         for part in key.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
@@ -55,13 +55,13 @@ class RunRecord:
 
     @property
     def total_steps(self) -> int | None:
-        """How many steps the run is to have."""
+        """The number of steps configured."""
         steps = self.setting("train.steps")
         return steps if is_step(steps) and steps > 0 else None
 
 
 def read(run: RunDirectory) -> RunRecord:
-    """Read the folder; what is missing is empty, what is broken is named in `unreadable`."""
+    """Read the folder; missing files give empty fields, broken ones are named in `unreadable`."""
     problems: list[str] = []
     sampled = [row for row in _lines(run.samples_file, problems) if is_step(row.get("step"))]
     last = max((row["step"] for row in sampled), default=None)
@@ -72,7 +72,7 @@ def read(run: RunDirectory) -> RunRecord:
         overrides=tuple(map(str, _yaml(run.overrides_file, [], problems))),
         environment=_object(run.environment_file, problems),
         summary=read_summary(run, problems),
-        rows=read_rows(run, problems),
+        rows=read_metrics(run, problems),
         samples=tuple(_sample(row) for row in sampled if row["step"] == last),
         samples_step=last,
         figures={file.name: _figure(file) for file in sorted(run.path.glob("*.svg"))},
@@ -82,14 +82,14 @@ def read(run: RunDirectory) -> RunRecord:
 
 
 def read_summary(run: RunDirectory, problems: list[str]) -> dict[str, float] | None:
-    """The final metrics of a run; None if there are none. What is wrong with the file is added to the problems."""
+    """The final metrics of a run; None if there are none. Adds problems with the file to `problems`."""
     return _numbers(_object(run.summary_file, problems)) or None
 
 
-def read_rows(run: RunDirectory, problems: list[str]) -> tuple[Row, ...]:
-    """The rows of metrics.jsonl in the order of their steps. What is wrong with it is added to the problems."""
+def read_metrics(run: RunDirectory, problems: list[str]) -> tuple[MetricsRow, ...]:
+    """The rows of metrics.jsonl in the order of their steps. Adds problems with the file to `problems`."""
     metrics = [row for row in _lines(run.metrics_file, problems) if is_step(row.get("step"))]
-    return tuple(sorted((Row(row["step"], _numbers(row)) for row in metrics), key=lambda row: row.step))
+    return tuple(sorted((MetricsRow(row["step"], _numbers(row)) for row in metrics), key=lambda row: row.step))
 
 
 def _text(file: Path, limit: int, problems: list[str]) -> str:

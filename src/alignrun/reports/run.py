@@ -1,4 +1,4 @@
-"""The page of one run: what it is, how it went, what it writes, and how to repeat it."""
+"""The page of one run: settings, metrics, samples, and the command that repeats it."""
 
 import base64
 import math
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from alignrun.evaluation.results import Estimate
 from alignrun.evaluation.settled import caution, undecided, verdict
-from alignrun.evaluation.truncation import left_out
+from alignrun.evaluation.truncation import truncation_note
 from alignrun.reports import curves, figures
 from alignrun.reports.headline import share_in_words
 from alignrun.reports.page import render
@@ -98,9 +98,9 @@ def _confidence(record: RunRecord) -> str:
 
 
 def _distance(final: Mapping[str, Estimate]) -> str | None:
-    """The metric that says how far the policy of a game is from the equilibrium; None without a game.
+    """The metric of a game policy's distance from the equilibrium; None without a game.
 
-    A policy that is trained against a frozen opponent is not on its way there.
+    None also for a policy trained against a frozen opponent, which does not approach it.
     """
     if any(name.startswith("opponent/") for name in final):
         return None
@@ -110,7 +110,7 @@ def _distance(final: Mapping[str, Estimate]) -> str | None:
 def _headline(
     record: RunRecord, final: Mapping[str, Estimate], evaluated: list[tuple[int, dict[str, Estimate]]]
 ) -> str:
-    """The one result that the run is about, as a sentence."""
+    """The main result of the run, as a sentence."""
     algorithm = record.setting("algo.name") or "the run"
     what = f"What {algorithm} {'has trained' if record.summary else 'has trained so far'}"
     if (measure := _distance(final)) is not None:
@@ -143,11 +143,11 @@ def _headline(
 
 
 def _notes(record: RunRecord) -> list[str]:
-    """What the reader must know of the figures."""
+    """Notes on the figures."""
     top_k, top_p = record.setting("evaluation.top_k"), record.setting("evaluation.top_p")
     known = isinstance(top_k, int) and isinstance(top_p, int | float)
     sampled = any("eval/reference_length" in row.values for row in record.rows)
-    truncated = left_out(top_k, top_p) if known and sampled else ""
+    truncated = truncation_note(top_k, top_p) if known and sampled else ""
     return [truncated] if truncated else []
 
 
@@ -163,7 +163,7 @@ def _status(record: RunRecord) -> str:
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
-    """What the run is, one line for each part of its configuration; parts that are unknown are left out."""
+    """The run's configuration, one line per part; unknown parts are left out."""
     own = record.setting("algo")
     knobs = [f"algo.{name}" for name in own if name != "name"] if isinstance(own, Mapping) else []
     facts = [
@@ -183,14 +183,14 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _values(record: RunRecord, *keys: str) -> str:
-    """Settings by their own names, but for those of the choices; what is off or not set is left out."""
+    """Settings by name, without the choices of groups; those that are off or not set are left out."""
     found = [(key.rpartition(".")[2], record.setting(key)) for key in keys]
     known = [(name, value) for name, value in found if value is not None and value is not False and value != ""]
     return ", ".join(str(value) if name == "name" else f"{name} {value}" for name, value in known)
 
 
 def _path(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Markup | None:
-    """The figure of KL and win rate along the run; None where fewer than two evaluations have both."""
+    """The figure of KL and win rate along the run; None if fewer than two evaluations have both."""
     marks = [
         figures.Mark(f"step {step}", values["kl"], values["win_rate"])
         for step, values in evaluated
@@ -200,12 +200,12 @@ def _path(evaluated: list[tuple[int, dict[str, Estimate]]]) -> Markup | None:
 
 
 def _data_uri(content: bytes | None) -> str | None:
-    """A figure as an image, in which a browser runs nothing and loads nothing."""
+    """A figure as an image element, in which a browser neither runs nor loads anything."""
     return None if content is None else f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
 
 
 def _rerun(record: RunRecord) -> str:
-    """The command line of the run, but for its folder, which is taken."""
+    """The command line of the run without its folder, which exists already."""
     return shlex.join(["alignrun", *(one for one in record.overrides if not one.lstrip("+").startswith("run.dir="))])
 
 

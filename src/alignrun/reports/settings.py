@@ -1,12 +1,12 @@
-"""What the settings of a sweep have in common, and in what they differ."""
+"""The overrides that the settings of a sweep share, and those in which they differ."""
 
 from collections.abc import Sequence
 
 from alignrun.evaluation.results import SettingResult
 
 
-def shared(settings: Sequence[SettingResult]) -> tuple[str, ...]:
-    """The overrides of every setting, in their order; none where there is one setting, or they are not known."""
+def common_to_all(settings: Sequence[SettingResult]) -> tuple[str, ...]:
+    """The overrides common to all settings, in order; none if there is one setting, or they are unknown."""
     if len(settings) < 2:
         return ()
     first, *others = (setting.overrides for setting in settings)
@@ -14,5 +14,5 @@ def shared(settings: Sequence[SettingResult]) -> tuple[str, ...]:
 
 
 def own(setting: str, overrides: Sequence[str], common: Sequence[str]) -> str:
-    """What of a setting is not common to all, as typed; empty for the default."""
+    """The overrides of a setting that are not common to all, as typed; empty for the default."""
     return " ".join(word for word in overrides if word not in common) if overrides else setting

@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG inside a page: its colours are the page's, its ids are its own, its text is text."""
+"""A matplotlib figure as inline SVG, with the page's colours, unique ids and text as text."""
 
 import re
 import warnings
@@ -47,9 +47,9 @@ STYLE = {
 
 
 def inline(draw: "Callable[[Figure], None]", size: tuple[float, float], key: str, label: str) -> Markup:
-    """What `draw` draws on a figure of so many inches, for a page on which no other figure has this key.
+    """The SVG of what `draw` draws on a figure of this size in inches; the key must be unique on the page.
 
-    The label says in words what a reader sees who cannot see it.
+    The label is the text alternative.
     """
     with elsewhere():  # a matplotlibrc of the current folder is not the user's
         import matplotlib
@@ -61,13 +61,13 @@ def inline(draw: "Callable[[Figure], None]", size: tuple[float, float], key: str
         draw(figure)
         root = ElementTree.fromstring(as_svg(figure))
     for element in list(root):
-        # A style inside a page would be the page's.
+        # A style element would apply to the whole page.
         if element.tag.endswith(("metadata", "title")) or element.find("{*}style") is not None:
             root.remove(element)
     used = {reference for element in root.iter() for reference in _references(element)}
     for element in root.iter():
         _localise(element, key, used)
-    # Without a size of its own the figure takes the width that it is given.
+    # Without a size the figure takes the available width.
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": visible(label)}
     title = ElementTree.Element("title")
     title.text = visible(label)
@@ -83,7 +83,7 @@ def _references(element: ElementTree.Element) -> Iterator[str]:
 
 
 def _localise(element: ElementTree.Element, key: str, used: set[str]) -> None:
-    """Take off the namespaces, which HTML has no use for; rename what is referred to; name the colours."""
+    """Remove namespaces, which HTML does not use; make ids unique; replace colours by variables."""
     element.tag = element.tag.rpartition("}")[2]
     attributes = {}
     for name, value in element.attrib.items():

@@ -1,4 +1,4 @@
-"""The page of a sweep: which setting came out best, and the way of every run."""
+"""The page of a sweep: the best setting, and the path of every run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from alignrun.reports import figures
 from alignrun.reports.headline import share_in_words
 from alignrun.reports.page import render
 from alignrun.reports.quantities import in_order, quantity
-from alignrun.reports.settings import own, shared
+from alignrun.reports.settings import common_to_all, own
 from alignrun.reports.text import EXACT, Shown, number, percent, rate, shown
 from alignrun.security.text import counted
 
@@ -23,7 +23,7 @@ def sweep_page(result: SweepResult) -> str:
     names = in_order({name: None for setting in result.settings for name in setting.metrics})
     names = [name for name in names if not name.endswith(("_low", "_high"))]
     seeds = {run.name: run.seed for run in result.runs}
-    common = shared(result.settings)
+    common = common_to_all(result.settings)
 
     def named(one: RunResult | SettingResult) -> str:
         return own(one.setting, one.overrides, common)
@@ -72,7 +72,7 @@ def _headline(result: SweepResult, common: Sequence[str]) -> str:
 
 
 def _with_interval(rate: Estimate) -> str:
-    """A win rate and what its interval over seeds leaves open."""
+    """A win rate, with a caveat if its interval over seeds contains one half."""
     if not rate.high - rate.low > EXACT:
         return f"{percent(rate.value)} (no interval)"
     unsettled = undecided(rate, "the reference")
@@ -92,7 +92,7 @@ def _seeds(setting: SettingResult, seeds: dict[str, int | None]) -> str:
 
 
 def _link(run: RunResult) -> str | None:
-    """Where a run's own report is from here; None where it has not come far enough to have one."""
+    """The relative path of a run's report; None if it has none yet."""
     if run.exit_code and not run.trajectory:
         return None
     return f"{quote(run.name.strip('/'), errors='replace')}/report.html"
@@ -103,7 +103,7 @@ def _final(run: RunResult, name: str) -> Shown:
 
 
 def _frontier(result: SweepResult) -> Markup | None:
-    common = shared(result.settings)
+    common = common_to_all(result.settings)
     groups = [own(setting.setting, setting.overrides, common) or "default" for setting in result.settings]
     group_of = {name: group for group, setting in enumerate(result.settings) for name in setting.runs}
     trails = [

@@ -10,14 +10,14 @@ from alignrun.security.text import visible
 
 ABSENT = "–"
 EXACT = 1e-9
-"""Ends of an interval that are nearer than this to each other are one number."""
+"""Ends of an interval that are closer than this are the same number."""
 
 Form = Callable[[float], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A number as text, and its interval where it has one."""
+    """A number as text, and its interval if it has one."""
 
     value: str
     interval: str = ""
@@ -27,7 +27,7 @@ class Shown:
 
 
 def shown(measured: Estimate | float | None, form: Form) -> Shown:
-    """A number for a table: a dash where there is none, and no interval where it is exact."""
+    """A number for a table: a dash if there is none, and no interval if it is exact."""
     if measured is None:
         return Shown(ABSENT)
     if not isinstance(measured, Estimate):
@@ -48,7 +48,7 @@ def percent(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """Any other quantity, to three significant digits or, from a thousand on, to the unit."""
+    """Any other quantity, to three significant digits; from a thousand on, to the unit."""
     if not math.isfinite(value):
         return ABSENT
     whole = value == round(value) or abs(value) >= 999.5
@@ -56,7 +56,7 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A quantity whose zero has a meaning, to the unit."""
+    """A signed quantity, to the unit."""
     return _minus(f"{value:+.0f}") if math.isfinite(value) else ABSENT
 
 
@@ -65,12 +65,12 @@ def _minus(digits: str) -> str:
 
 
 def clip(text: str, limit: int) -> str:
-    """A name in one line, without its middle where it is too long for its place: long names differ at their ends."""
+    """A name in one line, without its middle if it is too long: long names differ at their ends."""
     text = " ".join(visible(text).split())
     tail = limit // 2
     return text if len(text) <= limit else f"{text[: limit - tail - 1]}…{text[-tail:]}"
 
 
-def in_words(items: list[str]) -> str:
+def and_list(items: list[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)

@@ -1,4 +1,4 @@
-"""The page of a tournament: who is preferred to whom, and whether anyone is an equilibrium."""
+"""The page of a tournament: win matrix, policies, and how far each is from an equilibrium."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from markupsafe import Markup
 from alignrun.evaluation.results import Answers, Bound, Estimate, PlayerResult, TournamentResult
 from alignrun.evaluation.settled import verdict
 from alignrun.reports import figures
-from alignrun.reports.browsing import browsable, left_out
+from alignrun.reports.browsing import browsable, hidden_note
 from alignrun.reports.curves import Line
 from alignrun.reports.headline import certainty, headline, ratings_in_words
 from alignrun.reports.page import render
@@ -23,10 +23,12 @@ FULL = 0.62
 class Cell:
     """An entry of the win matrix."""
 
+    value: str
+    """The win rate by which rows are sorted; empty where it is not known."""
     shown: Shown
     shade: str
     mark: str
-    """▲ where the row surely beats the column, ▼ where it surely does not."""
+    """▲ if the row beats the column beyond its interval, ▼ if it loses."""
     own: bool
 
 
@@ -39,14 +41,14 @@ class Property:
 
 
 def tournament_page(result: TournamentResult, answers: Sequence[Answers] = ()) -> str:
-    """The HTML of a tournament's report; with the answers to its prompts, all of them can be browsed."""
+    """The HTML of a tournament's report; if answers are given, they can be browsed."""
     browsed = browsable(answers)
     return render(
         "tournament.html",
         title="Tournament",
         result=result,
         answers=browsed,
-        left_out=left_out(browsed, answers),
+        left_out=hidden_note(browsed, answers),
         headline=list(headline(result)),
         certainty=certainty(result),
         exact=result.samples_per_prompt == 0,
@@ -62,7 +64,7 @@ def tournament_page(result: TournamentResult, answers: Sequence[Answers] = ()) -
 
 
 def _range(result: TournamentResult) -> tuple[float, float]:
-    """Where the shades of the matrix begin and end, as far below one half as above."""
+    """The ends of the colour scale of the matrix, symmetric about one half."""
     values = [entry.value for entries in result.matrix for entry in entries if math.isfinite(entry.value)]
     reach = min(0.5, math.ceil(10 * max(abs(value - 0.5) for value in [*values, 0.6]) - EXACT) / 10)
     return 0.5 - reach, 0.5 + reach
@@ -74,7 +76,8 @@ def _matrix(result: TournamentResult) -> list[list[Cell]]:
     def cell(entry: Estimate, own: bool) -> Cell:
         mark = {1: "▲", 0: "", -1: "▼"}[verdict(entry)]
         depth = (entry.value - first) / (last - first) if math.isfinite(entry.value) else 0.0
-        return Cell(shown(entry, rate), f"{FULL * depth:.3f}", mark, own)
+        value = str(entry.value) if math.isfinite(entry.value) else ""
+        return Cell(value, shown(entry, rate), f"{FULL * depth:.3f}", mark, own)
 
     return [
         [cell(entry, row == column) for column, entry in enumerate(entries)]
@@ -83,7 +86,7 @@ def _matrix(result: TournamentResult) -> list[list[Cell]]:
 
 
 def _properties(result: TournamentResult) -> list[Property]:
-    """What was measured of at least one policy."""
+    """The properties measured for at least one policy."""
     tau = "" if result.kl_tau is None else f", τ = {result.kl_tau:g}"
     reference = "its reference" if result.reference is None else "the reference"
     found = [
@@ -114,7 +117,7 @@ def _properties(result: TournamentResult) -> list[Property]:
 
 
 def _at_least(name: str, bounds: list[Bound | None]) -> str:
-    """What bounds are called: only exact ones are the thing itself."""
+    """The name of a bound; only an exact one is called exploitability."""
     return f"{name}, at least" if any(bound and bound.proposals for bound in bounds) else name
 
 
@@ -123,7 +126,7 @@ def _gain(bound: Bound | None) -> Shown:
 
 
 def _frontier(result: TournamentResult) -> Markup | None:
-    """KL and win rate of every player that has both; None where that is at most one."""
+    """KL and win rate of every player that has both; None for fewer than two players."""
     marks = [_mark(player, result.reference, str(key)) for key, player in enumerate(result.players, start=1)]
     placed = [mark for mark in marks if mark is not None]
     return figures.frontier(placed, "frontier") if len(placed) > 1 else None

@@ -110,7 +110,7 @@ def _places(sweep: Path, name: str) -> Iterator[Path]:
 
 
 def _claim(directory: Path, overrides: Sequence[str]) -> bool:
-    """Claim a directory for a new run; False if another run has it, even one that came at the same time."""
+    """Claim a directory for a new run; False if another run has it, even one started at the same time."""
     directory.mkdir(parents=True, exist_ok=True)
     if RunDirectory(directory).config_file.exists() or (directory / JOB).exists():
         return False

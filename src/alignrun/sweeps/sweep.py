@@ -24,7 +24,7 @@ from alignrun.config.shipped import config_folder
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
 from alignrun.launch.explaining import explain
-from alignrun.launch.overrides import opened, quoted
+from alignrun.launch.overrides import quoted, with_new_key
 from alignrun.launch.own_config import GROUP
 from alignrun.launch.own_files import PASSED_ON, named, passed_on
 from alignrun.run.directory import RunDirectory
@@ -34,7 +34,7 @@ from alignrun.security.terminal import say
 from alignrun.sweeps.definition import join
 from alignrun.sweeps.job import JOB, Job, settle_in, state, write_job
 from alignrun.sweeps.pruning import Watch, check_pruning, scores
-from alignrun.sweeps.table import read_summary, summarise
+from alignrun.sweeps.table import final_metrics, summarise
 
 POLL = 1.0
 """Seconds between two checks whether a run falls behind."""
@@ -52,7 +52,7 @@ def sweep(arguments: Sequence[str], console: Console) -> int:
     """
     flags = [argument for argument in arguments if argument.startswith("-")]
     directory, overrides = split_directory([argument for argument in arguments if argument not in flags])
-    overrides = [opened(override, Config) for override in overrides]
+    overrides = [with_new_key(override, Config) for override in overrides]
     parsed = parse(overrides)
     if any(override.get_key_element() == "run.dir" for override in parsed):
         raise InputError("config: run.dir is one directory and a sweep has many runs: set hydra.sweep.dir=DIR instead")
@@ -130,7 +130,7 @@ def split_directory(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 @contextmanager
 def holding(directory: Path) -> Iterator[None]:
-    """Within the context, the directory exists and no other process runs a sweep in it.
+    """Context in which the directory exists and no other process runs a sweep in it.
 
     Raises:
         InputError: it cannot be created, is a run, or another process uses it.
@@ -233,7 +233,7 @@ def run_job(composed: DictConfig) -> float | None:
     job = state(directory)
     if job is None or job.failed:
         return None
-    found = merit(read_summary(directory))
+    found = merit(final_metrics(directory))
     return next(reversed(scores(directory).values()), None) if found is None else found
 
 

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 from alignrun.errors import InputError, one_line
-from alignrun.evaluation.ranking import ONE_EVALUATION, rank
+from alignrun.evaluation.ranking import ONE_EVALUATION, rank_settings
 from alignrun.evaluation.results import Estimate, Point, RunResult, SettingResult, SweepResult
+from alignrun.launch.own_config import adds_own
 from alignrun.reports.fitted import Column, fitted
 from alignrun.reports.record import read
-from alignrun.reports.settings import own, shared
+from alignrun.reports.settings import common_to_all, own
 from alignrun.run.directory import RunDirectory, write_text_atomic
 from alignrun.security.files import read_json
 from alignrun.security.text import counted
@@ -40,11 +41,11 @@ def summarise(directory: Path, command: str, confidence: float, console: Console
         else:
             run = read_run(member, name, job)
             pruned = {} if job.pruned is None else {"pruned": job.pruned}
-            row |= {"exit_code": job.exit_code, **pruned, **({} if job.exit_code else read_summary(member))}
+            row |= {"exit_code": job.exit_code, **pruned, **({} if job.exit_code else final_metrics(member))}
             runs.append(run)
         rows.append(row)
     write_text_atomic(directory / "sweep.json", json.dumps(rows, indent=2))
-    result = rank(str(directory), runs, command, confidence)
+    result = rank_settings(str(directory), runs, command, confidence)
     if unfinished:
         note = f"Not finished, and excluded: {', '.join(unfinished)}."
         result = replace(result, notes=(note, *result.notes))
@@ -76,7 +77,7 @@ def read_run(directory: Path, name: str, job: Job) -> RunResult:
     points = [
         Point(row.step, *(row.values.get(f"eval/{key}", nan) for key in ("kl", "win_rate"))) for row in record.rows
     ]
-    setting = tuple(override for override in overrides if not _is_seed(override))
+    setting = tuple(override.lstrip("+") for override in overrides if not _is_seed(override) and not adds_own(override))
     return RunResult(
         name=name,
         setting=" ".join(setting),
@@ -94,7 +95,7 @@ def print_ranking(result: SweepResult, console: Console) -> None:
     console.print(
         Text(f"{counted(len(result.runs), 'run')} in {result.directory}, ranked by {result.ranked_by}", "bold")
     )
-    common = shared(result.settings)
+    common = common_to_all(result.settings)
     if common:
         console.print(Text(f"all with {' '.join(common)}"))
     names = [name for name in COLUMNS if any(name in setting.metrics for setting in result.settings)]
@@ -138,7 +139,7 @@ def _is_seed(override: str) -> bool:
     return override.lstrip("+").startswith("seed=")
 
 
-def read_summary(directory: Path) -> dict[str, Any]:
+def final_metrics(directory: Path) -> dict[str, Any]:
     """The final metrics of a run; empty if it has none."""
     file = RunDirectory(directory).summary_file
     found = read_json(file, "delete it") if file.is_file() else {}

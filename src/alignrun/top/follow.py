@@ -24,8 +24,8 @@ MOST_METRICS = 500
 """Limit for training and for evaluation metrics each: more than any run has, and few enough to draw."""
 
 
-class Judged(NamedTuple):
-    """A win rate or an accuracy, with its interval if there is one."""
+class EvaluationPoint(NamedTuple):
+    """A win rate or an accuracy at a step, with its interval if there is one."""
 
     step: int
     found: Estimate
@@ -122,7 +122,7 @@ class Followed:
         self.evaluation: dict[str, array[float]] = {}
         self.left_out = False
         self.judged_name: str | None = None
-        self.judged: list[Judged] = []
+        self.judged: list[EvaluationPoint] = []
 
     def _configure(self) -> None:
         file = self._directory.config_file
@@ -153,7 +153,7 @@ class Followed:
         known = {key.removeprefix(EVALUATION): value for key, value in values.items() if math.isfinite(value)}
         if EVALUATION + name in values and name in known:
             whole = {f"{name}_low", f"{name}_high"} <= known.keys()
-            self.judged.append(Judged(step, estimate(name, known if whole else {name: known[name]})))
+            self.judged.append(EvaluationPoint(step, estimate(name, known if whole else {name: known[name]})))
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -60,13 +60,13 @@ class View:
         ]
         wants.append((1 + len(texts), 1 + sum(min(len(text), MOST_TEXT) for text in texts)) if run.sample else (0, 0))
         space = (console.height if self._fit else UNLIMITED) - len(lines)
-        given = share(space, wants)
+        given = split_lines(space, wants)
         gap = [Text()] if space - sum(given) >= len(given) else []
         for table, count in zip(tables, given, strict=False):
             lines += [*gap, *_top_of(table, count)] if count else []
         if given[-1]:
             lines += [*gap, heading]
-            counts = share(given[-1] - 1, [(1, min(len(text), MOST_TEXT)) for text in texts])
+            counts = split_lines(given[-1] - 1, [(1, min(len(text), MOST_TEXT)) for text in texts])
             for text, count in zip(texts, counts, strict=True):
                 lines += _cut(text, count)
         for line in lines:
@@ -74,7 +74,7 @@ class View:
             yield line
 
 
-def share(space: int, wants: Sequence[tuple[int, int]]) -> list[int]:
+def split_lines(space: int, wants: Sequence[tuple[int, int]]) -> list[int]:
     """Divide lines among parts that each request (minimum, maximum).
 
     A part whose minimum does not fit gets none; the rest is dealt out one line at a time.

@@ -1,4 +1,4 @@
-"""`alignrun eval`: who is preferred, what is the equilibrium, and who is exploitable."""
+"""`alignrun eval`: which policy is preferred, the equilibrium, and how exploitable each policy is."""
 
 import contextlib
 import json
@@ -16,13 +16,13 @@ from rich.text import Text
 
 from alignrun.config import ComparedPairs, TournamentConfig
 from alignrun.errors import AlignrunError, RunError, one_line
-from alignrun.evaluation.comparisons import against, compare
+from alignrun.evaluation.comparisons import compare, mean_win_rates
 from alignrun.evaluation.completions import CompletionCache
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.results import Answers, Comparison, TournamentResult
 from alignrun.evaluation.settled import caution
 from alignrun.evaluation.tournament_results import (
-    Entry,
+    Participant,
     Sampled,
     Settings,
     Standing,
@@ -31,7 +31,7 @@ from alignrun.evaluation.tournament_results import (
     examples,
     sampled_standing,
 )
-from alignrun.evaluation.truncation import left_out
+from alignrun.evaluation.truncation import truncation_note
 from alignrun.games.files import load_game
 from alignrun.launch import compose
 from alignrun.launch.train import remove_empty_run
@@ -48,7 +48,7 @@ from alignrun.tournament.lineup import Field, Lineup, line_up
 from alignrun.tournament.patterns import expanded
 from alignrun.tournament.players import Loader
 from alignrun.tournament.rules import Rules, agree, training_preference
-from alignrun.tournament.sampling import Questions, ask, introduce, sample_all
+from alignrun.tournament.sampling import Questions, introduce, read_by_all, sample_all
 from alignrun.tournament.scoreboard import show
 
 
@@ -63,11 +63,11 @@ def hold(config: TournamentConfig, arguments: Sequence[str], console: Console) -
 
     Args:
         config: the tournament.
-        arguments: of the command, for the report.
+        arguments: the command's arguments, for the report.
         console: receives progress messages.
 
     Raises:
-        AlignrunError: bad input, or a preference that fails.
+        AlignrunError: bad input, or a failing preference.
     """
     config, left = expanded(config)
     for note in left:
@@ -110,17 +110,17 @@ def hold(config: TournamentConfig, arguments: Sequence[str], console: Console) -
 
 @dataclass(frozen=True, slots=True)
 class _Played:
-    """The report of a tournament in addition to its standing."""
+    """Everything that a tournament's report needs besides its results."""
 
     prompts: int
     reference: str | None
-    """The name of the reference of all."""
+    """The name of the common reference."""
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
     completions: tuple[dict[str, Any], ...] = ()
     """Rows of completions.jsonl."""
     answers: tuple[Answers, ...] = ()
-    """The same by prompt, and judged."""
+    """The completions by prompt, with their judgments."""
     journals: tuple[Journal, ...] = ()
     """Journals of the comparisons, obsolete once the results are saved."""
 
@@ -129,7 +129,7 @@ def _play(config: TournamentConfig, lineup: Lineup, rules: Rules, console: Conso
     def report(text: str) -> None:
         console.print(Text(text, style="dim"), soft_wrap=True)
 
-    questions = ask(config, rules, lineup.players)
+    questions = read_by_all(config, rules, lineup.players)
     loader = Loader(config.device, config.dtype)
     try:
         if rules.exact:
@@ -155,7 +155,7 @@ def _exact(
             same[place] = twin
     field = lineup.settle(same)
     entries = [
-        Entry(player.name, player.source, player.step, reference)
+        Participant(player.name, player.source, player.step, reference)
         for player, reference in zip(field.players, field.references, strict=True)
     ]
     note = f"Exact: from the policies' probabilities of the actions of {rules.preference.game}, without sampling."
@@ -170,13 +170,14 @@ def _settings(config: TournamentConfig, field: Field, rules: Rules) -> Settings:
 
 
 def _about(field: Field) -> Iterator[str]:
-    """What is different where the policies have no reference in common."""
+    """What differs if the policies have no common reference."""
     if field.common is not None:
         return
     if any(reference is not None for reference in field.references):
         yield (
-            "The policies have different references, which take part: KL, win rate and hacking gap of each are to its "
-            "own. Elo is 0 on average, and there is no regularised game: choose one for all with reference_policy=."
+            "The policies have different references, which take part: KL, win rate and hacking gap refer to each "
+            "policy's own. Elo is 0 on average, and there is no regularised game: choose one reference for all with "
+            "reference_policy=."
         )
     unknown = [player.name for player, known in zip(field.players, field.references, strict=True) if known is None]
     if unknown:
@@ -201,12 +202,12 @@ def _judge(
     journals: list[Journal] = []
 
     def asking(section: Any) -> Journal:
-        """A judge whose answers are kept until the tournament is over."""
+        """A judge whose answers are stored until the tournament ends."""
         preference = build_preference(section, loader.backbone)
         folder = cache_folder() / "comparisons"
         journals.append(Journal(preference, journal_file(folder, section, content) if config.cache else None))
         if journals[-1].found:
-            report(f"{journals[-1].found} comparisons are known from an attempt that failed (cache=false asks again)")
+            report(f"{journals[-1].found} comparisons were stored by an earlier attempt (cache=false repeats them)")
         return journals[-1]
 
     report(f"judge: {preference_in_words(rules.preference)}")
@@ -215,18 +216,18 @@ def _judge(
         table = compare(preference, questions.texts, [one.texts for one in drawn], config.pairing)
     except AlignrunError:
         if preference.kept:
-            report(f"{preference.kept} comparisons are kept: the same command continues from there")
+            report(f"{preference.kept} comparisons are stored: the same command continues from there")
         raise
     notes = [f"{name}: {value:g}" for name, value in preference.counts().items()]
     notes += _about(field)
     if unsettled := caution(len(questions.texts)):
         count = counted(len(questions.texts), "prompt")
-        notes.append(f"{count}: {unsettled}, and nothing here says how the policies compare on others.")
+        notes.append(f"{count}: {unsettled}, and these results say nothing about other prompts.")
     unscored = [one for one, known in zip(sampled, field.references, strict=True) if known is not None]
-    if truncated := left_out(rules.drawing.top_k, rules.drawing.top_p):
+    if truncated := truncation_note(rules.drawing.top_k, rules.drawing.top_p):
         notes.append(truncated)
     elif any(one.log_ratio is None for one in unscored):
-        notes.append("No KL where a policy and the reference have different vocabularies.")
+        notes.append("No KL for a policy whose vocabulary differs from its reference's.")
     if questions.left_out:
         notes.append(f"Left out, as too long for one of the policies: {counted(questions.left_out, 'prompt')}.")
     if config.pairing is ComparedPairs.matched or config.samples_per_prompt == 1:
@@ -241,12 +242,12 @@ def _judge(
                 reference = field.references[place]
                 assert reference is not None
                 ours, theirs = drawn[place].texts, drawn[reference].texts
-                training[place] = against(trained_with, questions.texts, ours, theirs, config.pairing)
+                training[place] = mean_win_rates(trained_with, questions.texts, ours, theirs, config.pairing)
         except (AlignrunError, torch.OutOfMemoryError) as error:
             left = ", ".join(names[place] for place in group if place not in training)
             notes.append(f"No hacking gap of {left}: the training preference failed ({one_line(error, 200)}).")
     entries = [
-        Entry(
+        Participant(
             name=player.name,
             source=player.source,
             step=player.step,
@@ -273,7 +274,7 @@ def _judge(
 
 
 def _trained_otherwise(config: TournamentConfig, field: Field, rules: Rules) -> list[tuple[Any, list[int]]]:
-    """Each preference that is not the judge, and the places of those that were trained with it from a reference."""
+    """Each preference other than the judge, with the indices of the players trained with it from a reference."""
     found: list[tuple[Any, list[int]]] = []
     for place, player in enumerate(field.players if config.hacking_gap else ()):
         section = training_preference(player)
@@ -290,7 +291,7 @@ def _trained_otherwise(config: TournamentConfig, field: Field, rules: Rules) -> 
 def _keep(
     config: TournamentConfig, run: RunDirectory, result: TournamentResult, played: _Played, console: Console
 ) -> None:
-    """Save the results, the page and the completions, and log to wandb; irreplaceable files come first."""
+    """Save the results, the page and the completions, and log to wandb; irreplaceable files first."""
     write_text_atomic(run.path / "results.json", json.dumps(asdict(result), indent=2, ensure_ascii=False))
     write_text_atomic(run.config_file, result.config)
     rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in played.completions]

@@ -1,4 +1,4 @@
-"""What a judge has answered so far in a tournament that is not over, so that one which fails half-way loses nothing."""
+"""The judge's answers in an unfinished tournament, stored so that a tournament that fails half-way loses nothing."""
 
 import contextlib
 import hashlib
@@ -15,24 +15,24 @@ from torch import Tensor
 from alignrun.preferences.base import Preference, identity
 
 CHUNK = 256
-"""Questions that are asked before their answers are kept; those of one prompt stay together."""
+"""The number of questions judged before their answers are stored; those of one prompt stay together."""
 
 
 class Journal(Preference):
-    """A preference whose answers are kept as they come, and taken from there where an earlier attempt had them.
+    """A preference that stores its answers in batches, and reads those that an earlier attempt stored.
 
-    A tournament that has ended removes the file: it is no cache, which would outlive a change of the judge.
+    A finished tournament deletes the file: a cache would outlive a change of the judge.
     """
 
     def __init__(self, preference: Preference, file: Path | None) -> None:
         self._preference, self._file = preference, file
         self._answers = dict(_read(file))
         self.found = len(self._answers)
-        """How many answers an earlier attempt has left."""
+        """The number of answers stored by an earlier attempt."""
 
     @property
     def kept(self) -> int:
-        """How many answers the next attempt will find."""
+        """The number of answers stored so far."""
         return len(self._answers) if self._file is not None else 0
 
     def counts(self) -> dict[str, float]:
@@ -40,7 +40,7 @@ class Journal(Preference):
         return self._preference.counts()
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] what the preference says, asked for what is not known yet."""
+        """[B] the preference's answers; only those that are not stored are computed."""
         questions = list(zip(prompts, first, second, strict=True))
         named = [(identity(prompt), one, other) for prompt, one, other in questions]
         keys = [hashlib.sha256(json.dumps(question).encode()).hexdigest() for question in named]
@@ -51,28 +51,28 @@ class Journal(Preference):
         return torch.tensor([self._answers[key] for key in keys], dtype=torch.float64)
 
     def close(self) -> None:
-        """The tournament is over."""
+        """Delete the file: the tournament has ended."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
     def _keep(self, answers: dict[str, float]) -> None:
         self._answers |= answers
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what cannot be kept would have to be asked again, and nothing else
+            with contextlib.suppress(OSError):  # answers that cannot be stored only have to be judged again
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 with self._file.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in answers.items())
 
 
 def journal_file(folder: Path, section: Any, content: Any) -> Path:
-    """The file for a judge, as its section and the files that it names stand now, and for what it is asked about."""
+    """The file for a judge and its questions; depends on the judge's section and the files that it names."""
     plain = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)
     asked = json.dumps([plain, list(_stamps(plain)), content], sort_keys=True, default=str)
     return folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.jsonl"
 
 
 def _stamps(section: Any) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of the weights and of the code that a judge consists of, once it has been loaded."""
+    """Name, size and modification time of the judge's weight and code files, once it has been loaded."""
     children = section.items() if isinstance(section, dict) else enumerate(section) if isinstance(section, list) else ()
     for key, value in children:
         yield from _stamps(value)
@@ -100,7 +100,7 @@ def _chunks(places: Sequence[int], prompts: Sequence[str]) -> Iterator[list[int]
 
 
 def _read(file: Path | None) -> Iterator[tuple[str, float]]:
-    """The answers in a file; a line that was torn is left out."""
+    """The answers in a file, without a half-written line."""
     text = ""
     if file is not None:
         with contextlib.suppress(OSError):

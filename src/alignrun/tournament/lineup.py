@@ -1,4 +1,4 @@
-"""Who takes part in a tournament, and which policy the KL and the win rate of each relate to: its reference."""
+"""The players of a tournament, and each player's reference, which its KL and win rate refer to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,41 +15,41 @@ class Field:
 
     players: tuple[Player, ...]
     places: tuple[int, ...]
-    """Where they stood in the line-up."""
+    """Their indices in the line-up."""
     references: tuple[int | None, ...]
-    """The place of each player's reference, its own if it is one; None if its reference is unknown."""
+    """The index of each player's reference, its own for a reference; None if unknown."""
     common: int | None
-    """The place of the reference of all, where they have one."""
+    """The index of the common reference, if there is one."""
 
     @property
     def reference(self) -> str | None:
-        """The name of the reference of all."""
+        """The name of the common reference."""
         return None if self.common is None else self.players[self.common].name
 
 
 @dataclass(frozen=True, slots=True)
 class Lineup:
-    """All players before anything is loaded: some may turn out to be the same policy."""
+    """All players before anything is loaded; some may turn out to be the same policy."""
 
     players: tuple[Player, ...]
     listed: int
-    """So many were named by the user; the others are references, which take part by themselves."""
+    """The number of players named by the user; the others are references, added automatically."""
     references: tuple[int | None, ...]
-    """The place of each one's reference."""
+    """The index of each player's reference."""
     named: bool = False
-    """Whether the user has named the reference of all."""
+    """Whether the user has named the common reference."""
 
     def order(self) -> list[int]:
-        """The places in the order of loading: a reference comes after all that relate to it."""
+        """The indices in the order of loading: a reference comes after all players that refer to it."""
         return sorted(range(len(self.players)), key=lambda place: place in self.references)
 
     def settle(self, same: Mapping[int, int]) -> Field:
-        """Who plays, where the keys of `same` are the policies that stand at its values.
+        """The players without duplicates; `same` maps the index of a duplicate to that of the one kept.
 
-        The only reference of all runs is that of every model, too.
+        If all runs have one reference, models refer to it too.
 
         Raises:
-            InputError: that leaves one policy.
+            InputError: only one policy is left.
         """
         kept = [place for place in range(len(self.players)) if place not in same]
         if len(kept) < 2:
@@ -73,17 +73,17 @@ class Lineup:
 
 
 def line_up(config: TournamentConfig) -> Lineup:
-    """The players, the references of the runs among them.
+    """The players, including the references of the runs.
 
     Raises:
-        InputError: there is no such run or model, or two have one name.
+        InputError: a run or model does not exist, or two have the same name.
     """
     names: Sequence[str | None] = list(config.names) or [None] * len(config.runs)
-    # The runs' own data and preferences are used where the command line names no others.
+    # The runs' own data and preferences are used unless the command line names others.
     asked = config.preference is None or config.hacking_gap
     sections = ["model", *["data"] * (config.data is None), *["preference"] * asked]
     players = [_find("runs", source, name, sections) for source, name in zip(config.runs, names, strict=True)]
-    if not config.names:  # two folders may have one name
+    if not config.names:  # two folders may have the same name
         short = [player.name for player in players]
         players = [
             replace(player, name=player.source) if short.count(player.name) > 1 else player for player in players
@@ -91,7 +91,7 @@ def line_up(config: TournamentConfig) -> Lineup:
     taken = [player.name for player in players]
     for name in taken:
         if taken.count(name) > 1:
-            raise InputError(f"config: runs names {name} twice: leave one out, or tell them apart with names='[…]'")
+            raise InputError(f"config: runs names {name} twice: leave one out, or distinguish them with names='[…]'")
     listed = len(players)
     if config.reference_policy is not None:
         known = [[player.name for player in players], [player.source for player in players]]
@@ -116,7 +116,7 @@ def _find(key: str, source: str, name: str | None, sections: Sequence[str]) -> P
 
 
 def _reference(player: Player, config: Config, players: list[Player]) -> int:
-    """The place of a run's reference, put behind the players where it does not stand among them."""
+    """The index of a run's reference, which is appended to the players unless it is among them."""
     for place, other in enumerate(players):
         if other.role is Role.reference and same_reference(other.config, config):
             return place
@@ -125,7 +125,7 @@ def _reference(player: Player, config: Config, players: list[Player]) -> int:
 
 
 def same_reference(one: Config, other: Config) -> bool:
-    """Whether two configurations name one reference. Others may still turn out to be the same by their weights."""
+    """Whether two configurations name the same reference. Others may still have the same weights."""
     seeds = (one.seed, other.seed) if one.model.source in (ModelSource.random, ModelSource.game) else (0, 0)
     return seeds[0] == seeds[1] and (one.model, one.adapter.name, one.reference) == (
         other.model,
@@ -135,7 +135,7 @@ def same_reference(one: Config, other: Config) -> bool:
 
 
 def _called(player: Player, relating: Sequence[Player], others: Sequence[Player], *, alone: bool) -> Player:
-    """A reference that takes part by itself, by a name that does not depend on the order of the runs."""
+    """An automatically added reference, with a name that does not depend on the order of the runs."""
     names, sources = (", ".join(sorted(getattr(one, key) for one in relating)) for key in ("name", "source"))
     name = "reference" if alone else f"reference of {names}"
     taken = [other.name for other in others if other is not player]

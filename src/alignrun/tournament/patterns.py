@@ -16,10 +16,10 @@ from alignrun.training.checkpoint import latest_checkpoint
 
 
 def expanded(config: TournamentConfig) -> tuple[TournamentConfig, tuple[str, ...]]:
-    """The tournament with the runs that its patterns match, and a note for each that is left out.
+    """The tournament with the runs that its patterns match, and a note for each run that is left out.
 
-    A pattern takes folders with a config.yaml and passes over the others. A run that was named otherwise too is taken
-    once. Raises InputError for a pattern that no run matches.
+    A pattern matches folders with a config.yaml. A run that is also named explicitly takes part once. Raises InputError
+    for a pattern that no run matches.
     """
     if not any(_is_pattern(source) for source in config.runs):
         return config, ()
@@ -60,7 +60,7 @@ def _matches(pattern: str) -> Sequence[Path]:
 
 
 def _problem(path: Path) -> str:
-    """Why a run cannot play; empty if it can. Damage that shows only when it is loaded ends the tournament."""
+    """Why a run cannot play; empty if it can. Damage found only on loading ends the tournament."""
     try:
         run = RunDirectory.open(path)
         algorithm = compose.load(run.config_file).algo.name

@@ -31,21 +31,21 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """A policy that takes part, before anything of it is loaded."""
+    """A policy in the tournament, before anything is loaded."""
 
     name: str
     source: str
-    """What the user called it."""
+    """The name that the user gave."""
     config: Config
-    """From which it is loaded; a run's own configuration."""
+    """The configuration from which it is loaded; for a run, its own."""
     checkpoint: Path | None
-    """The weights of a run's policy; None where the role is the reference, whose weights the configuration names."""
+    """The weights of a run's policy; None for the reference, whose weights the configuration names."""
     trained_from: Config | None = None
-    """The configuration whose reference it was trained from; None for a model that was not trained here."""
+    """The configuration with the reference it was trained from; None for a model that was not trained here."""
 
     @property
     def role(self) -> Role:
-        """Which role of the loaded policy plays."""
+        """The role of the loaded policy that plays."""
         return Role.reference if self.checkpoint is None else Role.policy
 
     @property
@@ -69,11 +69,11 @@ def find_player(source: str, name: str | None = None, sections: Sequence[str] = 
 
     Args:
         source: the path or the name.
-        name: what it is to be called.
+        name: the name to show.
         sections: the parts of a run's configuration that will be used.
 
     Raises:
-        InputError: there is no such run, checkpoint or model, or a run of others asks for what only the user may allow.
+        InputError: there is no such run, checkpoint or model, or another user's run needs a permission.
     """
     path = Path(source).expanduser()
     if CHECKPOINT.fullmatch(path.name) and path.parent.name == "checkpoints":
@@ -88,7 +88,7 @@ def find_player(source: str, name: str | None = None, sections: Sequence[str] = 
             raise InputError(f"{run.path} has no checkpoint yet: let the run reach one first")
         return _of_run(run, newest, source, name or run.path.name, sections)
     if (path / "adapter_config.json").is_file() and (path.parent / "config.yaml").is_file():
-        return _beside_run(RunDirectory.open(path.parent), path, source, name or f"{path.parent.name}/{path.name}")
+        return _run_export(RunDirectory.open(path.parent), path, source, name or f"{path.parent.name}/{path.name}")
     return Player(name or path.name, source, _model_config(source, path), None)
 
 
@@ -113,8 +113,8 @@ def _config_of(run: RunDirectory, sections: Sequence[str]) -> Config:
     return config
 
 
-def _beside_run(run: RunDirectory, folder: Path, source: str, name: str) -> Player:
-    """A further policy that a run has written, such as the average of its weights: an adapter on the run's base."""
+def _run_export(run: RunDirectory, folder: Path, source: str, name: str) -> Player:
+    """Another policy saved by a run, such as the average of its weights: an adapter on the run's base."""
     refuse_links(run.path, [folder.name])
     config = _config_of(run, ("model",))
     reference = ReferenceConfig(name=ReferenceKind.adapter, path=str(folder))
@@ -122,7 +122,7 @@ def _beside_run(run: RunDirectory, folder: Path, source: str, name: str) -> Play
 
 
 def _model_config(source: str, path: Path) -> Config:
-    """A configuration whose reference is the model."""
+    """A configuration with the model as its reference."""
     if (path / "adapter_config.json").is_file():
         return _adapter_config(path)
     if (path / "config.json").is_file():
@@ -142,9 +142,7 @@ def _model_config(source: str, path: Path) -> Config:
 def _adapter_config(folder: Path) -> Config:
     """A PEFT adapter folder, on the base that it names."""
     try:
-        base = read_json((folder / "adapter_config.json").resolve())[
-            "base_model_name_or_path"
-        ]  # a link in hubs' caches
+        base = read_json((folder / "adapter_config.json").resolve())["base_model_name_or_path"]  # a link in a hub cache
     except (LookupError, TypeError) as error:
         raise InputError(f"{folder}/adapter_config.json cannot be read ({one_line(error, 100)})") from None
     if not base:
@@ -161,14 +159,14 @@ def _adapter_config(folder: Path) -> Config:
 
 
 class Loader:
-    """Loads players one after another; those on the same base, with adapters of the same kind, share it."""
+    """Loads players in sequence; players on the same base, with adapters of the same kind, share it."""
 
     def __init__(self, device: str | None = None, dtype: Precision | None = None) -> None:
         self._device, self._dtype = device, dtype
         self._loaded: tuple[Config, Policy] | None = None
 
     def load(self, player: Player) -> Policy:
-        """The policy with the player's weights in its role; the one loaded before must no longer be used.
+        """The policy with the player's weights in its role; the previously loaded one must no longer be used.
 
         Raises:
             InputError: the model or the checkpoint is not available.
@@ -178,7 +176,7 @@ class Loader:
             checkpoint = load_checkpoint(player.checkpoint)
         config = self._adjusted(player.config)
         if self._loaded is None or not share_base(self._loaded[0], config):
-            self._loaded = None  # two bases may not fit
+            self._loaded = None  # two bases may not fit in memory
             policy = load_trained(config, load_tokenizer(config.model))
             assert isinstance(policy, Policy)
             self._loaded = config, policy
@@ -190,7 +188,7 @@ class Loader:
 
     @property
     def backbone(self) -> Backbone | None:
-        """The base of the player loaded last, for judges that can share it."""
+        """The base of the last loaded player, for judges that can share it."""
         return None if self._loaded is None else self._loaded[1].backbone
 
     def _adjusted(self, config: Config) -> Config:
@@ -200,13 +198,13 @@ class Loader:
         if self._dtype is not None:
             model = replace(model, dtype=self._dtype)
         if adapter.name is AdapterKind.qlora and not torch.cuda.is_available():
-            # The adapter is the same on the full-precision base, and no GPU is needed.
+            # The full-precision base gives the same adapter and needs no GPU.
             adapter = replace(adapter, name=AdapterKind.lora)
         return replace(config, model=model, adapter=adapter)
 
 
 def share_base(one: Config, other: Config) -> bool:
-    """Whether two configurations differ in the trained weights alone."""
+    """Whether two configurations differ only in the trained weights."""
     return (one.model, one.adapter, one.reference, one.seed, opponent_of(one)) == (
         other.model,
         other.adapter,

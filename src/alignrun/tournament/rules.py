@@ -1,4 +1,4 @@
-"""The rules of a tournament: from its configuration, or else from the runs if they agree."""
+"""The rules of a tournament: from its configuration, or from the runs if they agree."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +17,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The same for everyone."""
+    """The rules, the same for every player."""
 
     data: DataConfig
     preference: Any
-    """The section of the judge."""
+    """The judge's section."""
     drawing: Drawing
     kl_tau: float | None
     exact: bool
-    """Whether all play one matrix game and nothing needs to be sampled."""
+    """Whether all play one matrix game, so that nothing needs to be sampled."""
     notes: tuple[str, ...]
 
 
@@ -33,7 +33,7 @@ def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
     """The rules, from the configuration and the runs among the players.
 
     Raises:
-        InputError: something is neither given nor agreed on.
+        InputError: a setting is not given, and the runs do not agree on it.
     """
     runs = [player for player in players if player.checkpoint is not None]
     notes = []
@@ -44,7 +44,7 @@ def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
         if given is not None:
             return given
         if not known:
-            raise InputError(f"config: {key} must be given, since no run says it: {choose}")
+            raise InputError(f"config: {key} must be given, since no run has it: {choose}")
         (first, value), *others = known
         for name, other in others:
             if other != value:
@@ -87,7 +87,7 @@ def _judging(run: Config) -> Any:
 
 
 def training_preference(player: Player) -> Any:
-    """The section of the preference that a run was trained with; None where nothing judged, or nothing was trained."""
+    """The section of the preference that a run was trained with; None without a preference or training."""
     return None if player.checkpoint is None else _judging(player.config)
 
 

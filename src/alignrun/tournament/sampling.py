@@ -28,17 +28,17 @@ from alignrun.types import Example
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """The prompts that every player can read, in its own encoding."""
+    """The prompts that fit every player, in each player's encoding."""
 
     texts: tuple[str, ...]
     encoded: tuple[PromptSet, ...]
-    """One set for each player, all of the same prompts."""
+    """One set of the same prompts per player."""
     left_out: int
-    """Prompts that are too long for one of them."""
+    """The number of prompts that are too long for some player."""
 
 
-def ask(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Questions:
-    """Encode the held-out prompts for every player; prompts too long for one player are dropped for all.
+def read_by_all(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Questions:
+    """Encode the held-out prompts for every player; drop prompts that are too long for any of them.
 
     Raises:
         InputError: the data or a tokenizer is not available, or no prompt is left.
@@ -56,10 +56,10 @@ def ask(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Qu
 
 
 def _wanted(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Wanted:
-    """The columns of the rows that the judge and the training preferences read; None for all of them."""
+    """The columns that the judge and the training preferences read; None for all."""
     read = [discover()[rules.preference.name].columns(rules.preference)]
     for section in map(training_preference, players if config.hacking_gap else ()):
-        with contextlib.suppress(InputError):  # one that fails says so when it is asked
+        with contextlib.suppress(InputError):  # a failing one is reported when it is used
             read += [] if section is None else [discover()[section.name].columns(section)]
     return None if None in read else {name for names in read for name in names or ()}
 
@@ -74,7 +74,7 @@ def _encoded(examples: Sequence[Example], encoding: Encoding, player: Player) ->
 def introduce(
     lineup: Lineup, questions: Questions, rules: Rules, loader: Loader
 ) -> Iterator[tuple[int, Policy, str | None, int | None]]:
-    """Each place of the line-up with its policy, loaded, the key of its content, and whose place has the same.
+    """Yield each index of the line-up, its loaded policy, its content key, and the index of an equal policy.
 
     Raises:
         InputError: a model cannot be loaded, or two of those that were named are the same policy.
@@ -101,16 +101,16 @@ def sample_all(
     cache: CompletionCache,
     report: Callable[[str], None],
 ) -> tuple[Field, list[Sampled]]:
-    """Draw the completions of all players, and score those in its own vocabulary with each player's reference.
+    """Sample every player's completions, and score them with its reference if that has the same vocabulary.
 
-    Where sampling is truncated there is nothing to score: see `truncation`.
+    If sampling is truncated, nothing is scored: see `truncation`.
 
     Args:
-        lineup: who takes part.
-        questions: what they are asked.
-        rules: how completions are drawn.
-        loader: loads one player after another; a reference is what it holds in the end.
-        cache: keeps completions by content.
+        lineup: the players.
+        questions: the prompts.
+        rules: how completions are sampled.
+        loader: loads the players in sequence; afterwards it holds a reference.
+        cache: stores completions by content.
         report: receives short progress messages.
 
     Raises:
@@ -124,7 +124,7 @@ def sample_all(
     truncated = truncation(rules.drawing.top_k, rules.drawing.top_p)
 
     def relate(other: int, place: int, policy: Policy) -> None:
-        """log π/μ of the completions at one place by the policy loaded, μ, which stands at another."""
+        """log π/μ of the completions of one player, where μ is the loaded policy, another player."""
         one = drawn[other]
         if truncated or vocabularies[other] != vocabularies[place]:
             ratios[other] = None
@@ -146,7 +146,7 @@ def sample_all(
             if reference == place and other not in (place, twin):
                 relate(other, place, policy)
     field = lineup.settle(same)
-    if field.common is not None:  # the policy that was loaded last
+    if field.common is not None:  # the last loaded policy
         for other in field.places:
             if other not in ratios and other != field.places[field.common]:
                 relate(other, place, policy)
@@ -158,5 +158,5 @@ def sample_all(
 
 
 def _joined(key: str | None, other: str | None) -> str | None:
-    """The key of one policy's completions scored by another."""
+    """The cache key of one policy's completions scored by another."""
     return None if key is None or other is None else hashlib.sha256(f"{key} {other}".encode()).hexdigest()

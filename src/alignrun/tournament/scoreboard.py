@@ -1,4 +1,4 @@
-"""A tournament on the terminal: the win matrix, the players, and what both say in a few sentences."""
+"""A tournament on the terminal: the win matrix, the players, and a summary in a few sentences."""
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -13,11 +13,11 @@ from alignrun.security.text import counted
 
 ABSENT = "–"
 NAME = 24
-"""Columns of the screen beyond which a name stands above the tables, once, with a number."""
+"""A name wider than this is listed once above the tables, with a number."""
 
 
 def show(result: TournamentResult, console: Console) -> None:
-    """Print it, in tables that fit the console; where names are long, the tables have their numbers."""
+    """Print it in tables that fit the console; long names are replaced by numbers."""
     names = [player.name for player in result.players]
     if max(map(cell_len, names)) > NAME:
         for key, name in enumerate(names, start=1):
@@ -46,7 +46,7 @@ def _matrix(result: TournamentResult, names: list[str], width: int) -> list[Tabl
 
 
 def _caption(result: TournamentResult) -> str | None:
-    """What a star means, or why there is none."""
+    """The meaning of a star, or why there are none."""
     if not result.samples_per_prompt:
         return None
     return caution(result.prompts) or f"* ½ is outside the {result.confidence:.0%} interval"

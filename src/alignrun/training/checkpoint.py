@@ -200,13 +200,13 @@ def restore_weights(live: Mapping[str, Tensor], checkpoint: Checkpoint, group: s
             f"{checkpoint.path}: {kinds[0]} holds {saved[kinds[0]].dtype} where the model has {live[kinds[0]].dtype}: "
             "it is not a checkpoint of this run"
         )
-    check_finite(checkpoint, group)
+    check_group_finite(checkpoint, group)
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(saved[name])
 
 
-def check_finite(checkpoint: Checkpoint, group: str) -> None:
+def check_group_finite(checkpoint: Checkpoint, group: str) -> None:
     """Refuse a group with values that are not finite. Raises InputError."""
     saved = checkpoint.tensors.get(group, {})
     if unfit := unfit_weight((name, tensor) for name, tensor in saved.items() if tensor.is_floating_point()):

@@ -25,7 +25,7 @@ from alignrun.run.directory import RunDirectory, discard_output, write_text_atom
 from alignrun.run.progress import Progress
 from alignrun.run.tracking import Tracking
 from alignrun.training.accumulate import Accumulator
-from alignrun.training.checkpoint import Checkpoint, check_finite, restore_weights, save_checkpoint
+from alignrun.training.checkpoint import Checkpoint, check_group_finite, restore_weights, save_checkpoint
 from alignrun.training.optim import flatten_optimizer, make_optimizer, restore_optimizer, set_learning_rate
 from alignrun.training.signals import stop_requested
 from alignrun.training.snapshot import undone
@@ -98,7 +98,7 @@ class Trainer:
         """
         restore_weights(self._weights, saved)
         restore_weights(self._algorithm_state(), saved, "algorithm")
-        check_finite(saved, "optimizer")
+        check_group_finite(saved, "optimizer")
         configured = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         state, names = saved.state, list(self._trainable)
         try:

@@ -1,4 +1,4 @@
-"""What the two feedback models share: a scorer trained on pairs, by the likelihood of their labels."""
+"""Base of the feedback models: a scorer trained on pairs by the likelihood of their labels."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ class FeedbackAlgorithm(OfflineAlgorithm):
     """Trains a LoRA adapter and a scalar head on the base, not a policy."""
 
     kind: ClassVar[str]
-    """`reward` or `preference`, as the adapter's card says it."""
+    """`reward` or `preference`, as in the adapter's card."""
     tools: FeedbackTools
     config: Any
     learned = 2
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """It trains an adapter that reads texts, and no policy."""
+        """It trains an adapter that reads texts, not a policy."""
         super().check(config)
         if config.adapter.name is AdapterKind.none:
             raise InputError(f"config: algo={cls.name} trains an adapter: use adapter=lora or adapter=qlora")
@@ -37,12 +37,12 @@ class FeedbackAlgorithm(OfflineAlgorithm):
             raise InputError(f"config: algo={cls.name} reads texts, and model=game has none: choose another model")
 
     def evaluators(self) -> Sequence[Measure]:
-        """Nothing of a policy: there is none."""
+        """None: there is no policy to evaluate."""
         return []
 
     @classmethod
     def card(cls, config: Config) -> AdapterCard:
-        """What will be written next to the adapter, but for the fingerprint of its base."""
+        """The card written next to the adapter, without the fingerprint of the base."""
         return AdapterCard(
             kind=cls.kind,
             base="",
@@ -54,12 +54,12 @@ class FeedbackAlgorithm(OfflineAlgorithm):
 
     @classmethod
     def template(cls, config: Any) -> str:
-        """How a prompt and its completions are put before the model."""
+        """The template that presents a prompt and its completions to the model."""
         return str(config.template)
 
     @classmethod
     def embedding_size(cls, config: Any) -> int | None:
-        """M of the embedding that it reads off the model; None for a scalar."""
+        """M, the size of the embedding; None for a scalar."""
         return None
 
     @abstractmethod
@@ -71,7 +71,7 @@ class FeedbackAlgorithm(OfflineAlgorithm):
         """[B] the loss of each pair."""
 
     def scores(self, batch: PairBatch) -> Tensor:
-        """[B, K] or [B, K, M] the scores of the K completions that belong to each pair."""
+        """[B, K] or [B, K, M] the scores of each pair's K completions."""
         scores = self.tools.scorer.scores(batch.prompts, batch.completions.flat())
         return scores.reshape(len(batch.prompts), -1, *scores.shape[1:])
 

@@ -11,7 +11,7 @@ from alignrun.config import Engine
 
 
 class OnlineAlgorithm(Algorithm):
-    """Samples and judges through `rollouts`, and counts what is asked."""
+    """Samples and judges through `rollouts`, and counts questions."""
 
     tools: Tools
 
@@ -28,7 +28,7 @@ class OnlineAlgorithm(Algorithm):
 
     @property
     def asked(self) -> int:
-        """Questions so far, where each pair is one in each order."""
+        """Questions so far; each pair counts once per order."""
         return self.rollouts.questions
 
     @property
@@ -45,7 +45,7 @@ class OnlineAlgorithm(Algorithm):
         check_mismatch(self.tools.config, metrics.get(KL, 0.0))
 
     def notes(self) -> Sequence[str]:
-        """What a server draws, and how many pairs are judged, where each is a question."""
+        """What a server draws, and the number of judged pairs, if each is a question."""
         config = self.tools.config
         told = [*super().notes(), *server_notes(config, self.declared(config))]
         opponents = getattr(config.algo, "opponents_per_sample", None)

@@ -1,10 +1,10 @@
-"""Which pairs of completions a preference is asked about: all of them, or a few of each completion, without bias.
+"""Selects the pairs of completions to judge: all of them, or an unbiased sample.
 
-Where every pair is a question, K completions against K cost K² questions in both orders. A few opponents of each
-completion give the same expectation: every pair is drawn with the same probability, so that the mean over the drawn
-pairs is in expectation that over all, and with it every gradient that is linear in the preference. Opponents are used
-equally often, which of all draws with as many pairs has the least variance: the covariance of two completions grows
-with the number of opponents that they share.
+If every pair is a question, K completions against K cost K² questions in both orders. A few opponents per completion
+give the same expectation: every pair is drawn with the same probability, so the mean over the drawn pairs is an
+unbiased estimate of the mean over all, and so is every gradient that is linear in the preference. Opponents are used
+equally often, which minimises the variance for a given number of pairs: the covariance of two completions grows with
+the number of opponents that they share.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ BOTH_ORDERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """M pairs of completions of each of B prompts, and what the preference said of them."""
+    """M pairs of completions of each of B prompts, and their preference."""
 
     first: Tensor
     """[B, M] the index of y."""
@@ -36,6 +36,11 @@ class Comparisons:
         asked[rows, self.first, self.second] = asked[rows, self.second, self.first] = 1
         return table, asked.sum(2)
 
+    def win_rates(self, count: int) -> Tensor:
+        """[B, K] the mean of P(y ≻ y') over the other completions that each of K met."""
+        table, opponents = self.table(count)
+        return (table.sum(2) - 0.5) / opponents  # without each one's ½ against itself the estimate is unbiased
+
 
 def all_against(samples: int, others: int) -> Tensor:
     """[2, M] all pairs of one of `samples` completions with one of `others`, as indices."""
@@ -50,7 +55,7 @@ def all_among(samples: int) -> Tensor:
 def against(orders: Tensor, samples: int, opponents: int) -> Tensor:
     """[2, B, M] pairs of K completions with `opponents` ≤ L of L others each, from orders [B, L] of the others.
 
-    One after another takes the next ones in the order, so that all are used equally often, or once more.
+    Each completion takes the next ones in the order, so that use counts differ by at most one.
     """
     turns = torch.arange(samples * opponents)
     return torch.stack([(turns // opponents).expand(len(orders), -1), orders[:, turns % orders.shape[1]]])
@@ -59,8 +64,8 @@ def against(orders: Tensor, samples: int, opponents: int) -> Tensor:
 def among(orders: Tensor, opponents: int) -> Tensor:
     """[2, B, M] pairs among K completions with `opponents` < K each, from orders [B, K] of them.
 
-    The order is cyclic. Each meets the nearest ones on both sides, and for an odd number the opposite one too; where K
-    is odd as well, one of them meets one more.
+    The order is cyclic. Each meets its nearest neighbours on both sides, and for an odd number the opposite one too; if
+    K is odd as well, one completion meets one more.
     """
     count = orders.shape[1]
     places = torch.arange(count)
@@ -71,7 +76,7 @@ def among(orders: Tensor, opponents: int) -> Tensor:
 
 
 def draw_against(generator: torch.Generator, prompts: int, samples: int, others: int, opponents: int | None) -> Tensor:
-    """[2, B, M] pairs of K completions with L others of each prompt; all of them where no fewer opponents are asked."""
+    """[2, B, M] pairs of K completions with L others of each prompt; all unless fewer opponents are requested."""
     if opponents is None or opponents >= others:
         return all_against(samples, others)[:, None].expand(-1, prompts, -1)
     return against(_orders(generator, prompts, others), samples, opponents)
@@ -97,7 +102,7 @@ def draw_apart(generator: torch.Generator, prompts: int, samples: int, opponents
 
 
 def draw_among(generator: torch.Generator, prompts: int, samples: int, opponents: int | None) -> Tensor:
-    """[2, B, M] pairs among K completions of each prompt; all of them where no fewer opponents are asked."""
+    """[2, B, M] pairs among K completions of each prompt; all of them unless fewer opponents are requested."""
     if opponents is None or opponents >= samples - 1:
         return all_among(samples)[:, None].expand(-1, prompts, -1)
     return among(_orders(generator, prompts, samples), opponents)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from alignrun import distributed
 from alignrun.algorithms.common.batches import rows, select
-from alignrun.algorithms.common.stacking import concatenate, pad, stack
+from alignrun.algorithms.common.stacking import concatenate, pad_completions, stack
 from alignrun.config import Engine, GenerationConfig, Opponents
 from alignrun.generation.decode import Decoder, Sampling, sample_completions
 from alignrun.generation.streams import Source, Stream, decoding_roles, roles_of
@@ -133,8 +133,8 @@ def _padded(sides: Sides, ours: int, theirs: int, pad_id: int) -> Sides:
     """Both sides padded to the given lengths."""
     ratio = sides.log_ratio
     return Sides(
-        pad(sides.ours, ours, pad_id),
-        pad(sides.theirs, theirs, pad_id),
+        pad_completions(sides.ours, ours, pad_id),
+        pad_completions(sides.theirs, theirs, pad_id),
         sides.accepted,
         None if ratio is None else F.pad(ratio, (0, ours - ratio.shape[2])),
     )

@@ -43,7 +43,7 @@ class RewardConfig:
     reference_samples: int = 4
     """Completions of the reference per prompt, to estimate the win rate."""
     opponents_per_sample: int | None = None
-    """Those that each completion is judged against, drawn if every pair is a question; null is all of them."""
+    """Completions that each is judged against, drawn if every pair is a question; null is all."""
     missing_eos_penalty: float = 0.0
     """Penalty on the reward of a completion without an end token (on the normalised reward in PPO)."""
 

@@ -12,7 +12,7 @@ from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.batches import pieces, rows, select, shared
 from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among, draw_apart
 from alignrun.algorithms.common.paired import Sides, always_paired, joined, may_pair, sample_pairs, worth
-from alignrun.algorithms.common.stacking import consecutive, pad, stack
+from alignrun.algorithms.common.stacking import consecutive, pad_completions, stack
 from alignrun.config import Engine, Opponents
 from alignrun.data.completions import opened
 from alignrun.errors import InputError
@@ -23,13 +23,13 @@ from alignrun.models.policy import Policy
 from alignrun.types import Completions, PromptBatch, Role
 
 PURPOSES = 101
-"""Draws within a step with random numbers of their own."""
+"""The purposes of draws within a step; each has its own random numbers."""
 DRAFTED = "opponents_drafted"
 """The share of the opponents' tokens that are those of the policy's samples that drafted them, as a metric."""
 AGAIN = 32
 """Steps from one measurement to the next where drafting does not pay."""
 PAIRS = 50
-"""From a purpose of sampling to that of drawing pairs of what was sampled."""
+"""The offset from a sampling purpose to that of drawing pairs of its samples."""
 
 
 def step_seed(seed: int, step: int, purpose: int = 0) -> int:
@@ -104,7 +104,7 @@ def _on_all_processes(
     with distributed.raise_together():
         drawn = decoded(select(prompts, index), uniforms[..., index])
     length = distributed.largest(drawn[0].tokens.shape[1])
-    ours = stack([pad(stream, length, pad_id) for stream in drawn])
+    ours = stack([pad_completions(stream, length, pad_id) for stream in drawn])
     tokens, mask = (distributed.gather(side, len(prompts)) for side in (ours.tokens, ours.mask))
     return [Completions(*stream) for stream in zip(tokens.unbind(1), mask.unbind(1), strict=True)]
 
@@ -130,7 +130,7 @@ class Pace:
 def log_ratio(policy: Policy, role: Role, prompts: PromptBatch, completions: Completions, temperature: float) -> Tensor:
     """[B, T] log π/μ of a role at every token at the sampling temperature, with the prompts sharded over processes.
 
-    It is of the untruncated distributions: for completions sampled with top-k or top-p its mean is not a KL.
+    It refers to the untruncated distributions: for completions sampled with top-k or top-p its mean is not a KL.
     """
 
     def of(part: _Drawn) -> Tensor:
@@ -174,13 +174,13 @@ class Rollouts:
                 "generation.opponents=drafted needs a model whose layers are all full attention: leave it out"
             )
         self.questions = 0
-        """Questions so far, where each pair is one in each order."""
+        """Questions so far; each pair counts once per order."""
         self.measured = {DRAFTED: 1.0}
         """What the next steps depend on: the share of the last drafted opponents' tokens that the drafts had."""
         self._drafted: list[float] = []
 
     def sample(
-        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0
+        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0, judged: bool = True
     ) -> list[Completions]:
         """Sample the declared streams in one decoding loop, `generation.batch_size` prompts at a time.
 
@@ -189,13 +189,14 @@ class Rollouts:
             streams: the samples to draw.
             step: determines the random numbers, together with the seed and the purpose.
             purpose: distinguishes several draws within a step.
+            judged: whether the preference will be asked about these completions of these prompts.
 
         Returns:
             The K samples of each stream, [B, K, T], all padded to one length.
         """
-        drawn = self._draw(prompts, streams, step, purpose)
+        drawn = self._draw(prompts, streams, step, purpose, judged=judged)
         longest = max(one.tokens.shape[1] for one in drawn)
-        padded = (pad(one, longest, self._sampling.pad_id) for one in drawn)
+        padded = (pad_completions(one, longest, self._sampling.pad_id) for one in drawn)
         return [stack(list(islice(padded, stream.samples))) for stream in streams]
 
     def opposed(self, prompts: PromptBatch, streams: Sequence[Stream], step: int) -> Sides:
@@ -249,7 +250,7 @@ class Rollouts:
         *,
         apart: bool = False,
     ) -> Tensor:
-        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over those of theirs that it meets."""
+        """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over those of theirs that it is paired with."""
         judged = self.against(prompts, ours, theirs, step, purpose, apart=apart).labels
         return judged.reshape(len(prompts), ours.tokens.shape[1], -1).mean(2)
 
@@ -265,9 +266,9 @@ class Rollouts:
     ) -> Comparisons:
         """Each of our K completions against theirs for the prompt: all L of them, or some that the step draws.
 
-        They are drawn where each pair is a question of its own (`Preference.by_pair`). The pairs of one of our
-        completions are consecutive. With `apart`, ours and theirs of the same number do not meet, since one depends on
-        the other.
+        They are drawn if each pair is a separate question (`Preference.by_pair`). The pairs of one of our
+        completions are consecutive. With `apart`, ours and theirs of the same number are not paired, since one depends
+        on the other.
         """
         sizes = ours.tokens.shape[1], theirs.tokens.shape[1]
         generator = self._drawing(step, purpose)
@@ -280,7 +281,13 @@ class Rollouts:
 
     def among(self, prompts: PromptBatch, completions: Completions, step: int, *, every: bool = False) -> Comparisons:
         """K completions against each other, all pairs or as in `against`; a pair is judged once, since P + Pᵀ = 1."""
-        opponents, texts = None if every else self._opponents, self.texts(completions)
+        return self.among_texts(prompts, self.texts(completions), step, every=every)
+
+    def among_texts(
+        self, prompts: PromptBatch, texts: Sequence[Sequence[str]], step: int, *, every: bool = False
+    ) -> Comparisons:
+        """The same of K lists of B texts."""
+        opponents = None if every else self._opponents
         pairs = draw_among(self._drawing(step), len(prompts), len(texts), opponents)
         return self._judge(self._tools.preference, prompts, pairs, texts, texts)
 
@@ -288,6 +295,13 @@ class Rollouts:
         """Since the last call: the share of the opponents' tokens that were drafts, 0 where they are independent."""
         shares, self._drafted = self._drafted, []
         return {DRAFTED: sum(shares) / len(shares)} if shares else {}
+
+    def matched_texts(
+        self, prompts: PromptBatch, ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """[B, K] P(ours ≻ theirs), each of K lists of B texts against the one at its own place."""
+        places = torch.arange(len(ours)).expand(2, len(prompts), -1)
+        return self._judge(self._tools.preference.for_learner, prompts, places, ours, theirs).labels
 
     def texts(self, completions: Completions) -> list[list[str]]:
         """K lists of B texts, from completions [B, K, T]."""
@@ -302,7 +316,7 @@ class Rollouts:
         ours: Sequence[Sequence[str]],
         theirs: Sequence[Sequence[str]],
     ) -> Comparisons:
-        """Ask about the pairs [2, B, M] of K and L lists of B texts."""
+        """Judge the pairs [2, B, M] of K and L lists of B texts."""
         first, second = (
             [texts[place][row] for places in side.T.tolist() for row, place in enumerate(places)]
             for side, texts in zip(pairs, (ours, theirs), strict=True)
@@ -315,7 +329,7 @@ class Rollouts:
 
     @property
     def _opponents(self) -> int | None:
-        """Opponents of a completion; None for all of them, as where each completion is read once for all pairs."""
+        """Opponents per completion; None for all, as when each completion is read once for all pairs."""
         opponents: int | None = getattr(self._tools.config.algo, "opponents_per_sample", None)
         return opponents if self._tools.preference.by_pair else None
 
@@ -323,12 +337,14 @@ class Rollouts:
         """Draws pairs: on the CPU, and thus the same for every device and process."""
         return step_generator(torch.device("cpu"), self._tools.config.seed, step, (purpose + PAIRS) % PURPOSES)
 
-    def _draw(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:
-        """All samples of all streams in order, each [B, T]."""
+    def _draw(
+        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int, *, judged: bool
+    ) -> list[Completions]:
+        """All samples of all streams in order, each [B, T]; the preference may begin with those that are `judged`."""
         sources = [stream.source for stream in streams for _ in range(stream.samples)]
         temperatures = self._temperatures(streams) if any(stream.temperature for stream in streams) else None
         generator = step_generator(self._device, self._tools.config.seed, step, purpose)
-        pace = Pace(self._chunk, self.memory, self._expect)
+        pace = Pace(self._chunk, self.memory, self._expect) if judged else Pace(self._chunk, self.memory)
         return sample_streams(self._tools.policy, prompts, sources, self._sampling, generator, temperatures, None, pace)
 
     def _expect(self, prompts: PromptBatch, drawn: Sequence[Completions]) -> None:

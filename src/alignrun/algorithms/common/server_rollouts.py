@@ -10,7 +10,7 @@ from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.drafting import Drafting, draft_role
 from alignrun.algorithms.common.rollout import Rollouts, step_generator, step_seed
 from alignrun.algorithms.common.serving import ServedPolicy
-from alignrun.algorithms.common.stacking import pad, stack
+from alignrun.algorithms.common.stacking import pad_completions, stack
 from alignrun.config import Config, Engine
 from alignrun.generation.server.protocol import Ask, Drawn, prompt_seed, real_tokens
 from alignrun.generation.streams import Stream, roles_of
@@ -46,7 +46,9 @@ class ServerRollouts(Rollouts):
         super().drain()  # no opponent is drafted by the policy's samples
         return self._drafting.drain()
 
-    def _draw(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:
+    def _draw(
+        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int, *, judged: bool
+    ) -> list[Completions]:
         seed = step_seed(self._tools.config.seed, step, purpose)
         generator = step_generator(self._device, self._tools.config.seed, step, purpose)
         asked = [draft_role(stream.source) for stream in streams for _ in range(stream.samples)]
@@ -74,7 +76,7 @@ class ServerRollouts(Rollouts):
         shape = (2, len(prompts), stream.samples, sampling.max_new_tokens)
         uniforms = torch.rand(shape, generator=generator, device=self._device, dtype=torch.float64)
         longest = max(one.tokens.shape[1] for one in drafts)
-        stacked = stack([pad(one, longest, sampling.pad_id) for one in drafts])
+        stacked = stack([pad_completions(one, longest, sampling.pad_id) for one in drafts])
         texts = [text for text in real_tokens(prompts) for _ in range(stream.samples)]
 
         def go_on(prefixes: Sequence[tuple[int, list[int]]], number: int) -> Sequence[Drawn]:

@@ -24,11 +24,11 @@ def consecutive(groups: Sequence[list[Completions]], pad_id: int) -> list[Comple
     if len(groups) == 1:
         return groups[0]
     longest = max(group[0].tokens.shape[1] for group in groups)
-    padded = [[pad(one, longest, pad_id) for one in group] for group in groups]
+    padded = [[pad_completions(one, longest, pad_id) for one in group] for group in groups]
     return [concatenate(parts) for parts in zip(*padded, strict=True)]
 
 
-def pad(completions: Completions, length: int, pad_id: int) -> Completions:
+def pad_completions(completions: Completions, length: int, pad_id: int) -> Completions:
     """Pad completions to `length` tokens."""
     extra = (0, length - completions.tokens.shape[-1])
     return Completions(

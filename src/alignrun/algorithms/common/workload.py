@@ -30,6 +30,10 @@ class Workload:
     """Whether a value function is trained as well, on its own adapter."""
     questions: int
     """Questions to the preference, if every pair in each order is one; else 0."""
+    later_turns: int = 0
+    """How often every completion is followed by another with a prompt of its own."""
+    added_tokens: int = 0
+    """Tokens by which the last of those prompts is longer than the first."""
 
 
 def workload(config: Config) -> Workload:
@@ -49,14 +53,17 @@ def workload(config: Config) -> Workload:
     ]
     read = [decoding_roles([Role.policy, one.source]) * one.samples for one in pairs if _differs(one.source)]
     widest: list[Role] = max(read, key=len) if read else []
+    later_turns, added_tokens = kind.later_turns(config)
     return Workload(
         learned=kind.learned or max(sum(stream.learned for stream in streams) for streams in declared),
         drawn=max(loops, key=decoding_rows),
         continued=tuple(widest),
-        copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
+        copies=len({*sampled, *kind.kept(config)} - {Role.policy, Role.reference}),
         half_steps=kind.half_steps,
         value=kind.value_function,
         questions=BOTH_ORDERS * kind.pairs(config, opponents) if by_pair else 0,
+        later_turns=later_turns,
+        added_tokens=added_tokens,
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the rows of a data set come from, one file a source."""
+"""Data sources, one file each."""
 
 from alignrun.data.sources.base import Source, Split, chosen_source, discover, source
 

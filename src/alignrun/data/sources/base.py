@@ -1,4 +1,4 @@
-"""What a data source is: a function from the configuration to rows, in a file of its own, found by its name."""
+"""The interface of data sources: a function from the configuration to rows, registered by name, one file each."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from alignrun.errors import InputError
 from alignrun.types import Example
 
 Rows = Iterable[tuple[str, Row | BadRowError | Example]]
-"""Each with its origin, as `name.jsonl:12`, and in place of one that cannot be used the error that says so."""
+"""Each with its origin, such as `name.jsonl:12`; an unusable row is replaced by its error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The two sides of a data set, read as they are taken."""
+    """The training and held-out rows of a data set, read lazily."""
 
     train: Rows
     heldout: Rows | None = None
-    """None where the source keeps none apart: a share of the rows is held out."""
+    """None if the source has no separate ones: a share of the rows is held out."""
 
 
 Read = TypeVar("Read", bound=Callable[[Any], Split])
@@ -28,15 +28,15 @@ Read = TypeVar("Read", bound=Callable[[Any], Split])
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where rows come from."""
+    """A registered source of rows."""
 
     read: Callable[[Any], Split]
     config_class: type[DataConfig]
     """The dataclass that types its YAML."""
     reads: frozenset[str]
-    """The keys of DataConfig that say where the rows are, as far as this source takes them."""
+    """The keys of DataConfig with the location of the rows that this source uses."""
     needs: str
-    """The one of them that must be given; empty where none must."""
+    """The one of them that is required; empty if none is."""
     shared: bool
     """Whether all rows are both trained on and evaluated on."""
 
@@ -55,10 +55,10 @@ def source(
     """Register a function that reads rows, under the name that `data.source` gives.
 
     Args:
-        name: of the source.
+        name: the source's name.
         config_class: a dataclass that extends DataConfig, for a source with keys of its own.
-        reads: the keys of DataConfig by which only some sources are located, as far as this one takes them.
-        needs: the one of them that must be given.
+        reads: the location keys of DataConfig that this source uses.
+        needs: the one of them that is required.
         shared: whether all rows are both trained on and evaluated on.
     """
 
@@ -76,7 +76,7 @@ def discover() -> dict[str, Source]:
 
 
 def chosen_source(config: DataConfig) -> Source:
-    """The configured source. Raises InputError for one that does not exist, and for keys that it refuses or lacks."""
+    """The configured source. Raises InputError for an unknown source, and for keys that it refuses or lacks."""
     known = discover()
     if config.source not in known:
         raise InputError(f"config: data.source={config.source} is unknown: choose from {', '.join(sorted(known))}")

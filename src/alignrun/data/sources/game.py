@@ -1,4 +1,4 @@
-"""The pairs of a matrix game's actions: what a preference model or an offline algorithm can learn it from."""
+"""The pairs of a matrix game's actions, for preference models and offline algorithms."""
 
 from itertools import combinations
 
@@ -10,11 +10,11 @@ from alignrun.types import Example
 
 @source("game", reads=("game",), shared=True)
 def read(config: DataConfig) -> Split:
-    """Every two actions of the game once, the likelier winner first, with the probability that it wins.
+    """Every pair of actions once, the likelier winner first, with the probability that it wins.
 
-    Raises InputError where no game is named, or there is none of that name.
+    Raises InputError if no game is named, or the game is unknown.
     """
-    from alignrun.games.files import PROMPT, load_game  # here, since a game is made of tensors
+    from alignrun.games.files import PROMPT, load_game  # here, since it imports torch
 
     if config.game is None:
         raise InputError("config: data.game is missing: choose preference=matrix, or name a game, as in data.game=cyc")

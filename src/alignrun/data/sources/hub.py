@@ -22,7 +22,7 @@ def _rows(config: DataConfig, split: str) -> Iterator[tuple[str, Row | BadRowErr
     import httpx2
     import pyarrow  # type: ignore[import-untyped]
 
-    # What the hub, the network, the disk and the parsers raise; interrupts and a full memory are none of theirs.
+    # Errors of the hub, the network, the disk and the parsers, but not interrupts and out-of-memory errors.
     library = (datasets.exceptions.DatasetsError, httpx2.HTTPError, pyarrow.ArrowException)
     builtin = (OSError, ValueError, TypeError, LookupError, ImportError, RuntimeError)
 
@@ -34,7 +34,7 @@ def _rows(config: DataConfig, split: str) -> Iterator[tuple[str, Row | BadRowErr
         )
     index = -1
     try:
-        # The library maps the split into memory, and makes a row when it comes to it.
+        # The library maps the split into memory and builds rows lazily.
         for index, row in enumerate(datasets.load_dataset(source, config.subset, split=split)):
             origin = f"{path}[{split}]:{index}"
             yield origin, checked_row(row, origin, config.max_row_mb)

@@ -71,7 +71,7 @@ class ServerClient:
                 complaint=self.complaint,
                 final=final,
             )
-        except http.TooLong as error:
+        except http.ResponseTooLong as error:
             raise RunError(
                 f"generation.engine=server: {url} answered {error}, far more than was requested: check "
                 "that generation.server_url is vLLM or SGLang, then `alignrun resume RUN`"

@@ -138,9 +138,9 @@ class ReplayedSteps:
             return self._step(forward)
         if not self._warm:
             self._warm = True
-            return self._aside(self._step, forward)
+            return self._on_side_stream(self._step, forward)
         if not self._recorded:
-            self._logits = self._aside(self._record, forward)
+            self._logits = self._on_side_stream(self._record, forward)
             self._recorded = True
         assert self._graph is not None
         self._graph.replay()
@@ -192,7 +192,7 @@ class ReplayedSteps:
         return logits
 
     @staticmethod
-    def _aside(work: Callable[[Forward], Tensor], forward: Forward) -> Tensor:
+    def _on_side_stream(work: Callable[[Forward], Tensor], forward: Forward) -> Tensor:
         """Run on the side stream, as recording requires."""
         current = torch.cuda.current_stream()
         side = _side_stream(current.device_index)

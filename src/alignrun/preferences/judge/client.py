@@ -16,7 +16,7 @@ class JudgeClient(ServedClient):
     refused = "check preference.model and preference.extra; set preference.use_logprobs=false if it offers no logprobs"
 
     def __init__(self, config: JudgeConfig) -> None:
-        """Raises InputError where the environment holds a key that cannot be sent."""
+        """Raises InputError if the environment holds a key that cannot be sent."""
         super().__init__(config, f"{config.url.rstrip('/')}/chat/completions")
 
     async def ask(self, connection: httpx2.AsyncClient, request: dict[str, Any]) -> Answer:

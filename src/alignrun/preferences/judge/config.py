@@ -25,12 +25,12 @@ Reply with a single digit and nothing else: 1 if answer 1 is better, 2 if answer
 good."""
 
 PLACEHOLDERS = ("prompt", "first", "second")
-"""What a template holds once each, in the order of a question's texts."""
+"""The fields of a template, each exactly once, in the order of a question's texts."""
 
 
 @schema
 class AnswersConfig:
-    """How the judge writes its verdict; one token each where logprobs are used."""
+    """How the judge writes its verdict; one token each if logprobs are used."""
 
     first: str = "1"
     """The verdict for the first completion."""
@@ -42,7 +42,7 @@ class AnswersConfig:
 
 @schema
 class JudgeConfig(ServedConfig):
-    """Which model judges, how it is asked, and how patiently."""
+    """The judge's model, its prompt, and its limits."""
 
     name: str = "judge"
     url: str = MISSING
@@ -53,11 +53,11 @@ class JudgeConfig(ServedConfig):
     """The system message of a request; `null` sends none."""
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     use_logprobs: bool = True
-    """Read P from the probabilities of the first token; the text counts where the server does not give them."""
+    """Read P from the first token's probabilities; if the server gives none, from the text."""
     max_tokens: int = 8
     """Longest answer of the judge, in tokens."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """More fields of the request, as `chat_template_kwargs: {enable_thinking: false}`; null takes one out."""
+    """More fields of the request, such as `chat_template_kwargs: {enable_thinking: false}`; null removes one."""
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable with the API key; unset, none is sent."""
     max_answer_mb: float = 16.0

@@ -25,18 +25,18 @@ Question = tuple[str, str, str]
 
 @dataclass(slots=True)
 class JudgeStats(Stats):
-    """What the judge was asked so far, each order of a pair counted once."""
+    """Questions to the judge so far, each order of a pair counted once."""
 
     unclear: int = 0
-    """Answers that were no verdict."""
+    """Answers without a verdict."""
 
 
 FEW = 20
-"""A call of fewer questions is judged as one of so many: one strange answer of four must not end a run."""
+"""A call with fewer questions counts as one with this many: one unclear answer of four must not end a run."""
 
 
 class JudgePreference(Preference):
-    """P(y ≻ y' | x) = ½ (p(y, y') + 1 − p(y', y)): both orders are asked, whatever the judge thinks of the order."""
+    """P(y ≻ y' | x) = ½ (p(y, y') + 1 − p(y', y)): both orders are asked, which cancels position bias."""
 
     def __init__(self, config: JudgeConfig, cache: AnswerCache | None) -> None:
         self._config, self._client, self.stats = config, JudgeClient(config), JudgeStats()
@@ -45,7 +45,7 @@ class JudgePreference(Preference):
         )
 
     def counts(self) -> dict[str, float]:
-        """What was asked, found in the cache, and answered without a verdict, since the start, by all processes."""
+        """Questions asked, cached, and answered without a verdict since the start, over all processes."""
         return self._asking.counts(self._config.name)
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
@@ -53,13 +53,13 @@ class JudgePreference(Preference):
         return self.judge(prompts, first, second).probabilities
 
     def judge(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Judgment:
-        """Both orders by themselves, and their average."""
+        """Both orders separately, and their average."""
         rows = list(zip(prompts, first, second, strict=True))
         wins = distributed.by_share(len(rows), lambda share: self._wins([rows[row] for row in share]))
         return Judgment.in_both_orders(0.5 + (wins[:, 0] - wins[:, 1]) / 2, wins)
 
     def _wins(self, rows: Sequence[Question]) -> Tensor:
-        """[B, 2] how likely the completion shown first wins, in both orders."""
+        """[B, 2] the probability that the completion shown first wins, in both orders."""
         pairs = [(prompt, one, other) for prompt, one, other in rows if one != other]
         verdicts = self._judge([*pairs, *map(swapped, pairs)])
         wins = [[verdicts.get(row, 0.5), verdicts.get(swapped(row), 0.5)] for row in rows]
@@ -80,7 +80,7 @@ class JudgePreference(Preference):
         return {question: 0.5 if verdict is None else verdict for question, (_, verdict) in found.items()}
 
     def _unclear(self, stored: str) -> str:
-        """What an answer without a verdict says."""
+        """A description of an answer without a verdict."""
         answer = load_answer(stored)
         possible = is_distribution(answer.first_token)
         return answer.text if possible else f"{answer.text[:60]} with impossible log-probabilities"
@@ -89,7 +89,7 @@ class JudgePreference(Preference):
         return dump_answer(await self._client.ask(connection, request))
 
     def _request(self, question: Question) -> dict[str, Any]:
-        """The body that asks it: with the URL, all that determines the answer."""
+        """The request body; together with the URL it determines the answer."""
         config = self._config
         system = [] if config.system_prompt is None else [{"role": "system", "content": config.system_prompt}]
         request = {
@@ -109,7 +109,7 @@ def swapped(question: Question) -> Question:
 
 
 def fill(template: str, question: Question) -> str:
-    """The template with the texts in its places, in one pass: braces within the texts stay what they are."""
+    """The filled template; filled in one pass, so that braces within the texts are kept."""
     texts = dict(zip(PLACEHOLDERS, question, strict=True))
     return re.sub(rf"\{{({'|'.join(PLACEHOLDERS)})\}}", lambda place: texts[place[1]], template)
 

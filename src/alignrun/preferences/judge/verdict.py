@@ -1,4 +1,4 @@
-"""What a judge answered, and the verdict in it."""
+"""A judge's answer, and the verdict in it."""
 
 import json
 import math
@@ -11,17 +11,17 @@ from alignrun.preferences.judge.config import AnswersConfig
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a verdict is read from."""
+    """The parts of an answer that a verdict is read from."""
 
     text: str
     cut: bool
-    """Whether `max_tokens` ended it."""
+    """Whether it was cut off at `max_tokens`."""
     first_token: list[tuple[str, float]]
-    """The candidates for the first token and their log-probabilities; empty where the server gives none."""
+    """The candidates for the first token and their log-probabilities; empty if the server gives none."""
 
 
 def parse_answer(body: Any) -> Answer:
-    """Text and first token of a chat completion's first choice; empty where the body is nonsense."""
+    """Text and first token of a chat completion's first choice; empty if the body is nonsense."""
     choice = dig(body, "choices", 0)
     text = dig(choice, "message", "content")
     top = dig(choice, "logprobs", "content", 0, "top_logprobs")
@@ -44,7 +44,7 @@ def dump_answer(answer: Answer) -> str:
 
 
 def load_answer(stored: str) -> Answer:
-    """An answer from the cache; one that is garbled is no verdict, and asked for again."""
+    """An answer from the cache; a garbled one has no verdict and is requested again."""
     try:
         text, cut, first_token = json.loads(stored)
         return Answer(str(text), bool(cut), [(str(token), float(logprob)) for token, logprob in first_token])
@@ -53,13 +53,13 @@ def load_answer(stored: str) -> Answer:
 
 
 MOST_MASS = 1.01
-"""Of the candidates for one token together, rounding included."""
+"""The largest total probability of the candidates for one token, including rounding."""
 
 
 def is_distribution(candidates: list[tuple[str, float]]) -> bool:
-    """Whether log-probabilities of candidates can be those of one token: none of them twice, no more than all mass.
+    """Whether log-probabilities of candidates are valid for one token: no duplicates, total mass at most 1.
 
-    The same text may come twice, since several tokens may stand for it, but hardly with the same probability.
+    The same text may occur twice, since several tokens may spell it, but hardly with the same probability.
     """
     if not all(logprob < 1 for _, logprob in candidates):  # nor is NaN
         return False
@@ -69,11 +69,11 @@ def is_distribution(candidates: list[tuple[str, float]]) -> bool:
 
 
 def read(answer: Answer, answers: AnswersConfig) -> float | None:
-    """The probability that the first completion wins; None where the answer is no verdict.
+    """The probability that the first completion wins; None if the answer has no verdict.
 
-    p₁ / (p₁ + p₂) of the first token, a tie's share being split, where most of its mass is on verdicts. Impossible
-    probabilities are no verdict: a server that gives them cannot be believed in the rest. Otherwise the text decides:
-    it must name one of them only, and begin or end with it. Thoughts in <think> do not count.
+    p₁ / (p₁ + p₂) of the first token, with a tie's share split, if most of the mass is on verdicts. Invalid
+    probabilities give no verdict, since the server's other output cannot be trusted either. Otherwise the text decides:
+    it must name exactly one verdict, and begin or end with it. Thoughts in <think> are ignored.
     """
     if not is_distribution(answer.first_token):
         return None
@@ -86,7 +86,7 @@ def read(answer: Answer, answers: AnswersConfig) -> float | None:
         return sum(mass * value for mass, value in masses) / total
     spoken = answer.text.rpartition("</think>")[2].partition("<think>")[0]
     words = "|".join(map(re.escape, sorted(values, key=len, reverse=True)))
-    # Whole words only, and no parts of numbers: neither 10 nor 1.5 nor 2/10 is a verdict.
+    # Match whole words only, not parts of numbers: 10, 1.5 and 2/10 are not verdicts.
     named = list(re.finditer(rf"(?<!\w)(?<!\d[.,/])({words})(?!\w|[.,/]\d)", spoken))
     if len({word[1] for word in named}) != 1:
         return None
@@ -96,7 +96,7 @@ def read(answer: Answer, answers: AnswersConfig) -> float | None:
 
 
 def dig(value: Any, *path: str | int) -> Any:
-    """`value[a][b]…`; None where that leads nowhere."""
+    """`value[a][b]…`; None if it does not exist."""
     for step in path:
         try:
             value = value[step]

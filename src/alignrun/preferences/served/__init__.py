@@ -1,1 +1,1 @@
-"""Asking what runs on a server: requests, retries and the answers that are kept, for judges and reward models."""
+"""Requests, retries and cached answers of judges and reward models on a server."""

@@ -20,12 +20,12 @@ from alignrun.preferences.served.client import ServedClient
 Question = TypeVar("Question", bound=Hashable)
 Meaning = TypeVar("Meaning")
 Answered = tuple[str, Meaning | None]
-"""An answer as the cache keeps it, and what it means; None where it means nothing."""
+"""An answer as cached, and its meaning; None if it has none."""
 
 
 @dataclass(slots=True)
 class Stats:
-    """What was asked so far."""
+    """Counts of questions so far."""
 
     asked: int = 0
     """Questions that the server answered."""
@@ -34,7 +34,7 @@ class Stats:
 
 
 class Asking(Generic[Meaning]):
-    """Asks a server, and keeps each answer that means something as soon as it is there."""
+    """Queries a server, and caches each valid answer as soon as it arrives."""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class Asking(Generic[Meaning]):
         read: Callable[[str], Meaning | None],
         stats: Stats,
     ) -> None:
-        """`ask` sends a request and gives the answer as text for the cache, and `read` says what such a text means."""
+        """`ask` sends a request and returns the answer as text for the cache; `read` interprets such a text."""
         self._client, self._cache, self._concurrency = client, cache, config.concurrency
         self._ask, self._read, self.stats = ask, read, stats
 
     def all(self, requests: Mapping[Question, dict[str, Any]]) -> dict[Question, Answered[Meaning]]:
-        """The answer to every request. Raises RunError where one fails; what was answered before it is kept."""
+        """The answer to every request. Raises RunError if one fails; earlier answers stay cached."""
         return asyncio.run(self._all(requests)) if requests else {}
 
     def counts(self, name: str) -> dict[str, float]:
@@ -75,7 +75,7 @@ class Asking(Generic[Meaning]):
     async def _one(
         self, connection: httpx2.AsyncClient, slots: asyncio.Semaphore, request: dict[str, Any]
     ) -> Answered[Meaning]:
-        # With the URL, a request is all that determines the answer.
+        # A request and the URL determine the answer.
         key = hashlib.sha256(json.dumps([self._client.url, request], sort_keys=True).encode()).hexdigest()
         known = None if self._cache is None else self._cache.get(key)
         if known is not None and (meaning := self._read(known)) is not None:
@@ -91,7 +91,7 @@ class Asking(Generic[Meaning]):
 
 
 def open_cache(config: ServedConfig) -> AnswerCache | None:
-    """The cache that the configuration names, if any. Raises InputError where it cannot be used."""
+    """The cache that the configuration names, if any. Raises InputError if it cannot be used."""
     if config.cache is False:
         return None
     path = cache_folder() / f"{config.name}.sqlite" if config.cache is True else Path(str(config.cache)).expanduser()
@@ -99,5 +99,5 @@ def open_cache(config: ServedConfig) -> AnswerCache | None:
 
 
 def extended(request: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A request with the fields that the configuration adds, and without those that it takes out."""
+    """A request with the fields that the configuration adds, without those that it removes."""
     return {name: value for name, value in {**request, **extra}.items() if value is not None}

@@ -1,6 +1,6 @@
-"""What a judge has answered, on the disk, so that no question is ever paid for twice.
+"""A judge's answers on disk, so that no question is paid for twice.
 
-Not `diskcache`: it unpickles what it finds, so a cache file from elsewhere could run code.
+Not `diskcache`: it unpickles its entries, so a cache file from elsewhere could run code.
 """
 
 import sqlite3
@@ -19,7 +19,7 @@ class AnswerCache:
     """Answers by the hash of their question: one SQLite file that several processes may share."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or make it. Raises InputError where it is no cache or cannot be written."""
+        """Open or create the file. Raises InputError if it is not a cache or cannot be written."""
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ class AnswerCache:
     def _keep_a_log(self) -> None:
         """With a write-ahead log, readers never wait, nor does a writer for the disk.
 
-        Where several processes open a new file at once, SQLite refuses all but one of them without any patience.
+        If several processes open a new file at once, SQLite refuses all but one of them immediately.
         """
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -55,13 +55,13 @@ class AnswerCache:
                 time.sleep(0.01)
 
     def get(self, question: str) -> str | None:
-        """The answer, where there is one. Raises RunError where the file cannot be read."""
+        """The answer, where there is one. Raises RunError if the file cannot be read."""
         with self._in_one_line():
             row = self._connection.execute("SELECT answer FROM answers WHERE question = ?", (question,)).fetchone()
         return None if row is None else str(row[0])
 
     def put(self, question: str, answer: str) -> None:
-        """Keep an answer, whatever happens next. Raises RunError where the file cannot be written."""
+        """Store an answer durably. Raises RunError if the file cannot be written."""
         with self._in_one_line():
             self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (question, answer))
 

@@ -1,4 +1,4 @@
-"""Requests to a server that judges: retries, errors, and the API key, which is never printed."""
+"""Requests to a judging server: retries, errors, and the API key, which is never printed."""
 
 import json
 from typing import Any
@@ -16,18 +16,18 @@ class ServedClient:
     """Sends requests with retries; errors say what to change."""
 
     too_long = "raise preference.max_answer_mb"
-    """What to change where an answer is too long."""
+    """What to change if an answer is too long."""
     refused = "check preference.model and preference.extra"
     """What to check after a refusal, by default."""
 
     def __init__(self, config: ServedConfig, url: str) -> None:
-        """`url` is complete. Raises InputError where the environment holds a key that cannot be sent."""
+        """`url` is complete. Raises InputError if the environment holds a key that cannot be sent."""
         self._config, self.url = config, url
         self._key = http.read_key(config.key_variable, "preference.key_variable: ")
         self._named = f"preference={config.name}: {url}"
 
     def connect(self) -> httpx2.AsyncClient:
-        """For one batch of questions. Raises RunError if the proxy or certificates of the environment are invalid."""
+        """A session for one batch. Raises RunError if the proxy or certificates of the environment are invalid."""
         headers = {"Content-Type": "application/json"}
         who = f"preference={self._config.name}"
         return http.connect(self._key, self._config.concurrency, headers, who, f", {AGAIN}")
@@ -39,7 +39,7 @@ class ServedClient:
             RunError: it refuses the request, or does not answer.
         """
         config = self._config
-        # Half a surrogate pair, which JSON input can bring in, is no text that a server would take.
+        # A lone surrogate, which JSON input can contain, is not text that a server accepts.
         content = json.dumps(request, ensure_ascii=False).encode(errors="replace")
         try:
             response = await http.ask_again(
@@ -53,7 +53,7 @@ class ServedClient:
                 backoff=config.backoff,
                 complaint=self._complaint,
             )
-        except http.TooLong as error:
+        except http.ResponseTooLong as error:
             raise RunError(
                 f"{self._named} answered {error}: check that preference.url is a {config.name}'s, {self.too_long}, "
                 f"{AGAIN}"
@@ -61,7 +61,7 @@ class ServedClient:
         except http.NoAnswer as problem:
             raise RunError(
                 f"{self._named} failed {config.retries + 1} times ({problem}): start it again or wait, or raise "
-                f"preference.timeout_seconds, {AGAIN}; what it has answered is kept"
+                f"preference.timeout_seconds, {AGAIN}; earlier answers are kept"
             ) from None
         if not response.is_success:
             said = f"{response.status_code}: {self._complaint(response)}"
@@ -69,7 +69,7 @@ class ServedClient:
         return http.decode(response)
 
     def _complaint(self, response: httpx2.Response) -> str:
-        """What the server says is wrong, in one line."""
+        """The server's error message, in one line."""
         body = http.decode(response)
         error = body.get("error", body) if isinstance(body, dict) else None
         message = error.get("message") if isinstance(error, dict) else None
@@ -77,7 +77,7 @@ class ServedClient:
         return one_line(Exception(self.without_key(text) or response.reason_phrase), 200)
 
     def _advice(self, response: httpx2.Response) -> str:
-        """What to do about a refusal."""
+        """Advice for a refusal."""
         if response.has_redirect_location:
             return f"set preference.url to where it leads, {self.without_key(response.headers['location'])}"
         variable = self._config.key_variable
@@ -88,5 +88,5 @@ class ServedClient:
         }.get(response.status_code, self.refused)
 
     def without_key(self, text: str) -> str:
-        """What a server says, even where it quotes the key."""
+        """A server's text without the key, if it quotes it."""
         return http.without_key(text, self._key)

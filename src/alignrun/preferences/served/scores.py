@@ -8,12 +8,12 @@ MOST = 3e38
 
 
 def scores_in(body: Any, listed: str, names: tuple[str, ...]) -> list[float]:
-    """The scores of the one result in an answer; of scores for every token the last ones.
+    """The scores of the one result in an answer; the last ones if there are scores for every token.
 
     Args:
         body: the JSON of the answer, an object or a list of results.
-        listed: where an object has its list of results, unless it is the result itself.
-        names: what the score is called in a result; the first one that is there counts.
+        listed: the field with an object's list of results, unless the object is the result.
+        names: the possible names of the score in a result; the first one present is used.
 
     Raises:
         ValueError: there is not exactly one result, or a score is not a finite number; says which.
@@ -44,7 +44,7 @@ def is_scores(values: Any) -> bool:
 
 
 def stored_scores(text: str) -> list[float] | None:
-    """Scores from the cache; None for what is garbled."""
+    """Scores from the cache; None if garbled."""
     try:
         values = json.loads(text)
     except ValueError:

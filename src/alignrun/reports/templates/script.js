@@ -10,6 +10,7 @@ function element(name, properties, ...children) {
 // Tables: a click on a heading sorts the rows, a second one turns the order, a third one restores it.
 
 function sortKey(cell) {
+  if (cell.dataset.key) return Number(cell.dataset.key);
   const shown = cell.querySelector(".name") || cell;
   const text = shown.textContent.trim();
   if (!cell.classList.contains("value")) return text;

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from alignrun.config.templates import split_template
-from alignrun.data.feedback import FeedbackEncoder, PreferenceEncoder, RewardEncoder
+from alignrun.data.feedback_encoding import FeedbackEncoder, PreferenceEncoder, RewardEncoder
 from alignrun.errors import InputError
 from alignrun.models import tiny
 from alignrun.types import Example, Message

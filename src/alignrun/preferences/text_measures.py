@@ -2,10 +2,10 @@
 
 They are exact formulas over words and sentences, without a network, a model or a syllable dictionary (textstat fetches
 one from the internet for Flesch's measures), and finite for every text. A word is a run of letters, with the
-apostrophes and hyphens inside it; numbers and signs are none. A sentence ends at . ! ? : … before a space (closing
+apostrophes and hyphens inside it; numbers and signs do not count. A sentence ends at . ! ? : … before a space (closing
 quotes and brackets may stand between), at 。！？, or with its line.
 
-Adding one: a function of prompt and completion with its source in the docstring, under `@scorer(spread=...)`.
+Adding one: a function of prompt and completion with its source in the docstring, under `@text_measure(spread=...)`.
 """
 
 import math
@@ -18,19 +18,19 @@ Score = Callable[[str, str], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Scorer:
+class TextMeasure:
     """A measure and the size of its differences."""
 
     score: Score
-    """s(x, y) of a prompt and a completion: the larger, the better."""
+    """s(x, y) of a prompt and a completion: larger is better."""
     spread: float
     """A typical difference, in the units of the score: the median |s(x, y) − s(x, y')| between two completions."""
 
 
-SCORERS: dict[str, Scorer] = {}
+TEXT_MEASURES: dict[str, TextMeasure] = {}
 
 
-def scorer(*, spread: float) -> Callable[[Score], Score]:
+def text_measure(*, spread: float) -> Callable[[Score], Score]:
     """Register a measure under the name of its function.
 
     The spreads below are rounded medians over the pairs of 8 completions of 48 tokens that SmolLM2-135M-Instruct gave,
@@ -38,7 +38,7 @@ def scorer(*, spread: float) -> Callable[[Score], Score]:
     """
 
     def register(score: Score) -> Score:
-        SCORERS[score.__name__] = Scorer(score, spread)
+        TEXT_MEASURES[score.__name__] = TextMeasure(score, spread)
         return score
 
     return register
@@ -56,7 +56,7 @@ def _letters(word: str) -> int:
     return sum(map(str.isalpha, word))
 
 
-@scorer(spread=0.4)
+@text_measure(spread=0.4)
 def sentiment(prompt: str, completion: str) -> float:
     """VADER's compound score in [−1, 1] (Hutto and Gilbert, ICWSM 2014), as `preference=sentiment` has it."""
     from alignrun.preferences.vader import compound  # configurations need only the names here
@@ -64,11 +64,11 @@ def sentiment(prompt: str, completion: str) -> float:
     return compound(prompt, completion)
 
 
-@scorer(spread=11.0)
+@text_measure(spread=11.0)
 def readability(_prompt: str, completion: str) -> float:
-    """−LIX: words a sentence + 100 · the share of words of more than six letters (Björnsson, Läsbarhet, 1968).
+    """−LIX: words per sentence + 100 · the share of words of more than six letters (Björnsson, Läsbarhet, 1968).
 
-    Easy texts have a LIX below 30, hard ones above 50. Without a word there is nothing to be read easily: −100.
+    Easy texts have a LIX below 30, hard ones above 50. A text without words gets −100.
     """
     words = _words(completion)
     if not words:
@@ -78,26 +78,27 @@ def readability(_prompt: str, completion: str) -> float:
     return -(len(words) / sentences + 100 * long_words / len(words))
 
 
-@scorer(spread=0.5)
+@text_measure(spread=0.5)
 def diversity(_prompt: str, completion: str) -> float:
     """Guiraud's R = V/√N, of N words V different (Guiraud, Les caractères statistiques du vocabulaire, 1954).
 
-    Unlike V/N it does not hand a one-word answer the highest score, and it needs no least length as MTLD and HD-D do.
+    Unlike V/N it does not give a one-word answer the highest score, and it needs no minimum length, as MTLD and HD-D
+    do.
     """
     words = _words(completion)
     return len(set(words)) / math.sqrt(max(1, len(words)))
 
 
-@scorer(spread=0.12)
+@text_measure(spread=0.12)
 def relevance(prompt: str, completion: str) -> float:
     """ROUGE-1 recall (Lin, ACL 2004 workshop): the share of the prompt's words that the completion takes up."""
     asked = Counter(_words(prompt))
     return (asked & Counter(_words(completion))).total() / max(1, asked.total())
 
 
-@scorer(spread=0.5)
+@text_measure(spread=0.5)
 def formality(_prompt: str, completion: str) -> float:
-    """Letters a word: the long words of informational prose (Biber, Variation across Speech and Writing, 1988)."""
+    """Letters per word: the long words of informational prose (Biber, Variation across Speech and Writing, 1988)."""
     words = _words(completion)
     return sum(map(_letters, words)) / max(1, len(words))
 
@@ -117,19 +118,19 @@ _FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
 
 
 def _is_function_word(word: str) -> bool:
-    """Of a contraction the first part counts (it's, you'll), and an auxiliary with n't is still one."""
+    """A contraction counts by its first part (it's, you'll), and an auxiliary with n't counts too."""
     stem = re.split("['’]", word)[0]
     return stem in _FUNCTION_WORDS or word.endswith(("n't", "n’t"))
 
 
-@scorer(spread=0.08)
+@text_measure(spread=0.08)
 def spokenness(_prompt: str, completion: str) -> float:
     """1 − lexical density: the share of English function words, over 60% in speech and under in writing (Ure, 1971)."""
     words = _words(completion)
     return sum(map(_is_function_word, words)) / max(1, len(words))
 
 
-@scorer(spread=6.0)
+@text_measure(spread=6.0)
 def brevity(_prompt: str, completion: str) -> float:
     """−the number of words: the counterweight to judges who favour length (arXiv 2404.04475). Silence is briefest."""
     return -float(len(_words(completion)))

@@ -1,8 +1,8 @@
-"""What a feedback model reads: a prompt with one completion (reward model) or two (preference model), in a template.
+"""Encodes a prompt with one completion (reward model) or two (preference model) through a template.
 
-The text is cut once: the head, up to the first completion, is the same for every completion of a prompt; a tail
-holds the completions and whatever follows them, as the tokens that the whole text has over those of its head. A
-completion is read without the space around it and the marks that end it, in training as at query time.
+The text is split once: the head, up to the first completion, is the same for every completion of a prompt; a tail is
+the rest, as the tokens of the whole text after those of the head. Completions are stripped of surrounding white space
+and end marks, in training and at query time.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 class FeedbackEncoder:
     """Writes prompts and completions into a template, as token ids.
 
-    Where the tokenizer has a chat template, the filled template is one user turn and the model is about to answer;
-    elsewhere it is plain text that ends with EOS. Raises InputError for a template without its fields.
+    With a chat template, the filled template is one user turn before the model's answer; without one, it is plain text
+    that ends with EOS. Raises InputError for a template without its fields.
     """
 
     fields: ClassVar[tuple[str, ...]]
     """`prompt`, then one or two completions."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, rows: int | None = None) -> None:
-        """`rows` is how many tokens the model has embeddings for."""
+        """`rows` is the number of the model's embeddings."""
         self._tokenizer = tokenizer
         self._encoder = TextEncoder(tokenizer, own_text(tokenizer), rows)
         self._pieces = split_template(template, self.fields, "template")
@@ -55,7 +55,7 @@ class FeedbackEncoder:
             raise InputError(f"data: of the feedback model, {error}") from error
 
     def encode_pair(self, example: Example) -> EncodedPair:
-        """The chosen completion by itself and then the rejected, or both in either order. Raises BadRowError where
+        """The chosen and then the rejected completion, or both in either order. Raises BadRowError where
         `encode` raises InputError."""
         texts = (str(example.chosen), str(example.rejected))
         with row_errors(example):
@@ -72,7 +72,7 @@ class FeedbackEncoder:
         text = before + prompt + after_prompt
         guard = self._encoder.guard([text, *tails])
         head, closing = self._frame(guard.hide(text), guard)
-        # A chat template has written the special tokens itself.
+        # A chat template writes the special tokens itself.
         ids = self._encoder.encode(head, guard, opens=self._plain)
         follow = partial(self._encoder.follow, head, ids, guard=guard, opens=self._plain)
         return ids, [[*follow(guard.hide(tail) + closing), *self._end] for tail in tails]
