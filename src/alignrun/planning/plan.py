@@ -208,7 +208,7 @@ def evaluation_bytes(config: Config) -> int:
 def sampling_bytes(
     config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype, added_tokens: int = 0
 ) -> int:
-    """Memory of one decoding loop: the key-value cache, of sequences so many tokens longer, and the logits of a step."""
+    """Memory of one decoding loop: the key-value cache, so many tokens longer, and the logits of a step."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
     width = torch.finfo(dtype).bits // 8
