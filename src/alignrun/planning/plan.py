@@ -161,7 +161,7 @@ def _prompt_tokens(config: Config) -> int:
 def peak_sampling(config: Config) -> int:
     """Bytes of the larger decoding loop, of training or of evaluation. Raises as `make_plan`."""
     work, dtype = workload(config), planned_dtype(config)
-    return max(_drawing_bytes(config, work, dtype), _evaluation_bytes(config, work, dtype))
+    return max(_drawing_bytes(config, work, dtype), _evaluation_bytes(config, dtype))
 
 
 def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
@@ -169,7 +169,7 @@ def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
     return sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
 
 
-def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
+def _evaluation_bytes(config: Config, dtype: torch.dtype) -> int:
     """The evaluation samples policy and reference in one loop; feedback models have none."""
     if issubclass(discover()[config.algo.name], FeedbackAlgorithm):
         return 0
