@@ -52,21 +52,6 @@ PLUGINS = {
 }
 """Hydra's launchers and sweepers that have been tested → their packages."""
 
-NAMES_OR_PATHS = (
-    "model.path",
-    "data.path",
-    "data.eval_path",
-    "reference.path",
-    "preference.path",
-    "preference.tokenizer",
-    "algo.opponent",
-)
-"""Keys whose value is a path or a name on the hub."""
-GAMES = ("preference.game", "data.game")
-"""Keys whose value is a file or the name of a game."""
-PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
-"""Keys whose value is always a path, even if it does not exist yet."""
-
 Root = TypeVar("Root", Config, TournamentConfig, PreferenceEvaluationConfig, GenerateConfig, SamplingConfig)
 Composed = Config | TournamentConfig | PreferenceEvaluationConfig | GenerateConfig
 
@@ -401,30 +386,3 @@ def _schema(classes: tuple[tuple[str, type], ...]) -> DictConfig:
     for group, kind in classes:
         base[group] = kind
     return base
-
-
-def anchored(config: Config) -> Config:
-    """The configuration with all local paths made absolute, so that it is valid in any folder."""
-
-    def placed(key: str, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        path = Path(value).expanduser()
-        local = path.suffix == ".json" if key in GAMES else key in PATHS or path.exists()
-        return str(path.absolute()) if local else value
-
-    def whole(group: str, section: Any) -> Any:
-        own = [key for key in (*NAMES_OR_PATHS, *GAMES, *PATHS) if key.partition(".")[0] == group]
-        values = {
-            name: placed(key, getattr(section, name)) for key in own if hasattr(section, name := key.split(".")[1])
-        }
-        if members := getattr(section, "members", None):
-            values["members"] = {name: whole(group, member) for name, member in members.items()}
-        return replace(section, **values)
-
-    sections = {key.partition(".")[0] for key in (*NAMES_OR_PATHS, *GAMES, *PATHS)}
-    config = replace(config, **{group: whole(group, getattr(config, group)) for group in sections})
-    architecture = {
-        name: placed(GAMES[0], value) if name == "game" else value for name, value in config.model.architecture.items()
-    }
-    return replace(config, model=replace(config.model, architecture=architecture))

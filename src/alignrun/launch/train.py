@@ -14,6 +14,7 @@ from rich.console import Console
 from alignrun import distributed
 from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.config import AdapterConfig, Config, Precision, RunConfig
+from alignrun.config.paths import anchored
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
 from alignrun.launch.build import Assembly, assemble, memory_errors
@@ -45,7 +46,7 @@ def train_in_folder(config: Config, overrides: Sequence[str], console: Console) 
     Raises:
         AlignrunError: bad input, or a run that cannot continue.
     """
-    config = compose.anchored(config)
+    config = anchored(config)
     with job(config, console) as console, contextlib.ExitStack() as stack:
         made: RunDirectory | None = None
         with distributed.raise_together():
@@ -159,8 +160,8 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
             if distributed.is_main():
                 signature = read_signature(run.signature_file)
                 check_own(compose.plain(stored), signature, str(run.path), overrides=overrides)
-        stored = compose.anchored(stored)
-        config = compose.anchored(compose.changed(stored, overrides))
+        stored = anchored(stored)
+        config = anchored(compose.changed(stored, overrides))
         with distributed.raise_together():
             check(config)
         return _resume(config, stored, step, accepted, overrides, run, console)

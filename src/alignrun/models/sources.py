@@ -1,7 +1,6 @@
 """Loads weights and tokenizers by a model's name, from a folder, the hub or a Python package."""
 
 import contextlib
-import difflib
 import importlib.util
 import io
 import os
@@ -31,7 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alignrun.config import ModelConfig, ModelSource
-from alignrun.errors import AlignrunError, InputError, RunError, one_line
+from alignrun.errors import AlignrunError, InputError, RunError, did_you_mean, one_line
 from alignrun.games.files import load_game
 from alignrun.games.lm import game_llama, game_tokenizer
 from alignrun.models.chat_templates import configure
@@ -193,8 +192,7 @@ def _refuse_unknown_fields(config: ModelConfig, architecture: PreTrainedConfig) 
     known = set(type(architecture)().to_dict()) | {"model_type"}
     unknown = sorted(set(config.architecture) - known)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f": did you mean {near[0]}?" if near else ": see the transformers configuration of this family"
+        hint = did_you_mean(unknown[0], known) or ": see the transformers configuration of this family"
         raise InputError(f"config: unknown key model.architecture.{unknown[0]}{hint}")
 
 
