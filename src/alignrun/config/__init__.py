@@ -14,6 +14,7 @@ from alignrun.config.model import (
     AdapterConfig,
     AdapterKind,
     Attention,
+    Kernels,
     ModelConfig,
     ModelSource,
     Precision,
@@ -23,7 +24,7 @@ from alignrun.config.model import (
 from alignrun.config.preference_evaluation import JudgedRows, PreferenceEvaluationConfig
 from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.sampling import MODEL_TOKENS, Format, GenerateConfig, Rows, SamplingConfig
-from alignrun.config.schema import FromData, require, schema
+from alignrun.config.schema import AUTO, FromData, require, schema
 from alignrun.config.served import ServedConfig
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
@@ -31,10 +32,12 @@ from alignrun.config.training import (
     Engine,
     EvaluationConfig,
     GenerationConfig,
+    Opponents,
     OptimConfig,
     Pruner,
     RunConfig,
     Schedule,
+    ServerKind,
     SweepConfig,
     TrackerConfig,
     TrainConfig,
@@ -42,6 +45,7 @@ from alignrun.config.training import (
 )
 
 __all__ = [
+    "AUTO",
     "MODEL_TOKENS",
     "AdapterConfig",
     "AdapterKind",
@@ -59,9 +63,11 @@ __all__ = [
     "GenerateConfig",
     "GenerationConfig",
     "JudgedRows",
+    "Kernels",
     "LongText",
     "ModelConfig",
     "ModelSource",
+    "Opponents",
     "OptimConfig",
     "Precision",
     "PreferenceEvaluationConfig",
@@ -75,6 +81,7 @@ __all__ = [
     "SamplingConfig",
     "Schedule",
     "ServedConfig",
+    "ServerKind",
     "SweepConfig",
     "TooLong",
     "TournamentConfig",
