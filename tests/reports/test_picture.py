@@ -101,7 +101,9 @@ def test_the_picture_ends_below_the_win_matrix(
     try:
         run(monkeypatch, report, picture)
     except SystemExit:
-        pytest.skip(f"the browser does not start here: {capsys.readouterr().err}")
+        error = capsys.readouterr().err
+        assert "took no picture" in error
+        pytest.skip(f"the browser does not start here: {error}")
     width, height = Image.open(picture).size
     assert 1000 < width <= 2200
     assert 1000 < height < 2200, "the rest of the page is several times as high"
