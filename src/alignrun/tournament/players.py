@@ -9,7 +9,16 @@ import torch
 
 from alignrun.algorithms.base import discover, opponent_of
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
-from alignrun.config import MODEL_TOKENS, AdapterConfig, AdapterKind, Config, Precision, ReferenceConfig, ReferenceKind
+from alignrun.config import (
+    AUTO,
+    MODEL_TOKENS,
+    AdapterConfig,
+    AdapterKind,
+    Config,
+    Precision,
+    ReferenceConfig,
+    ReferenceKind,
+)
 from alignrun.errors import InputError, one_line
 from alignrun.launch import compose
 from alignrun.launch.build import load_trained, trained_temperature
@@ -204,11 +213,11 @@ class Loader:
 
 
 def share_base(one: Config, other: Config) -> bool:
-    """Whether two configurations differ only in the trained weights."""
-    return (one.model, one.adapter, one.reference, one.seed, opponent_of(one)) == (
-        other.model,
-        other.adapter,
-        other.reference,
-        other.seed,
-        opponent_of(other),
-    )
+    """Whether two configurations differ only in the trained weights, and in what does not change a model's output."""
+
+    def base(config: Config) -> tuple[object, ...]:
+        # On a run these are chosen by its memory.
+        model = replace(config.model, gradient_checkpointing=AUTO, cuda_graphs=AUTO)
+        return model, config.adapter, config.reference, config.seed, opponent_of(config)
+
+    return base(one) == base(other)
