@@ -173,6 +173,10 @@ def _check_chosen(overrides: Sequence[str], otherwise: str = "") -> None:
         given = [override for override in overrides if override.startswith(f"{group}.")]
         if given and not (named().configs or any(override.startswith(f"{group}=") for override in overrides)):
             raise InputError(f"config: {given[0]} also needs {group}=NAME{otherwise}")
+    selector = [override for override in overrides if override.startswith("selector")]
+    chosen = named().configs or any(override.startswith("preference@selector=") for override in overrides)
+    if selector and not (chosen and selector[0].startswith("selector.")):
+        raise InputError(f"config: {selector[0]}: choose what selects with preference@selector=NAME")
 
 
 def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
