@@ -92,6 +92,24 @@ def more_letters(prompts: Sequence[str], first: Sequence[str], second: Sequence[
     return [0.5 + (one - other) / 2 for one, other in pairs]
 
 
+def turned_cycle(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
+    """A preference of conversations of two actions of CYC, for `preference.function`.
+
+    The second action beats the next in the cycle by 0.9, or if the first actions differ, the one before it. What is no
+    action counts as the first.
+    """
+
+    def places(text: str) -> list[int]:
+        return [max(0, "abc".find(word[-1:])) if word else 0 for word in (text.split("\n\n")[0], text.split(" ")[-1])]
+
+    def wins(one: str, other: str) -> float:
+        (a, b), (c, d) = places(one), places(other)
+        ahead = (d - b) % 3
+        return 0.5 if ahead == 0 else 0.9 if (ahead == 1) == (a == c) else 0.1
+
+    return [wins(*pair) for pair in zip(first, second, strict=True)]
+
+
 PAIR_BY_PAIR = ["preference=function", "preference.function=helpers:more_letters"]
 """A preference to which every pair is a question."""
 

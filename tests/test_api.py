@@ -69,6 +69,11 @@ def test_a_policy_generates_what_its_weights_say(trained: TrainingResult) -> Non
     assert found == policy.generate(["hello", chat], samples=2, max_new_tokens=5, seed=1)
     assert found != policy.generate(["hello", chat], samples=2, max_new_tokens=5, seed=2)
     assert policy.generate([]) == []
+    better = policy.improve(found[:1], "Shorter.", samples=2, max_new_tokens=5, seed=1)
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": found[0].text}]
+    asked = [*said, {"role": "user", "content": "Shorter."}]
+    assert better == policy.generate([asked], samples=2, max_new_tokens=5, seed=1)
+    assert policy.improve(better)[0].prompt[-1]["content"].startswith("Improve the previous answer.")
     greedy = policy.generate(["hello"], top_k=1, samples=2, max_new_tokens=5)
     assert greedy[0] == greedy[1]
     assert (policy.name, policy.step) == ("run@3", 3)

@@ -30,7 +30,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         (["algo.kl_tauu=1"], "unknown key algo.kl_tauu: did you mean algo.kl_tau?"),
         (
             ["algo=gpo", "algo.kl_tau=1"],
-            "algo.kl_tau is not valid here: it belongs to algo=best_response, algo=comal, algo=dpo, ",
+            "algo.kl_tau is not valid here: it belongs to algo=best_response, algo=comal, algo=dno, algo=dpo, ",
         ),
         (
             ["preference.path=x"],

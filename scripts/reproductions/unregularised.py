@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from alignrun.games import CYC, Game, equilibrium, exploitability, nash_equilibrium, win_rates
+from alignrun.games import CYC, Game, equilibrium, exploitability, nash_equilibrium, optimistic_step, win_rates
 from reproductions import Experiment, Number, Result
 
 
@@ -26,11 +26,8 @@ def proximal_points(anchor_tau: float, renewals: int) -> list[Tensor]:
 def optimistic(step_eta: float, steps: int) -> list[Tensor]:
     """log π_{t+1} = log π_t + η(2Pπ_t − Pπ_{t−1}) + const, from μ; arXiv 2512.24818. [steps + 1, n]."""
     policies = [CYC.reference]
-    before = win_rates(CYC, CYC.reference)
     for _ in range(steps):
-        now = win_rates(CYC, policies[-1])
-        policies.append(torch.softmax(policies[-1].log() + step_eta * (2 * now - before), 0))
-        before = now
+        policies.append(optimistic_step(CYC, policies[-1], policies[max(0, len(policies) - 2)], step_eta))
     return policies
 
 

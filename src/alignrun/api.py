@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignrun import distributed
+from alignrun.algorithms.stackelberg import StackelbergConfig
 from alignrun.completions.command import Written
 from alignrun.completions.command import generate as write_completions
 from alignrun.config import ColumnsConfig, DataConfig, Precision, SamplingConfig
@@ -36,7 +37,7 @@ from alignrun.run.trust import accepting
 from alignrun.security.terminal import PlainConsole
 from alignrun.tournament.command import hold
 from alignrun.tournament.players import Loader, Player, find_player, reference_of
-from alignrun.types import Message
+from alignrun.types import Message, as_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,28 @@ class LoadedPolicy:
             for prompt, *rows in zip(prompts, drawn.texts, drawn.ends, drawn.log_probs, strict=True)
             for row in zip(*rows, strict=True)
         ]
+
+    def improve(self, answers: Sequence[Generated], request: str | None = None, **settings: Any) -> list[Generated]:
+        """Ask the policy to improve answers, its own or another's, as the follower of `algo=stackelberg` is trained to.
+
+        Args:
+            answers: what `generate` or `improve` returned; each prompt is followed by its answer and the request.
+            request: what the user asks then; by default `algo.follower_prompt` of the run, or of `algo=stackelberg`.
+            settings: those of `generate`.
+
+        Raises:
+            InputError: as `generate`.
+        """
+        if request is None:
+            request = getattr(self._player.config.algo, "follower_prompt", StackelbergConfig.follower_prompt)
+        conversations: list[Sequence[Message]] = []
+        for one in answers:
+            said: list[Message] = [
+                {"role": "assistant", "content": one.text},
+                {"role": "user", "content": request},
+            ]
+            conversations.append([*as_turns(one.prompt if isinstance(one.prompt, str) else tuple(one.prompt)), *said])
+        return self.generate(conversations, **settings)
 
 
 def train(*overrides: str, quiet: bool = False, trust: bool = False) -> TrainingResult:

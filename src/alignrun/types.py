@@ -26,6 +26,12 @@ class Role(str, Enum):
     """A frozen policy to be beaten."""
     anchor = "anchor"
     """The policy as it was some steps ago."""
+    previous = "previous"
+    """The policy as it was an iteration before the anchor; the next two are one and two more iterations older."""
+    previous_2 = "previous_2"
+    previous_3 = "previous_3"
+    auxiliary = "auxiliary"
+    """The second policy of methods that keep two."""
     average = "average"
     """The moving average of the policy's weights."""
     reference = "reference"
@@ -62,13 +68,20 @@ class Prompt(str):
     """The conversation so far."""
     columns: Mapping[str, Any]
     """The other columns of its row, such as `answer` or `category`."""
+    tools: tuple[Mapping[str, Any], ...]
+    """The tools that the assistant may call in it."""
 
     def __new__(
-        cls, text: str, turns: tuple[Message, ...] | None = None, columns: Mapping[str, Any] | None = None
+        cls,
+        text: str,
+        turns: tuple[Message, ...] | None = None,
+        columns: Mapping[str, Any] | None = None,
+        tools: tuple[Mapping[str, Any], ...] = (),
     ) -> Prompt:
         """Plain text is one turn of the user."""
         self = super().__new__(cls, text)
         self.turns, self.columns = as_turns(text) if turns is None else turns, columns or {}
+        self.tools = tools
         return self
 
     @cached_property
@@ -119,7 +132,7 @@ class Example:
     @property
     def asked(self) -> Prompt:
         """The prompt as a preference sees it."""
-        return Prompt(self.text, as_turns(self.prompt), self.columns)
+        return Prompt(self.text, as_turns(self.prompt), self.columns, self.tools)
 
     @property
     def text(self) -> str:

@@ -207,6 +207,50 @@ def test_sppo_regresses_on_wins_over_the_other_samples() -> None:
     assert torch.allclose(ranked.win_rates, torch.stack([highest, lowest], 1))
 
 
+@pytest.mark.parametrize("label", ["better", "win_rates"])
+def test_dno_contrasts_completions_by_their_win_rates_where_the_margin_is_large(label: str) -> None:
+    settings = ["algo.samples_per_prompt=4", "algo.step_eta=4", "algo.kl_tau=0.1", "algo.min_margin=0.1"]
+    algorithm = build("dno", "algo.pairing=all", f"algo.label={label}", *settings)
+    policy = algorithm.tools.policy
+    prompts, _ = random_batch(policy, prompts=3)
+    (batch,) = list(algorithm.collect(prompts, step=0))
+    with torch.no_grad():
+        for weight in policy.trainable().values():
+            weight += 0.05
+    pi, mu, anchor = (sums(algorithm, role, batch) for role in (Role.policy, Role.reference, Role.anchor))
+    total, kept, margins = 0.0, 0, []
+    for b in range(3):
+        texts = [
+            decode_texts(
+                policy, Completions(batch.completions.tokens[b : b + 1, k], batch.completions.mask[b : b + 1, k])
+            )
+            for k in range(4)
+        ]
+        rates = [sum(float(longer(None, texts[k], texts[j])) for j in range(4) if j != k) / 3 for k in range(4)]
+        margins.append(max(rates) - min(rates))
+        ratios = pi[b] - 0.4 * mu[b] - 0.6 * anchor[b]
+        for i in range(4):
+            for j in range(i):
+                gain, h = torch.tensor(rates[i] - rates[j]), float(ratios[i] - ratios[j]) / 4
+                if abs(gain) >= 0.1:
+                    others = [k for k in range(4) if k not in (i, j)]
+                    apart = sum(
+                        float(longer(None, texts[i], texts[k]) - longer(None, texts[j], texts[k])) for k in others
+                    )
+                    q = float(torch.sigmoid(torch.tensor(apart / 2))) if label == "win_rates" else float(gain > 0)
+                    h = torch.tensor(h)
+                    total -= q * float(torch.sigmoid(h).log()) + (1 - q) * float(torch.sigmoid(-h).log())
+                    kept += 1
+    loss = algorithm.loss(batch)
+    assert 0 < kept < loss.targets == 18
+    assert float(loss.metrics["kept"]) == kept
+    assert float(loss.total.detach()) == pytest.approx(total, rel=1e-4)
+    practical = build("dno", *settings)
+    (best,) = list(practical.collect(prompts, step=0))
+    assert best.labels.flatten().tolist() == [1.0] * 3
+    assert best.kept.flatten().tolist() == [margin >= 0.1 for margin in margins]
+
+
 def test_mirror_prox_judges_the_same_completions_against_where_the_half_step_led(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -271,6 +315,15 @@ def parts(completions: Completions) -> tuple[torch.Tensor, torch.Tensor]:
         (("algo=nash_md", "algo.mix_beta_end=-1"), "algo.mix_beta_end must lie in [0, 1]"),
         (("algo=inpo", "algo.step_eta=10"), "algo.step_eta times algo.kl_tau=0.1 must be below 1"),
         (("algo=sppo", "algo.refresh_every=0"), "algo.refresh_every must be at least 1"),
+        (("algo=dno", "algo.kl_tau=-1"), "algo.kl_tau must not be negative"),
+        (("algo=dno", "algo.kl_tau=0.3"), "algo.step_eta times algo.kl_tau=0.3 must be below 1"),
+        (("algo=dno", "algo.min_margin=1"), "algo.min_margin must lie in [0, 1)"),
+        (("algo=dno", "algo.opponents_per_sample=2"), "must be null for algo.pairing=best_worst"),
+        (
+            ("algo=dno", "algo.pairing=all", "algo.opponents_per_sample=1"),
+            "algo.opponents_per_sample must be at least 2",
+        ),
+        (("algo=dno", "algo.samples_per_prompt=2"), "algo.samples_per_prompt must be at least 3"),
         (("algo=xpo", "algo.pairing=best_worst"), "algo.pairing must stay `all`"),
         (("algo=nash_prox", "algo.anchor_tau=0"), "algo.anchor_tau must be positive"),
         (("algo=nash_ema", "algo.ema_decay=2"), "algo.ema_decay must lie in [0, 1]"),

@@ -293,6 +293,33 @@ def test_the_reward_is_in_log_odds_or_a_win_rate() -> None:
         build("rloo", "algo.reward=scalar", preference=Compared(longer, by_pair=True))
 
 
+def test_rebel_regresses_relative_rewards_with_the_kl_in_them() -> None:
+    """(1/η)(Δ log π/π_t) against ΔR over the pairs of a prompt, R = r − penalty − τ log π_t/μ, times η."""
+    settings = ["algo.samples_per_prompt=3", "algo.step_eta=2", "algo.kl_tau=0.3", "algo.missing_eos_penalty=1.5"]
+    algorithm = build("rebel", "generation.max_new_tokens=3", "algo.epochs=2", *settings)
+    policy = algorithm.tools.policy
+    prompts, _ = random_batch(policy, prompts=4)
+    rollout, again = list(algorithm.collect(prompts, 0))
+    assert sorted(again.prompts.texts) == sorted(prompts.texts)
+    with torch.no_grad():
+        for weight in policy.trainable().values():
+            weight += 0.03
+        flat = rollout.completions.flat()
+        now = policy.log_probs(Role.policy, rollout.prompts, flat, algorithm.temperature).sum(1).reshape(4, 3)
+        ended = policy.ends(flat).reshape(4, 3)
+    old, reference = rollout.log_probs.sum(2), rollout.reference.sum(2)
+    total = 0.0
+    for b in range(4):
+        rewards = rollout.rewards[b] - 1.5 * ~ended[b] - 0.3 * (old[b] - reference[b])
+        for i in range(3):
+            for j in range(i):
+                moved = (now[b, i] - old[b, i]) - (now[b, j] - old[b, j])
+                total += 2 * float(moved / 2 - (rewards[i] - rewards[j])) ** 2
+    loss = algorithm.loss(rollout)
+    assert loss.targets == 12
+    assert float(loss.total.detach()) == pytest.approx(total, rel=1e-4)
+
+
 def test_completions_that_do_not_end_are_penalised() -> None:
     prompts, _ = random_batch(load_policy()[0], prompts=8)
     (free,) = list(build("rloo", "generation.max_new_tokens=3").collect(prompts, 0))
@@ -379,6 +406,7 @@ def test_the_controller_never_turns_the_penalty_into_a_reward() -> None:
         (("algo=ppo", "adapter=none"), "algo=ppo puts its value function on the same base"),
         (("algo=rloo", "algo.samples_per_prompt=1"), "algo.samples_per_prompt must be at least 2"),
         (("algo=grpo", "algo.clip=0"), "algo.clip must be positive"),
+        (("algo=rebel", "algo.step_eta=30"), "algo.step_eta times algo.kl_tau=0.05 must be below 1"),
         (("algo=ppo", "algo.trace=2"), "algo.trace must lie in [0, 1]"),
         (("algo=ppo", "algo.epochs=0"), "algo.epochs must be at least 1"),
         (("algo=grpo", "preference=style_panel", "algo.reward=scalar"), "use algo.reward=win_rate"),

@@ -42,10 +42,38 @@ CASES = {
         ("algo.kl_tau=0", "train.steps=800", "optim.learning_rate=2e-3", "optim.schedule=constant"),
         [1 / 3, 2 / 9, 4 / 9],
     ),
+    "spo": ((), NASH),
+    "nash_pg": (
+        (
+            "algo.kl_tau=0",
+            "algo.refresh_every=20",
+            "train.steps=400",
+            "optim.learning_rate=2e-3",
+            "optim.schedule=constant",
+        ),
+        [1 / 3, 2 / 9, 4 / 9],
+    ),
+    "omwu": (
+        (
+            "algo.kl_tau=0",
+            "algo.refresh_every=10",
+            "train.steps=800",
+            "train.batch_size=64",
+            "optim.learning_rate=1e-2",
+            "optim.beta2=0.95",
+        ),
+        [1 / 3, 2 / 9, 4 / 9],
+    ),
+    "omwu regularised": ((), NASH),
+    "onpo": ((), NASH),
+    "mnpo": ((), NASH),
+    "rspo": (("algo.forward_kl_tau=0",), NASH),
     "nash_md": (("algo.mix_beta=0.5", "algo.mix_beta_end=0"), NASH),
     "online_ipo": ((), NASH),
     "ipo_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5).tolist()),
     "inpo": ((), NASH),
+    "dno": (("algo.pairing=all", "algo.label=win_rates", "algo.min_margin=0"), NASH),
+    "rebel": ((), RESPONSE),
     "nash_mp": (("train.steps=200",), NASH),
     "online_dpo": (("algo.kl_tau=1",), bradley_terry_fixed_point(CYC, 1.0, lambda pi: pi)),
     "xpo": (
@@ -66,7 +94,7 @@ WHOLE_LOOP = ("nash_mp",)
 def test_it_reaches_its_stationary_point(tmp_path: Path, name: str) -> None:
     overrides, target = CASES[name]
     run = tmp_path / "run"
-    started = ["experiment=game", f"algo={name}", "evaluation.every=0", *overrides, f"run.dir={run}"]
+    started = ["experiment=game", f"algo={name.split()[0]}", "evaluation.every=0", *overrides, f"run.dir={run}"]
     assert cli.main(started) == 0
     found = json.loads((run / "summary.json").read_text())
     policy = [found[f"policy/{action}"] for action in "abc"]

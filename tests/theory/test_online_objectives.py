@@ -25,9 +25,16 @@ from alignrun.games import (
     kl,
     mirror_descent_step,
     mixture_equilibrium,
+    nash_equilibrium,
+    optimistic_step,
     win_rates,
 )
-from alignrun.objectives.nash import extragradient_loss, online_ipo_loss, self_play_regression_loss
+from alignrun.objectives.nash import (
+    extragradient_loss,
+    online_ipo_loss,
+    optimistic_labels,
+    self_play_regression_loss,
+)
 from alignrun.objectives.preference import dpo_loss, ipo_loss
 
 TAU = 0.1
@@ -174,6 +181,63 @@ def test_the_last_iterate_of_multiplicative_weights_leaves_and_their_average_com
     assert first == pytest.approx(0.070240, abs=1e-6)
     assert float(kl(UNIFORM, last)) == pytest.approx(0.254090, abs=1e-6)
     assert float(exploitability(RPS, total / 2000)) == pytest.approx(0.0069, abs=5e-5)
+
+
+# Optimistic steps
+
+
+def test_optimistic_labels_are_solved_by_the_optimistic_step() -> None:
+    """Pairs of π_t with labels that also hold the win rates against π_{t−1}."""
+    step_eta, before = 2.0, torch.tensor([0.6, 0.1, 0.3], dtype=torch.float64)
+    rates = win_rates(CYC, before)
+    edges = (rates[:, None] - rates[None, :]).flatten()
+    loss: PairLoss = lambda h, p: online_ipo_loss(h, optimistic_labels(p, edges), 1 / step_eta)  # noqa: E731
+    solved = optimistic_step(CYC, P, before, step_eta)
+    near(expected_gradient(CYC, solved, P, loss, anchor=P), 0, 0, 0, atol=1e-12)
+    assert_close(solved, (P.log() + step_eta * (2 * win_rates(CYC, P) - rates)).softmax(0))
+    for other in (mirror_descent_step(CYC, P, 0.0, step_eta), optimistic_step(CYC, P, P, step_eta)):
+        assert expected_gradient(CYC, other, P, loss, anchor=P).abs().max() > 0.01
+
+
+def test_the_two_fits_of_onpo_are_one_optimistic_step() -> None:
+    """π'_{t+1} and π_{t+1} solve the regression on pairs of π_t from π'_t and π'_{t+1}; π_t is π'_t exp(ηPπ_{t−1})."""
+    step_eta, auxiliary = 0.7, torch.tensor([0.6, 0.1, 0.3], dtype=torch.float64)
+    previous, loss = UNIFORM, lambda h, p: online_ipo_loss(h, p, 1 / 0.7)
+
+    def ascend(start: Tensor, opponent: Tensor) -> Tensor:
+        return (start.log() + step_eta * win_rates(CYC, opponent)).softmax(0)
+
+    policy = ascend(auxiliary, previous)
+    first = ascend(auxiliary, policy)
+    second = ascend(first, policy)
+    near(expected_gradient(CYC, first, policy, loss, anchor=auxiliary), 0, 0, 0, atol=1e-12)
+    near(expected_gradient(CYC, second, policy, loss, anchor=first), 0, 0, 0, atol=1e-12)
+    assert expected_gradient(CYC, second, policy, loss, anchor=auxiliary).abs().max() > 0.01
+    assert_close(second, optimistic_step(CYC, policy, previous, step_eta))
+
+
+def test_optimism_lets_the_last_iterate_converge() -> None:
+    start, target = CYC.reference, nash_equilibrium(CYC)
+    for step_eta, settles in ((2.0, True), (3.0, True), (4.0, False)):
+        before = policy = start
+        for _ in range(100):
+            before, policy = policy, optimistic_step(CYC, policy, before, step_eta)
+        assert bool((policy - target).abs().max() < 1e-3) is settles
+
+
+# Several anchors, and two divergences
+
+
+def test_mnpo_solves_a_mirror_step_from_the_geometric_mean_of_its_history() -> None:
+    step_eta, older = 2.0, torch.tensor([0.6, 0.1, 0.3], dtype=torch.float64)
+    mean = geometric_mixture(P, older, 0.25)
+    against = 0.75 * win_rates(CYC, P) + 0.25 * win_rates(CYC, older)
+    solved = (0.8 * mean.log() + 0.2 * CYC.reference.log() + step_eta * against).softmax(0)
+    anchor = geometric_mixture(mean, CYC.reference, TAU * step_eta)
+    rates = win_rates(CYC, older)
+    edges = (rates[:, None] - rates[None, :]).flatten()
+    loss: PairLoss = lambda h, p: online_ipo_loss(h, 0.75 * p + 0.25 * (0.5 + edges), 1 / step_eta)  # noqa: E731
+    near(expected_gradient(CYC, solved, P, loss, anchor=anchor), 0, 0, 0, atol=1e-12)
 
 
 # Extragradient

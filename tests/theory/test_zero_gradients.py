@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from itertools import islice, product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import bradley_terry_fixed_point
+from scipy.optimize import root
+from scipy.special import softmax
 from torch import Tensor
 
 from alignrun.algorithms.base import Tools, discover
@@ -26,14 +29,31 @@ from alignrun.types import Completions, PromptBatch, Role
 TAU = 0.1
 MU = CYC.reference
 NASH = equilibrium(CYC, TAU)
+FREE = nash_equilibrium(CYC)
 RESPONSE = best_response(CYC, MU, TAU)
 PAIR = ("algo.samples_per_prompt=2",)
+EVERY_PAIR = ("algo.pairing=all", "algo.label=win_rates", "algo.min_margin=0")
 ONE = "algo.reference_samples=1"
 PLAIN_PPO = ("algo.normalize_reward=false", "algo.whiten_advantages=false", "algo.epochs=1", "algo.minibatches=1")
 
 
 def fixed_point(kl_tau: float, opponent: Any) -> Tensor:
     return torch.tensor(bradley_terry_fixed_point(CYC, kl_tau, opponent), dtype=torch.float64)
+
+
+def regularised_both_ways(kl_tau: float, forward_kl_tau: float) -> Tensor:
+    """The equilibrium of P(π ≻ π') − τ KL(π‖μ) − τ_f KL(μ‖π) on CYC: all actions have the same derivative."""
+    table, mu = CYC.preferences.numpy(), MU.numpy()
+
+    def policy(logits: np.ndarray) -> np.ndarray:
+        return softmax(np.append(logits, 0.0))
+
+    def differences(logits: np.ndarray) -> np.ndarray:
+        pi = policy(logits)
+        slope = table @ pi - kl_tau * np.log(pi / mu) + forward_kl_tau * mu / pi
+        return slope[:-1] - slope[-1]
+
+    return torch.tensor(policy(root(differences, [0.0, 0.0], tol=1e-12).x))
 
 
 CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
@@ -43,8 +63,10 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
     "self_play": ((), NASH),
     "nash_ema": ((), NASH),
     "nash_prox": (("algo.anchor_tau=0.1",), NASH),
-    "comal": (("algo.kl_tau=0",), nash_equilibrium(CYC)),
+    "comal": (("algo.kl_tau=0",), FREE),
     "nash_md": (("algo.mix_beta=0.5",), mixture_equilibrium(CYC, TAU, 0.5)),
+    "spo": (PAIR, NASH),
+    "nash_pg": ((*PAIR, "algo.kl_tau=0", "algo.epochs=1"), nash_equilibrium(CYC)),
     "online_ipo": (PAIR, NASH),
     "ipo_md": (
         (
@@ -54,6 +76,15 @@ CASES: dict[str, tuple[tuple[str, ...], Tensor]] = {
         mixture_equilibrium(CYC, TAU, 0.5),
     ),
     "inpo": (PAIR, NASH),
+    "dno": (("algo.samples_per_prompt=3", *EVERY_PAIR), NASH),
+    "rebel": ((*PAIR, "algo.kl_tau=0.1", ONE, "algo.epochs=1"), RESPONSE),
+    "mnpo": ((*PAIR, "algo.past_opponents=false"), NASH),
+    "omwu": ((*PAIR, "algo.kl_tau=0"), nash_equilibrium(CYC)),
+    "onpo": ((*PAIR, "algo.kl_tau=0"), nash_equilibrium(CYC)),
+    "rspo": (
+        (*PAIR, "algo.kl_tau=0.05", "algo.forward_kl_tau=0.03", ONE),
+        regularised_both_ways(0.05, 0.03),
+    ),
     "online_dpo": (
         (
             *PAIR,
@@ -145,6 +176,16 @@ def test_the_expected_gradient_vanishes_at_the_closed_form(name: str, monkeypatc
     assert share_that_is_left(name, overrides, target, monkeypatch) < 0.01
 
 
+def test_without_regularisation_dno_rests_at_the_equilibrium_of_the_preference(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert share_that_is_left("dno", (*CASES["dno"][0], "algo.kl_tau=0"), FREE, monkeypatch) < 0.01
+
+
 def test_it_does_not_vanish_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, target in (("self_play", RESPONSE), ("online_ipo", 0.8 * NASH + 0.2 / 3)):
+    elsewhere = 0.8 * NASH + 0.2 / 3
+    for name, target in (
+        ("self_play", RESPONSE),
+        ("online_ipo", elsewhere),
+        ("nash_pg", NASH),
+        ("rspo", NASH),
+    ):
         assert share_that_is_left(name, CASES[name][0], target, monkeypatch) > 0.05

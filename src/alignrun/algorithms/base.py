@@ -119,6 +119,8 @@ class Algorithm(ABC):
     """Completions per example to learn from, for an algorithm that samples none."""
     whole_conversations: ClassVar[bool] = False
     """Whether it can learn from every turn of the assistant in a conversation."""
+    judged_whole: ClassVar[bool] = False
+    """Whether the preference compares conversations of several turns rather than single completions."""
     snapshots: ClassVar[Sequence[Role]] = ()
     """Roles that hold frozen snapshots of the policy, taken before the first step and saved in every checkpoint."""
     half_steps: ClassVar[bool] = False
@@ -131,7 +133,7 @@ class Algorithm(ABC):
     def __init__(self, config: Any, tools: Any) -> None:
         self.config = config
         self.tools = tools
-        for role in self.snapshots:
+        for role in self.kept(tools.config):
             tools.policy.snapshot(role)
 
     @classmethod
@@ -144,6 +146,16 @@ class Algorithm(ABC):
         """The streams at the first, middle and last step, since a mixture may appear or vanish during the run."""
         last = config.train.steps - 1
         return [cls.streams(config, step) for step in (0, last // 2, last)]
+
+    @classmethod
+    def later_turns(cls, config: Config) -> tuple[int, int]:
+        """How often every sample is followed by another with a prompt of its own, and tokens that the last one adds."""
+        return 0, 0
+
+    @classmethod
+    def kept(cls, config: Config) -> Sequence[Role]:
+        """The snapshots that a configuration needs: all of `snapshots`, unless their number is a setting."""
+        return cls.snapshots
 
     @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:
@@ -225,7 +237,7 @@ class Algorithm(ABC):
 
     def state(self) -> Mapping[str, Tensor]:
         """Further state for the checkpoint: live tensors by name, which resuming overwrites in place."""
-        kept = (self.tools.policy.snapshot_weights(role) for role in self.snapshots)
+        kept = (self.tools.policy.snapshot_weights(role) for role in self.kept(self.tools.config))
         return {name: weight for weights in kept for name, weight in weights.items()}
 
     def exports(self) -> Mapping[str, Callable[[Path], None]]:

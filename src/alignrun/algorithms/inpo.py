@@ -1,15 +1,24 @@
 """INPO: mirror descent by regression on pairs sampled from the last iterate (Zhang et al., arXiv 2407.00617)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 from torch import Tensor
 
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.anchor import refresh_anchor
-from alignrun.algorithms.common.online_pairs import JudgedPairs, OnlinePairs, OnlinePairsConfig
+from alignrun.algorithms.common.online_pairs import (
+    JudgedPairs,
+    OnlinePairs,
+    OnlinePairsConfig,
+    Pairing,
+    judged_pairs,
+)
+from alignrun.algorithms.common.opponents import pairs_against
 from alignrun.algorithms.common.schedules import check_refresh
 from alignrun.config import Config, require, schema
-from alignrun.generation.streams import Source
+from alignrun.generation.streams import Source, Stream
 from alignrun.objectives.nash import online_ipo_loss
 from alignrun.types import PromptBatch, Role
 
@@ -46,24 +55,59 @@ class INPO(OnlinePairs):
     """
 
     config: INPOConfig
-    snapshots = (Role.anchor,)
+    snapshots: ClassVar[Sequence[Role]] = (Role.anchor,)
 
     @classmethod
     def source_at(cls, config: Config, step: int) -> Source:
         """π_t."""
         return Role.anchor
 
+    @classmethod
+    def past(cls, config: Config) -> Sequence[Role]:
+        """Policies of earlier iterations that the completions are judged against as well."""
+        return ()
+
+    @classmethod
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """K completions of π_t, all of which are learned from, and as many of each earlier policy."""
+        others = (Stream(role, config.algo.samples_per_prompt) for role in cls.past(config))
+        return *super().streams(config, step), *others
+
+    @classmethod
+    def pairs(cls, config: Config, opponents: int | None = None) -> int:
+        """Pairs among the completions of π_t, and each of them against some of each earlier policy."""
+        samples = config.algo.samples_per_prompt
+        others = len(cls.past(config)) * pairs_against(samples, samples, opponents)
+        return super().pairs(config, opponents) + others
+
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedPairs]:
-        """One batch of pairs; the first of an iteration snapshots the policy as the anchor."""
+        """One batch of pairs; the first of an iteration renews what the log ratios are taken to."""
+        self.renew(step)
+        ours, *others = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
+        judged = self.rollouts.among(prompts, ours, step, every=self.config.pairing is Pairing.best_worst)
+        batch = judged_pairs(prompts, ours, judged, self.config.pairing)
+        edges = []
+        for purpose, theirs in enumerate(others, 1):
+            rates = self.rollouts.preference(prompts, ours, theirs, step, purpose)
+            edges.append(rates.gather(1, batch.first) - rates.gather(1, batch.second))
+        yield replace(batch, labels=self.labels(batch.labels, edges))
+
+    def labels(self, labels: Tensor, edges: Sequence[Tensor]) -> Tensor:
+        """[B, M] what is learned, from p and, for each earlier policy ν, P(y ≻ ν) − P(y' ≻ ν); all [B, M]."""
+        return labels
+
+    def renew(self, step: int) -> None:
+        """Snapshot the policy as the anchor at the first step of an iteration."""
         refresh_anchor(self.tools.policy, step, self.config.refresh_every)
-        yield from super().collect(prompts, step)
+
+    def anchored(self, batch: JudgedPairs) -> Tensor:
+        """[N, T] log π_t of all N = B·K completions."""
+        return self.tools.policy.log_probs(Role.anchor, batch.prompts, batch.completions.flat(), self.temperature)
 
     def log_ratios(self, batch: JudgedPairs, log_probs: Tensor, reference: Tensor) -> Tensor:
         """[N, T] log π − sτ log μ − (1−sτ) log π_t."""
-        completions = batch.completions.flat()
-        anchor = self.tools.policy.log_probs(Role.anchor, batch.prompts, completions, self.temperature)
         share = self.config.step_eta * self.config.kl_tau
-        return log_probs - share * reference - (1 - share) * anchor
+        return log_probs - share * reference - (1 - share) * self.anchored(batch)
 
     def objective(self, margins: Tensor, labels: Tensor) -> Tensor:
         """1/s times the paper's (h − s/2)², with soft labels and up to a constant."""

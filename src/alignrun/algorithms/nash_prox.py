@@ -7,9 +7,9 @@ from torch import Tensor
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.game_gradient import Judged
-from alignrun.algorithms.common.schedules import check_refresh
+from alignrun.algorithms.common.schedules import check_games
 from alignrun.algorithms.self_play import SelfPlay, SelfPlayConfig
-from alignrun.config import require, schema
+from alignrun.config import schema
 from alignrun.types import Completions, PromptBatch, Role
 
 
@@ -25,8 +25,7 @@ class NashProxConfig(SelfPlayConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.anchor_tau > 0, "algo.anchor_tau", f"must be positive, not {self.anchor_tau}")
-        check_refresh(self.refresh_every)
+        check_games(self.anchor_tau, self.refresh_every)
 
 
 @algorithm("nash_prox", NashProxConfig)

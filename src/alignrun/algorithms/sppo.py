@@ -10,6 +10,7 @@ from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.online import OnlineAlgorithm
 from alignrun.algorithms.common.online_pairs import Pairing
 from alignrun.algorithms.common.opponents import pairs_among
+from alignrun.algorithms.common.rollout import concatenate
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_opponents, check_refresh
 from alignrun.config import Config, require, schema
@@ -52,7 +53,7 @@ class Ranked:
 
     prompts: PromptBatch
     completions: Completions
-    """[B, K, T]"""
+    """[B, K, T], after them those that are not judged."""
     win_rates: Tensor
     """[B, K] P(y ≻ π_t | x), estimated from the other samples of the prompt."""
 
@@ -85,33 +86,38 @@ class SPPO(OnlineAlgorithm):
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Ranked]:
         """Samples of π_t, each judged against the others; the first batch of an iteration updates π_t."""
         refresh_anchor(self.tools.policy, step, self.config.refresh_every)
-        (completions,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
-        # Excluding each sample's ½ against itself makes the estimate unbiased.
-        table, opponents = self.rollouts.among(prompts, completions, step).table(self.config.samples_per_prompt)
-        win_rates = (table.sum(2) - 0.5) / opponents
+        completions, *others = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
+        win_rates = self.rollouts.among(prompts, completions, step).win_rates(self.config.samples_per_prompt)
         if self.config.pairing is Pairing.best_worst:
             order = win_rates.argsort(dim=1, stable=True)
             kept = order[:, [-1, 0]]
             win_rates = win_rates.gather(1, kept)
             places = kept[..., None].expand(-1, -1, completions.tokens.shape[2])
             completions = Completions(completions.tokens.gather(1, places), completions.mask.gather(1, places))
-        yield Ranked(prompts, completions, win_rates)
+        yield Ranked(prompts, concatenate([completions, *others], dim=1), win_rates)
+
+    def penalty(self, log_ratio: Tensor, others: Tensor) -> Tensor | float:
+        """A term added to the sum of the losses, from log π/μ of the N judged completions and log π of the others."""
+        return 0.0
 
     def loss(self, batch: Ranked) -> Loss:
         """The regression summed over the completions of the micro-batch."""
         policy, temperature = self.tools.policy, self.tools.config.generation.temperature
-        completions, win_rates = batch.completions.flat(), batch.win_rates.flatten()
-        reference, anchor, log_probs = (
-            policy.log_probs(role, batch.prompts, completions, temperature)
-            for role in (Role.reference, Role.anchor, Role.policy)
+        every, win_rates, count = batch.completions, batch.win_rates.flatten(), batch.win_rates.shape[1]
+        completions = Completions(every.tokens[:, :count], every.mask[:, :count]).flat()
+        reference, anchor = (
+            policy.log_probs(role, batch.prompts, completions, temperature) for role in (Role.reference, Role.anchor)
         )
-        moved = (log_probs - anchor).sum(1)
+        both = policy.log_probs(Role.policy, batch.prompts, every.flat(), temperature).reshape(every.mask.shape)
+        log_probs, others = both[:, :count].flatten(0, 1), both[:, count:].flatten(0, 1)
+        moved, log_ratio = (log_probs - anchor).sum(1), log_probs - reference
         return Loss(
-            total=self_play_regression_loss(moved, win_rates, self.config.step_eta).sum(),
+            total=self_play_regression_loss(moved, win_rates, self.config.step_eta).sum()
+            + self.penalty(log_ratio.sum(1), others.sum(1)),
             targets=len(win_rates),
             metrics={
                 "log_ratio_anchor": moved.detach().sum(),
-                **rollout_metrics(policy, completions, log_probs, log_probs - reference),
+                **rollout_metrics(policy, completions, log_probs, log_ratio),
             },
-            tokens=completions.mask.sum(),
+            tokens=every.mask.sum(),
         )

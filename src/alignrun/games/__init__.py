@@ -154,6 +154,14 @@ def extragradient_step(game: Game, policy: Tensor, kl_tau: float, step_eta: floa
     return _mirror_step(game, policy.log(), half, kl_tau, step_eta).exp()
 
 
+def optimistic_step(game: Game, policy: Tensor, previous: Tensor, step_eta: float) -> Tensor:
+    """OMWU: π_{t+1} ∝ π_t exp(η(2P(y ≻ π_t) − P(y ≻ π_{t−1}))). arXiv 2512.24818. [n], [n] -> [n].
+
+    From π_{−1} = π_0 these are also the steps of ONPO, arXiv 2502.16852.
+    """
+    return torch.softmax(policy.log() + step_eta * win_rates(game, 2 * policy - previous), dim=0)
+
+
 @torch.no_grad()
 def equilibrium(game: Game, kl_tau: float, *, max_steps: int = 100_000) -> Tensor:
     """The unique regularised Nash equilibrium π*_τ = BR_τ(π*_τ), by extragradient steps. arXiv 2505.19731. -> [n].

@@ -27,7 +27,7 @@ def check(config: Config) -> None:
     preference.check(config.preference)
     check_length(config)
     if config.model.source is ModelSource.game:
-        if config.preference.name != "matrix":
+        if config.preference.name != "matrix" and not kind.judged_whole:
             raise InputError("config: model=game plays a matrix game: choose preference=matrix")
         if config.generation.max_new_tokens != 1:
             raise InputError("config: model=game plays one action, of one token: set generation.max_new_tokens=1")

@@ -34,13 +34,8 @@ from alignrun.models.saving import check_finite, merge, prompting_tokenizer, sam
 from alignrun.objectives.likelihood import token_log_probs
 from alignrun.types import Completions, PackedBatch, PromptBatch, Role
 
-_ADAPTERS = {
-    Role.policy: adapters.POLICY,
-    Role.reference: adapters.REFERENCE,
-    Role.opponent: adapters.OPPONENT,
-    Role.anchor: adapters.ANCHOR,
-    Role.average: adapters.AVERAGE,
-}
+_ADAPTERS = {role: role.value for role in Role}
+"""The name of each role's adapter; that of a snapshot is known here only."""
 
 
 class Policy:
@@ -152,6 +147,11 @@ class Policy:
         With LoRA, θ are the factors, so the product of averages is not exactly the average of the products.
         """
         torch._foreach_lerp_(list(self.snapshot_weights(role).values()), list(self.trainable().values()), rate)
+
+    @torch.no_grad()
+    def copy_snapshot(self, source: Role, target: Role) -> None:
+        """Make one snapshot equal to another."""
+        torch._foreach_copy_(list(self.snapshot_weights(target).values()), list(self.snapshot_weights(source).values()))
 
     def snapshot_weights(self, role: Role) -> dict[str, Tensor]:
         """The weights of a snapshot, in the order of `trainable`."""

@@ -42,6 +42,16 @@ def online_ipo_loss(h: Tensor, labels: Tensor, kl_tau: float) -> Tensor:
     return kl_tau * h.square() - (2 * labels - 1) * h
 
 
+def optimistic_labels(labels: Tensor, edges: Tensor) -> Tensor:
+    """Labels q = 2p − ½ − d, p = P(y ≻ y'), d = P(y ≻ π_{t−1}) − P(y' ≻ π_{t−1}). [...], [...] -> [...].
+
+    With p itself the regression h²/η − (2p−1)h on pairs y, y' ~ π_t is solved by multiplicative weights,
+    π_t exp(ηPπ_t); with q in its place by the optimistic step π_t exp(η(2Pπ_t − Pπ_{t−1})) of arXiv 2512.24818. They
+    may lie outside [0, 1].
+    """
+    return 2 * labels - 0.5 - edges
+
+
 def extragradient_loss(h: Tensor, edges: Tensor, kl_tau: float) -> Tensor:
     """EGPO: τ(h − d/τ)² with the edge d = P(y ≻ π) − P(y' ≻ π) against a fixed π. arXiv 2503.08942. [B], [B] -> [B].
 
@@ -57,3 +67,12 @@ def self_play_regression_loss(log_ratio: Tensor, win_rates: Tensor, step_eta: fl
     π ∝ π_t exp(ηP(y ≻ π_t)), with the normaliser approximated by exp(η/2).
     """
     return (log_ratio - step_eta * (win_rates - 0.5)).square() / step_eta
+
+
+def relative_reward_loss(h: Tensor, gain: Tensor, step_eta: float) -> Tensor:
+    """REBEL: (h − η(R(y) − R(y')))²/η with the gain R(y) − R(y'). arXiv 2404.16767. [...], [...] -> [...].
+
+    h = log π(y)/π_t(y) − log π(y')/π_t(y'). It is η times the paper's loss ((1/η)h − gain)², and for pairs from π_t it
+    vanishes only at π ∝ π_t exp(ηR).
+    """
+    return (h - step_eta * gain).square() / step_eta

@@ -133,7 +133,8 @@ def make_plan(config: Config) -> MemoryPlan:
 
 def _judges(config: Config) -> list[Judge]:
     with _predictable(config, "the preference model"):
-        return judges(config, _prompt_tokens(config))
+        longer = workload(config).added_tokens if discover()[config.algo.name].judged_whole else 0
+        return judges(config, _prompt_tokens(config) + longer)
 
 
 def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -158,6 +159,12 @@ def _prompt_tokens(config: Config) -> int:
     return config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS
 
 
+def _later(config: Config) -> str:
+    """The later prompts of a conversation, in words."""
+    added = workload(config).added_tokens
+    return f"later ones of {_prompt_tokens(config) + added}, " if added else ""
+
+
 def peak_sampling(config: Config) -> int:
     """Bytes of the larger decoding loop, of training or of evaluation. Raises as `make_plan`."""
     work, dtype = workload(config), planned_dtype(config)
@@ -166,7 +173,7 @@ def peak_sampling(config: Config) -> int:
 
 def _drawing_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
     prompts = config.generation.batch_size or config.train.batch_size
-    return sampling_bytes(config, work.drawn, prompts, dtype) if work.drawn else 0
+    return sampling_bytes(config, work.drawn, prompts, dtype, work.added_tokens) if work.drawn else 0
 
 
 def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int:
@@ -177,15 +184,17 @@ def _evaluation_bytes(config: Config, work: Workload, dtype: torch.dtype) -> int
     return sampling_bytes(config, (Role.policy, Role.reference), prompts, dtype)
 
 
-def sampling_bytes(config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype) -> int:
-    """Memory of one decoding loop: the key-value cache, and the logits of a step."""
+def sampling_bytes(
+    config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype, added_tokens: int = 0
+) -> int:
+    """Memory of one decoding loop: the key-value cache, of prompts so many tokens longer, and the logits of a step."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
     width = torch.finfo(dtype).bits // 8
     sequences = len(sources) * prompts
     rows = decoding_rows(sources) * prompts
     mixed = rows - sequences
-    tokens = capacity(_prompt_tokens(config), config.generation.max_new_tokens)
+    tokens = capacity(_prompt_tokens(config) + added_tokens, config.generation.max_new_tokens)
     kept = _kept(config, architecture)
     cache = rows * (tokens * kept.by_token + kept.state) * width
     # The model's logits are alive throughout. A mixture needs three more tensors for its log-probabilities, while those
@@ -223,10 +232,13 @@ def _predictable(config: Config, what: str) -> Iterator[None]:
 def _training_bytes(config: Config, work: Workload, dtype: torch.dtype, prompts: int) -> int:
     kind = discover()[config.algo.name]
     new = config.generation.max_new_tokens
+    # With later turns, all completions of a conversation are in memory at once, each with a prompt of its own; these
+    # grow evenly from turn to turn.
+    apart = work.later_turns > 0
     one_pass = Pass(
-        prompts=prompts,
-        completions=work.learned,
-        prompt_tokens=_prompt_tokens(config),
+        prompts=prompts * work.learned * (1 + work.later_turns) if apart else prompts,
+        completions=1 if apart else work.learned,
+        prompt_tokens=_prompt_tokens(config) + work.added_tokens // 2,
         completion_tokens=new if kind.online else config.data.max_completion_tokens or new,
         checkpointing=config.model.gradient_checkpointing,
         accumulating=prompts < config.train.batch_size,
@@ -262,10 +274,10 @@ def largest_batches(
     traced = variants[kinds[0]]
     # From here on the chunks of the logits have their full size, and every further prompt costs the same.
     new = config.generation.max_new_tokens
-    enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * new)))
+    enough = min(MOST_PROMPTS - 1, -(-CHUNK_SIZE // (work.learned * (1 + work.later_turns) * new)))
     few, more = (_training_bytes(traced, work, dtype, prompts) for prompts in (enough, enough + 1))
     each = max(1, more - few)
-    drawn = max(1, sampling_bytes(config, work.drawn, 1, dtype))
+    drawn = max(1, sampling_bytes(config, work.drawn, 1, dtype, work.added_tokens))
     size = count_parameters(traced)
     judging = MemoryPlan(size, 0, 0, 0, 0, 0, tuple(_judges(config)))
     fits = {}
@@ -330,6 +342,7 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
     console.print(f"prompt template: {shown}", highlight=False, markup=False)
     console.print(
         f"{str(planned_dtype(config)).removeprefix('torch.')} base, prompts of {_prompt_tokens(config)} tokens, "
+        f"{_later(config)}"
         f"{config.generation.max_new_tokens} new tokens, batches of {config.train.batch_size} in micro-batches of "
         f"{config.train.micro_batch_size or config.train.batch_size}. The framework's own memory comes on top.",
         highlight=False,

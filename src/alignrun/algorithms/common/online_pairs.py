@@ -42,9 +42,15 @@ class OnlinePairsConfig:
     pairing: Pairing = Pairing.all
     least_samples: ClassVar[int] = 2
     """The fewest completions of a prompt that form pairs."""
+    unregularised: ClassVar[bool] = False
+    """Whether τ may be 0."""
 
     def __post_init__(self) -> None:
-        require(self.kl_tau > 0, "algo.kl_tau", f"must be positive, not {self.kl_tau}")
+        require(
+            self.kl_tau > 0 or (self.unregularised and self.kl_tau == 0),
+            "algo.kl_tau",
+            f"must {'not be negative' if self.unregularised else 'be positive'}, not {self.kl_tau}",
+        )
         least = self.least_samples
         require(self.samples_per_prompt >= least, "algo.samples_per_prompt", f"must be at least {least}, to form pairs")
         check_opponents(self.opponents_per_sample)
@@ -63,6 +69,8 @@ class JudgedPairs:
     """[B, M] the index of y'."""
     labels: Tensor
     """[B, M] P(y ≻ y' | x)."""
+    kept: Tensor | None = None
+    """[B, M] bool: the pairs that are learned from; None is all."""
 
 
 class OnlinePairs(OnlineAlgorithm):
@@ -128,11 +136,16 @@ class OnlinePairs(OnlineAlgorithm):
         ours, theirs = (values.reshape(shape)[own].flatten(0, 1) for values in (log_probs, log_probs - reference))
         # Metrics are divided by the number of pairs, but these are means over completions.
         weight = batch.labels.numel() / len(watched.tokens)
+        losses = self.objective(margins.flatten(), batch.labels.flatten())
+        kept = {}
+        if batch.kept is not None:  # still divided by all pairs, of which there is always one
+            losses = torch.where(batch.kept.flatten(), losses, 0.0)
+            kept = {"kept": batch.kept.sum()}
         return Loss(
-            total=self.objective(margins.flatten(), batch.labels.flatten()).sum()
-            + self.bonus(batch, log_probs.sum(1).reshape(shape[:2])),
+            total=losses.sum() + self.bonus(batch, log_probs.sum(1).reshape(shape[:2])),
             targets=batch.labels.numel(),
             metrics={
+                **kept,
                 "accuracy": correct(margins.detach(), batch.labels).sum(),
                 "margin": (margins.detach() * (batch.labels - 0.5).sign()).sum(),
                 **{name: value * weight for name, value in rollout_metrics(policy, watched, ours, theirs).items()},

@@ -36,6 +36,11 @@ class Comparisons:
         asked[rows, self.first, self.second] = asked[rows, self.second, self.first] = 1
         return table, asked.sum(2)
 
+    def win_rates(self, count: int) -> Tensor:
+        """[B, K] the mean of P(y ≻ y') over the other completions that each of K met."""
+        table, opponents = self.table(count)
+        return (table.sum(2) - 0.5) / opponents  # without each one's ½ against itself the estimate is unbiased
+
 
 def all_against(samples: int, others: int) -> Tensor:
     """[2, M] all pairs of one of `samples` completions with one of `others`, as indices."""

@@ -119,7 +119,7 @@ class Rollouts:
         """Questions so far; each pair counts once per order."""
 
     def sample(
-        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0
+        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0, judged: bool = True
     ) -> list[Completions]:
         """Sample the declared streams in one decoding loop, `generation.batch_size` prompts at a time.
 
@@ -130,6 +130,7 @@ class Rollouts:
             streams: the samples to draw.
             step: determines the random numbers, together with the seed and the purpose.
             purpose: distinguishes several draws within a step.
+            judged: whether the preference will be asked about these completions of these prompts.
 
         Returns:
             The K samples of each stream, [B, K, T], all padded to one length.
@@ -137,7 +138,7 @@ class Rollouts:
         if self._served is not None and policy_alone(streams):
             drawn = self._from_server(self._served, prompts, streams, step, purpose)
         else:
-            drawn = self._natively(prompts, streams, step, purpose)
+            drawn = self._natively(prompts, streams, step, purpose, judged=judged)
         longest = max(one.tokens.shape[1] for one in drawn)
         padded = (pad_completions(one, longest, self._sampling.pad_id) for one in drawn)
         return [stack(list(islice(padded, stream.samples))) for stream in streams]
@@ -165,9 +166,22 @@ class Rollouts:
 
     def among(self, prompts: PromptBatch, completions: Completions, step: int, *, every: bool = False) -> Comparisons:
         """K completions against each other, all pairs or as in `against`; a pair is judged once, since P + Pᵀ = 1."""
-        opponents, texts = None if every else self._opponents, self.texts(completions)
+        return self.among_texts(prompts, self.texts(completions), step, every=every)
+
+    def among_texts(
+        self, prompts: PromptBatch, texts: Sequence[Sequence[str]], step: int, *, every: bool = False
+    ) -> Comparisons:
+        """The same of K lists of B texts."""
+        opponents = None if every else self._opponents
         pairs = draw_among(self._drawing(step), len(prompts), len(texts), opponents)
         return self._judge(self._tools.preference, prompts, pairs, texts, texts)
+
+    def matched_texts(
+        self, prompts: PromptBatch, ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """[B, K] P(ours ≻ theirs), each of K lists of B texts against the one at its own place."""
+        places = torch.arange(len(ours)).expand(2, len(prompts), -1)
+        return self._judge(self._tools.preference.for_learner, prompts, places, ours, theirs).labels
 
     def texts(self, completions: Completions) -> list[list[str]]:
         """K lists of B texts, from completions [B, K, T]."""
@@ -203,7 +217,9 @@ class Rollouts:
         """Draws pairs: on the CPU, and thus the same for every device and process."""
         return step_generator(torch.device("cpu"), self._tools.config.seed, step, (purpose + PAIRS) % PURPOSES)
 
-    def _natively(self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int) -> list[Completions]:
+    def _natively(
+        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int, *, judged: bool = True
+    ) -> list[Completions]:
         """All samples of all streams in order, each [B, T], from the native engine."""
         sources = [stream.source for stream in streams for _ in range(stream.samples)]
         temperatures = self._temperatures(streams) if any(stream.temperature for stream in streams) else None
@@ -211,7 +227,7 @@ class Rollouts:
         chunks: list[list[Completions]] = []
         for part in pieces(prompts, self._chunk):
             chunks.append(sample_streams(self._tools.policy, part, sources, self._sampling, generator, temperatures))
-            if len(part) < len(prompts):  # judge these while the next ones are decoded
+            if judged and len(part) < len(prompts):  # judge these while the next ones are decoded
                 texts = [text for one in chunks[-1] for text in decode_texts(self._tools.policy, one)]
                 self._tools.preference.expect(part.texts * len(sources), texts)
         longest = max(chunk[0].tokens.shape[1] for chunk in chunks)

@@ -27,6 +27,12 @@ def check_refresh(refresh_every: int) -> None:
     require(refresh_every >= 1, "algo.refresh_every", f"must be at least 1, not {refresh_every}")
 
 
+def check_games(anchor_tau: float, refresh_every: int) -> None:
+    """Require a penalty and a length of every game of a sequence. Raises InputError."""
+    require(anchor_tau > 0, "algo.anchor_tau", f"must be positive, not {anchor_tau}")
+    check_refresh(refresh_every)
+
+
 def check_opponents(opponents: int | None) -> None:
     """Require at least one opponent of a completion. Raises InputError."""
     require(opponents is None or opponents >= 1, "algo.opponents_per_sample", f"must be at least 1, not {opponents}")

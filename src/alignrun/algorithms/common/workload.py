@@ -26,6 +26,10 @@ class Workload:
     """Whether a value function is trained as well, on its own adapter."""
     questions: int
     """Questions to the preference, if every pair in each order is one; else 0."""
+    later_turns: int = 0
+    """How often every completion is followed by another with a prompt of its own."""
+    added_tokens: int = 0
+    """Tokens by which the last of those prompts is longer than the first."""
 
 
 def workload(config: Config) -> Workload:
@@ -36,11 +40,14 @@ def workload(config: Config) -> Workload:
     opponents = getattr(config.algo, "opponents_per_sample", None)
     loops = [tuple(stream.source for stream in streams for _ in range(stream.samples)) for streams in declared]
     sampled = {role for loop in loops for source in loop for role in roles_of(source)}
+    later_turns, added_tokens = kind.later_turns(config)
     return Workload(
         learned=kind.learned or max(sum(stream.learned for stream in streams) for streams in declared),
         drawn=max(loops, key=decoding_rows),
-        copies=len({*sampled, *kind.snapshots} - {Role.policy, Role.reference}),
+        copies=len({*sampled, *kind.kept(config)} - {Role.policy, Role.reference}),
         half_steps=kind.half_steps,
         value=kind.value_function,
         questions=BOTH_ORDERS * kind.pairs(config, opponents) if by_pair else 0,
+        later_turns=later_turns,
+        added_tokens=added_tokens,
     )
