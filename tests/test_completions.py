@@ -237,12 +237,12 @@ def test_one_of_several_completions_is_chosen(
     assert cli.main(["generate", f"best_of_nash:{run}", "--reference", "out=e.json", "format=alpaca_eval", *judged[:-3],
                      "preference=letters", "candidates=2"]) == 0  # fmt: skip
     capsys.readouterr()
-    for command, reason in (
+    for words, reason in (
         ([f"mirror:{run}", "out=x", "format=pairs"], "format=pairs takes the best and the worst of all samples"),
         ([f"mirror:{run}", "out=x", "mirror_eta=0"], "mirror_eta must be positive"),
         ([f"nash:{run}", "out=x"], f"nash:{run}"),
     ):
-        assert cli.main(["generate", *command]) == 2
+        assert cli.main(["generate", *words]) == 2
         assert reason in capsys.readouterr().err
     assert cli.main(["chat", f"mirror:{run}"]) == 2
     assert "which only `alignrun eval` and `alignrun generate` do" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Choosing among samples: the distribution by enumeration, and what it tends to with more of them."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -61,7 +61,8 @@ def test_the_exact_policy_is_the_sum_over_all_draws(rule: Selection) -> None:
         np.add.at(enumerated, list(members), MU[list(members)].prod() * weights)
     assert exact_choice(chooser(rule), P, MU) == pytest.approx(enumerated, abs=1e-6)
     assert enumerated.sum() == pytest.approx(1)
-    assert enumerable(3, 8) and not enumerable(100, 8)
+    assert enumerable(3, 8)
+    assert not enumerable(100, 8)
 
 
 def test_more_candidates_are_less_exploitable_until_the_equilibrium() -> None:
@@ -69,7 +70,7 @@ def test_more_candidates_are_less_exploitable_until_the_equilibrium() -> None:
         return float(exploitability(CYC, torch.as_tensor(exact_choice(chooser(rule, n), P, MU))))
 
     gains = [gain(Selection.best_of_nash, n) for n in (4, 8, 16)]
-    assert all(later < earlier for earlier, later in zip(gains, gains[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(gains))
     assert gains[-1] < 0.006 < gains[0]
     assert exploitability(CYC, nash_equilibrium(CYC)) == pytest.approx(0, abs=1e-6)
     # A score picks one action of a cycle, which another beats.
