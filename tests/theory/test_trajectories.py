@@ -1,12 +1,15 @@
-"""The figure of docs/algorithms.md: every exact path ends where the map says."""
+"""The map of docs/algorithms.md: every exact path ends where it says, and it lists what there is."""
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
 
+from alignrun.algorithms.base import discover
 from alignrun.games import CYC, duality_gap, exploitability
+from alignrun.launch.compose import compose
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts/trajectories.py"))
 PANELS = SCRIPT["panels"]()
@@ -45,3 +48,16 @@ def test_the_figure_is_the_one_in_the_documentation(tmp_path: Path) -> None:
     # Digits may differ with the version of matplotlib; what is drawn may not.
     assert {label for label in PATHS if f">{label}<" in kept} == {label for label in PATHS if f">{label}<" in drawn}
     assert torch.isfinite(SCRIPT["placed"]([one.policies[-1] for one in PATHS.values()])).all()
+
+
+def test_the_map_lists_every_algorithm_and_its_pairs() -> None:
+    text = (SCRIPT["FIGURE"].parent / "algorithms.md").read_text("utf-8")
+    section = text.partition("## The map")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in section.splitlines() if "| `" in line]
+    table = {row[0].strip("`| "): row[4] for row in rows[1:]}
+    assert table.keys() == discover().keys()
+    for name, formula in table.items():
+        config = compose([f"algo={name}", "model=tiny", "preference=function", "preference.function=a:b"])
+        known = {"K": getattr(config.algo, "samples_per_prompt", 0), "h": getattr(config.algo, "history", 0)}
+        python = re.sub(r"(?<=[\d)])(?=[K(])|(?<=K)(?=\()", "*", formula.replace("²", "**2").replace("−", "-"))
+        assert discover()[name].pairs(config, None) == eval(python, known), name
