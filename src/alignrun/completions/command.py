@@ -79,6 +79,8 @@ def generate(source: str, reference: bool, config: GenerateConfig, console: Cons
     out = Path(config.out).expanduser().absolute()
     refuse_existing(out)
     judged = config.format is Format.pairs or rule_of(source) is not None
+    if config.preference is not None and not judged:
+        raise InputError(f"config: preference labels pairs, and format={config.format.name} has none")
     asked = ["model", *["data"] * (config.data is None), *["preference"] * (judged and config.preference is None)]
     player = find_chooser(config, source, sections=asked)
     player = reference_of(player) if reference else player
@@ -134,8 +136,6 @@ def _brought(config: GenerateConfig, player: Player) -> tuple[DataConfig, Any]:
     data = config.data if run is None or config.data is not None else run.data
     assert data is not None
     if config.format is not Format.pairs and player.chooser is None:
-        if config.preference is not None:
-            raise InputError(f"config: preference labels pairs, and format={config.format.name} has none")
         return data, None
     if config.format is Format.pairs and player.chooser is not None:
         raise InputError(
