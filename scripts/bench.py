@@ -249,11 +249,14 @@ def run_server(options: argparse.Namespace) -> None:
 
 
 def run_alignrun(options: argparse.Namespace, turns: Turns, *more: str) -> None:
-    from alignrun.algorithms.common.rollout import Rollouts
+    from alignrun.algorithms.common import rollout
+    from alignrun.algorithms.common.server_rollouts import ServerRollouts
     from alignrun.cli import main as alignrun
     from alignrun.training.trainer import Trainer
 
-    turns.watch_sampling(Rollouts, "sample")
+    turns.watch_sampling(rollout, "sample_streams")
+    turns.watch_sampling(rollout, "sample_pairs")
+    turns.watch_sampling(ServerRollouts, "_draw")
     step = Trainer.train_step
 
     def in_turn(trainer: Trainer, number: int) -> dict[str, float]:

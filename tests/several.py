@@ -10,15 +10,21 @@ from torch.distributed.tensor import DTensor
 
 from alignrun import cli, distributed
 from alignrun.algorithms.nash_md import NashMD
+from alignrun.models import backbone
 from alignrun.training.trainer import Trainer
 
 train_step = Trainer.train_step
 loss = NashMD.loss
+load_model = backbone.load_model
 
 
 def all_commands() -> None:
-    """Run the commands of a JSON file in a row; next to each run, write how many weights this rank holds."""
+    """Run the commands of a JSON file in a row; next to each run, write how many weights this rank holds.
+
+    A rank that reads the weights of a model leaves a file in the working directory that says so.
+    """
     Trainer.train_step = train_step_and_write  # type: ignore[method-assign]
+    backbone.load_model = load_and_write
     distributed.start(torch.device("cpu"))
     codes = [cli.main(command) for command in json.loads(Path(sys.argv[1]).read_text())]
     if any(codes):
@@ -32,6 +38,11 @@ def train_step_and_write(trainer: Trainer, step: int) -> dict[str, float]:
     file = trainer._run.path / f"held-{distributed.rank()}.json"
     file.write_text(json.dumps([sum(held), sum(whole)]))
     return metrics
+
+
+def load_and_write(*arguments: Any) -> Any:
+    Path(f"read-{distributed.rank()}").touch()
+    return load_model(*arguments)
 
 
 def sizes(weight: Any) -> tuple[int, int]:

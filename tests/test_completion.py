@@ -15,6 +15,8 @@ from alignrun.launch.completion import SCRIPTS, candidates, words_of
 from alignrun.launch.explaining import known_keys
 from alignrun.launch.key_table import flat_keys, sections
 
+SWITCH = ("auto", "false", "true")
+
 
 @pytest.fixture(autouse=True)
 def folders() -> None:
@@ -36,7 +38,7 @@ def folders() -> None:
         (["algo=dpo", "algo.v"], []),
         (["data.columns.vote_c"], ["data.columns.vote_chosen="]),
         (["optim.schedule=c"], ["optim.schedule=constant ", "optim.schedule=cosine "]),
-        (["model.gradient_checkpointing="], [f"model.gradient_checkpointing={value} " for value in ("false", "true")]),
+        (["model.gradient_checkpointing="], [f"model.gradient_checkpointing={value} " for value in SWITCH]),
         (["data.path=p"], ["data.path=pairs.jsonl "]),
         (["data.path=bad"], []),
         (["plan", "plan"], ["plan."]),

@@ -28,7 +28,7 @@ def test_files_are_what_make_configs_writes(script: dict[str, Any]) -> None:
     assert not different, "run `make configs`"
     documented = files[ROOT / "docs" / "config.md"]
     assert "| `algo.mix_beta` | `float` | `0.125` | β, the weight of μ in the opponent" in documented
-    assert "| `train.micro_batch_size` | `int` or `null` | `null` |" in documented
+    assert "| `train.micro_batch_size` | `any` | `auto` |" in documented
     assert "| `data.columns.votes` | `list[str]` | `[]` |" in documented
     assert "`cosine`: Cosine decay to 0" in documented
 

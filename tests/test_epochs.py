@@ -15,6 +15,7 @@ from alignrun.config import TrainConfig
 from alignrun.data.order import rows_at
 from alignrun.errors import InputError
 from alignrun.launch import compose
+from alignrun.launch.own_files import OwnFiles, using
 from alignrun.sweeps.pruning import check_pruning
 
 
@@ -53,6 +54,16 @@ def test_either_steps_or_epochs() -> None:
     assert (train.steps, train.epochs) == (0, 2.0)
     with pytest.raises(InputError, match=r"train\.steps and train\.epochs exclude each other"):
         compose.compose([*base, "train.epochs=2", "train.steps=5"])
+    for number, (text, expected) in enumerate([("epochs: 2", (0, 2.0)), ("steps: 7", (7, None))]):
+        Path(f"{number}.yaml").write_text(f"train: {{{text}}}\n")
+        with using(OwnFiles(tuple(Path(f"{one}.yaml") for one in range(number + 1)))):  # the last one counts
+            train = compose.compose(base).train
+        assert (train.steps, train.epochs) == expected
+    Path("both.yaml").write_text("train: {steps: 7, epochs: 2}\n")
+    with using(OwnFiles((Path("both.yaml"),))):
+        with pytest.raises(InputError, match=r"both\.yaml: train\.steps and train\.epochs exclude each other"):
+            compose.compose(base)
+        assert compose.compose([*base, "train.steps=5"]).train.epochs is None
     with pytest.raises(InputError, match=r"train\.epochs must be positive"):
         compose.compose([*base, "train.epochs=0"])
     with pytest.raises(InputError, match=r"train\.steps must be at least 1"):
@@ -79,7 +90,9 @@ def test_a_run_of_epochs_is_resumed_to_more_of_them(tmp_path: Path, capsys: pyte
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if "epoch" in row][-1] == 2.0
     assert cli.main(["resume", str(run), "train.epochs=1"]) == 2
-    assert "train.epochs=1, or train.steps=3 is less than step 8" in capsys.readouterr().err
+    assert (
+        "train.epochs=1 ends at step 3, less than step 8, from which the run would continue" in capsys.readouterr().err
+    )
     assert cli.main(["resume", str(run), "train.steps=9"]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["epochs"] is None
 

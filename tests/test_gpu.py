@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ONLINE, load_policy, random_batch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignrun import cli
 from alignrun.launch.compose import compose
 from alignrun.models.adapters import POLICY
+from alignrun.models.decoding import replay
 from alignrun.models.decoding.decoder import CachedDecoder
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy
@@ -45,7 +47,11 @@ def test_log_probabilities_are_those_of_the_cpu(role: Role) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recorded_steps_give_the_logits_of_plain_ones_also_when_rows_leave(dtype: str) -> None:
+@pytest.mark.parametrize("bucket", [8, 128])
+def test_recorded_steps_give_the_logits_of_plain_ones_also_when_rows_leave(
+    dtype: str, bucket: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "BUCKET", bucket)
     policy, _ = load_policy("model.device=cuda", f"model.dtype={dtype}")
     prompts, _ = batch_on(policy, prompts=4)
     plain = CachedDecoder(policy.model, prompts, [POLICY, None])
@@ -64,6 +70,26 @@ def test_recorded_steps_give_the_logits_of_plain_ones_also_when_rows_leave(dtype
             rows = [1, 3, 5, 8]
 
 
+@torch.no_grad()
+def test_all_recordings_of_a_decoder_share_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "BUCKET", 4)
+    policy, _ = load_policy("model.device=cuda")
+    prompts, _ = batch_on(policy, prompts=4)
+    decoder = CachedDecoder(policy.model, prompts, [POLICY], replay=16)
+    decoder.prefill()
+    pools, graphs = set(), []
+    for position in range(16):
+        if position == 8:
+            decoder.select([0, 2])
+        decoder.step(torch.zeros(4 if position < 8 else 2, dtype=torch.long, device=CUDA))
+        graph = decoder._replayed._graph if decoder._replayed is not None else None
+        if graph is not None:
+            pools.add(graph.pool())
+            graphs += [graph] * all(graph is not other for other in graphs)
+    assert len(pools) == 1
+    assert len(graphs) > 2
+
+
 def test_a_recorded_step_sees_weights_that_change_in_place() -> None:
     policy, _ = load_policy("model.device=cuda", "model.dtype=float32")
     prompts, _ = batch_on(policy, prompts=2)
@@ -76,6 +102,70 @@ def test_a_recorded_step_sees_weights_that_change_in_place() -> None:
         for weight in policy.trainable().values():
             weight.mul_(3)
         assert (decoder.step(tokens) - before).abs().max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_recorded_decoding_is_the_policy_that_is_trained(products: str) -> None:
+    policy, _ = load_policy("model.device=cuda", "model.dtype=bfloat16", f"adapter.compute_dtype={products}")
+    prompts, completions = batch_on(policy)
+    decoder = CachedDecoder(policy.model, prompts, [POLICY], replay=8)
+    logits = [decoder.prefill(), *(decoder.step(tokens).clone() for tokens in completions.tokens.T[:-1])]
+    drawn = torch.stack(logits, 1).float().log_softmax(-1)
+    found = drawn.gather(2, completions.tokens[..., None])[..., 0] * completions.mask
+    torch.testing.assert_close(found, policy.log_probs(Role.policy, prompts, completions), atol=0.1, rtol=0.02)
+
+
+@torch.no_grad()
+def test_a_window_that_holds_the_whole_text_is_recorded() -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    fields = {"vocab_size": 64, "num_hidden_layers": 2, "sliding_window": 32, **sizes}
+    torch.manual_seed(0)
+    with CUDA:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mistral", **fields)).eval()
+        ids = torch.randint(0, 64, (3, 5))
+    prompts = PromptBatch(("",) * 3, ids, torch.ones_like(ids), padded=False)
+    plain, recorded = (CachedDecoder(model, prompts, [None], replay) for replay in (None, 8))
+    assert torch.equal(plain.prefill(), recorded.prefill())
+    for tokens in torch.randint(0, 64, (8, 3), device=CUDA):
+        torch.testing.assert_close(recorded.step(tokens), plain.step(tokens), atol=1e-4, rtol=1e-4)
+    assert recorded._replayed is not None
+    assert recorded._replayed._graph is not None
+
+
+def gradients(*overrides: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of a batch, and their gradient."""
+    policy, _ = load_policy("model.device=cuda", *overrides)
+    log_probs = policy.log_probs(Role.policy, *batch_on(policy))
+    log_probs.sum().backward()
+    weights = policy.trainable().values()
+    return log_probs.detach(), torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+
+
+def test_tf32_is_used_where_it_is_allowed() -> None:
+    try:
+        exact, exact_gradient = gradients("model.dtype=float32")
+        assert torch.get_float32_matmul_precision() == "highest"
+        rounded, gradient = gradients("model.dtype=float32", "model.tf32=true")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0.02)
+    assert 0 < (gradient - exact_gradient).norm() / exact_gradient.norm() < 0.1
+
+
+def test_fused_kernels_compute_the_same() -> None:
+    pytest.importorskip("liger_kernel")
+    usual, usual_gradient = gradients("model.dtype=float32")
+    fused, gradient = gradients("model.dtype=float32", "model.kernels=liger")
+    torch.testing.assert_close(fused, usual, atol=1e-3, rtol=1e-3)
+    assert (gradient - usual_gradient).norm() / usual_gradient.norm() < 1e-3
+
+
+def test_a_run_with_fused_kernels_ends_well(tmp_path: Path) -> None:
+    pytest.importorskip("liger_kernel")
+    settings = ["model.kernels=liger", "model.dtype=bfloat16", "model.gradient_checkpointing=true"]
+    assert smoke(tmp_path / "run", "algo=nash_md", *settings) == 0
 
 
 @pytest.mark.parametrize("name", ONLINE)

@@ -12,9 +12,10 @@ from alignrun import cli
 from alignrun.config import AdapterKind, Config
 from alignrun.launch.compose import compose
 from alignrun.models.published import TokenRow
-from alignrun.planning import plan
+from alignrun.planning import automatic, plan
+from alignrun.planning.automatic import Fit
 from alignrun.planning.judges import Judge, judges
-from alignrun.planning.plan import Fit, make_plan
+from alignrun.planning.plan import make_plan
 from alignrun.preferences.base import build_preference
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "head_dim": 32}
@@ -122,7 +123,7 @@ def test_less_fits_next_to_a_judge_and_nothing_where_its_pass_does_not(monkeypat
 
     def fit(*found: Judge) -> Fit:
         monkeypatch.setattr(plan, "judges", lambda *_: list(found))
-        return plan.largest_batches(config, (AdapterKind.lora,), (0.05,))[AdapterKind.lora][0]
+        return automatic.largest_batches(config, (AdapterKind.lora,), (0.05,))[AdapterKind.lora][0]
 
     alone, mib = fit(), 1 << 20
     judged = fit(Judge("preference", 20 * mib, 10 * mib))

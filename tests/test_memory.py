@@ -26,7 +26,8 @@ from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import planned_architecture
 from alignrun.objectives.likelihood import CHUNK_SIZE
-from alignrun.planning.plan import MemoryPlan, largest_batches, make_plan, peak_sampling, sampling_bytes
+from alignrun.planning.automatic import largest_batches
+from alignrun.planning.plan import MemoryPlan, make_plan, peak_sampling, sampling_bytes
 from alignrun.planning.trace import Kept, Pass, kept_in_cache, training_peak
 from alignrun.types import Completions, PromptBatch, Role
 
@@ -50,7 +51,7 @@ def test_the_traced_pass_holds_what_the_real_one_does(
     config = compose(["model=tiny", "model.dtype=float32", *overrides])
     policy = load_trained(config, make_encoding(config).tokenizer)
     assert isinstance(policy, Policy)
-    work = Pass(prompts, completions, prompt_tokens, new, config.model.gradient_checkpointing, accumulating=False)
+    work = Pass(prompts, completions, prompt_tokens, new, config.model.checkpointing, accumulating=False)
     predicted = training_peak(
         planned_architecture(config.model), config.adapter, torch.float32, config.model.attention.value, work
     )
@@ -179,7 +180,7 @@ def test_no_logits_of_a_whole_batch_are_held() -> None:
 
 
 def test_what_fits_grows_with_the_gpu_and_with_quantisation() -> None:
-    config = compose(["model=llama-8b", "model.dtype=bfloat16"])
+    config = compose(["model=llama-8b", "model.dtype=bfloat16", "model.gradient_checkpointing=true"])
     lora, qlora = largest_batches(config, (AdapterKind.lora, AdapterKind.qlora), (8, 24, 80)).values()
     assert lora[0].learned == lora[0].drawn == 0  # 15 GiB of weights
     assert 0 < lora[1].learned < lora[2].learned

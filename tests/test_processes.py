@@ -61,7 +61,7 @@ def together(folder: Path, count: int, commands: list[list[str]], **environment:
     """All commands in one job."""
     file = folder / "commands.json"
     file.write_text(json.dumps(commands))
-    codes, said = Job(str(file), ranks=count, main=several.all_commands, **environment).wait(300)
+    codes, said = Job(str(file), ranks=count, main=several.all_commands, cwd=folder, **environment).wait(300)
     assert codes == [0] * count, said
 
 
@@ -100,6 +100,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Arguments by name: every algorithm, and what else passes through a model."""
     folder = tmp_path_factory.mktemp("data")
     found = {name: [f"algo={name}"] for name in ONLINE}
+    # A split base draws opponents independently, and so must the run of one process that it is compared with.
+    found["nash_md"].append("generation.opponents=independent")
     found |= {name: offline_arguments(name, folder) for name in OFFLINE}
     found["dpo with the reference ahead"] = [*found["dpo"], "algo.precompute_reference=true"]
     found["minibatches"] = ["algo=ppo", "algo.minibatches=2", "algo.epochs=2", "algo.kl_target=1.0"]
@@ -107,7 +109,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     # Completions end at different times in the two, and so one must wait for the other.
     found["early"] = ["generation.max_new_tokens=160", "algo.samples_per_prompt=1", "evaluation.batch_size=2"]
     found["early"] += ["train.batch_size=2", "data.eval_size=2"]
-    found["checkpointing"] = ["algo=nash_md", "model.gradient_checkpointing=true"]
+    found["drafted"] = ["algo=nash_md", "generation.opponents=drafted", "algo.mix_beta=0.5"]
+    found["checkpointing"] = [*found["nash_md"], "model.gradient_checkpointing=true"]
     feedback = folder / "feedback"
     assert cli.main([*SMOKE, *found["reward_model"], f"run.dir={feedback}"]) == 0
     found["learned"] = ["algo=nash_md", "preference=bradley_terry", f"preference.path={feedback}"]
@@ -123,6 +126,7 @@ CASES = [
     "early",
     "checkpointing",
     "learned",
+    "drafted",
 ]
 SPLIT_CASES = ["nash_md", "nash_mp", "ppo", "dpo", "reward_model", "checkpointing"]
 """Which of them also run with the base split: each kind of pass through a model once."""

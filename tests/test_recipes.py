@@ -12,7 +12,9 @@ from alignrun.config import Config
 from alignrun.errors import InputError
 from alignrun.launch.choices import choices
 from alignrun.launch.compose import compose, compose_run, recipe_of
+from alignrun.planning.automatic import GIB, USABLE, choose
 from alignrun.planning.plan import make_plan
+from alignrun.planning.show import on_gpu
 
 ROOT = Path(__file__).parents[1]
 LARGE = "model=llama-8b"
@@ -70,7 +72,13 @@ def test_a_recipe_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[s
 
 def test_the_page_says_what_the_plan_predicts() -> None:
     page = (ROOT / "docs/recipes.md").read_text()
-    rows = re.findall(r"^\| `alignrun ([^`]*)` (?:\|.*)?\| ([\d.]+) GiB \|", page, re.MULTILINE)
-    assert len(rows) == 7
-    for command, said in rows:
-        assert make_plan(compose_run(command.split())).peak / 2**30 == pytest.approx(float(said), abs=0.051), command
+    rows = re.findall(r"^\| `alignrun ([^`]*)`(?:, [^|]*)? (?:\|.*)?\| ([\d.]+) GiB of (\d+) \|", page, re.MULTILINE)
+    assert len(rows) == 8
+    for command, said, size in rows:
+        memory = float(size) * GIB
+        chosen = choose(on_gpu(compose_run(command.split())), memory).config
+        peak = make_plan(chosen).peak
+        assert peak <= USABLE * memory, f"{command} does not fit"
+        assert peak / GIB == pytest.approx(float(said), abs=0.051), command
+        if command == "algo=nash_md model=llama-8b":
+            assert chosen.model.checkpointing is (size == "48"), "only where it is needed"

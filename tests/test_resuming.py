@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from alignrun import cli
 from alignrun.config import Config, Precision
+from alignrun.config.paths import anchored
 from alignrun.data.loading import Loaded
 from alignrun.data.prompts import PromptSet
 from alignrun.data.store import Examples
 from alignrun.errors import InputError
 from alignrun.evaluation.win_rate import WinRateEvaluator
 from alignrun.launch import pins, train
-from alignrun.launch.compose import anchored, changed, compose, dump, load
+from alignrun.launch.compose import changed, compose, dump, load
 from alignrun.launch.pins import Pins, folder_digest, take_pins
 from alignrun.models import device
 from alignrun.models.cards import AdapterCard, write_card

@@ -174,3 +174,21 @@ def test_a_module_without_a_schema_is_imported_as_ever(package: Path) -> None:
     module = importlib.import_module("twoparts.plain")
     assert not isinstance(module.__loader__, SchemasFirstLoader)
     assert vars(module)["VALUE"] == 1
+
+
+def test_large_imports_are_not_collected() -> None:
+    """A full collection traverses no object of torch and transformers, and is on again during the run."""
+    code = (
+        "import gc\n"
+        "from alignrun import cli\n"
+        "with cli._quickly():\n"
+        "    import torch\n"
+        "    assert not gc.isenabled()\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 50_000, len(gc.get_objects()) < 1_000)\n"
+        "frozen = gc.get_freeze_count()\n"
+        "with cli._quickly():\n"
+        "    assert gc.isenabled()\n"
+        "print(gc.get_freeze_count() <= frozen)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 4

@@ -1,10 +1,12 @@
 """The command line: the verbs, the overrides, and the one-line errors."""
 
 import argparse
+import gc
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -68,6 +70,20 @@ def _began_with_an_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
+@contextmanager
+def _quickly() -> Iterator[None]:
+    """Context for the first import of torch and transformers: without garbage collection, then or of their objects."""
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # the objects of modules stay anyway; every full collection would traverse a million of them
+        gc.enable()
+
+
 def dispatch(arguments: Sequence[str], console: Console) -> int:
     """Pass the arguments to the command that they name.
 
@@ -118,7 +134,9 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
 
         sizes = [argument for argument in rest if argument.startswith("plan.")]
         config = compose(with_recipe([argument for argument in rest if argument not in sizes]), verb)
-        from alignrun.planning.plan import gpu_sizes, show_plan
+        with _quickly():
+            from alignrun.planning.gpus import gpu_sizes
+            from alignrun.planning.show import show_plan
 
         show_plan(config, console, gpu_sizes(sizes))
         return 0
@@ -135,7 +153,8 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         from alignrun.launch.compose import compose, with_recipe
 
         config = compose(with_recipe(overrides), verb)
-        from alignrun.launch.data_view import show_data
+        with _quickly():
+            from alignrun.launch.data_view import show_data
 
         show_data(config, given.examples, console)
         return 0
@@ -143,26 +162,30 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         from alignrun.launch.compose import compose_tournament
 
         tournament = compose_tournament(rest)
-        from alignrun.tournament.command import play
+        with _quickly():
+            from alignrun.tournament.command import play
 
         return play(tournament, [*named().arguments(), *rest], console)
     if verb == "eval-preference":
         from alignrun.launch.compose import compose_preference_evaluation
 
         evaluation = compose_preference_evaluation(rest)
-        from alignrun.assessment.command import evaluate
+        with _quickly():
+            from alignrun.assessment.command import evaluate
 
         return evaluate(evaluation, [*named().arguments(), *rest], console)
     if verb == "exploit":
         overrides, others = _split(rest)
         given = _parse(verb, others)
-        from alignrun.launch.train import exploit
+        with _quickly():
+            from alignrun.launch.train import exploit
 
         return exploit(given.run, overrides, console)
     if verb == "resume":
         overrides, others = _split(rest)
         given = _parse(verb, others)
-        from alignrun.launch.train import resume
+        with _quickly():
+            from alignrun.launch.train import resume
 
         return resume(given.run, given.step, overrides, console)
     if verb == "top":
@@ -186,7 +209,8 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         from alignrun.launch.compose import compose_sampling
 
         sampling = compose_sampling(overrides)
-        from alignrun.chat.command import chat
+        with _quickly():
+            from alignrun.chat.command import chat
 
         return chat(given.policies, given.reference, sampling, console)
     if verb == "generate":
@@ -195,7 +219,8 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         from alignrun.launch.compose import compose_generation
 
         generation = compose_generation(overrides)
-        from alignrun.completions.command import generate
+        with _quickly():
+            from alignrun.completions.command import generate
 
         generate(given.policy, given.reference, generation, console)
         return 0
@@ -203,7 +228,8 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
         given = _parse(verb, rest)
         if given.public and given.push is None:
             raise InputError("alignrun export: --public is for an upload: name it with --push OWNER/NAME")
-        from alignrun.launch.export import export
+        with _quickly():
+            from alignrun.launch.export import export
 
         return export(given.run, given.step, given.merge, given.to, console, given.push, given.public)
     if not MULTIRUN.isdisjoint(arguments):
@@ -222,7 +248,8 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     config = compose_run(arguments)
     if note := recipe_note(arguments):
         console.print(note, highlight=False, markup=False)
-    from alignrun.launch.train import train
+    with _quickly():
+        from alignrun.launch.train import train
 
     return train(config, [*named().arguments(), *arguments], console)
 

@@ -1,6 +1,8 @@
 """The two kinds of failure that are reported to the user on one line, without a traceback."""
 
+import difflib
 import errno
+from collections.abc import Collection, Iterable
 
 
 class AlignrunError(Exception):
@@ -26,7 +28,10 @@ class RunError(AlignrunError):
 def of_system(error: OSError) -> RunError:
     """A failure of the operating system, as when a disk is full, as ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"disk full ({one_line(error)}): free space, then `alignrun resume RUN`")
+        return RunError(
+            f"disk full ({one_line(error)}): free space, and repeat the command, or "
+            "`alignrun resume RUN` where a run had begun"
+        )
     return RunError(f"{type(error).__name__}: {one_line(error)}")
 
 
@@ -34,3 +39,14 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """The text of an exception on one line, to quote a library's error in ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """`: did you mean NAME?` for the closest name; empty if none is close."""
+    near = difflib.get_close_matches(word, list(names), n=1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def suggestion(word: str, names: Collection[str]) -> str:
+    """As `did_you_mean`, or `: choose from NAMES` if no name is close."""
+    return did_you_mean(word, names) or f": choose from {', '.join(names)}"

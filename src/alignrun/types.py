@@ -169,10 +169,12 @@ class Completions:
     """[B, T] token ids; the end-of-sequence token belongs to the completion."""
     mask: Tensor
     """[B, T] bool, true on the tokens of the completion."""
+    drawn_with: Tensor | None = None
+    """[B, T] log q of each token by the server that drew it from the policy, 0 on padding; None if none did."""
 
     def flat(self) -> Completions:
         """K completions of each prompt, [B, K, T], as [B·K, T]."""
-        return Completions(self.tokens.flatten(0, 1), self.mask.flatten(0, 1))
+        return map_parts(self, lambda part: None if part is None else part.flatten(0, 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from alignrun.algorithms.base import Algorithm, Tools, discover
 from alignrun.algorithms.common.batches import count, rows
 from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing, judged_pairs
 from alignrun.algorithms.common.opponents import Comparisons, all_among
-from alignrun.algorithms.common.rollout import decode_texts, stack
+from alignrun.algorithms.common.rollout import decode_texts
 from alignrun.algorithms.common.schedules import mix_beta_at
+from alignrun.algorithms.common.stacking import stack
 from alignrun.algorithms.nash_mp import Opposed
 from alignrun.types import Completions, Role
 

@@ -79,6 +79,7 @@ def intransitive(prompts: Any, first: Any, second: Any) -> torch.Tensor:
 
 def build(name: str, *overrides: str, by_pair: bool = True) -> Algorithm:
     settings = ["generation.max_new_tokens=4", "algo.samples_per_prompt=3", "algo.opponents_per_sample=1"]
+    settings.append("generation.opponents=independent")
     policy, config = load_policy(f"algo={name}", *settings, *overrides)
     algorithm = discover()[name](config.algo, Tools(policy, Compared(intransitive, by_pair=by_pair), config))
     algorithm.half_step = nullcontext

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from alignrun import cli
 from alignrun.algorithms.base import discover
+from alignrun.algorithms.common import rollout
 from alignrun.algorithms.common.workload import workload
 from alignrun.launch.compose import compose
 
@@ -46,6 +47,24 @@ def test_a_resumed_run_is_the_same_run(name: str, tmp_path: Path) -> None:
     asked = workload(compose(["experiment=smoke", *arguments])).questions
     assert [row.get("questions") for row in rows if "loss" in row] == ([4 * asked] * 4 if drawn else [None] * 4)
     assert name in OFFLINE or {"kl", "entropy", "length", "eos_rate", "repetition"} <= rows[0].keys()
+
+
+def test_a_resumed_run_chooses_its_opponents_by_what_was_measured_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first draft is kept whole, since the policy is the reference; the second is not, and the third not made."""
+    monkeypatch.setattr(rollout, "worth", lambda *_: 0.999)
+    run = tmp_path / "run"
+    small = ["algo=nash_md", "generation.max_new_tokens=8", "algo.mix_beta=0.5", "data.eval_size=2"]
+    settings = ["train.steps=4", "train.checkpoint_every=3", "train.keep_checkpoints=3", "optim.learning_rate=0.05"]
+    assert train(run, *small, *settings, "optim.warmup_steps=0") == 0
+    whole, rows = files(run, 4), [row for row in measured(run) if "loss" in row]
+    shares = [row["opponents_drafted"] for row in rows]
+    assert shares[0] == 1
+    assert 0 < shares[1] < 0.999
+    assert shares[2:] == [0, 0]
+    assert cli.main(["resume", str(run), "--step", "3"]) == 0
+    assert files(run, 4) == whole
 
 
 def test_a_half_step_is_undone_with_its_optimiser_state(tmp_path: Path) -> None:

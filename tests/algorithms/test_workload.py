@@ -8,7 +8,7 @@ import torch
 from helpers import ONLINE, PAIR_BY_PAIR
 
 from alignrun.algorithms.base import discover
-from alignrun.algorithms.common import rollout
+from alignrun.algorithms.common import paired, rollout
 from alignrun.algorithms.common.rewards import RewardAlgorithm
 from alignrun.algorithms.common.workload import workload
 from alignrun.generation.streams import Source, decoding_rows
@@ -17,15 +17,23 @@ from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 
 
-@pytest.mark.parametrize("name", ONLINE)
-def test_a_step_is_as_large_as_it_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "opponents"),
+    [
+        *((name, "independent") for name in ONLINE),
+        ("self_play", "auto"),
+        ("nash_md", "drafted"),
+        ("nash_ema", "drafted"),
+    ],
+)
+def test_a_step_is_as_large_as_it_says(name: str, opponents: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[Source, ...]] = []
     learned: list[int] = []
-    sample, score = rollout.sample_streams, Policy.log_probs
+    sample, score = rollout.sample_completions, Policy.log_probs
 
-    def sampling(policy: Any, prompts: Any, sources: Any, *rest: Any) -> Any:
+    def sampling(decoder: Any, prompts: Any, sources: Any, *rest: Any) -> Any:
         drawn.append(tuple(sources))
-        return sample(policy, prompts, sources, *rest)
+        return sample(decoder, prompts, sources, *rest)
 
     def scoring(self: Any, role: Any, prompts: Any, completions: Any, *rest: Any) -> Any:
         found = score(self, role, prompts, completions, *rest)
@@ -35,10 +43,11 @@ def test_a_step_is_as_large_as_it_says(name: str, monkeypatch: pytest.MonkeyPatc
 
     # A plan does not know whether the preference has a reward of its own, and counts the larger way.
     reward = ["algo.reward=win_rate"] if issubclass(discover()[name], RewardAlgorithm) else []
-    config = compose(["experiment=smoke", f"algo={name}", *PAIR_BY_PAIR, *reward])
+    config = compose(["experiment=smoke", f"algo={name}", *PAIR_BY_PAIR, *reward, f"generation.opponents={opponents}"])
     assembly = assemble(config)
     before = sum(weight.numel() for weight in assembly.trained.model.parameters())
-    monkeypatch.setattr(rollout, "sample_streams", sampling)
+    monkeypatch.setattr(rollout, "sample_completions", sampling)
+    monkeypatch.setattr(paired, "sample_completions", sampling)
     monkeypatch.setattr(Policy, "log_probs", scoring)
     assembly.algorithm.half_step = nullcontext
     asked = assembly.algorithm.asked
@@ -47,6 +56,7 @@ def test_a_step_is_as_large_as_it_says(name: str, monkeypatch: pytest.MonkeyPatc
         assembly.algorithm.loss(batch)
     work = workload(config)
     assert max(map(decoding_rows, drawn)) == decoding_rows(work.drawn)
+    assert len(work.continued) == 2 * decoding_rows(work.drawn) * (opponents == "drafted")
     assert max(learned) == work.learned
     assert assembly.algorithm.asked - asked == 4 * work.questions > 0
     policy_size = sum(weight.numel() for weight in assembly.trained.trainable().values())

@@ -48,6 +48,11 @@ class TestBundled:
             for theirs in texts(train):
                 assert len(words(ours) & words(theirs)) / len(words(ours) | words(theirs)) < 0.7, (ours, theirs)
 
+    def test_a_share_that_is_not_used_is_noted(self) -> None:
+        (note,) = load_examples(config("bundled", eval_fraction=0.3)).notes
+        assert note == "data.eval_fraction=0.3 is not used: all rows are trained on, and others are held out already"
+        assert load_examples(config("bundled")).notes == ()
+
     def test_columns_are_those_of_the_bundled_files(self) -> None:
         with pytest.raises(
             InputError, match=r"data\.columns is not valid with data=bundled: choose data=hub or data=jsonl"

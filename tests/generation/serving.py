@@ -1,8 +1,9 @@
-"""A server with vLLM's protocol around a real tiny model and the PEFT adapters that it is asked to load.
+"""Servers with the protocols of vLLM and SGLang around a real tiny model and the PEFT adapters that they load.
 
-It does what vLLM does, the traps included: what a request leaves out comes from the base's generation_config.json, the
+They do what those do, the traps included: what a request leaves out comes from the base's generation_config.json, the
 model has end tokens of its own, stream k of a prompt is drawn with seed + k, and what was read under an adapter's name
-is used again for whatever is loaded under that name later.
+is used again for whatever is loaded under that name later. SGLang gives all samples of a request one seed, and forgets
+about `stop_token_ids` where it ignores its own end tokens.
 """
 
 import json
@@ -27,6 +28,7 @@ Reply = tuple[int, Any]
 class VllmLike(ThreadingHTTPServer):
     """Serves `model`; `interfere` may answer a request itself, or change an answer before it is sent."""
 
+    owner, stopped_at, hottest = "vllm", "stop_reason", 2.0
     daemon_threads = False  # a thread that computes while the interpreter ends would take it down
     request_queue_size = 256
 
@@ -37,6 +39,11 @@ class VllmLike(ThreadingHTTPServer):
         self.key: str | None = None
         self.runtime_lora = True
         self.max_model_len = 1024
+        self.max_lora_rank = 512
+        self.processed = True
+        """Whether log-probabilities are those of the distribution drawn from, or of temperature 1 and no truncation."""
+        self.numerics: Callable[[Tensor], Tensor] = lambda logits: logits
+        """How its logits [V] differ from the trainer's."""
         self.end_of_length_first = False
         self.loras: dict[str, str] = {}
         self.read: dict[tuple[str, tuple[int, ...]], Tensor] = {}
@@ -66,7 +73,8 @@ class VllmLike(ThreadingHTTPServer):
         if self.key is not None and key != f"Bearer {self.key}":
             return 401, {"error": "Unauthorized"}
         if path == "/v1/models":
-            return 200, {"object": "list", "data": [card(BASE), *(card(name, BASE) for name in self.loras)]}
+            cards = [card(BASE), *(card(name, BASE) for name in self.loras)]
+            return 200, {"object": "list", "data": [one | {"owned_by": self.owner} for one in cards]}
         if path == "/v1/load_lora_adapter" and self.runtime_lora:
             return self.load(body["lora_name"], body["lora_path"])
         if path == "/v1/unload_lora_adapter" and self.runtime_lora:
@@ -84,6 +92,9 @@ class VllmLike(ThreadingHTTPServer):
             return error(400, f"The lora adapter '{name}' has already been loaded. If you want to load the adapter …")
         if not (Path(path) / "adapter_config.json").is_file():
             return error(404, f"Loading lora {name} failed: No adapter found for {path}")
+        rank = json.loads((Path(path) / "adapter_config.json").read_text())["r"]
+        if rank > self.max_lora_rank:
+            return error(500, f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}.")
         with self.computing:
             if isinstance(self.model, PeftModel):
                 self.model.load_adapter(path, adapter_name=name)
@@ -96,7 +107,7 @@ class VllmLike(ThreadingHTTPServer):
     def complete(self, body: dict[str, Any]) -> Reply:
         if body["model"] != BASE and body["model"] not in self.loras:
             return error(404, f"The model `{body['model']}` does not exist.")
-        if not 0 <= body["temperature"] <= 2:
+        if not 0 <= body["temperature"] <= self.hottest:
             return error(400, f"temperature must be in [0, 2], got {body['temperature']}.")
         prompt = body["prompt"]
         if len(prompt) >= self.max_model_len:
@@ -108,13 +119,13 @@ class VllmLike(ThreadingHTTPServer):
             {
                 "index": index,
                 "text": "",
-                "logprobs": None,
+                "logprobs": {"token_logprobs": log_probs} if body.get("logprobs") is not None else None,
                 "finish_reason": reason,
-                "stop_reason": stop,
+                self.stopped_at: stop,
                 "token_ids": tokens if with_ids else None,
                 "prompt_token_ids": prompt if with_ids else None,
             }
-            for index, (tokens, reason, stop) in enumerate(drawn)
+            for index, (tokens, log_probs, reason, stop) in enumerate(drawn)
         ]
         return 200, {"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": choices}
 
@@ -128,34 +139,47 @@ class VllmLike(ThreadingHTTPServer):
                 self.model.set_adapter(name)
             yield
 
-    def draw(self, body: dict[str, Any], stream: int) -> tuple[list[int], str, int | None]:
+    def draw(self, body: dict[str, Any], stream: int) -> tuple[list[int], list[float], str, int | None]:
         """One completion, with the token that ended it, as `check_stop` of vLLM's scheduler decides."""
-        generator = torch.Generator().manual_seed(body["seed"] + stream)
-        own = self.model.generation_config.eos_token_id
-        stops = set(body.get("stop_token_ids", []))
-        eos = None if body.get("ignore_eos") else own
+        generator = torch.Generator().manual_seed(body["seed"] + self.seed_of(stream))
+        eos, stops = self.ends(body)
         tokens: list[int] = []
+        log_probs: list[float] = []
         while True:
-            token = self.next_token(body, tokens, generator)
+            token, log_prob = self.next_token(body, tokens, generator)
             tokens.append(token)
+            log_probs.append(log_prob)
             full = len(tokens) >= body["max_tokens"] or len(body["prompt"]) + len(tokens) >= self.max_model_len
             if full and self.end_of_length_first:  # up to vLLM 0.10
-                return tokens, "length", None
+                return tokens, log_probs, "length", None
             if token == eos:
-                return tokens, "stop", None
+                return tokens, log_probs, "stop", self.stopped_by_its_own(token)
             if token in stops:
-                return tokens, "stop", token
+                return tokens, log_probs, "stop", token
             if full:
-                return tokens, "length", None
+                return tokens, log_probs, "length", None
 
-    def next_token(self, body: dict[str, Any], tokens: list[int], generator: torch.Generator) -> int:
+    def seed_of(self, stream: int) -> int:
+        return stream
+
+    def ends(self, body: dict[str, Any]) -> tuple[int | None, set[int]]:
+        """Its own end token, and those of the request."""
+        own = None if body.get("ignore_eos") else self.model.generation_config.eos_token_id
+        return own, set(body.get("stop_token_ids", []))
+
+    def stopped_by_its_own(self, token: int) -> int | None:
+        return None
+
+    def next_token(self, body: dict[str, Any], tokens: list[int], generator: torch.Generator) -> tuple[int, float]:
+        """A token and its log-probability."""
+
         def option(name: str) -> float:
             return body.get(name, self.defaults[name])
 
         text = [*body["prompt"], *tokens]
         place = (body["model"], tuple(text))
         if place not in self.read:
-            self.read[place] = self.model(input_ids=torch.tensor([text])).logits[0, -1].double()
+            self.read[place] = self.numerics(self.model(input_ids=torch.tensor([text])).logits[0, -1].double())
         seen = torch.tensor(sorted(set(text)))
         penalty = option("repetition_penalty")
         logits = self.read[place].clone()
@@ -166,7 +190,43 @@ class VllmLike(ThreadingHTTPServer):
         if (top_p := option("top_p")) < 1:
             ranked, order = logits.softmax(-1).sort(descending=True)
             logits[order[ranked.cumsum(-1) - ranked >= top_p]] = -torch.inf
-        return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+        token = int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+        told = logits if self.processed else self.read[place]
+        return token, float(told.log_softmax(-1)[token])
+
+
+class SglangLike(VllmLike):
+    """The same with SGLang's protocol."""
+
+    owner, stopped_at, hottest = "sglang", "matched_stop", float("inf")
+
+    def answer(self, path: str, body: Any, key: str) -> Reply:
+        if path not in ("/load_lora_adapter", "/unload_lora_adapter"):
+            if path.startswith("/v1/") and "lora" in path:
+                return 404, {"detail": "Not Found"}
+            return super().answer(path, body, key)
+        status, said = super().answer(f"/v1{path}", body, key)
+        if status == 200:
+            return 200, {"success": True, "error_message": ""}
+        return 400, {"success": False, "error_message": said["error"]["message"]}
+
+    def complete(self, body: dict[str, Any]) -> Reply:
+        base, _, adapter = body["model"].partition(":")
+        if base != BASE or (adapter and adapter not in self.loras):
+            return error(400, f"The following requested LoRA adapters are not loaded: {adapter}")
+        if body["top_k"] != -1 and body["top_k"] < 1:
+            return error(400, f"top_k must be -1 (disable) or at least 1, got {body['top_k']}.")
+        return super().complete(body | {"model": adapter or base})
+
+    def seed_of(self, stream: int) -> int:
+        return 0
+
+    def ends(self, body: dict[str, Any]) -> tuple[int | None, set[int]]:
+        own, stops = super().ends(body)
+        return (None, set()) if body.get("ignore_eos") else (own, stops)
+
+    def stopped_by_its_own(self, token: int) -> int | None:
+        return token
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,5 +1,6 @@
 """The decoding loop, driven by models whose every distribution is known."""
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers import load_policy, random_batch
 
 from alignrun.algorithms.common.rollout import sample_streams, step_generator
+from alignrun.generation import decode
 from alignrun.generation.decode import Sampling, sample_completions
 from alignrun.generation.streams import Mixture
 from alignrun.models.policy import Policy
@@ -98,6 +100,18 @@ def test_finished_rows_leave_the_batch_and_change_no_other_draw() -> None:
         position = torch.where(ends.any(1), ends.int().argmax(1) + 1, 12)
         assert torch.equal(lengths, position), "the stop token is the last of its completion"
         assert (completions.tokens[~completions.mask] == PAD).all()
+
+
+def test_looking_rarely_as_on_a_gpu_changes_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    often, usual = draw([0.0, 0.5], prompts=50, tokens=12)
+    monkeypatch.setattr(decode, "looks", lambda device: (4, 0.75))
+    rarely, decoder = draw([0.0, 0.5], prompts=50, tokens=12)
+    for one, other in zip(often, rarely, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.mask, other.mask)
+    assert len(set(decoder.steps)) > 1, "rows must leave"
+    assert all(less <= 0.75 * more for more, less in itertools.pairwise(dict.fromkeys(decoder.steps)))
+    assert len(set(decoder.steps)) < len(set(usual.steps))
 
 
 class UncachedDecoder:

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from generation.serving import BASE, VllmLike, error
+from generation.serving import BASE, SglangLike, VllmLike, error
 from helpers import load_policy, random_batch
 
 from alignrun.algorithms.common.rollout import sample_streams, step_generator
-from alignrun.config.training import Engine, GenerationConfig
+from alignrun.config.training import Engine, GenerationConfig, ServerKind
 from alignrun.errors import InputError, RunError
 from alignrun.generation.decode import Sampling
+from alignrun.generation.server.dialect import SGLANG
 from alignrun.generation.server.rollout_server import RolloutServer
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
@@ -33,11 +34,11 @@ Serve = Callable[..., VllmLike]
 def serve() -> Iterator[Serve]:
     servers: list[VllmLike] = []
 
-    def start(*overrides: str, **options: Any) -> VllmLike:
+    def start(*overrides: str, kind: type[VllmLike] = VllmLike, **options: Any) -> VllmLike:
         config = compose(list(overrides) or ["experiment=smoke"])
         torch.manual_seed(config.seed)  # the base of `load_policy`
         model = load_model(config.model, load_tokenizer(config.model), torch.float32)
-        servers.append(VllmLike(model, **options))
+        servers.append(kind(model, **options))
         return servers[-1]
 
     yield start
@@ -282,6 +283,65 @@ def test_streams_are_distinguished_by_their_number(serve: Serve, policy: Policy,
     assert all(map(equal, rollouts.sample(prompts, 3, sampling(), seed=0), expected))
 
 
+def test_log_probabilities_are_those_of_the_policy_at_the_temperature(
+    serve: Serve, policy: Policy, adapter: Path
+) -> None:
+    prompts, _ = random_batch(policy)
+    rules = sampling(temperature=0.7, stop_ids=[*range(60)])
+    (drawn,) = loaded(serve(), adapter).sample(prompts, 1, rules, seed=1)
+    assert drawn.mask.sum(1).unique().numel() > 1
+    log_probs = policy.log_probs(Role.policy, prompts, drawn, 0.7)
+    assert drawn.drawn_with is not None
+    torch.testing.assert_close(drawn.drawn_with, log_probs, atol=1e-4, rtol=1e-4)
+
+
+# SGLang
+
+
+def test_sglang_is_recognised_and_asked_in_its_own_way(
+    serve: Serve, policy: Policy, adapter: Path, tmp_path: Path
+) -> None:
+    prompts, _ = random_batch(policy, prompts=4)
+    server = serve(kind=SglangLike)
+    rollouts = loaded(server, adapter)
+    assert rollouts.dialect is SGLANG
+    greedy = sampling(top_k=1, max_new_tokens=12, stop_ids=[*range(100)])
+    expected = native(policy, prompts, greedy)
+    assert expected.mask.sum(1).unique().numel() > 1
+    for stream in rollouts.sample(prompts, 2, greedy, seed=3):
+        assert equal(stream, expected)
+    one, other = rollouts.sample(prompts, 2, sampling(), seed=3)
+    assert not torch.equal(one.tokens, other.tokens), "samples of a prompt differ"
+    sent = server.bodies("/v1/completions")
+    assert {body["model"] for body in sent} == {f"{BASE}:{list(server.loras)[-1]}"}
+    assert {body["n"] for body in sent} == {1}
+    assert server.bodies("/v1/load_lora_adapter") == []
+    rollouts.load_adapter(adapter, 1)
+    assert len(server.loras) == 1, "the one before is gone"
+    base = rollouts.sample(prompts, 1, greedy, seed=3, slot=None)[0]
+    assert server.bodies("/v1/completions")[-1]["model"] == BASE
+    streams = sample_streams(policy, prompts, [Role.reference], greedy, step_generator(policy.device, 0, 0))
+    assert equal(base, streams[0])
+    rollouts.close()
+    assert server.loras == {}
+
+
+def test_what_sglang_refuses_is_told(serve: Serve, policy: Policy, adapter: Path, prompts: PromptBatch) -> None:
+    server = serve(kind=SglangLike)
+    rollouts = connect(server)
+    message = refused(lambda: rollouts.load_adapter(adapter / "none", 0))
+    assert "/load_lora_adapter answered 400" in message
+    assert "set generation.server_adapter_folder" in message
+    server.max_lora_rank = 2
+    assert "is greater than max_lora_rank 2.: start SGLang with" in refused(lambda: rollouts.load_adapter(adapter, 0))
+    assert "answered 404" in refused(lambda: loaded(server, adapter, kind=ServerKind.vllm))
+    server.max_lora_rank = 512
+    rollouts.load_adapter(adapter, 0)
+    server.model.generation_config.eos_token_id = int(native(policy, prompts, sampling(top_k=1)).tokens[0, 1])
+    message = refused(lambda: rollouts.sample(prompts, 1, sampling(top_k=1), seed=0))
+    assert "which is not an end token of the policy" in message
+
+
 # Ends
 
 
@@ -403,6 +463,11 @@ def altered(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         ),
         (altered(token_ids=[5], finish_reason="abort"), "aborted a completion (finish_reason='abort')"),
         (altered(token_ids=[5], finish_reason=None), "aborted a completion (finish_reason='None')"),
+        (altered(logprobs=None), "returned no log-probability for each of"),
+        (altered(logprobs={"token_logprobs": [-1.0]}), "returned no log-probability for each of"),
+        (altered(logprobs={"token_logprobs": [None] * 8}), "returned no log-probability for each of"),
+        (altered(logprobs={"token_logprobs": [0.5] * 8}), "returned no log-probability for each of"),
+        (altered(logprobs={"token_logprobs": [float("nan")] * 8}), "returned no log-probability for each of"),
         (altered(prompt_token_ids=[1, 2, 3]), "changed the prompt that it was sent"),
         (altered(index=0), "did not return 2 completions"),
         (lambda answer: {"choices": answer["choices"][:1]}, "did not return 2 completions"),
@@ -664,6 +729,8 @@ def test_the_configuration_reaches_the_server(serve: Serve, policy: Policy, adap
         ({"server_timeout_seconds": float("inf")}, "generation.server_timeout_seconds must be positive"),
         ({"server_retries": -1}, "generation.server_retries must not be negative"),
         ({"server_parallel": 0}, "generation.server_parallel must be at least 1"),
+        ({"server_weight_cap": 0.5}, "generation.server_weight_cap must be at least 1, not 0.5"),
+        ({"server_max_kl": 0.0}, "generation.server_max_kl must be positive"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], expected: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from alignrun.errors import InputError
-from alignrun.generation.streams import Mixture, Stream, decoding_roles, decoding_rows, policy_alone, roles_of
+from alignrun.generation.streams import Mixture, decoding_roles, decoding_rows, roles_of
 from alignrun.types import Role
 
 
@@ -21,12 +21,6 @@ def test_a_mixture_needs_the_roles_that_have_weight_in_it() -> None:
 def test_blocks_start_with_the_policy_and_end_with_the_bare_base() -> None:
     sources = [Role.reference, Mixture(Role.anchor, Role.opponent, 0.5), Role.average, Role.policy]
     assert decoding_roles(sources) == [Role.policy, Role.opponent, Role.anchor, Role.average, Role.reference]
-
-
-def test_a_server_draws_what_the_policy_alone_decides() -> None:
-    assert policy_alone([Stream(Role.policy, 2), Stream(mixture(0.0), 1, temperature=2.0)])
-    assert not policy_alone([Stream(Role.policy, 2), Stream(mixture(0.1), 1)])
-    assert not policy_alone([Stream(Role.anchor, 2)])
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.5, float("nan")])

@@ -16,9 +16,10 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from alignrun import cli
 from alignrun.config import Precision
+from alignrun.config.paths import anchored
 from alignrun.errors import InputError, RunError
 from alignrun.games import largest_equilibrium
-from alignrun.launch.compose import anchored, compose, dump, load, plain
+from alignrun.launch.compose import compose, dump, load, plain
 from alignrun.launch.pins import _preference_pins
 from alignrun.objectives.votes import egalitarian, majority, weighted_mean, worst_served
 from alignrun.preferences.base import Preference, build_preference
@@ -492,7 +493,7 @@ def test_a_run_trains_and_evaluates_on_a_panel(folders: dict[str, Path], tmp_pat
         ("{a: {name: none}}", "preference.members.a.name has no none: "),
         ("{a: {name: measure, measur: brevity}}", "preference.members.a.measur is unknown: did you mean measure?"),
         ("{a: {name: measure, measure: wit}}", "preference.members.a.measure has no wit: choose from sentiment, "),
-        ("{a: {name: measure, measure: readabilty}}", "a.measure has no readabilty: did you mean readability? choose"),
+        ("{a: {name: measure, measure: readabilty}}", "a.measure has no readabilty: did you mean readability?"),
         ("{a: {name: sentiment, temperature: hot}}", "preference.members.a.temperature: Value 'hot' of type 'str'"),
         ("{a: {name: sentiment, temperature: 0}}", "preference.members.a.temperature must be positive, not 0"),
         ("{a: {name: judge, url: 'http://x'}}", "preference.members.a.model must be given"),

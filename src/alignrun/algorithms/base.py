@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from alignrun.config import Config, Engine, TrainOn
+from alignrun.config import Config, TrainOn
 from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
 from alignrun.data.prompts import PromptSet
 from alignrun.discovery import import_all
 from alignrun.errors import InputError
-from alignrun.generation.streams import Stream, policy_alone
+from alignrun.generation.streams import Stream
 from alignrun.models.backbone import Backbone
 from alignrun.models.policy import Policy
 from alignrun.models.scorer import Scorer
@@ -211,12 +211,10 @@ class Algorithm(ABC):
 
     def notes(self) -> Sequence[str]:
         """Messages to show the user once, before the first step."""
-        config = self.tools.config
-        if config.generation.engine is Engine.server and not all(map(policy_alone, self.declared(config))):
-            return [
-                f"generation.engine=server: algo={self.name} also samples other policies, which the native engine does"
-            ]
         return ()
+
+    def report(self, note: Callable[[str], None]) -> None:  # noqa: B027
+        """Print what happens during the run with `note`."""
 
     @property
     def asked(self) -> int:
@@ -231,6 +229,9 @@ class Algorithm(ABC):
         """Means over the questions to the preference since the last call, such as votes of a panel's members."""
         return self.tools.preference.drain() if isinstance(self.tools, Tools) else {}
 
+    def check_update(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - most refuse nothing
+        """Refuse an update by its metrics, which are the same on all processes, before it is made. Raises RunError."""
+
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Parameters trained in addition to the policy, such as a value function, by name and in a fixed order."""
         return {}
@@ -239,6 +240,11 @@ class Algorithm(ABC):
         """Further state for the checkpoint: live tensors by name, which resuming overwrites in place."""
         kept = (self.tools.policy.snapshot_weights(role) for role in self.kept(self.tools.config))
         return {name: weight for weights in kept for name, weight in weights.items()}
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Measurements that the next steps depend on, for the checkpoint; resuming updates the dictionary in place."""
+        return {}
 
     def exports(self) -> Mapping[str, Callable[[Path], None]]:
         """Further exports of a finished run next to `adapter/`: a writer for each folder name."""

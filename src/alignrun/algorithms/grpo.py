@@ -76,7 +76,8 @@ class GRPO(RewardAlgorithm):
     token, whose gradient is not that of KL(π‖μ); `kl_estimator=k2`, over whole completions, has that gradient. Without
     the division by std r, A is r minus the mean of the *other* rewards: otherwise rewards would shrink by 1 − 1/K and
     the penalty would not. With the division by the standard deviation or the length, the objective is no longer r − τKL
-    and the optimum is not that of RLHF.
+    and the optimum is not that of RLHF. If a rollout server drew y, the surrogate of a token is weighted with
+    min(π_old/π_server, `generation.server_weight_cap`).
     """
 
     config: GRPOConfig
@@ -116,6 +117,7 @@ class GRPO(RewardAlgorithm):
         log_ratio = log_probs - reference
         moved = (log_probs - old) * mask
         surrogate = clipped_policy_loss(moved, batch.advantages.flatten()[:, None], self.config.clip)
+        surrogate = surrogate * self.correction.by_token(completions, old)
         if self.config.kl_estimator is KLEstimator.k3:
             penalty = torch.where(mask, kl_k3(log_ratio), 0.0).sum(1)
         else:

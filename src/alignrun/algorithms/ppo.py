@@ -97,7 +97,8 @@ class PPO(RewardAlgorithm):
 
     The optimum is μ exp(r/τ): the reward does not depend on an opponent, so this is not an equilibrium. With
     `normalize_reward`, r is divided by its standard deviation σ under μ, which makes the optimum μ exp(r/τσ) in the
-    reward's own units; σ is logged as `reward_scale`.
+    reward's own units; σ is logged as `reward_scale`. If a rollout server drew y, the surrogate of a token is weighted
+    with min(π_old/π_server, `generation.server_weight_cap`).
     """
 
     config: PPOConfig
@@ -203,7 +204,8 @@ class PPO(RewardAlgorithm):
                 (config.value_weight * value_loss).backward()
         log_probs = policy.log_probs(Role.policy, batch.prompts, completions, self.temperature)
         moved = (log_probs - old) * mask
-        surrogate = torch.where(mask, clipped_policy_loss(moved, advantages, config.clip), 0.0).sum()
+        losses = clipped_policy_loss(moved, advantages, config.clip) * self.correction.by_token(completions, old)
+        surrogate = torch.where(mask, losses, 0.0).sum()
         tokens = mask.sum()
         clipped = ((moved.detach().exp() - 1).abs() > config.clip) & mask
         return Loss(

@@ -28,7 +28,8 @@ class RLOO(RewardAlgorithm):
     """R = r(x, y) − τ log π(y)/μ(y),  A_i = R_i − mean_{j≠i} R_j over the prompt,  ∇ = E[A ∇log π(y)].
 
     Whole completions are actions, and the log ratio k1 is part of the reward. The optimum is that of RLHF, μ exp(r/τ);
-    with the win rate against μ as the reward it is the best response to μ, not the equilibrium.
+    with the win rate against μ as the reward it is the best response to μ, not the equilibrium. If a rollout server
+    drew y, a completion is weighted with min(Π_n π/π_server, `generation.server_weight_cap`).
     """
 
     config: RLOOConfig
@@ -48,7 +49,8 @@ class RLOO(RewardAlgorithm):
         log_ratio = log_probs.detach() - reference
         returns = batch.rewards - batch.penalties - self.config.kl_tau * log_ratio.sum(1).reshape(batch.rewards.shape)
         advantages = (returns - returns.mean(1, keepdim=True)) * count / (count - 1)
-        per_token = advantages.flatten()[:, None].expand_as(log_probs)
+        weighted = advantages.flatten()[:, None] * self.correction.by_sequence(completions, log_probs)
+        per_token = weighted.expand_as(log_probs)
         return Loss(
             total=policy_gradient_loss(log_probs, per_token, completions.mask),
             targets=len(log_probs),

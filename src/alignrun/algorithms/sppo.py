@@ -10,9 +10,9 @@ from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.online import OnlineAlgorithm
 from alignrun.algorithms.common.online_pairs import Pairing
 from alignrun.algorithms.common.opponents import pairs_among
-from alignrun.algorithms.common.rollout import concatenate
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_opponents, check_refresh
+from alignrun.algorithms.common.stacking import concatenate
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import self_play_regression_loss

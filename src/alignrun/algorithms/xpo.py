@@ -8,7 +8,7 @@ from torch import Tensor
 from alignrun.algorithms.base import algorithm
 from alignrun.algorithms.common.online_pairs import JudgedPairs, Pairing
 from alignrun.algorithms.common.opponents import pairs_against
-from alignrun.algorithms.common.rollout import concatenate
+from alignrun.algorithms.common.stacking import concatenate
 from alignrun.algorithms.online_dpo import OnlineDPO, OnlineDPOConfig
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Stream

@@ -14,6 +14,7 @@ from alignrun.config.model import (
     AdapterConfig,
     AdapterKind,
     Attention,
+    Kernels,
     ModelConfig,
     ModelSource,
     Precision,
@@ -23,7 +24,7 @@ from alignrun.config.model import (
 from alignrun.config.preference_evaluation import JudgedRows, PreferenceEvaluationConfig
 from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.sampling import MODEL_TOKENS, Format, GenerateConfig, Rows, SamplingConfig
-from alignrun.config.schema import FromData, require, schema
+from alignrun.config.schema import AUTO, FromData, require, schema
 from alignrun.config.selection import Selection
 from alignrun.config.served import ServedConfig
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
@@ -32,10 +33,12 @@ from alignrun.config.training import (
     Engine,
     EvaluationConfig,
     GenerationConfig,
+    Opponents,
     OptimConfig,
     Pruner,
     RunConfig,
     Schedule,
+    ServerKind,
     SweepConfig,
     TrackerConfig,
     TrainConfig,
@@ -43,6 +46,7 @@ from alignrun.config.training import (
 )
 
 __all__ = [
+    "AUTO",
     "MODEL_TOKENS",
     "AdapterConfig",
     "AdapterKind",
@@ -60,9 +64,11 @@ __all__ = [
     "GenerateConfig",
     "GenerationConfig",
     "JudgedRows",
+    "Kernels",
     "LongText",
     "ModelConfig",
     "ModelSource",
+    "Opponents",
     "OptimConfig",
     "Precision",
     "PreferenceEvaluationConfig",
@@ -77,6 +83,7 @@ __all__ = [
     "Schedule",
     "Selection",
     "ServedConfig",
+    "ServerKind",
     "SweepConfig",
     "TooLong",
     "TournamentConfig",

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from alignrun.config.schema import require, schema
+from alignrun.config.schema import AUTO, require, require_switch, schema
 
 
 class ModelSource(str, Enum):
@@ -46,6 +46,15 @@ class Attention(str, Enum):
     """The package flash-attn; CUDA only."""
 
 
+class Kernels(str, Enum):
+    """Who computes norms and gated activations."""
+
+    torch = "torch"
+    """PyTorch's operations, as transformers writes them."""
+    liger = "liger"
+    """Fused kernels (the package liger-kernel; CUDA only)."""
+
+
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 """What every rendering of a chat template gives it."""
 
@@ -74,14 +83,21 @@ class ModelConfig:
     attention: Attention = Attention.sdpa
     device: str = "auto"
     """`auto` (CUDA if available), `cpu`, `cuda`, `cuda:1`."""
-    cuda_graphs: Any = "auto"
-    """On CUDA, record a decoding step once and replay it for every token: `auto`, `true` or `false`.
+    cuda_graphs: Any = AUTO
+    """On CUDA, record a decoding step once and replay it for every token. One of auto, true, false.
 
-    It needs sdpa attention over all previous tokens and otherwise has no effect. If the base is sharded or the replayed
-    step differs, `auto` decodes without graphs and `true` refuses to run. `false` never records.
+    It needs sdpa attention over all previous tokens (a sliding window must hold prompt and completion) and otherwise
+    has no effect. If the base is sharded or the replayed step differs, `auto` decodes without graphs and `true` refuses
+    to run. `false` never records.
     """
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    kernels: Kernels = Kernels.torch
+    tf32: bool = False
+    """On CUDA, multiply float32 matrices in TF32, with 10 bits of precision: faster, less exact."""
+    gradient_checkpointing: Any = AUTO
+    """Recompute activations: less memory, a third more time; auto: where a GPU needs it. One of auto, true, false.
+
+    A prompt is then read once for each of its completions.
+    """
     system_prompt: str | None = None
     """System prompt of every conversation, if the chat template supports one."""
     chat_template: str | None = None
@@ -90,16 +106,18 @@ class ModelConfig:
     """Values of variables of the chat template, such as `{enable_thinking: false}`."""
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.cuda_graphs, bool) or self.cuda_graphs == "auto",
-            "model.cuda_graphs",
-            f"must be auto, true or false, not {self.cuda_graphs}",
-        )
+        require_switch(self.cuda_graphs, "model.cuda_graphs")
+        require_switch(self.gradient_checkpointing, "model.gradient_checkpointing")
         for name in self.chat_template_kwargs:
             known = not name.isidentifier() or name in _GIVEN or name.endswith("_token")
             require(not known, "model.chat_template_kwargs", f"cannot set {name}: name a variable of the template")
         if self.source is not ModelSource.hub:
             require(self.path is None, "model.path", f"is not valid with model={self.name}: choose model=path")
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are recomputed; not while `auto` is open."""
+        return self.gradient_checkpointing is True
 
 
 class AdapterKind(str, Enum):
@@ -122,6 +140,11 @@ class AdapterConfig:
     """Rank of the low-rank product."""
     alpha: float = 32.0
     """The low-rank product is scaled by alpha / rank."""
+    compute_dtype: Precision = Precision.auto
+    """Precision of the low-rank products: `auto` (bfloat16 on CUDA with a bfloat16 base), float32 or bfloat16.
+
+    The adapter's weights, their gradients' sums and AdamW's moments are float32 in any case.
+    """
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of linear layers, or `all-linear` for every supported layer except the vocabulary head.
 
@@ -131,6 +154,11 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         require(self.rank >= 1, "adapter.rank", f"must be at least 1, not {self.rank}")
         require(self.alpha > 0, "adapter.alpha", f"must be positive, not {self.alpha}")
+        require(
+            self.compute_dtype is not Precision.float16,
+            "adapter.compute_dtype",
+            "must be auto, float32 or bfloat16: float16's range is too small for gradients",
+        )
         require(len(self.target_modules) > 0, "adapter.target_modules", "is empty: name layers, or all-linear")
 
 

@@ -7,6 +7,9 @@ from alignrun.errors import InputError
 
 T = TypeVar("T")
 
+AUTO = "auto"
+"""The value of a key that the memory plan chooses when the run starts."""
+
 
 @dataclass_transform(frozen_default=True)
 def schema(cls: type[T]) -> type[T]:
@@ -26,6 +29,21 @@ def schema(cls: type[T]) -> type[T]:
 
 class FromData:
     """Marks the settings of an algorithm that learns from pairs or demonstrations, not from prompts alone."""
+
+
+# OmegaConf 2.3 cannot merge fields of a union type, so these keys are of any type and are checked here.
+
+
+def require_count(value: Any, key: str) -> None:
+    """Refuse what is not a number of rows, null or auto. Raises InputError."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    require(number or value in (None, AUTO), key, f"must be a whole number, null or auto, not {value}")
+    require(not number or value >= 1, key, "must be at least 1")
+
+
+def require_switch(value: Any, key: str) -> None:
+    """Refuse what is not true, false or auto. Raises InputError."""
+    require(isinstance(value, bool) or value == AUTO, key, f"must be auto, true or false, not {value}")
 
 
 def require(condition: bool, key: str, problem: str) -> None:

@@ -4,8 +4,9 @@ import math
 from dataclasses import field
 from enum import Enum
 from fractions import Fraction
+from typing import Any
 
-from alignrun.config.schema import require, schema
+from alignrun.config.schema import AUTO, require, require_count, schema
 from alignrun.config.urls import is_base
 
 
@@ -15,7 +16,29 @@ class Engine(str, Enum):
     native = "native"
     """This process."""
     server = "server"
-    """A vLLM-compatible server with the same base, which loads the adapter."""
+    """A vLLM or SGLang server with the same base, which loads the adapters."""
+
+
+class Opponents(str, Enum):
+    """Where the completions of an opponent near the policy come from, in the native engine."""
+
+    auto = "auto"
+    """`drafted` while that is faster, by the share of the drafts that was kept last; otherwise `independent`."""
+    drafted = "drafted"
+    """The policy's own samples, verified and continued; a sample does not meet the opponent that it drafted."""
+    independent = "independent"
+    """Draws of their own."""
+
+
+class ServerKind(str, Enum):
+    """The protocol of the rollout server."""
+
+    auto = "auto"
+    """SGLang where the server's list of models names it, otherwise vLLM."""
+    vllm = "vllm"
+    """vLLM 0.10.2 or newer."""
+    sglang = "sglang"
+    """SGLang 0.5 or newer."""
 
 
 @schema
@@ -26,11 +49,13 @@ class GenerationConfig:
     """Longest completion, in tokens."""
     temperature: float = 1.0
     """Divides the logits of policy and reference, in sampling and in every log-probability."""
-    batch_size: int | None = None
-    """Prompts decoded together; by default the whole batch."""
+    batch_size: Any = AUTO
+    """Prompts decoded together, null for the whole batch; auto: on a GPU the most that fit it, else the whole batch."""
+    opponents: Opponents = Opponents.auto
     engine: Engine = Engine.native
     server_url: str | None = None
     """The server, such as http://localhost:8000; set its API key, if any, in $ALIGNRUN_ROLLOUT_API_KEY."""
+    server_kind: ServerKind = ServerKind.auto
     server_model: str | None = None
     """The server's name of the base; by default its only base."""
     server_timeout_seconds: float = 600.0
@@ -41,11 +66,15 @@ class GenerationConfig:
     """Concurrent prompts."""
     server_adapter_folder: str | None = None
     """Folder for adapters, readable by the server; by default a temporary folder."""
+    server_weight_cap: float | None = 2.0
+    """Cap of the weights π/π_server that correct policy gradients for the server's numerics; null corrects nothing."""
+    server_max_kl: float | None = 0.1
+    """Refuse an update if KL(π_server‖π) is above this, in nats per token; null never refuses."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "generation.max_new_tokens", f"must be at least 1, not {self.max_new_tokens}")
         require(self.temperature > 0, "generation.temperature", f"must be positive, not {self.temperature}")
-        require(self.batch_size is None or self.batch_size >= 1, "generation.batch_size", "must be at least 1")
+        require_count(self.batch_size, "generation.batch_size")
         require(
             self.server_url is None or is_base(self.server_url),
             "generation.server_url",
@@ -54,6 +83,12 @@ class GenerationConfig:
         require(0 < self.server_timeout_seconds < math.inf, "generation.server_timeout_seconds", "must be positive")
         require(self.server_retries >= 0, "generation.server_retries", "must not be negative")
         require(self.server_parallel >= 1, "generation.server_parallel", "must be at least 1")
+        require(
+            self.server_weight_cap is None or self.server_weight_cap >= 1,
+            "generation.server_weight_cap",
+            f"must be at least 1, not {self.server_weight_cap}: a lower cap scales down every gradient",
+        )
+        require(self.server_max_kl is None or self.server_max_kl > 0, "generation.server_max_kl", "must be positive")
         if self.engine is Engine.server:
             require(
                 self.server_url is not None,
@@ -66,6 +101,11 @@ class GenerationConfig:
                 "generation.temperature",
                 f"must be at least 0.01 with generation.engine=server, not {self.temperature}",
             )
+
+    @property
+    def chunk(self) -> int | None:
+        """Prompts decoded together; None for the whole batch, also while `auto` is open."""
+        return None if isinstance(self.batch_size, str) else self.batch_size
 
 
 class Schedule(str, Enum):
@@ -121,8 +161,11 @@ class TrainConfig:
     """Passes over the training rows, in place of a number of steps."""
     batch_size: int = 16
     """Prompts per step."""
-    micro_batch_size: int | None = None
-    """Prompts per backward or scoring pass, by default the whole batch; accumulation is exact."""
+    micro_batch_size: Any = AUTO
+    """Prompts per backward or scoring pass, null for the whole batch; auto: on a GPU the most that fit it.
+
+    Accumulation is exact: the gradient is that of the whole batch.
+    """
     log_every: int = 1
     """Steps between log records."""
     checkpoint_every: int = 50
@@ -144,9 +187,12 @@ class TrainConfig:
         require(self.max_kl is None or self.max_kl > 0, "train.max_kl", f"must be positive, not {self.max_kl}")
         for name in ("checkpoint_every", "max_skipped_steps"):
             require(getattr(self, name) >= 0, f"train.{name}", "must not be negative")
-        require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1, "train.micro_batch_size", "must be at least 1"
-        )
+        require_count(self.micro_batch_size, "train.micro_batch_size")
+
+    @property
+    def micro(self) -> int | None:
+        """Prompts per pass; None for the whole batch, also while `auto` is open."""
+        return None if isinstance(self.micro_batch_size, str) else self.micro_batch_size
 
     def steps_over(self, rows: int, step: int = 0, examples: int = 0) -> int:
         """The fewest steps that take `epochs` times `rows` examples: ⌈(epochs · rows − examples) / batch_size⌉ more.

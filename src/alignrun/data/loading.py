@@ -64,13 +64,18 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
             seen.add(text)
     if source.shared:
         heldout = Examples(train[: config.eval_size])
-        return Loaded(train, heldout, len(reading.skips), _left_over(len(train), len(heldout), share), reading.skips)
+        notes = [
+            *_left_over(len(train), len(heldout), share),
+            *_unused_share(config, "are both trained and evaluated on"),
+        ]
+        return Loaded(train, heldout, len(reading.skips), tuple(notes), reading.skips)
     for record in reading.records(rows.heldout or ()):
         hold_out(record)
     if not train or not heldout:
         raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on", reading.skips)
     unread, unused = _unread(reading.read.names, config.columns, wanted), _left_over(held, len(heldout), share)
-    notes = [*unread, *unused, *seen.notes(heldout)]
+    idle = () if share else _unused_share(config, "are trained on, and others are held out already")
+    notes = [*unread, *unused, *seen.notes(heldout), *idle]
     return Loaded(train, heldout, len(reading.skips), tuple(notes), reading.skips)
 
 
@@ -152,6 +157,12 @@ def _left_over(held: int, used: int, share: float) -> tuple[str, ...]:
         share
     )
     return (f"{used} of {held} held-out rows are evaluated on: {change}",) if used < held else ()
+
+
+def _unused_share(config: DataConfig, rows: str) -> tuple[str, ...]:
+    """What to know where a share to hold out is set that this data set does not use."""
+    usual = config.eval_fraction == DataConfig.eval_fraction
+    return () if usual else (f"data.eval_fraction={config.eval_fraction:g} is not used: all rows {rows}",)
 
 
 def _one_sided(config: DataConfig, source: Source, rows: int, which: str, skips: Skips) -> InputError:

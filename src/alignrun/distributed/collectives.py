@@ -1,13 +1,15 @@
 """Collectives: what the processes gather, sum and broadcast."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from alignrun.distributed import group
+
+Number = TypeVar("Number", int, float)
 
 
 def gather(part: Tensor, count: int) -> Tensor:
@@ -52,7 +54,7 @@ def all_reduce_sum_each(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
-def largest(value: int) -> int:
+def largest(value: Number) -> Number:
     """Maximum of a number over the processes."""
     return max(gather_objects(value)) if group.size() > 1 else value
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignrun.algorithms.common.rollout import decode_texts, sample_streams, sampling_of
+from alignrun.algorithms.common.rollout import Pace, decode_texts, sample_streams, sampling_of
 from alignrun.data.completions import opened
 from alignrun.data.prompts import PromptSet
 from alignrun.errors import RunError
@@ -74,10 +74,10 @@ def draw(
     seed = int(hashlib.sha256(f"{drawing.seed} {stream}".encode()).hexdigest()[:15], 16)
     generator = torch.Generator(device=policy.device).manual_seed(seed)
     sampling = sampling_of(policy, drawing.max_new_tokens, drawing.temperature, drawing.top_k, drawing.top_p)
-    drawn = Drawn([], [], [], [])
+    drawn, pace = Drawn([], [], [], []), Pace()
     for batch in prompts.all_batches(drawing.batch_size):
         moved = batch_to(batch, policy.device)
-        streams = sample_streams(policy, moved, [role] * drawing.samples, sampling, generator)
+        streams = sample_streams(policy, moved, [role] * drawing.samples, sampling, generator, pace=pace)
         texts = [decode_texts(policy, stream) for stream in streams]
         ends = [policy.ends(stream).tolist() for stream in streams]
         ids = [[row[mask].tolist() for row, mask in zip(one.tokens, one.mask, strict=True)] for one in streams]

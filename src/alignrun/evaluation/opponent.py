@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
-from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, sampling_of, step_generator
+from alignrun.algorithms.common.rollout import (
+    Pace,
+    decode_texts,
+    log_ratio,
+    sample_streams,
+    sampling_of,
+    step_generator,
+)
 from alignrun.config import EvaluationConfig
 from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.best_of_n import GAIN
@@ -40,6 +47,7 @@ class OpponentEvaluator:
     ) -> None:
         self._policy, self._preference, self._prompts, self._config = policy, preference, prompts, config
         self._kl_tau, self._seed = kl_tau, seed
+        self._pace = Pace()
         self._sampling = sampling_of(policy, max_new_tokens, config.temperature, config.top_k, config.top_p)
 
     def __call__(self) -> Evaluation:
@@ -51,7 +59,7 @@ class OpponentEvaluator:
         for batch in self._prompts.all_batches(self._config.batch_size):
             prompts = batch_to(batch, policy.device)
             roles = [Role.policy] * streams + [Role.opponent] * streams
-            drawn = sample_streams(policy, prompts, roles, self._sampling, generator)
+            drawn = sample_streams(policy, prompts, roles, self._sampling, generator, pace=self._pace)
             for ours, theirs in zip(drawn[:streams], drawn[streams:], strict=True):
                 first, second = decode_texts(policy, ours), decode_texts(policy, theirs)
                 wins.append(self._preference(prompts.texts, first, second).double())

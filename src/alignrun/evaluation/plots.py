@@ -82,8 +82,10 @@ def as_svg(figure: "Figure") -> str:
     The figure has its own canvas: no display and no pyplot state.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    text = io.StringIO()
+    text = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "alignrun"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Title": figure.get_suptitle()})
-    return text.getvalue()
+        # `savefig` would draw everything twice, first for the layout, which this single draw computes too.
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Title": figure.get_suptitle()})
+    return text.getvalue().decode()

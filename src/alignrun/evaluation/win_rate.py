@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from alignrun.algorithms.common.rollout import decode_texts, log_ratio, sample_streams, sampling_of, step_generator
+from alignrun.algorithms.common.rollout import (
+    Pace,
+    decode_texts,
+    log_ratio,
+    sample_streams,
+    sampling_of,
+    step_generator,
+)
 from alignrun.config import EvaluationConfig
 from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.bootstrap import mean_estimate
@@ -38,6 +45,7 @@ class WinRateEvaluator:
     ) -> None:
         self._policy, self._preference, self._prompts, self._config = policy, preference, prompts, config
         self._seed = seed
+        self._pace = Pace()
         self._sampling = sampling_of(policy, max_new_tokens, config.temperature, config.top_k, config.top_p)
 
     def __call__(self) -> Evaluation:
@@ -53,9 +61,8 @@ class WinRateEvaluator:
             drawn: list[float] = []
             for batch in self._prompts.all_batches(self._config.batch_size):
                 prompts = batch_to(batch, self._policy.device)
-                ours, theirs = sample_streams(
-                    self._policy, prompts, [Role.policy, Role.reference], self._sampling, generator
-                )
+                roles = [Role.policy, Role.reference]
+                ours, theirs = sample_streams(self._policy, prompts, roles, self._sampling, generator, pace=self._pace)
                 first, second = decode_texts(self._policy, ours), decode_texts(self._policy, theirs)
                 preferred: Sequence[float | None] = [None] * len(prompts)
                 if self._preference is not None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from alignrun import distributed
-from alignrun.generation.mixture import mix_log_probs
+from alignrun.generation.mixture import source_log_probs
 from alignrun.generation.sampling import sample, truncate
-from alignrun.generation.streams import Mixture, Source, decoding_roles, roles_of
+from alignrun.generation.streams import Source, decoding_roles, roles_of
 from alignrun.types import Completions
 
 
@@ -54,6 +54,7 @@ def sample_completions(
     uniforms: Tensor,
     temperatures: Sequence[float] | None = None,
     watch: Callable[[Tensor], None] | None = None,
+    limits: Tensor | None = None,
 ) -> list[Completions]:
     """Draw one completion of every prompt from each source: a role, or y ~ Π_n softmax((1−β) log π + β log μ).
 
@@ -68,6 +69,7 @@ def sample_completions(
         uniforms: [T, K, B] float64 in [0, 1) on the decoder's device, one number per token.
         temperatures: one per source; by default all use that of `sampling`.
         watch: gets each position as it is drawn, [K·B] token ids with padding where a completion has ended.
+        limits: [K, B] the largest number of tokens of each, from 1 to that of `sampling`, which is the default.
 
     Returns:
         For each source, completions [B, T] of the B prompts, with T the longest length drawn.
@@ -91,9 +93,7 @@ def sample_completions(
     logits = logits[torch.tensor(expanded, device=device)]
     index = torch.tensor(live, device=device)
     done = torch.zeros(sequences, dtype=torch.bool, device=device)
-    # On a GPU, checking which rows are finished synchronises with the device, and fewer rows are hardly faster. So
-    # check rarely, and remove finished rows only once they are half of all rows.
-    check_every, worth = (1, 1.0) if device.type == "cpu" else (16, 0.5)
+    check_every, worth = looks(device)
 
     for position in range(length):
         log_probs = truncate(
@@ -108,6 +108,8 @@ def sample_completions(
         if watch is not None:
             watch(tokens[:, position])
         done = done | torch.isin(drawn, stop)
+        if limits is not None:
+            done = done | (limits.flatten()[index] <= position + 1)
         if position + 1 == length:
             break
         if (position + 1) % check_every == 0:
@@ -127,6 +129,16 @@ def sample_completions(
         Completions(tokens[start : start + prompts, :longest], mask[start : start + prompts, :longest])
         for start in range(0, sequences, prompts)
     ]
+
+
+def looks(device: torch.device) -> tuple[int, float]:
+    """Every how many tokens to look which rows have finished, and the largest share that is worth keeping alone.
+
+    On a GPU a look waits for the device, and the rows that stay are copied and recorded again, in the time of about
+    four steps (an estimate). A quarter fewer rows save those until the next look, where keys and values are most of
+    what a step reads.
+    """
+    return (1, 1.0) if device.type == "cpu" else (16, 0.75)
 
 
 class _Layout:
@@ -168,11 +180,4 @@ class _Layout:
 
     def mix(self, logits: Tensor) -> Tensor:
         """Combine logits [R, V] into log-probabilities [S, V]."""
-        parts = []
-        for source, spans in self._runs:
-            if isinstance(source, Mixture) and len(spans) == 2:
-                first, second = spans
-                parts.append(mix_log_probs(logits[first], logits[second], source.beta))
-            else:
-                parts.append(logits[spans[0]].float().log_softmax(-1))
-        return torch.cat(parts)
+        return torch.cat([source_log_probs(source, [logits[span] for span in spans]) for source, spans in self._runs])

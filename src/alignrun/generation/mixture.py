@@ -1,9 +1,12 @@
-"""The token-wise geometric mixture of two policies."""
+"""The log-probabilities of a source: a role, or the token-wise geometric mixture of two."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from alignrun.errors import InputError
+from alignrun.generation.streams import Mixture, Source
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -27,3 +30,11 @@ def mix_log_probs(policy_logits: Tensor, reference_logits: Tensor, mix_beta: flo
         return _log_softmax(reference_logits)
     mixed = (1 - mix_beta) * _log_softmax(policy_logits) + mix_beta * _log_softmax(reference_logits)
     return torch.log_softmax(mixed, dim=-1)
+
+
+def source_log_probs(source: Source, logits: Sequence[Tensor]) -> Tensor:
+    """[..., V] log-probabilities of a source before temperature and truncation, from logits of `roles_of(source)`."""
+    if isinstance(source, Mixture) and len(logits) == 2:
+        first, second = logits
+        return mix_log_probs(first, second, source.beta)
+    return _log_softmax(logits[0])

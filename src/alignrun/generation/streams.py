@@ -1,6 +1,6 @@
 """Declarations of what to sample: completions of a role, or of the token-wise geometric mixture of two."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from alignrun.errors import InputError
@@ -35,6 +35,8 @@ class Stream:
     """The number of them that the loss scores with a gradient; the others only serve as opponents or baselines."""
     temperature: float | None = None
     """The temperature; None means `generation.temperature`."""
+    drafted: bool = False
+    """Whether its sample j may be drafted by sample j of the stream before it, and then depend on it."""
 
 
 def roles_of(source: Source) -> tuple[Role, ...]:
@@ -54,8 +56,3 @@ def decoding_roles(sources: Iterable[Source]) -> list[Role]:
 def decoding_rows(sources: Iterable[Source]) -> int:
     """Model rows per prompt when decoding the sources together: a mixture takes two."""
     return sum(len(roles_of(source)) for source in sources)
-
-
-def policy_alone(streams: Sequence[Stream]) -> bool:
-    """Whether all samples come from the policy itself, so that a rollout server can draw them."""
-    return all(roles_of(stream.source) == (Role.policy,) for stream in streams)

@@ -41,15 +41,20 @@ from alignrun.launch.checks import check, check_length
 from alignrun.launch.pins import Pins, take_pins
 from alignrun.models.backbone import Backbone
 from alignrun.models.cards import Training
+from alignrun.models.device import free_memory, resolve
 from alignrun.models.policy import Policy
 from alignrun.models.saving import check_saving
 from alignrun.models.scorer import Scorer
 from alignrun.models.sources import context_length, load_architecture, load_tokenizer, vocabulary_size
+from alignrun.planning.automatic import choose
 from alignrun.preferences import base as preferences
 from alignrun.preferences.base import Preference, build_preference
 from alignrun.preferences.matrix import MatrixPreference
 from alignrun.security.text import counted
 from alignrun.types import Evaluation, Evaluator, Example
+
+LENGTHS = 1000
+"""Rows whose lengths are looked at for the memory plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ def memory_errors(config: Config) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory ({one_line(error, 120)}): lower train.micro_batch_size (now "
-            f"{config.train.micro_batch_size or config.train.batch_size}), evaluation.batch_size (now "
+            f"{config.train.micro or config.train.batch_size}), evaluation.batch_size (now "
             f"{config.evaluation.batch_size}) or generation.batch_size, or use "
             "model.gradient_checkpointing=true or adapter=qlora"
         ) from error
@@ -98,6 +103,7 @@ def assemble(
     # Check before `prepare`, where processes wait for each other.
     with distributed.raise_together(), memory_errors(config):
         check(config)
+        free = free_memory(resolve(config.model, config.adapter).device)  # before anything is loaded
         kind, judging = discover()[config.algo.name], preferences.discover()[config.preference.name]
         trains_policy = not issubclass(kind, FeedbackAlgorithm)
         preference = build_preference(config.preference) if trains_policy and not judging.on_base else None
@@ -126,6 +132,7 @@ def assemble(
         if config.train.epochs is not None:
             epochs = counted(config.train.epochs, "epoch").replace(".0 ", " ")
             report(f"train: {epochs} of {counted(len(data), 'row')}: {counted(config.train.steps, 'step')}")
+        config = automatic(config, data, free, report)
         trained = load_trained(config, encoding.tokenizer)
         check_saving(trained.describe)
         trainable = sum(weight.numel() for weight in trained.trainable().values())
@@ -159,6 +166,46 @@ def settled(config: Config, rows: int, step: int = 0, examples: int = 0) -> Conf
     config = replace(config, train=replace(config.train, steps=config.train.steps_over(rows, step, examples)))
     check_length(config)
     return config
+
+
+def automatic(config: Config, data: Dataset[Any], free: int | None, report: Callable[[str], None]) -> Config:
+    """The configuration with what `auto` stands for, planned for the longest of the data's rows.
+
+    Args:
+        config: the run.
+        data: its rows.
+        free: the free bytes of its GPU; None for a CPU.
+        report: gets a line for each value that is chosen.
+    """
+    if free is None:
+        return choose(config, None).config
+    free = -distributed.largest(-free)  # all processes choose alike
+    shards = 1
+    if distributed.sharded():
+        from alignrun.distributed import sharding
+
+        shards = sharding.shards()
+    choice = choose(planned_for(config, data), free, distributed.size(), shards)
+    for line in choice.why:
+        report(f"memory: {line}")
+    chosen = choice.config
+    return replace(
+        config,
+        model=chosen.model,
+        train=replace(config.train, micro_batch_size=chosen.train.micro_batch_size),
+        generation=replace(config.generation, batch_size=chosen.generation.batch_size),
+    )
+
+
+def planned_for(config: Config, data: Dataset[Any]) -> Config:
+    """The configuration with the lengths of the data's longest prompt and completion, of those looked at, as limits."""
+    looked_at = [data.lengths(row) for row in range(0, len(data), max(1, len(data) // LENGTHS))]
+    prompt = max(lengths["prompt"] for lengths in looked_at)
+    others = [length for lengths in looked_at for name, length in lengths.items() if name != "prompt"]
+    completion = max(others, default=0) or config.data.max_completion_tokens
+    return replace(
+        config, data=replace(config.data, max_prompt_tokens=max(1, prompt), max_completion_tokens=completion)
+    )
 
 
 def load_trained(config: Config, tokenizer: PreTrainedTokenizerBase) -> Policy | Scorer:

@@ -5,8 +5,18 @@ from typing import Any, TypeVar
 
 from alignrun import distributed
 from alignrun.algorithms.base import Algorithm, discover
-from alignrun.config import AdapterConfig, AdapterKind, Config, Engine, ModelSource, ReferenceKind
+from alignrun.config import (
+    AdapterConfig,
+    AdapterKind,
+    Config,
+    Engine,
+    ModelSource,
+    Opponents,
+    ReferenceKind,
+    ServerKind,
+)
 from alignrun.errors import InputError
+from alignrun.generation.server.dialect import SGLANG, VLLM, supported_rank
 from alignrun.models.adapters import quantization
 from alignrun.models.backbone import check_split
 from alignrun.models.device import resolve
@@ -39,6 +49,8 @@ def check(config: Config) -> None:
         raise InputError(
             "config: generation.engine=server receives an adapter at every step: use adapter=lora or qlora"
         )
+    check_server(config, kind)
+    check_opponents(config, kind)
     resolved = resolve(config.model, config.adapter)
     check_split(config.adapter)
     if distributed.sharded() and config.model.cuda_graphs is True and resolved.device.type == "cuda":
@@ -65,6 +77,48 @@ def check_length(config: Config) -> None:
         raise InputError(
             f"config: optim.warmup_steps={warmup} is more than train.steps={steps}, the whole run: lower it, as with "
             "optim.warmup_steps=0"
+        )
+
+
+def check_opponents(config: Config, kind: type[Algorithm]) -> None:
+    """Refuse `generation.opponents=drafted` where no opponent can be. Raises InputError."""
+    if config.generation.opponents is not Opponents.drafted:
+        return
+    if config.generation.engine is Engine.server:
+        reason = "a rollout server drafts mixtures by itself"
+    elif distributed.sharded():
+        reason = "a base sharded by --use_fsdp cannot continue drafts"
+    elif not any(stream.drafted for stream in kind.streams(config, 0)):
+        reason = f"algo={config.algo.name} has no opponent that its samples can draft"
+    elif all(stream.samples == 1 for stream in kind.streams(config, 0)):
+        reason = "algo.samples_per_prompt=1 leaves no opponent that a sample has not drafted"
+    else:
+        return
+    raise InputError(f"config: generation.opponents=drafted: {reason}: leave it out")
+
+
+def check_server(config: Config, kind: type[Algorithm]) -> None:
+    """Refuse what the rollout server would, before anything is loaded. Raises InputError."""
+    generation = config.generation
+    if generation.engine is not Engine.server or not kind.online:
+        return
+    dialect = SGLANG if generation.server_kind is ServerKind.sglang else VLLM
+    elsewhere = "or serve it with SGLang (generation.server_kind=sglang)"
+    hottest = max(
+        stream.temperature or generation.temperature for streams in kind.declared(config) for stream in streams
+    )
+    if dialect.hottest is not None and hottest > dialect.hottest:
+        lower = "generation.temperature"
+        if hottest > generation.temperature:
+            lower += f", of which algo={config.algo.name} samples a multiple,"
+        raise InputError(
+            f"config: {dialect.name} samples at temperatures up to {dialect.hottest:g}, and {hottest:g} is asked for: "
+            f"lower {lower} {elsewhere}"
+        )
+    if supported_rank(config.adapter.rank, dialect) is None:
+        raise InputError(
+            f"config: {dialect.name} takes adapters of up to rank {dialect.ranks[-1]}: lower adapter.rank="
+            f"{config.adapter.rank} {elsewhere}"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from alignrun.config.paths import FILES
 from alignrun.config.roots import ROOTS, command_file
 from alignrun.config.shipped import config_folder
 from alignrun.errors import InputError
@@ -53,10 +54,6 @@ complete -c alignrun -f -a '(__alignrun)'
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 """Shell → the script that asks for candidates."""
 
-FILES = frozenset(["data.path", "data.eval_path", "model.path", "reference.path", "preference.path", "algo.opponent"])
-FILES |= {"run.dir", "preference.game", "data.game", "preference.cache", "preference.tokenizer", "out"}
-FILES |= {"model.chat_template", "preference.chat_template", "hydra.sweep.dir"}
-"""Keys whose values may be paths."""
 RUNS = ("runs", "runs/*")
 """Folders in which `RUN` is looked for: runs, and those of sweeps and tournaments."""
 

@@ -35,7 +35,7 @@ from alignrun.errors import InputError, one_line
 from alignrun.launch.choices import choices, groups
 from alignrun.launch.explaining import explain, unknown_key
 from alignrun.launch.overrides import readable, section_classes
-from alignrun.launch.own_config import blamed, entries
+from alignrun.launch.own_config import blamed, entries, is_run_or_folder
 from alignrun.launch.own_files import named
 from alignrun.launch.template_files import with_templates
 from alignrun.security.files import read_yaml
@@ -51,21 +51,6 @@ PLUGINS = {
     "optuna": "hydra-optuna-sweeper",
 }
 """Hydra's launchers and sweepers that have been tested → their packages."""
-
-NAMES_OR_PATHS = (
-    "model.path",
-    "data.path",
-    "data.eval_path",
-    "reference.path",
-    "preference.path",
-    "preference.tokenizer",
-    "algo.opponent",
-)
-"""Keys whose value is a path or a name on the hub."""
-GAMES = ("preference.game", "data.game")
-"""Keys whose value is a file or the name of a game."""
-PATHS = ("preference.cache", "generation.server_adapter_folder", "run.dir")
-"""Keys whose value is always a path, even if it does not exist yet."""
 
 Root = TypeVar("Root", Config, TournamentConfig, PreferenceEvaluationConfig, GenerateConfig, SamplingConfig)
 Composed = Config | TournamentConfig | PreferenceEvaluationConfig | GenerateConfig
@@ -368,9 +353,27 @@ def _with_length(train: TrainConfig, overrides: Sequence[str], start: bool = Fal
     )
     if steps and epochs:
         raise InputError("config: train.steps and train.epochs exclude each other: give one of them")
+    if start and not (steps or epochs):
+        steps = _length_in_files() == "steps"
     if steps:
         return replace(train, epochs=None)
     return replace(train, steps=0) if epochs or start else train
+
+
+def _length_in_files() -> str | None:
+    """Which of steps and epochs the last of the user's files that gives one gives; a run's own file has both.
+
+    Raises:
+        InputError: a file gives both.
+    """
+    last = None
+    for path in named().configs:
+        train = {} if is_run_or_folder(path) else (read_yaml(path) or {}).get("train")
+        given = [name for name in ("steps", "epochs") if isinstance(train, dict) and train.get(name) is not None]
+        if len(given) > 1:
+            raise InputError(f"{path}: train.steps and train.epochs exclude each other: give one of them")
+        last = "epochs" if is_run_or_folder(path) else given[0] if given else last
+    return last
 
 
 def _with_values(values: Any, classes: Mapping[str, type]) -> DictConfig:
@@ -387,30 +390,3 @@ def _schema(classes: tuple[tuple[str, type], ...]) -> DictConfig:
     for group, kind in classes:
         base[group] = kind
     return base
-
-
-def anchored(config: Config) -> Config:
-    """The configuration with all local paths made absolute, so that it is valid in any folder."""
-
-    def placed(key: str, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        path = Path(value).expanduser()
-        local = path.suffix == ".json" if key in GAMES else key in PATHS or path.exists()
-        return str(path.absolute()) if local else value
-
-    def whole(group: str, section: Any) -> Any:
-        own = [key for key in (*NAMES_OR_PATHS, *GAMES, *PATHS) if key.partition(".")[0] == group]
-        values = {
-            name: placed(key, getattr(section, name)) for key in own if hasattr(section, name := key.split(".")[1])
-        }
-        if members := getattr(section, "members", None):
-            values["members"] = {name: whole(group, member) for name, member in members.items()}
-        return replace(section, **values)
-
-    sections = {key.partition(".")[0] for key in (*NAMES_OR_PATHS, *GAMES, *PATHS)}
-    config = replace(config, **{group: whole(group, getattr(config, group)) for group in sections})
-    architecture = {
-        name: placed(GAMES[0], value) if name == "game" else value for name, value in config.model.architecture.items()
-    }
-    return replace(config, model=replace(config.model, architecture=architecture))

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alignrun.errors import InputError
+from alignrun.errors import InputError, did_you_mean
 from alignrun.launch.choices import choice_files, groups
-from alignrun.launch.suggestions import close
 
 PREFIX = "my_"
 """What a copied choice is called in a folder, since it may not have the name of a shipped one."""
@@ -22,12 +21,12 @@ def copy(source: str, destination: str, console: Console) -> None:
     group, _, name = source.replace("=", "/", 1).partition("/")
     if group not in groups():
         raise InputError(
-            f"cp: there is no group {group}{close(group, groups())}: write GROUP/CHOICE, as in experiment/panel"
+            f"cp: there is no group {group}{did_you_mean(group, groups())}: write GROUP/CHOICE, as in experiment/panel"
         )
     files = choice_files(group)
     if name not in files:
         raise InputError(
-            f"cp: {group}={name} does not exist{close(name, list(files)) or f': see `alignrun ls {group}`'}"
+            f"cp: {group}={name} does not exist{did_you_mean(name, list(files)) or f': see `alignrun ls {group}`'}"
         )
     target = _target(group, name, destination)
     text = files[name].read_text(encoding="utf-8")

@@ -3,9 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from alignrun.errors import InputError
+from alignrun.errors import InputError, suggestion
 from alignrun.launch.choices import choice_files, choices, first_comment, groups
-from alignrun.launch.suggestions import close
 
 
 def show(group: str | None, console: Console) -> None:
@@ -15,9 +14,8 @@ def show(group: str | None, console: Console) -> None:
         InputError: there is no such group.
     """
     known = [name for name in groups() if choices(name)]
-    names = ", ".join(known)
     if group is not None and group not in known:
-        raise InputError(f"ls: there is no group {group}{close(group, known) or f': choose from {names}'}")
+        raise InputError(f"ls: there is no group {group}{suggestion(group, known)}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column()

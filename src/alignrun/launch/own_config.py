@@ -14,11 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from alignrun.config import Config
 from alignrun.config.literal import literal
 from alignrun.config.roots import ROOTS
-from alignrun.errors import InputError, one_line
+from alignrun.errors import InputError, one_line, suggestion
 from alignrun.launch.choices import choices, groups
 from alignrun.launch.overrides import section_classes
 from alignrun.launch.own_files import file_of, named
-from alignrun.launch.suggestions import close
 from alignrun.run.directory import RunDirectory
 from alignrun.run.trust import check_own, read_signature
 
@@ -190,7 +189,7 @@ def _choices(file: Path, entry: Any, kind: type) -> Iterator[tuple[str, str]]:
         if group.startswith("hydra"):
             raise InputError(f"{file}: defaults: {group} is for the command line of a sweep: write {group}=… there")
         if group not in known:
-            advice = close(group, known) or f": choose from {', '.join(known)}"
+            advice = suggestion(group, known)
             raise InputError(f"{file}: defaults: there is no group {group}{advice}")
         if not isinstance(choice, str):
             raise InputError(f"{file}: defaults: write {group}: NAME, one of `alignrun ls {group}`")

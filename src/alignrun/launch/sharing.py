@@ -43,7 +43,7 @@ def check_push(repository: str) -> None:
         RunError: the hub cannot be reached.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public by its documentation
 
     try:
         validate_repo_id(repository)

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignrun.errors import did_you_mean
 from alignrun.launch.commands import COMMANDS, VERBS
 
 ALIASES = {
@@ -101,6 +102,7 @@ ALIASES = {
     "temperature": "generation.temperature",
     "vllm_server": "generation.server_url",
     "vllm_server_base_url": "generation.server_url",
+    "vllm_importance_sampling_cap": "generation.server_weight_cap",
     "report_to": "tracker",
     "run_name": "tracker.name",
     "wandb_project": "tracker.project",
@@ -187,21 +189,15 @@ def stray(arguments: Sequence[str], verb: str = "") -> str | None:
     if word in ("alignrun", "train", "run", "fit", "sft", "dpo", "grpo", "ppo"):
         chosen = "" if word in ("alignrun", "train", "run", "fit") else f" algo={word}"
         return f"{word!r} is not a command, and a run needs none: write alignrun{chosen} key=value …"
-    if not place and (near := close(word, VERBS)):
+    if not place and (near := did_you_mean(word, VERBS)):
         return f"{word!r} is neither a command nor key=value{near}"
     if word and Path(word).is_dir():
         return f"{word!r} is a folder: name a command for it, as in alignrun resume {shlex.quote(word)}"
     return f"{word!r} is neither a command nor key=value{_pair(word, following)}"
 
 
-def close(word: str, names: Sequence[str]) -> str:
-    """`: did you mean NAME?` for the closest name; empty if none is close."""
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f": did you mean {near[0]}?" if near else ""
-
-
 def close_option(word: str, verb: str) -> str:
-    """As `close`, for the options of a command."""
+    """As `did_you_mean`, for the options of a command."""
     command = COMMANDS[verb]
     bare = {option.lstrip("-"): option for option in (*command.options, *command.files)}
     near = difflib.get_close_matches(word.lstrip("-"), bare, n=1, cutoff=0.7)

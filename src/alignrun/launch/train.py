@@ -14,6 +14,7 @@ from rich.console import Console
 from alignrun import distributed
 from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.config import AdapterConfig, Config, Precision, RunConfig
+from alignrun.config.paths import anchored
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
 from alignrun.launch.build import Assembly, assemble, memory_errors
@@ -45,7 +46,7 @@ def train_in_folder(config: Config, overrides: Sequence[str], console: Console) 
     Raises:
         AlignrunError: bad input, or a run that cannot continue.
     """
-    config = compose.anchored(config)
+    config = anchored(config)
     with job(config, console) as console, contextlib.ExitStack() as stack:
         made: RunDirectory | None = None
         with distributed.raise_together():
@@ -159,8 +160,8 @@ def resume(path: str, step: int | None, overrides: Sequence[str], console: Conso
             if distributed.is_main():
                 signature = read_signature(run.signature_file)
                 check_own(compose.plain(stored), signature, str(run.path), overrides=overrides)
-        stored = compose.anchored(stored)
-        config = compose.anchored(compose.changed(stored, overrides))
+        stored = anchored(stored)
+        config = anchored(compose.changed(stored, overrides))
         with distributed.raise_together():
             check(config)
         return _resume(config, stored, step, accepted, overrides, run, console)
@@ -235,10 +236,11 @@ def _resume(
 def _check_ahead(config: Config, checkpoint: Checkpoint) -> None:
     """Refuse to continue from a step that is after the last one. Raises InputError."""
     if checkpoint.step > config.train.steps:
-        key = "train.steps" if config.train.epochs is None else f"train.epochs={config.train.epochs:g}, or train.steps"
+        steps, epochs = config.train.steps, config.train.epochs
+        ends = f"train.steps={steps} is" if epochs is None else f"train.epochs={epochs:g} ends at step {steps},"
         raise InputError(
-            f"config: {key}={config.train.steps} is less than step {checkpoint.step}, from which the run "
-            "would continue: raise it, or name an earlier checkpoint with --step"
+            f"config: {ends} less than step {checkpoint.step}, from which the run would continue: raise it, or name an "
+            "earlier checkpoint with --step"
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from alignrun.config import AdapterConfig, AdapterKind
+from alignrun.config import AdapterConfig, AdapterKind, Precision
 from alignrun.errors import InputError, one_line
 from alignrun.models.adapter_fields import WEIGHTS_FILE, check_adapter
 from alignrun.models.quantization import bits_and_bytes
@@ -35,6 +35,10 @@ FEEDBACK = "feedback"
 VALUE = "value"
 """The adapter of the value function, trained next to the policy's."""
 
+MIXED_ROWS = (
+    "this architecture does not keep a batch's rows apart inside its layers (a mixture of experts?): "
+    "name attention layers only in adapter.target_modules"
+)
 Span = tuple[str, slice]
 """An adapter's name and the rows of the batch that go through it."""
 Forward = Callable[[Tensor], Tensor]
@@ -162,6 +166,26 @@ def quantization(config: AdapterConfig, device: torch.device, dtype: torch.dtype
     return bits_and_bytes(4, dtype, "adapter=qlora")
 
 
+def products_dtype(config: AdapterConfig, base: torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision of low-rank products on a base of this dtype."""
+    if config.compute_dtype is not Precision.auto:
+        dtype: torch.dtype = getattr(torch, config.compute_dtype.value)
+        return dtype
+    return torch.bfloat16 if base is torch.bfloat16 and device.type == "cuda" else torch.float32
+
+
+def compute_in(layers: Sequence[LoraLayer], dtype: torch.dtype) -> None:
+    """Let the layers compute their low-rank products in this precision; their weights stay float32."""
+    for layer in layers:
+        vars(layer)["products"] = dtype
+
+
+def computed_in(layers: Sequence[LoraLayer]) -> torch.dtype:
+    """The precision of the layers' low-rank products."""
+    dtype: torch.dtype = vars(layers[0]).get("products", torch.float32) if layers else torch.float32
+    return dtype
+
+
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
     """All layers of the model that carry adapters."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -237,7 +261,9 @@ def _forward(layer: LoraLayer, adapter: str | None, x: Tensor) -> Tensor:
     result: Tensor = layer.base_layer(x)
     if adapter not in layer.lora_A:
         return result
-    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    dtype = vars(layer).get("products", torch.float32)
+    # Copies for one pass, with their gradients: of r·(N + M) elements, where the products read T·(N + M).
+    a, b = layer.lora_A[adapter].weight.to(dtype), layer.lora_B[adapter].weight.to(dtype)
     product: Tensor = _LowRankProduct.apply(x, a, b, layer.scaling[adapter])  # type: ignore[no-untyped-call]
     if type(layer.base_layer) is nn.Linear:
         return result.add_(product)
@@ -259,10 +285,7 @@ def _forward_by_span(layer: LoraLayer, spans: Sequence[Span], rows: int) -> Forw
     def forward(x: Tensor) -> Tensor:
         result: Tensor = base(x)
         if factors and len(x) != rows:
-            raise InputError(
-                "this architecture does not keep a batch's rows apart inside its layers (a mixture of experts?): "
-                "name attention layers only in adapter.target_modules"
-            )
+            raise InputError(MIXED_ROWS)
         for span, a, b, scaling in factors:
             rows_in, rows_out = x[span].flatten(0, -2), result[span].view(-1, result.shape[-1])
             narrow = torch.mm(rows_in.to(a.dtype), a)

@@ -14,13 +14,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun import distributed
-from alignrun.config import AdapterConfig, AdapterKind, ModelConfig
+from alignrun.config import AdapterConfig, AdapterKind, Kernels, ModelConfig
 from alignrun.errors import InputError
 from alignrun.models import adapters, attention
 from alignrun.models.capabilities import check_passes, check_rows
-from alignrun.models.device import lay_out_weights, resolve
+from alignrun.models.device import allow_tf32, lay_out_weights, resolve
+from alignrun.models.kernels import fuse
 from alignrun.models.saving import save_adapter_config, save_adapter_weights
-from alignrun.models.sources import base_name, base_revision, load_model
+from alignrun.models.sources import base_name, base_revision, load_model, unloaded_model
 from alignrun.models.targets import ALL_LINEAR, skipped_layers
 from alignrun.models.weights import unfit_weight
 
@@ -38,6 +39,8 @@ class Backbone:
         """The hub's commit that the weights are of; None if they are not from the hub."""
         self.peft: PeftModel | None = None
         self.layers: list[LoraLayer] = []
+        self.products = torch.float32
+        """The precision of the low-rank products."""
         self.notes: list[str] = []
         """Messages for the user about this model."""
 
@@ -55,23 +58,27 @@ class Backbone:
         attention.install()
         resolved = resolve(config, adapter)
         device, dtype = resolved.device, resolved.dtype
+        allow_tf32(device, config.tf32)
         torch.manual_seed(seed)  # for random bases, then the adapter's random factor
-        model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
-        if adapter.name is not AdapterKind.qlora and not distributed.sharded():  # a quantised base is already in place
-            model.to(device)
-        if not getattr(model, "is_quantized", False) and (unfit := unfit_weight(model.named_parameters())):
-            raise InputError(f"model={config.name}: {unfit}: download or export the model again, or choose another one")
-        if adapter.name is AdapterKind.lora and not distributed.sharded():  # a frozen base
-            lay_out_weights(model)
-        if config.gradient_checkpointing:
+        fingerprint = None
+        if distributed.sharded():
+            model, fingerprint = _load_sharded(config, tokenizer, dtype, device)
+        else:
+            model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
+            if adapter.name is not AdapterKind.qlora:  # a quantised base is already in place
+                model.to(device)
+            _check_weights(model, config)
+            if adapter.name is AdapterKind.lora:  # a frozen base
+                lay_out_weights(model)
+        if config.kernels is Kernels.liger:
+            fuse(model, device)
+        if config.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         backbone = cls(model, tokenizer, config)
-        if distributed.sharded():
-            from alignrun.distributed.sharding import shard
-
-            _ = backbone.fingerprint  # needs the whole weights, so compute it before sharding
-            shard(model.requires_grad_(False), device)
+        backbone.products = adapters.products_dtype(adapter, dtype, device)
+        if fingerprint is not None:
+            backbone.fingerprint = fingerprint
         backbone.settle()
         check_passes(model)
         return backbone
@@ -125,9 +132,10 @@ class Backbone:
         for layer in self.layers:
             for factors in (layer.lora_A, layer.lora_B):
                 factors.to(self.device)
+        adapters.compute_in(self.layers, self.products)
         adapters.apply_active(self.layers)
         # With dropout disabled, train mode only enables transformers' activation checkpointing.
-        self.model.train(self.config.gradient_checkpointing)
+        self.model.train(self.config.checkpointing)
 
     def trainable(self, adapter: str) -> dict[str, nn.Parameter]:
         """The weights of the adapter by name, in a fixed order; all weights of the model if it has no adapters."""
@@ -164,6 +172,41 @@ class Backbone:
     def fingerprint(self) -> str:
         """The `weights_digest` of the base, computed once: the base under adapters never changes."""
         return weights_digest(self.model)
+
+
+def _check_weights(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Refuse weights that cannot be used. Raises InputError."""
+    if not getattr(model, "is_quantized", False) and (unfit := unfit_weight(model.named_parameters())):
+        raise InputError(f"model={config.name}: {unfit}: download or export the model again, or choose another one")
+
+
+def _load_sharded(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, str]:
+    """The base, sharded over the processes, and its fingerprint.
+
+    The main process alone reads the weights; the others build the model without any and get their shards from it.
+
+    Raises:
+        InputError: as `load_model`, or its weights cannot be used.
+    """
+    from alignrun.distributed.sharding import shard
+
+    read = "", torch.get_rng_state(), None
+    with distributed.raise_together():
+        if distributed.is_main():
+            model = load_model(config, tokenizer, dtype).requires_grad_(False)
+            _check_weights(model, config)
+            # The whole weights are here only now; and random adapters come next, equal on all processes.
+            read = weights_digest(model), torch.get_rng_state(), model.generation_config
+    fingerprint, state, sampling = distributed.broadcast(read)
+    with distributed.raise_together():
+        if not distributed.is_main():
+            model = unloaded_model(config, tokenizer, dtype).requires_grad_(False)
+            model.generation_config = sampling
+            torch.set_rng_state(state)
+    shard(model, device)
+    return model, fingerprint
 
 
 def check_split(adapter: AdapterConfig) -> None:

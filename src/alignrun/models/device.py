@@ -87,6 +87,19 @@ def lay_out_weights(model: nn.Module) -> None:
             weight.data = weight.data.t().contiguous().t() if weight in linear else weight.data.clone()
 
 
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Whether a CUDA device may round the inputs of float32 matrix products to TF32; for the whole process."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Free bytes of a GPU on this machine, as the driver reports them; None for a CPU or a GPU elsewhere."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
 def release_memory() -> None:
     """Free the unused memory cached by the CUDA allocator."""
     if torch.cuda.is_initialized():

@@ -27,6 +27,7 @@ from alignrun.models.cards import (
     write_card,
     write_policy_readme,
 )
+from alignrun.models.decoding.cache import plain_attention
 from alignrun.models.decoding.decoder import CachedDecoder, JoinedDecoder, check_replay
 from alignrun.models.head import check_head, vocabulary_head
 from alignrun.models.hidden import hidden_states, packed_hidden_states
@@ -168,6 +169,13 @@ class Policy:
         parts = [CachedDecoder(self._module(role), prompts, [None], replay) for role in roles]
         return parts[0] if len(parts) == 1 else JoinedDecoder(parts, len(prompts))
 
+    @property
+    def rereads(self) -> bool:
+        """Whether a decoder can read drafts and go on after a part of them: `CachedDecoder.read` and `hide`."""
+        return (
+            plain_attention(self.model.config) and not distributed.sharded()
+        )  # sharded: passes would differ in number
+
     @cached_property
     def _replays(self) -> bool:
         """Whether to record and replay decoding steps."""
@@ -202,6 +210,29 @@ class Policy:
             log_probs = token_log_probs(hidden, self._head(module), completions.tokens, temperature=temperature)
         return log_probs * completions.mask
 
+    @torch.no_grad()
+    def logits(
+        self, roles: Sequence[Role], prompts: PromptBatch, completions: Completions
+    ) -> Callable[[Role, Tensor], Tensor]:
+        """[n, V] logits under one of the roles at n tokens of completions, which are given as indices row·T + token.
+
+        The texts are read once per role; the vocabulary head runs on the tokens that are asked for. No gradients.
+        Arguments are those of `log_probs`.
+        """
+        hidden = {}
+        for role in roles:
+            with self._as(role):
+                read = hidden_states(self._module(role), prompts, completions.tokens[:, :-1], completions.mask[:, :-1])
+            hidden[role] = read.flatten(0, 1)
+
+        return lambda role, places: self.head_logits(role, hidden[role][places])
+
+    @torch.no_grad()
+    def head_logits(self, role: Role, hidden: Tensor) -> Tensor:
+        """[n, V] logits of hidden states [n, D] under a role, without a gradient."""
+        with self._as(role):
+            return self._head(self._module(role))(hidden)
+
     def packed_log_probs(self, batch: PackedBatch) -> Tensor:
         """[M] log π(y_n | x, y_<n) of the M target tokens of packed demonstrations, in order, with their gradient."""
         hidden = packed_hidden_states(self.model, batch)[:, :-1]
@@ -220,6 +251,15 @@ class Policy:
             self.backbone.save_adapter(_ADAPTERS[role], folder)
             write_card(folder, AdapterCard("policy", self.backbone.fingerprint))
         self.describe(folder, role)
+
+    def save_factors(self, folder: Path, role: Role) -> None:
+        """Write what a server loads of a role's adapter: weights and PEFT configuration. Raises like `save_adapter`."""
+        self.backbone.save_adapter(_ADAPTERS[role], folder)
+        self.backbone.describe_adapter(_ADAPTERS[role], folder)
+
+    def is_base(self, role: Role) -> bool:
+        """Whether a role is the bare base, without an adapter."""
+        return self._adapter(role) is None and self.backbone.peft is not None
 
     def save_merged(self, folder: Path) -> None:
         """Merge the adapter into the base and write one model (safetensors); the policy cannot be used afterwards.

@@ -1,7 +1,6 @@
 """Loads weights and tokenizers by a model's name, from a folder, the hub or a Python package."""
 
 import contextlib
-import difflib
 import importlib.util
 import io
 import os
@@ -31,7 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alignrun.config import ModelConfig, ModelSource
-from alignrun.errors import AlignrunError, InputError, RunError, one_line
+from alignrun.errors import AlignrunError, InputError, RunError, did_you_mean, one_line
 from alignrun.games.files import load_game
 from alignrun.games.lm import game_llama, game_tokenizer
 from alignrun.models.chat_templates import configure
@@ -105,6 +104,26 @@ def load_model(
     return model.eval()
 
 
+def unloaded_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model with its weights on the meta device, which takes no memory; one that is made here has them.
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    if config.source in (ModelSource.random, ModelSource.game):
+        return load_model(config, tokenizer, dtype)
+    architecture = load_architecture(config)
+    with loading(config, "architecture"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            architecture,
+            dtype=dtype,
+            attn_implementation=config.attention.value,
+            trust_remote_code=config.trust_remote_code,
+        )
+    model.name_or_path = locate(config)
+    return model.eval()
+
+
 def preview_prompt(config: ModelConfig, text: str) -> str | None:
     """A prompt as the model's template writes it; None if the template is on a hub that has not been asked."""
     if config.source in (ModelSource.random, ModelSource.game):
@@ -173,8 +192,7 @@ def _refuse_unknown_fields(config: ModelConfig, architecture: PreTrainedConfig) 
     known = set(type(architecture)().to_dict()) | {"model_type"}
     unknown = sorted(set(config.architecture) - known)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f": did you mean {near[0]}?" if near else ": see the transformers configuration of this family"
+        hint = did_you_mean(unknown[0], known) or ": see the transformers configuration of this family"
         raise InputError(f"config: unknown key model.architecture.{unknown[0]}{hint}")
 
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, P
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from alignrun.config import AdapterConfig, AdapterKind
-from alignrun.models.adapters import POLICY, add_adapter, apply_active, lora_layers
+from alignrun.models.adapters import POLICY, add_adapter, apply_active, compute_in, lora_layers, products_dtype
 from alignrun.models.head import vocabulary_head
 from alignrun.models.hidden import hidden_states
 from alignrun.objectives.likelihood import token_log_probs
@@ -151,6 +151,7 @@ def _traced(
         model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention)
         if adapter.name is not AdapterKind.none:
             add_adapter(model, POLICY, adapter)
+            compute_in(lora_layers(model), products_dtype(adapter, dtype, torch.device("cpu")))
             apply_active(lora_layers(model))
     model.train(work.checkpointing)
     if work.checkpointing:

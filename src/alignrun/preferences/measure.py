@@ -1,11 +1,11 @@
 """A published measure of a text as a judge, without a network: preference.measure=readability"""
 
-import difflib
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from alignrun.config import require, schema
+from alignrun.errors import suggestion
 from alignrun.preferences.base import Preference, Reward, preference
 from alignrun.preferences.text_measures import TEXT_MEASURES, TextMeasure
 from alignrun.preferences.texts import TextScores
@@ -26,9 +26,8 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         known, name = ", ".join(TEXT_MEASURES), str(self.measure)
-        near = "".join(f"did you mean {match}? " for match in difflib.get_close_matches(name, TEXT_MEASURES, n=1))
         require(self.measure is not None, "preference.measure", f"is missing: choose from {known}")
-        require(name in TEXT_MEASURES, "preference.measure", f"has no {name}: {near}choose from {known}")
+        require(name in TEXT_MEASURES, "preference.measure", f"has no {name}{suggestion(name, TEXT_MEASURES)}")
         require(self.temperature > 0, "preference.temperature", f"must be positive, not {self.temperature}")
 
 

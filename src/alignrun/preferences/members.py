@@ -1,8 +1,7 @@
 """The sections of a panel's members: each is typed as its preference, and its errors name the member."""
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from alignrun.config.literal import literal
 from alignrun.config.schema import require
 from alignrun.config.shipped import config_folder
 from alignrun.discovery import config_classes
-from alignrun.errors import AlignrunError, InputError, one_line
+from alignrun.errors import AlignrunError, InputError, one_line, suggestion
 
 EXAMPLE = "preference.members='{helpful: {name: reward_model, path: …}, brief: {name: measure, measure: brevity}}'"
 
@@ -44,7 +43,7 @@ def _typed(member: str, given: Any) -> Any:
         preset = yaml.safe_load(files[name].read_text(encoding="utf-8"))
         name = next(one for one in preset.pop("defaults") if one != "_self_").removeprefix("schema/").partition("@")[0]
     known = sorted({*classes, *files} - {"none"})
-    require(name in classes and name != "none", f"{key}.name", f"has no {given['name']}{_nearest(name, known)}")
+    require(name in classes and name != "none", f"{key}.name", f"has no {given['name']}{suggestion(name, known)}")
     with named_errors(member):
         try:
             section = OmegaConf.merge(OmegaConf.structured(classes[name]), literal(preset), literal(own))
@@ -56,15 +55,10 @@ def _typed(member: str, given: Any) -> Any:
             place, _, last = wrong.rpartition(".")
             whole = OmegaConf.structured(classes[name])
             names = list(OmegaConf.select(whole, place) if place else whole)
-            raise InputError(f"config: preference.{wrong} is unknown{_nearest(last, names)}") from error
+            raise InputError(f"config: preference.{wrong} is unknown{suggestion(last, names)}") from error
         except OmegaConfBaseException as error:
             first = Exception(str(error).splitlines()[0])
             raise InputError(f"config: preference.{error.full_key}: {one_line(first)}") from error
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {near[0]}?" if near else f": choose from {', '.join(known)}"
 
 
 @contextmanager

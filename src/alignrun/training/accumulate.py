@@ -11,8 +11,8 @@ from alignrun import distributed
 from alignrun.algorithms.base import Algorithm
 from alignrun.algorithms.common.batches import count, rows
 from alignrun.data.trimming import trim
-from alignrun.models.device import batch_to, release_memory
-from alignrun.security.text import counted
+from alignrun.models.device import batch_to
+from alignrun.models.fitting import Pieces
 
 SEQUENCES, TARGETS = "sequences", "targets"
 """Keys of the counts that the sums of a step are divided by."""
@@ -40,7 +40,7 @@ class Accumulator:
         note: Callable[[str], None],
     ) -> None:
         self._algorithm, self._weights, self._device = algorithm, weights, device
-        self._micro_batch_size, self._note = micro_batch_size, note
+        self._pieces = Pieces(micro_batch_size, "with micro-batches of", "train.micro_batch_size", "no gradient", note)
         self._max_grad_norm = max_grad_norm or math.inf
 
     def __call__(self, batch: Any) -> tuple[list[str], Tensor]:
@@ -53,7 +53,9 @@ class Accumulator:
             The names of the metrics, and their sums on the device (float64), followed by two more numbers: the
             gradient's norm before clipping, and the count by which sums and gradient are divided.
         """
-        sums, by_sequence = self._passes_that_fit(batch)
+        sums, by_sequence = self._pieces.that_fit(
+            len(distributed.share(count(batch))), lambda size: self._passes(batch, size)
+        )
         totals = distributed.all_reduce_sum(torch.stack(list(sums.values())))
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         distributed.all_reduce_sum_each(gradients)
@@ -64,24 +66,6 @@ class Accumulator:
         totals[:by_sequence] *= totals[-1] / totals[-2]
         names = [name for name in sums if name not in (SEQUENCES, TARGETS)]
         return names, torch.cat([totals[:-2], norm.double()[None], totals[-1:]])
-
-    def _passes_that_fit(self, batch: Any) -> tuple[dict[str, Tensor], int]:
-        while True:
-            largest = len(distributed.share(count(batch)))
-            size = min(self._micro_batch_size or largest, largest)
-            try:
-                return self._passes(batch, size)
-            except torch.OutOfMemoryError:
-                if size == 1 or distributed.sharded():
-                    raise
-            # Outside the handler: its traceback keeps the tensors of the pass alive.
-            self._micro_batch_size = (size + 1) // 2
-            release_memory()
-            self._note(
-                f"out of memory with micro-batches of {counted(size, 'prompt')}: continuing with "
-                f"{self._micro_batch_size}, which changes no gradient "
-                f"(train.micro_batch_size={self._micro_batch_size} saves the attempt)"
-            )
 
     def _passes(self, batch: Any, size: int) -> tuple[dict[str, Tensor], int]:
         """Accumulate the sum of the gradients of this process's rows in the weights.

@@ -106,6 +106,9 @@ class Trainer:
             self._skipped = int(state.get("skipped", 0))
             examples = int(state.get("examples", saved.step * batch_size))
             evaluated = bool(state["evaluated"])
+            self._algorithm.measured.update(
+                {name: float(state["measured"][name]) for name in state.get("measured", {})}
+            )
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
             raise InputError(
                 f"{saved.path}: its state is not what this version writes ({type(error).__name__}: "
@@ -131,11 +134,12 @@ class Trainer:
             RunError: too many losses or gradients are not finite, the preference fails, or files cannot be written.
         """
         self._begin, self._progress = begin, progress
+        self._algorithm.report(progress.note)
         self._accumulate = Accumulator(
             self._algorithm,
             list(self._trainable.values()),
             self._trained.device,
-            self._config.train.micro_batch_size,
+            self._config.train.micro,
             self._config.optim.max_grad_norm,
             progress.note,
         )
@@ -201,6 +205,7 @@ class Trainer:
         if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
             self._leave_out(metrics)
             raise LeftOut
+        self._algorithm.check_update(metrics)
         self._optimizer.step()
         self._tokens += metrics.pop("tokens") * total
         return metrics
@@ -354,6 +359,7 @@ class Trainer:
                 "examples": progressed.examples,
                 "skipped": self._skipped,
                 "dtype": dtype_name(self._trained.backbone.dtype),
+                "measured": self._algorithm.measured,
             },
             self._config.train.keep_checkpoints,
         )

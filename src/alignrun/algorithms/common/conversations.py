@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.online import OnlineAlgorithm
-from alignrun.algorithms.common.rollout import pad_completions, stack
+from alignrun.algorithms.common.stacking import pad_completions, stack
 from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
 from alignrun.data.follow_up import FollowUps

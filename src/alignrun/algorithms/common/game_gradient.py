@@ -8,7 +8,8 @@ from torch import Tensor
 
 from alignrun.algorithms.base import Loss
 from alignrun.algorithms.common.online import OnlineAlgorithm
-from alignrun.algorithms.common.opponents import pairs_against
+from alignrun.algorithms.common.opponents import pairs_against, pairs_apart
+from alignrun.algorithms.common.paired import always_paired
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_opponents
 from alignrun.config import Config, require, schema
@@ -43,6 +44,8 @@ class Judged:
     """[B, K, T]"""
     preference: Tensor
     """[B, K] P(y ≻ y' | x), averaged over the opponent's completions that y is judged against."""
+    log_ratio: Tensor | None = None
+    """[B, K, T] log π/μ of y, if it is known from verifying drafts."""
 
 
 class GameGradient(OnlineAlgorithm):
@@ -53,7 +56,8 @@ class GameGradient(OnlineAlgorithm):
 
     The gradient flows through y alone. The loss is averaged over sequences, not tokens. With several samples per side,
     P(y ≻ y') is averaged over several y' of the prompt: the same expectation with less variance. The prompt is encoded
-    once for all of them.
+    once for all of them. If a rollout server drew y, the gradient of a completion is weighted with min(Π_n π/π_server,
+    `generation.server_weight_cap`).
     """
 
     config: GameGradientConfig
@@ -67,29 +71,36 @@ class GameGradient(OnlineAlgorithm):
     def streams(cls, config: Config, step: int) -> Sequence[Stream]:
         """y ~ π to learn from, and as many y' ~ π'."""
         samples = config.algo.samples_per_prompt
-        return Stream(Role.policy, samples, learned=samples), Stream(cls.opponent_at(config, step), samples)
+        opponents = Stream(cls.opponent_at(config, step), samples, drafted=True)
+        return Stream(Role.policy, samples, learned=samples), opponents
 
     @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:
-        """Each completion of the policy against some of the opponent's."""
+        """Each completion of the policy against some of the opponent's, but not the one that it drafted."""
         samples = config.algo.samples_per_prompt
+        if all(always_paired(theirs, config.generation) for _, theirs in cls.declared(config)):
+            return pairs_apart(samples, opponents)
         return pairs_against(samples, samples, opponents)
 
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Judged]:
-        """Sample both sides in one decoding loop, judge them, and yield one batch."""
-        ours, theirs = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
-        yield Judged(prompts, ours, self.rollouts.preference(prompts, ours, theirs, step))
+        """Sample both sides, judge them, and yield one batch."""
+        sides = self.rollouts.opposed(prompts, self.streams(self.tools.config, step), step)
+        apart = sides.accepted is not None
+        preference = self.rollouts.preference(prompts, sides.ours, sides.theirs, step, apart=apart)
+        yield Judged(prompts, sides.ours, preference, sides.log_ratio)
 
     def loss(self, batch: Judged) -> Loss:
         """The surrogate −Σ log π(y_n) · A_n over the N = B·K sequences, those of a prompt in consecutive rows."""
         policy, temperature = self.tools.policy, self.tools.config.generation.temperature
         completions = batch.completions.flat()
         mask, preference = completions.mask, batch.preference.flatten()
-        reference = policy.log_probs(Role.reference, batch.prompts, completions, temperature)
+        if batch.log_ratio is None:
+            reference = policy.log_probs(Role.reference, batch.prompts, completions, temperature)
         log_probs = policy.log_probs(Role.policy, batch.prompts, completions, temperature)
-        log_ratio = log_probs.detach() - reference
+        # From one read under both if it was verified: its rounding cancels, that of two passes would not.
+        log_ratio = log_probs.detach() - reference if batch.log_ratio is None else batch.log_ratio.flatten(0, 1)
         penalty = self.penalty(batch.prompts, completions, log_probs.detach(), log_ratio)
-        advantages = suffix_advantages(preference, penalty, mask)
+        advantages = suffix_advantages(preference, penalty, mask) * self.correction.by_sequence(completions, log_probs)
         return Loss(
             total=policy_gradient_loss(log_probs, advantages, mask),
             targets=len(mask),

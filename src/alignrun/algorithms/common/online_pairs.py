@@ -17,7 +17,7 @@ from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_opponents
 from alignrun.config import Config, require, schema
 from alignrun.generation.streams import Source, Stream
-from alignrun.types import Completions, PromptBatch, Role
+from alignrun.types import Completions, PromptBatch, Role, map_parts
 
 
 class Pairing(str, Enum):
@@ -132,7 +132,7 @@ class OnlinePairs(OnlineAlgorithm):
         margins = ratios.gather(1, batch.first) - ratios.gather(1, batch.second)
         # With several samplers, the policy's own completions come first.
         own = slice(None), slice(self.config.samples_per_prompt)
-        watched = Completions(batch.completions.tokens[own], batch.completions.mask[own]).flat()
+        watched = map_parts(batch.completions, lambda part: None if part is None else part[own]).flat()
         ours, theirs = (values.reshape(shape)[own].flatten(0, 1) for values in (log_probs, log_probs - reference))
         # Metrics are divided by the number of pairs, but these are means over completions.
         weight = batch.labels.numel() / len(watched.tokens)

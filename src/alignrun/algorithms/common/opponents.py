@@ -82,6 +82,25 @@ def draw_against(generator: torch.Generator, prompts: int, samples: int, others:
     return against(_orders(generator, prompts, others), samples, opponents)
 
 
+def apart(orders: Tensor, opponents: int) -> Tensor:
+    """[2, B, M] pairs of K completions with `opponents` < K others each, none of the same number, from orders [B, K].
+
+    The order is cyclic, and each meets the next ones in it, so that all others are used equally often.
+    """
+    count = orders.shape[1]
+    first = torch.arange(count).repeat_interleave(opponents)
+    steps = torch.arange(1, opponents + 1).repeat(count)
+    places = (orders.argsort(1)[:, first] + steps) % count
+    return torch.stack([first.expand(len(orders), -1), orders.gather(1, places)])
+
+
+def draw_apart(generator: torch.Generator, prompts: int, samples: int, opponents: int | None) -> Tensor:
+    """[2, B, M] pairs of K completions with K others of each prompt, none of the same number."""
+    fewer = opponents is not None and opponents < samples - 1
+    orders = _orders(generator, prompts, samples) if fewer else torch.arange(samples).expand(prompts, -1)
+    return apart(orders, min(samples - 1, opponents or samples))
+
+
 def draw_among(generator: torch.Generator, prompts: int, samples: int, opponents: int | None) -> Tensor:
     """[2, B, M] pairs among K completions of each prompt; all of them unless fewer opponents are requested."""
     if opponents is None or opponents >= samples - 1:
@@ -92,6 +111,11 @@ def draw_among(generator: torch.Generator, prompts: int, samples: int, opponents
 def pairs_against(samples: int, others: int, opponents: int | None) -> int:
     """M of `draw_against`."""
     return samples * min(others, opponents or others)
+
+
+def pairs_apart(samples: int, opponents: int | None) -> int:
+    """M of `draw_apart`."""
+    return samples * min(samples - 1, opponents or samples)
 
 
 def pairs_among(samples: int, opponents: int | None) -> int:

@@ -73,7 +73,7 @@ class PairsAlgorithm(OfflineAlgorithm):
         pairs: PairSet = data
         if not self.config.precompute_reference:
             return pairs
-        size = self.tools.config.train.micro_batch_size or self.tools.config.train.batch_size
+        size = self.tools.config.train.micro or self.tools.config.train.batch_size
         return pairs.with_reference(reference_log_probs(self._policy, pairs, size))
 
     def loss(self, batch: PairBatch) -> Loss:

@@ -125,7 +125,7 @@ class RewardAlgorithm(OnlineAlgorithm):
 
     def token_scores(self, drawn: Rewarded) -> Tensor:
         """[B, S, K, T] `_token_scores` of the completions, computed in the micro-batches of training."""
-        return shared(drawn, self._token_scores, self.tools.config.train.micro_batch_size)
+        return shared(drawn, self._token_scores, self.tools.config.train.micro)
 
     def _token_scores(self, drawn: Rewarded) -> Tensor:
         """[B, 2, K, T] log π and log μ of every completion token."""

@@ -1,7 +1,7 @@
 """Sampling and judging for the online algorithms."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -9,19 +9,25 @@ from torch import Tensor
 
 from alignrun import distributed
 from alignrun.algorithms.base import Tools
-from alignrun.algorithms.common.batches import pieces, select, shared
-from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among
-from alignrun.algorithms.common.serving import ServedPolicy
-from alignrun.config import Engine
+from alignrun.algorithms.common.batches import pieces, rows, select, shared
+from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among, draw_apart
+from alignrun.algorithms.common.paired import Sides, always_paired, joined, may_pair, sample_pairs, worth
+from alignrun.algorithms.common.stacking import consecutive, pad_completions, stack
+from alignrun.config import Engine, Opponents
 from alignrun.data.completions import opened
+from alignrun.errors import InputError
 from alignrun.generation.decode import Sampling, sample_completions
-from alignrun.generation.streams import Source, Stream, decoding_roles, policy_alone
-from alignrun.models.device import batch_to
+from alignrun.generation.streams import Source, Stream, decoding_roles
+from alignrun.models.fitting import Pieces
 from alignrun.models.policy import Policy
 from alignrun.types import Completions, PromptBatch, Role
 
 PURPOSES = 101
 """The purposes of draws within a step; each has its own random numbers."""
+DRAFTED = "opponents_drafted"
+"""The share of the opponents' tokens that are those of the policy's samples that drafted them, as a metric."""
+AGAIN = 32
+"""Steps from one measurement to the next where drafting does not pay."""
 PAIRS = 50
 """The offset from a sampling purpose to that of drawing pairs of its samples."""
 
@@ -51,27 +57,73 @@ def sample_streams(
     generator: torch.Generator,
     temperatures: Sequence[float] | None = None,
     watch: Callable[[Tensor], None] | None = None,
+    pace: "Pace | None" = None,
 ) -> list[Completions]:
-    """Draw one completion of every prompt from each source, all in one decoding loop.
+    """Draw one completion of every prompt from each source, all in one decoding loop unless `pace` says otherwise.
 
-    The random numbers are drawn for all prompts. Each process decodes its share of the prompts, and all processes
-    gather all completions. In a single process, `watch` gets every position as in `sample_completions`.
+    The random numbers are drawn for all prompts, so no draw depends on how many are decoded together. Each process
+    decodes its share of the prompts, and all processes gather all completions. In a single process, `watch` gets every
+    position as in `sample_completions`.
     """
-    roles = decoding_roles(sources)
-    shape, device = (sampling.max_new_tokens, len(sources), len(prompts)), policy.device
-    uniforms = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+    shape, pace = (sampling.max_new_tokens, len(sources), len(prompts)), pace or Pace()
+    uniforms = torch.rand(shape, generator=generator, device=policy.device, dtype=torch.float64)
+
+    def decoded(part: PromptBatch, numbers: Tensor) -> list[Completions]:
+        """This process's prompts, in as many loops as memory needs."""
+
+        def in_loops(size: int) -> list[Completions]:
+            loops = []
+            for start in range(0, len(part), size):
+                some = rows(part, slice(start, start + size)) if size < len(part) else part
+                decoder = policy.decoder(some, decoding_roles(sources), sampling.max_new_tokens)
+                drawn = numbers[..., start : start + size]
+                loops.append(sample_completions(decoder, len(some), sources, sampling, drawn, temperatures, watch))
+            return consecutive(loops, sampling.pad_id)
+
+        return pace.memory.that_fit(len(part), in_loops)
+
+    chunks, each = [], pace.chunk or len(prompts)
+    for start in range(0, len(prompts), each):
+        chunk = rows(prompts, slice(start, start + each)) if each < len(prompts) else prompts
+        chunks.append(_on_all_processes(chunk, uniforms[..., start : start + each], decoded, sampling.pad_id))
+        if each < len(prompts):
+            pace.drawn(chunk, chunks[-1])
+    return consecutive(chunks, sampling.pad_id)
+
+
+def _on_all_processes(
+    prompts: PromptBatch,
+    uniforms: Tensor,
+    decoded: Callable[[PromptBatch, Tensor], list[Completions]],
+    pad_id: int,
+) -> list[Completions]:
+    """The completions of all prompts, of which each process decodes its share."""
     if distributed.size() == 1:
-        decoder = policy.decoder(prompts, roles, sampling.max_new_tokens)
-        return sample_completions(decoder, len(prompts), sources, sampling, uniforms, temperatures, watch)
-    index = torch.tensor(distributed.share(len(prompts)), device=device)
-    part = select(prompts, index)
+        return decoded(prompts, uniforms)
+    index = torch.tensor(distributed.share(len(prompts)), device=uniforms.device)
     with distributed.raise_together():
-        decoder = policy.decoder(part, roles, sampling.max_new_tokens)
-        drawn = sample_completions(decoder, len(part), sources, sampling, uniforms[..., index], temperatures)
+        drawn = decoded(select(prompts, index), uniforms[..., index])
     length = distributed.largest(drawn[0].tokens.shape[1])
-    ours = stack([pad_completions(stream, length, sampling.pad_id) for stream in drawn])
+    ours = stack([pad_completions(stream, length, pad_id) for stream in drawn])
     tokens, mask = (distributed.gather(side, len(prompts)) for side in (ours.tokens, ours.mask))
     return [Completions(*stream) for stream in zip(tokens.unbind(1), mask.unbind(1), strict=True)]
+
+
+def fitting() -> Pieces:
+    """How many prompts this process decodes together, halved when memory runs out."""
+    return Pieces(None, "when sampling for", "generation.batch_size", "no random number")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many prompts are decoded together."""
+
+    chunk: int | None = None
+    """Prompts, over all processes; None takes all at once."""
+    memory: Pieces = field(default_factory=fitting)
+    """What fits on this process."""
+    drawn: Callable[[PromptBatch, list[Completions]], None] = lambda _prompts, _drawn: None
+    """Gets the prompts and completions of each of several chunks, once it is drawn."""
 
 
 @torch.no_grad()
@@ -112,18 +164,25 @@ class Rollouts:
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         generation = tools.config.generation
-        self._chunk, self._device = generation.batch_size, tools.policy.device
+        self._device = tools.policy.device
+        self._chunk = generation.chunk
+        self.memory = fitting()
+        """What has been found to fit while sampling."""
         self._sampling = sampling_of(tools.policy, generation.max_new_tokens, generation.temperature)
-        self._served = ServedPolicy(tools.policy, generation) if generation.engine is Engine.server else None
+        if generation.opponents is Opponents.drafted and not tools.policy.rereads:
+            raise InputError(
+                "generation.opponents=drafted needs a model whose layers are all full attention: leave it out"
+            )
         self.questions = 0
         """Questions so far; each pair counts once per order."""
+        self.measured = {DRAFTED: 1.0}
+        """What the next steps depend on: the share of the last drafted opponents' tokens that the drafts had."""
+        self._drafted: list[float] = []
 
     def sample(
         self, prompts: PromptBatch, streams: Sequence[Stream], step: int, *, purpose: int = 0, judged: bool = True
     ) -> list[Completions]:
         """Sample the declared streams in one decoding loop, `generation.batch_size` prompts at a time.
-
-        If a rollout server is configured and all streams are of the policy alone, the server samples them.
 
         Args:
             prompts: B prompts.
@@ -135,32 +194,88 @@ class Rollouts:
         Returns:
             The K samples of each stream, [B, K, T], all padded to one length.
         """
-        if self._served is not None and policy_alone(streams):
-            drawn = self._from_server(self._served, prompts, streams, step, purpose)
-        else:
-            drawn = self._natively(prompts, streams, step, purpose, judged=judged)
+        drawn = self._draw(prompts, streams, step, purpose, judged=judged)
         longest = max(one.tokens.shape[1] for one in drawn)
         padded = (pad_completions(one, longest, self._sampling.pad_id) for one in drawn)
         return [stack(list(islice(padded, stream.samples))) for stream in streams]
 
+    def opposed(self, prompts: PromptBatch, streams: Sequence[Stream], step: int) -> Sides:
+        """Sample the policy's stream and its opponent's, independently or by draft and verify (`drafts`)."""
+        own, other = streams
+        if not self.drafts(streams, len(prompts), step):
+            self._drafted.append(0.0)
+            ours, theirs = self.sample(prompts, streams, step)
+            return Sides(ours, theirs)
+        generator = step_generator(self._device, self._tools.config.seed, step)
+        chunks = []
+        for part in pieces(prompts, self._chunk):
+            drawn = sample_pairs(
+                self._tools.policy, part, other.source, own.samples, self._sampling, generator, self.memory
+            )
+            chunks.append(drawn)
+            if len(part) < len(prompts):  # judged while the next are decoded
+                both = (self.texts(side) for side in (chunks[-1].ours, chunks[-1].theirs))
+                texts = [text for side in both for sample in side for text in sample]
+                self._tools.preference.expect(part.texts * (2 * own.samples), texts)
+        sides = joined(chunks, self._sampling.pad_id)
+        assert sides.accepted is not None
+        self.measured[DRAFTED] = float(sides.accepted.sum() / sides.theirs.mask.sum())
+        self._drafted.append(self.measured[DRAFTED])
+        return sides
+
+    def drafts(self, streams: Sequence[Stream], prompts: int, step: int) -> bool:
+        """Whether a step takes its opponents from the policy's samples: as configured, or where that pays.
+
+        `auto` drafts while the last drafted opponents had so many of their tokens from the drafts that this is `worth`
+        it, and once in `AGAIN` steps to measure it anew. The choice does not depend on the samples of the step itself,
+        which would bias them, nor on time or the number of processes.
+        """
+        own, other = streams
+        generation = self._tools.config.generation
+        if always_paired(other, generation):
+            return True
+        able = generation.engine is Engine.native and self._tools.policy.rereads
+        if not (able and may_pair(other)) or generation.opponents is Opponents.independent:
+            return False
+        least = worth(other.source, own.samples * min(prompts, self._chunk or prompts), self._device)
+        return self.measured[DRAFTED] >= least or (least <= 1 and step % AGAIN == 0)
+
     def preference(
-        self, prompts: PromptBatch, ours: Completions, theirs: Completions, step: int, purpose: int = 0
+        self,
+        prompts: PromptBatch,
+        ours: Completions,
+        theirs: Completions,
+        step: int,
+        purpose: int = 0,
+        *,
+        apart: bool = False,
     ) -> Tensor:
         """[B, K] P(y ≻ y' | x) of each of our K completions, averaged over those of theirs that it is paired with."""
-        judged = self.against(prompts, ours, theirs, step, purpose).labels
+        judged = self.against(prompts, ours, theirs, step, purpose, apart=apart).labels
         return judged.reshape(len(prompts), ours.tokens.shape[1], -1).mean(2)
 
     def against(
-        self, prompts: PromptBatch, ours: Completions, theirs: Completions, step: int, purpose: int = 0
+        self,
+        prompts: PromptBatch,
+        ours: Completions,
+        theirs: Completions,
+        step: int,
+        purpose: int = 0,
+        *,
+        apart: bool = False,
     ) -> Comparisons:
         """Each of our K completions against theirs for the prompt: all L of them, or some that the step draws.
 
         They are drawn if each pair is a separate question (`Preference.by_pair`). The pairs of one of our
-        completions are consecutive.
+        completions are consecutive. With `apart`, ours and theirs of the same number are not paired, since one depends
+        on the other.
         """
         sizes = ours.tokens.shape[1], theirs.tokens.shape[1]
         generator = self._drawing(step, purpose)
-        pairs = draw_against(generator, len(prompts), *sizes, self._opponents)
+        if apart:
+            pairs = draw_apart(generator, len(prompts), sizes[0], self._opponents)
+        else:
+            pairs = draw_against(generator, len(prompts), *sizes, self._opponents)
         ask = self._tools.preference.for_learner
         return self._judge(ask, prompts, pairs, self.texts(ours), self.texts(theirs))
 
@@ -175,6 +290,11 @@ class Rollouts:
         opponents = None if every else self._opponents
         pairs = draw_among(self._drawing(step), len(prompts), len(texts), opponents)
         return self._judge(self._tools.preference, prompts, pairs, texts, texts)
+
+    def drain(self) -> dict[str, float]:
+        """Since the last call: the share of the opponents' tokens that were drafts, 0 where they are independent."""
+        shares, self._drafted = self._drafted, []
+        return {DRAFTED: sum(shares) / len(shares)} if shares else {}
 
     def matched_texts(
         self, prompts: PromptBatch, ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]
@@ -217,56 +337,22 @@ class Rollouts:
         """Draws pairs: on the CPU, and thus the same for every device and process."""
         return step_generator(torch.device("cpu"), self._tools.config.seed, step, (purpose + PAIRS) % PURPOSES)
 
-    def _natively(
-        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int, *, judged: bool = True
+    def _draw(
+        self, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int, *, judged: bool
     ) -> list[Completions]:
-        """All samples of all streams in order, each [B, T], from the native engine."""
+        """All samples of all streams in order, each [B, T]; the preference may begin with those that are `judged`."""
         sources = [stream.source for stream in streams for _ in range(stream.samples)]
         temperatures = self._temperatures(streams) if any(stream.temperature for stream in streams) else None
         generator = step_generator(self._device, self._tools.config.seed, step, purpose)
-        chunks: list[list[Completions]] = []
-        for part in pieces(prompts, self._chunk):
-            chunks.append(sample_streams(self._tools.policy, part, sources, self._sampling, generator, temperatures))
-            if judged and len(part) < len(prompts):  # judge these while the next ones are decoded
-                texts = [text for one in chunks[-1] for text in decode_texts(self._tools.policy, one)]
-                self._tools.preference.expect(part.texts * len(sources), texts)
-        longest = max(chunk[0].tokens.shape[1] for chunk in chunks)
-        padded = [[pad_completions(one, longest, self._sampling.pad_id) for one in chunk] for chunk in chunks]
-        return [concatenate(parts) for parts in zip(*padded, strict=True)]
+        pace = Pace(self._chunk, self.memory, self._expect) if judged else Pace(self._chunk, self.memory)
+        return sample_streams(self._tools.policy, prompts, sources, self._sampling, generator, temperatures, None, pace)
 
-    def _from_server(
-        self, server: ServedPolicy, prompts: PromptBatch, streams: Sequence[Stream], step: int, purpose: int
-    ) -> list[Completions]:
-        """All samples of all streams in order; the main process requests them and broadcasts them."""
-        served = None
-        with distributed.raise_together():
-            if distributed.is_main():
-                seed = step_seed(self._tools.config.seed, step, purpose)
-                drawn = server.sample(prompts, self._temperatures(streams), self._sampling, seed)
-                # On the CPU: otherwise the other processes would open the tensors on the main process's GPU.
-                served = [batch_to(one, torch.device("cpu")) for one in drawn]
-        return [batch_to(one, self._device) for one in distributed.broadcast(served)]
+    def _expect(self, prompts: PromptBatch, drawn: Sequence[Completions]) -> None:
+        """Have them judged while the next are decoded."""
+        texts = [text for one in drawn for text in decode_texts(self._tools.policy, one)]
+        self._tools.preference.expect(prompts.texts * len(drawn), texts)
 
     def _temperatures(self, streams: Sequence[Stream]) -> list[float]:
         """The temperature of each sample."""
         usual = self._sampling.temperature
         return [stream.temperature or usual for stream in streams for _ in range(stream.samples)]
-
-
-def stack(samples: Sequence[Completions]) -> Completions:
-    """Stack K samples [B, T] of one length into [B, K, T]."""
-    return Completions(torch.stack([one.tokens for one in samples], 1), torch.stack([one.mask for one in samples], 1))
-
-
-def concatenate(parts: Sequence[Completions], dim: int = 0) -> Completions:
-    """Concatenate completions of one length along a dimension."""
-    return Completions(torch.cat([one.tokens for one in parts], dim), torch.cat([one.mask for one in parts], dim))
-
-
-def pad_completions(completions: Completions, length: int, pad_id: int) -> Completions:
-    """Pad completions to `length` tokens."""
-    extra = (0, length - completions.tokens.shape[1])
-    return Completions(
-        torch.nn.functional.pad(completions.tokens, extra, value=pad_id),
-        torch.nn.functional.pad(completions.mask, extra, value=False),
-    )

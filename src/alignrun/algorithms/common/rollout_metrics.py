@@ -8,6 +8,7 @@ Legend: N completions, T tokens.
 import torch
 from torch import Tensor
 
+from alignrun.algorithms.common.mismatch import mismatch_metrics
 from alignrun.models.policy import Policy
 from alignrun.objectives.divergence import kl_k1, kl_k3
 from alignrun.types import Completions
@@ -20,7 +21,7 @@ def rollout_metrics(
 
     If the completions were drawn from π, kl and kl_k3 estimate KL(π‖μ) in nats, and entropy that of π in nats per
     token. Otherwise they are the same means under the sampling policy. `repetition` is the share of a completion's
-    bigrams that repeat an earlier one.
+    bigrams that repeat an earlier one. If a server drew them, `mismatch_kl` is KL(server‖π) in nats per token.
     """
     log_probs, log_ratio, mask = log_probs.detach(), log_ratio.detach(), completions.mask
     lengths = mask.sum(1)
@@ -31,6 +32,7 @@ def rollout_metrics(
         "length": lengths.sum(),
         "eos_rate": policy.ends(completions).sum(),
         "repetition": repetition(completions).sum(),
+        **mismatch_metrics(completions, log_probs),
     }
 
 

@@ -74,7 +74,7 @@ class ServerClient:
         except http.ResponseTooLong as error:
             raise RunError(
                 f"generation.engine=server: {url} answered {error}, far more than was requested: check "
-                "that generation.server_url is a vLLM server, then `alignrun resume RUN`"
+                "that generation.server_url is vLLM or SGLang, then `alignrun resume RUN`"
             ) from None
         except http.NoAnswer as problem:
             raise RunError(
@@ -96,6 +96,7 @@ class ServerClient:
         """The server's full error message, with the key removed."""
         body = http.decode(response)
         error = body.get("error", body) if isinstance(body, dict) else None
-        said = error.get("message", error.get("detail")) if isinstance(error, dict) else error
-        text = said if isinstance(said, str) else response.text
+        if isinstance(error, dict):  # vLLM, FastAPI, SGLang
+            error = next((error[name] for name in ("message", "detail", "error_message") if error.get(name)), None)
+        text = error if isinstance(error, str) else response.text
         return http.without_key(text, self._key) or response.reason_phrase

@@ -1,33 +1,49 @@
-"""Sampling the policy from a server that serves the same base and loads the adapter, with vLLM's protocol.
+"""Sampling from a server that serves the same base and loads adapters, with the protocol of vLLM or SGLang.
 
-A server can only sample the policy itself, not a mixture of two models.
+A server draws from one adapter at a time, never from the mixture of two policies.
 
 Shape legend: B prompts, T completion tokens.
 """
 
 import asyncio
 import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import torch
 
-from alignrun.config.training import GenerationConfig
+from alignrun.config.training import GenerationConfig, ServerKind
 from alignrun.errors import InputError, RunError
 from alignrun.generation.decode import Sampling
 from alignrun.generation.server.client import KEY_VARIABLE, ServerClient
-from alignrun.generation.server.protocol import field, prompt_seed, read_completions, request
+from alignrun.generation.server.dialect import dialect_of
+from alignrun.generation.server.protocol import (
+    Ask,
+    Drawn,
+    as_completions,
+    field,
+    prompt_seed,
+    read_completions,
+    real_tokens,
+    request,
+)
 from alignrun.http import decode, read_key
 from alignrun.types import Completions, PromptBatch
 
+POLICY = "policy"
+"""The slot of the policy's adapter."""
+
 
 class RolloutServer:
-    """Sample completions from an OpenAI-compatible server that loads LoRA adapters at run time.
+    """Sample completions from a server that loads LoRA adapters at run time, on a machine that can read their folders.
 
-    It needs vLLM 0.10.2 or newer, started with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora
-    --max-lora-rank RANK` on a machine that can read the adapter folders.
+    vLLM is started with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora --max-lora-rank RANK
+    --logprobs-mode processed_logprobs`, SGLang with `python -m sglang.launch_server --model-path BASE --enable-lora
+    --max-lora-rank RANK --lora-target-modules all`.
     """
 
     def __init__(
@@ -38,6 +54,7 @@ class RolloutServer:
         api_key: str | None = None,
         *,
         model: str | None = None,
+        kind: ServerKind = ServerKind.auto,
         parallel: int = 64,
         backoff: float = 1.0,
     ) -> None:
@@ -49,6 +66,7 @@ class RolloutServer:
             retries: attempts after the first one, while the server is down, slow or busy.
             api_key: sent as a bearer token.
             model: the server's name of the base; None takes the only one.
+            kind: the server's protocol; by default that of the server that the list of models names.
             parallel: requests in flight at once.
             backoff: seconds before the first retry, doubled before each further one.
 
@@ -57,11 +75,14 @@ class RolloutServer:
             RunError: the server does not respond, or does not implement the protocol.
         """
         self._client, self._parallel = ServerClient(url, timeout, retries, api_key, parallel, backoff), parallel
-        # Adapter names are unique to the process: vLLM caches prefixes by adapter name and would continue from
-        # another adapter's keys and values (github.com/vllm-project/vllm, no. 42125).
+        # Every adapter gets a name that no other had: vLLM caches prefixes by name, so that it would continue from
+        # another adapter's keys and values, and what it loads in place it reads again for every request
+        # (github.com/vllm-project/vllm, no. 42125 and 33791).
         self._run = secrets.token_hex(4)
-        self._adapter: str | None = None
-        self.base = self._find_base(model)
+        self._adapters: dict[str, str] = {}
+        self.base, owner = self._find_base(model)
+        self.dialect = dialect_of(kind, owner)
+        """The server's protocol."""
 
     @classmethod
     def connect(cls, config: GenerationConfig) -> "RolloutServer":
@@ -74,39 +95,46 @@ class RolloutServer:
             config.server_retries,
             read_key(KEY_VARIABLE) or None,
             model=config.server_model,
+            kind=config.server_kind,
             parallel=config.server_parallel,
         )
 
-    def load_adapter(self, folder: Path, version: int) -> None:
-        """Load an adapter for all further sampling, and unload the previous one.
+    def load_adapter(self, folder: Path, version: int, slot: str = POLICY) -> None:
+        """Load an adapter for all further sampling from a slot, and unload its previous one.
 
         Args:
             folder: a PEFT adapter that the server can read; keep it while it is in use.
-            version: identifies the adapter within a run; the one in use is not loaded again.
+            version: identifies the adapter within a slot of a run; the one in use is not loaded again.
+            slot: what the adapter is, such as the policy or its average.
 
         Raises:
             RunError: the server cannot load it.
         """
-        name, path = f"alignrun-{self._run}-{version}", str(folder.resolve())
-        if name == self._adapter:
+        name, path, dialect = f"alignrun-{self._run}-{slot}-{version}", str(folder.resolve()), self.dialect
+        if name == self._adapters.get(slot):
             return
         # vLLM answers 500 if an adapter does not fit; a retry would not help.
-        response = self._send("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, final=(500,))
+        response = self._send(dialect.load, {"lora_name": name, "lora_path": path}, final=(500,))
         if not response.is_success:
             said = self._client.complaint(response)
-            if path in said and "No adapter found" in said:
+            if path in said and ("No adapter found" in said or "No such file" in said):
                 advice = "set generation.server_adapter_folder to a folder that the server can read too"
             elif response.status_code == 404:
-                advice = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
+                advice = f"start {dialect.name} with {dialect.start}, or set generation.server_kind"
             else:
-                advice = "start vLLM with the base that is trained, --enable-lora and a --max-lora-rank of adapter.rank"
+                advice = (
+                    f"start {dialect.name} with the base that is trained, {dialect.start}, and a --max-lora-rank of at "
+                    "least adapter.rank"
+                )
             # Only this process uses the name, so an earlier attempt whose response was lost loaded the adapter.
-            if "already been loaded" not in said:
+            if not any(known in said for known in ("already been loaded", "already loaded", "already exists")):
                 raise self._client.refusal(response, advice)
-        self._forget()
-        self._adapter = name
+        self._forget(slot)
+        self._adapters[slot] = name
 
-    def sample(self, prompts: PromptBatch, samples: int, sampling: Sampling, seed: int) -> list[Completions]:
+    def sample(
+        self, prompts: PromptBatch, samples: int, sampling: Sampling, seed: int, slot: str | None = POLICY
+    ) -> list[Completions]:
         """Draw completions of every prompt from the adapter loaded last.
 
         The seed determines the draws, up to numerical differences from the server's batching.
@@ -116,45 +144,60 @@ class RolloutServer:
             samples: completions per prompt, one stream each.
             sampling: lengths, stop tokens, temperature and truncation.
             seed: the seed of this batch, unique to it.
+            slot: the slot whose adapter to draw from; None draws from the bare base.
 
         Returns:
-            `samples` streams of completions [B, T], in the format of `sample_completions`.
+            `samples` streams of completions [B, T], in the format of `sample_completions`, with the server's
+            log-probabilities.
 
         Raises:
             RunError: the server fails, or its response does not match the request.
         """
-        if self._adapter is None:
-            raise ValueError("no adapter was loaded before sampling")
-        drawn = asyncio.run(self._draw(prompts, samples, sampling, seed))
-        longest = max(len(tokens) for row in drawn for tokens in row)
-        device = prompts.input_ids.device
-        streams = []
-        for stream in zip(*drawn, strict=True):
-            padded = [tokens + [sampling.pad_id] * (longest - len(tokens)) for tokens in stream]
-            lengths = torch.tensor([len(tokens) for tokens in stream], device=device)
-            mask = torch.arange(longest, device=device) < lengths[:, None]
-            streams.append(Completions(torch.tensor(padded, device=device), mask))
-        return streams
+        asks = [
+            Ask(tokens, prompt_seed(seed, row), sampling.max_new_tokens, samples)
+            for row, tokens in enumerate(real_tokens(prompts))
+        ]
+        drawn = self.draw(asks, sampling, slot)
+        return [
+            as_completions([row[stream] for row in drawn], sampling.pad_id, prompts.input_ids.device)
+            for stream in range(samples)
+        ]
+
+    def draw(self, asks: Sequence[Ask], sampling: Sampling, slot: str | None = POLICY) -> list[list[Drawn]]:
+        """The completions of each request, in order, as `sample` draws them. Raises RunError like it."""
+        if slot is not None and slot not in self._adapters:
+            raise ValueError(f"no adapter was loaded as {slot} before sampling")
+        sent = [one for ask in asks for one in self._requests(ask)]
+        drawn = iter(asyncio.run(self._draw(sent, sampling, slot)))
+        return [[one for _ in self._requests(ask) for one in next(drawn)] for ask in asks]
 
     def close(self) -> None:
-        """Unload the adapter; errors of an unreachable server are ignored."""
-        self._forget()
+        """Unload the adapters; errors of an unreachable server are ignored."""
+        for slot in list(self._adapters):
+            self._forget(slot)
 
-    def _forget(self) -> None:
-        if self._adapter is not None:
-            name, self._adapter = self._adapter, None
+    def _forget(self, slot: str) -> None:
+        name = self._adapters.pop(slot, None)
+        if name is not None:
             with suppress(RunError):  # a stale adapter costs only memory
-                self._send("/v1/unload_lora_adapter", {"lora_name": name}, retries=0)
+                self._send(self.dialect.unload, {"lora_name": name}, retries=0)
 
-    def _find_base(self, model: str | None) -> str:
+    def _requests(self, ask: Ask) -> list[Ask]:
+        """A request as the server takes it: as one, or as one for each sample, seeded as vLLM seeds them."""
+        if not self.dialect.one_by_one:
+            return [ask]
+        return [replace(ask, samples=1, seed=ask.seed + sample) for sample in range(ask.samples)]
+
+    def _find_base(self, model: str | None) -> tuple[str, str]:
+        """The name of the base, and who the server says owns it."""
         response = self._send("/v1/models")
         if not response.is_success:
             raise self._client.refusal(response, "check generation.server_url")
         listed = field(decode(response), "data")
         cards = listed if isinstance(listed, list) else []
         # Adapters are listed too, with their base as the parent.
-        bases = [field(card, "id") for card in cards if field(card, "parent") is None]
-        names = [name for name in bases if isinstance(name, str)]
+        bases = [card for card in cards if field(card, "parent") is None and isinstance(field(card, "id"), str)]
+        names = [card["id"] for card in bases]
         if not names:
             raise RunError(
                 f"generation.engine=server: {response.url} lists no model: check generation.server_url, which must "
@@ -165,28 +208,16 @@ class RolloutServer:
                 f"generation.server_model={model} is not served by {self._client.root}: name one of "
                 f"{', '.join(names)}, or serve that base"
             )
-        return model or names[0]
+        base = bases[names.index(model) if model else 0]
+        return base["id"], str(base.get("owned_by"))
 
-    async def _draw(self, prompts: PromptBatch, samples: int, sampling: Sampling, seed: int) -> list[list[list[int]]]:
-        """The completions of all prompts, in order."""
-        rows = zip(prompts.input_ids.tolist(), prompts.attention_mask.tolist(), strict=True)
+    async def _draw(self, asks: Sequence[Ask], sampling: Sampling, slot: str | None) -> list[list[Drawn]]:
+        """The completions of all requests, in order."""
         places = asyncio.Semaphore(self._parallel)  # waiting here does not count towards the server's timeout
         async with self._client.connect() as connection:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(
-                            self._complete(
-                                connection,
-                                places,
-                                [token for token, real in zip(ids, mask, strict=True) if real],
-                                samples,
-                                sampling,
-                                prompt_seed(seed, row),
-                            )
-                        )
-                        for row, (ids, mask) in enumerate(rows)
-                    ]
+                    tasks = [group.create_task(self._complete(connection, places, ask, sampling, slot)) for ask in asks]
             except ExceptionGroup as errors:  # the others were cancelled
                 raise errors.exceptions[0] from errors
         return [task.result() for task in tasks]
@@ -195,25 +226,28 @@ class RolloutServer:
         self,
         connection: httpx2.AsyncClient,
         places: asyncio.Semaphore,
-        prompt: list[int],
-        samples: int,
+        ask: Ask,
         sampling: Sampling,
-        seed: int,
-    ) -> list[list[int]]:
-        """The completions of one prompt."""
-        body = request(prompt, samples, sampling, seed) | {"model": self._adapter}
-        tokens = len(prompt) + samples * sampling.max_new_tokens
+        slot: str | None,
+    ) -> list[Drawn]:
+        """The completions of one request."""
+        adapter = None if slot is None else self._adapters[slot]
+        name = f"{self.base}:{adapter}" if adapter and self.dialect.base_and_adapter else adapter or self.base
+        body = request(ask, sampling, self.dialect) | {"model": name}
         async with places:
-            response = await self._client.send(connection, "/v1/completions", body, tokens=tokens)
+            response = await self._client.send(
+                connection, "/v1/completions", body, tokens=len(ask.tokens) + ask.samples * ask.most
+            )
         if response.status_code == 404:
             raise self._client.refusal(
                 response, "if the server was restarted, `alignrun resume RUN` loads the adapter again"
             )
         if not response.is_success:
             raise self._client.refusal(
-                response, "check generation.temperature and that --max-model-len holds a prompt and max_new_tokens"
+                response,
+                f"check generation.temperature and that {self.dialect.context} holds a prompt and max_new_tokens",
             )
-        return read_completions(decode(response), prompt, samples, sampling, str(response.url))
+        return read_completions(decode(response), ask, sampling, self.dialect, str(response.url))
 
     def _send(self, path: str, body: dict[str, Any] | None = None, **options: Any) -> httpx2.Response:
         """Send a single request."""
@@ -222,4 +256,9 @@ class RolloutServer:
             async with self._client.connect() as connection:
                 return await self._client.send(connection, path, body, **options)
 
-        return asyncio.run(alone())
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(alone())
+        with ThreadPoolExecutor(1) as thread:  # closed by the garbage collector amid the requests of another
+            return thread.submit(asyncio.run, alone()).result()

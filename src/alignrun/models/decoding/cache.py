@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 ROOM = 64
 """Spare tokens in a new buffer, or a quarter of its tokens if that is more."""
@@ -58,6 +63,14 @@ def plain_attention(config: PreTrainedConfig) -> bool:
     return not alibi and all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
+def window(config: PreTrainedConfig) -> int | None:
+    """The shortest sliding window of a model whose other layers attend to all tokens; None where there is more."""
+    layers = DynamicCache(config=config).layers
+    windows = [layer.sliding_window for layer in layers if type(layer) is DynamicSlidingWindowLayer]
+    full = sum(type(layer) is DynamicLayer for layer in layers)
+    return min(windows) if windows and len(windows) + full == len(layers) else None
+
+
 def recurrent(config: PreTrainedConfig) -> bool:
     """Whether some layer has a recurrent state that is updated in place, as in Mamba, which blocks gradients."""
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers)
@@ -106,8 +119,17 @@ def capacity(prompt_tokens: int, new_tokens: int) -> int:
     return room
 
 
-def decoding_cache(config: PreTrainedConfig) -> DynamicCache:
-    """A cache for decoding without gradients; sliding-window and recurrent layers are those of transformers."""
+def decoding_cache(config: PreTrainedConfig, tokens: int | None = None) -> DynamicCache:
+    """A cache for decoding without gradients; sliding-window and recurrent layers are those of transformers.
+
+    A window that holds all of at most `tokens` tokens never slides, and its layer is one as the others.
+    """
     cache = DynamicCache(config=config)
-    cache.layers = [GrowingCacheLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [GrowingCacheLayer() if _keeps_all(layer, tokens) else layer for layer in cache.layers]
     return cache
+
+
+def _keeps_all(layer: CacheLayerMixin, tokens: int | None) -> bool:
+    if type(layer) is DynamicSlidingWindowLayer:
+        return tokens is not None and tokens <= layer.sliding_window
+    return type(layer) is DynamicLayer

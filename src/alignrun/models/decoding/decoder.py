@@ -10,16 +10,19 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from alignrun.errors import InputError
-from alignrun.models.adapters import Forward, Span, forwards_as, forwards_on_rows, lora_layers
+from alignrun.models.adapters import Forward, Span, computed_in, forwards_as, forwards_on_rows, lora_layers
 from alignrun.models.decoding.cache import attends, decoding_cache, select_rows
+from alignrun.models.decoding.factors import RolloutFactors
 from alignrun.models.decoding.replay import ReplayedSteps, can_replay
 from alignrun.models.head import vocabulary_head
-from alignrun.models.hidden import masked
+from alignrun.models.hidden import masked, position_ids
 from alignrun.types import PromptBatch
 
 
 class CachedDecoder:
     """Decode every prompt with each of the given adapters, on one base whose weights are read once per step.
+
+    Where low-rank products are not float32, the adapters are copied: changes of their weights need a new decoder.
 
     Args:
         model: the causal language model, with or without LoRA layers.
@@ -40,19 +43,49 @@ class CachedDecoder:
         self._head = vocabulary_head(model)
         self._layers = lora_layers(model)
         self._adapters = list(adapters)
+        products = computed_in(self._layers)
+        # float32 products read the factors themselves.
+        self._factors = (
+            None
+            if products is torch.float32
+            else RolloutFactors(model, [name for name in adapters if name is not None], products)
+        )
         self._counts = [len(prompts)] * len(adapters)
         self._forwards = self._by_role()
         self._ids = prompts.input_ids.repeat(len(adapters), 1)
         self._mask = prompts.attention_mask.repeat(len(adapters), 1)
         # Without padding, no mask is needed and attention uses its fast path.
         self._padded = bool(prompts.padded)
-        self._cache = decoding_cache(model.config)
-        self._capacity = self._ids.shape[1] + replay if replay and can_replay(model, self._cache) else None
+        capacity = self._ids.shape[1] + replay if replay else None
+        self._cache = decoding_cache(model.config, capacity)
+        self._capacity = capacity if can_replay(model, self._cache) else None
         self._replayed: ReplayedSteps | None = None
 
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""
         return self._forward(self._ids, *masked(self._model, self._mask, self._padded), self._cache)
+
+    def encode(self) -> Tensor:
+        """Read the prompts; [R, D] hidden states at their ends."""
+        return self._hidden(self._ids, *masked(self._model, self._mask, self._padded), self._cache)[:, -1]
+
+    def read(self, tokens: Tensor, mask: Tensor, at_once: int) -> Tensor:
+        """Append T tokens [R, T] to each row, padded on the right as in the mask; [R, T, D] hidden states at them.
+
+        The columns are read in pieces of about `at_once` tokens. Only before the first `step`, and only where every
+        layer is full attention (`plain_attention`): `hide` leaves gaps in the cache.
+        """
+        width, parts = max(1, at_once // max(1, len(tokens))), []
+        for ids, real in zip(tokens.split(width, 1), mask.split(width, 1), strict=True):
+            self._mask = torch.cat([self._mask, real.to(self._mask)], dim=1)
+            positions = position_ids(self._mask)[:, -ids.shape[1] :]
+            parts.append(self._hidden(ids, self._mask, positions, self._cache))
+        return torch.cat(parts, 1)
+
+    def hide(self, kept: Tensor) -> None:
+        """Let later tokens attend only to those of the last T tokens that are true in [R, T]; others may be gaps."""
+        self._mask[:, -kept.shape[1] :] *= kept.to(self._mask)
+        self._padded = True
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep (or repeat) the given rows; the blocks of the adapters must stay in their order."""
@@ -80,6 +113,12 @@ class CachedDecoder:
         return self._forward(tokens[:, None], mask, self._mask.sum(1, keepdim=True) - 1, self._cache)
 
     def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache) -> Tensor:
+        hidden = self._hidden(ids, mask, positions, cache)
+        with torch.no_grad(), forwards_as(self._layers, self._forwards):
+            # Use two dimensions: with three, some devices copy the head's weights for every row.
+            return self._head(hidden[:, -1])
+
+    def _hidden(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache) -> Tensor:
         with torch.no_grad(), forwards_as(self._layers, self._forwards):
             output = self._model.base_model(
                 input_ids=ids,
@@ -88,8 +127,8 @@ class CachedDecoder:
                 cache=cache,
                 use_cache=True,
             )
-            # Use two dimensions: with three, some devices copy the head's weights for every row.
-            return self._head(output.last_hidden_state[:, -1])
+            hidden: Tensor = output.last_hidden_state
+            return hidden
 
     def _by_role(self) -> list[Forward]:
         """The forward functions of the layers for the current row blocks."""
@@ -99,6 +138,8 @@ class CachedDecoder:
             if adapter is not None and count:
                 spans.append((adapter, slice(start, start + count)))
             start += count
+        if self._factors is not None:
+            return self._factors.forwards(spans, start)
         return forwards_on_rows(self._layers, spans, start)
 
 
@@ -133,6 +174,20 @@ class JoinedDecoder:
     def prefill(self) -> Tensor:
         """Read the prompts; [R, V] logits of the first completion token."""
         return torch.cat([part.prefill() for part in self._parts])
+
+    def encode(self) -> Tensor:
+        """Read the prompts; [R, D] hidden states at their ends."""
+        return torch.cat([part.encode() for part in self._parts])
+
+    def read(self, tokens: Tensor, mask: Tensor, at_once: int) -> Tensor:
+        """As `CachedDecoder.read`."""
+        shares = zip(self._parts, tokens.split(self._counts), mask.split(self._counts), strict=True)
+        return torch.cat([part.read(ids, real, at_once) for part, ids, real in shares])
+
+    def hide(self, kept: Tensor) -> None:
+        """As `CachedDecoder.hide`."""
+        for part, share in zip(self._parts, kept.split(self._counts), strict=True):
+            part.hide(share)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep (or repeat) the given rows; the blocks must stay in their order."""

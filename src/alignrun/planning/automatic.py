@@ -1,0 +1,198 @@
+"""What `auto` stands for: the largest batches that fit a GPU, and recomputed activations only where they must be."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from alignrun.algorithms.base import discover
+from alignrun.algorithms.common.workload import workload
+from alignrun.config import AUTO, AdapterKind, Config
+from alignrun.errors import InputError
+from alignrun.models.decoding.replay import why_not_recorded
+from alignrun.models.sources import planned_architecture
+from alignrun.objectives.likelihood import CHUNK_SIZE
+from alignrun.planning.plan import MOST_PROMPTS, drawing_bytes, resident_plan, training_bytes
+from alignrun.security.text import counted
+
+GIB = 2**30
+USABLE = 0.9
+"""Fraction of a GPU that a plan may fill; the rest is for the CUDA context, fragmentation and kernel workspaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A configuration in which nothing is `auto` that a plan can choose."""
+
+    config: Config
+    why: tuple[str, ...]
+    """One line for each value that was chosen: `key=value: reason`."""
+
+
+def choose(config: Config, memory: float | None, processes: int = 1, shards: int = 1) -> Choice:
+    """Replace `auto` in `generation.batch_size`, `train.micro_batch_size` and `model.gradient_checkpointing`.
+
+    On a GPU they are the most prompts that fit, spread evenly over as many passes, and no checkpointing if the smallest
+    pass fits without it. On a CPU they are the whole batch and no checkpointing. `model.cuda_graphs` becomes false for
+    a model whose steps cannot be recorded.
+
+    Args:
+        config: the run.
+        memory: the free bytes of the GPU; None for a CPU.
+        processes: that share the batch.
+        shards: processes that share the base.
+
+    Raises:
+        InputError: as `make_plan`.
+    """
+    if memory is None:
+        return Choice(_with(config, None, None, recomputing=False), ())
+    share = -(-config.train.batch_size // processes)
+    why = []
+    if config.model.cuda_graphs == AUTO:
+        architecture, attention = planned_architecture(config.model), config.model.attention.value
+        new = config.generation.max_new_tokens
+        if graphs := why_not_recorded(architecture, attention, new + 1):
+            config = replace(config, model=replace(config.model, cuda_graphs=False))
+            why.append(f"model.cuda_graphs=false: {graphs}")
+        elif some := why_not_recorded(architecture, attention, new + (config.data.max_prompt_tokens or new)):
+            why.append(f"model.cuda_graphs=auto: not for batches of which {some}")
+    if AUTO not in (config.generation.batch_size, config.train.micro_batch_size, config.model.gradient_checkpointing):
+        return Choice(config, tuple(why))
+    room = USABLE * memory - resident_plan(config, shards).resident
+    recomputing = config.model.gradient_checkpointing
+    if recomputing == AUTO:
+        least = min(config.train.micro or 1, share)
+        needed = training_bytes(_recomputing(config, False), least)
+        recomputing = needed > room and _can_recompute(config, least)
+        why.append(
+            f"model.gradient_checkpointing={str(recomputing).lower()}: {_needed(needed, room)} for "
+            f"{counted(least, 'prompt')} without it"
+        )
+    config = _recomputing(config, recomputing)
+    micro, chunk = config.train.micro_batch_size, config.generation.batch_size
+    if micro == AUTO:
+        micro = evenly(share, learned_that_fit(config, room, share))
+        why.append(
+            f"train.micro_batch_size={micro}: {_reason(micro, share, lambda rows: learning_bytes(config, rows), room)}"
+        )
+    if chunk == AUTO and discover()[config.algo.name].online:
+        each = evenly(share, drawn_that_fit(config, room, share))
+        chunk = min(each * processes, config.train.batch_size)
+        why.append(
+            f"generation.batch_size={chunk}: {_reason(each, share, lambda rows: drawing_bytes(config, rows), room)}"
+        )
+    return Choice(_with(config, micro, None if chunk == AUTO else chunk, recomputing=recomputing), tuple(why))
+
+
+def learned_that_fit(config: Config, room: float, most: int) -> int:
+    """The most prompts up to `most` whose training pass fits into `room` bytes; 0 if not even one does."""
+    return _most(lambda rows: learning_bytes(config, rows) <= room, most)
+
+
+def learning_bytes(config: Config, rows: int) -> int:
+    """Bytes of a training pass over so many prompts; of many, extrapolated from fewer."""
+    # From here on the chunks of the logits have their full size, and every further prompt costs the same.
+    new = config.generation.max_new_tokens
+    work = workload(config)
+    enough = max(1, -(-CHUNK_SIZE // (work.learned * (1 + work.later_turns) * new)))
+    if rows <= enough:
+        return training_bytes(config, rows)
+    few, more = (training_bytes(config, count, accumulating=True) for count in (enough, enough + 1))
+    return few + (rows - enough) * (more - few)
+
+
+def drawn_that_fit(config: Config, room: float, most: int) -> int:
+    """The most prompts up to `most` whose decoding loop fits into `room` bytes; 0 if not even one does."""
+    return _most(lambda rows: drawing_bytes(config, rows) <= room, most)
+
+
+def evenly(rows: int, most: int) -> int:
+    """The size of the pieces when `rows` are spread evenly over as few pieces as at most `most` rows each allow."""
+    return -(-rows // -(-rows // max(1, most)))
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How many prompts fit on a GPU; 0 if the weights or a single prompt do not fit."""
+
+    learned: int
+    """train.micro_batch_size"""
+    drawn: int
+    """generation.batch_size"""
+    recomputing: bool = False
+    """Whether only with gradient checkpointing."""
+
+
+def largest_batches(
+    config: Config, kinds: Sequence[AdapterKind], sizes: Sequence[float]
+) -> dict[AdapterKind, list[Fit]]:
+    """The largest batches, also beyond the run's, that keep its memory below `USABLE` of GPUs of these sizes.
+
+    Args:
+        config: the run; its own adapter and batches are ignored.
+        kinds: adapter kinds.
+        sizes: GiB.
+    """
+    fits = {}
+    for kind in kinds:
+        variant = replace(config, adapter=replace(config.adapter, name=kind))
+        plan = resident_plan(variant)
+        rooms = [USABLE * size * GIB - plan.resident for size in sizes]
+        fits[kind] = [_fit(variant, room if room >= plan.passing else 0) for room in rooms]
+    return fits
+
+
+def _fit(config: Config, room: float) -> Fit:
+    drawn = drawn_that_fit(config, room, MOST_PROMPTS)
+    recomputing = config.model.gradient_checkpointing
+    for tried in (False, True) if recomputing == AUTO else (recomputing,):
+        learned = learned_that_fit(_recomputing(config, tried), room, MOST_PROMPTS) if room > 0 else 0
+        if learned:
+            return Fit(learned, drawn, tried)
+    return Fit(0, 0 if room <= 0 else drawn)
+
+
+def _most(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, where all smaller ones fit too; 0 if none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _reason(rows: int, share: int, bytes_of: Callable[[int], int], room: float) -> str:
+    """What so many rows of a process's share need, and what those of one pass less would."""
+    said = _needed(bytes_of(rows), room)
+    if rows == share:
+        return f"{said}, the whole batch"
+    more = evenly(share, -(-share // (-(-share // rows) - 1)))
+    return f"{said}; {more} would take {bytes_of(more) / GIB:.1f}"
+
+
+def _needed(needed: int, room: float) -> str:
+    fits = "of" if needed <= room else "do not fit into"
+    return f"{needed / GIB:.1f} GiB {fits} the {max(0, room) / GIB:.1f} that are free"
+
+
+def _can_recompute(config: Config, rows: int) -> bool:
+    """Whether a model's layers can recompute their activations, which some families cannot."""
+    with suppress(InputError):
+        return training_bytes(_recomputing(config, True), rows) > 0
+    return False
+
+
+def _recomputing(config: Config, recomputing: bool) -> Config:
+    return replace(config, model=replace(config.model, gradient_checkpointing=recomputing))
+
+
+def _with(config: Config, micro: int | None, chunk: int | None, *, recomputing: bool) -> Config:
+    """The configuration with these values where it says `auto`."""
+    train, generation, model = config.train, config.generation, config.model
+    if train.micro_batch_size == AUTO:
+        train = replace(train, micro_batch_size=micro)
+    if generation.batch_size == AUTO:
+        generation = replace(generation, batch_size=chunk)
+    if model.gradient_checkpointing == AUTO:
+        model = replace(model, gradient_checkpointing=recomputing)
+    return replace(config, train=train, generation=generation, model=model)

@@ -1,0 +1,52 @@
+"""The GPUs that a plan is made for: by name, by size, and that of this machine."""
+
+import re
+from collections.abc import Sequence
+
+from alignrun.errors import InputError
+
+GPU_SIZES = (24, 48, 80)
+"""GiB"""
+NAMED = {
+    "t4": 15,
+    "v100": 32,
+    "a10": 22,
+    "a10g": 22,
+    "l4": 22,
+    "rtx3090": 24,
+    "rtx4090": 24,
+    "rtx5090": 32,
+    "l40s": 45,
+    "a40": 45,
+    "a6000": 48,
+    "a100": 80,
+    "h100": 80,
+    "h200": 140,
+    "b200": 179,
+}
+"""Name → GiB that its driver reports, of the larger where there are two."""
+
+
+def gpu_sizes(settings: Sequence[str]) -> Sequence[float]:
+    """The sizes of `plan.gpu=24GB` or `plan.gpu=H100`, in GiB; by default the usual ones.
+
+    Raises:
+        InputError: another setting, or not a valid size.
+    """
+    if not settings:
+        return GPU_SIZES
+    sizes: list[float] = []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key != "plan.gpu":
+            raise InputError(f"config: {key} is unknown: alignrun plan takes plan.gpu=24GB and the run's settings")
+        name = re.sub(r"[\s_-]", "", value.lower())
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:gi?b?)?", name)
+        if name not in NAMED and (not found or float(found[1]) == 0):
+            known = ", ".join(one.upper() for one in NAMED)
+            raise InputError(
+                f"config: plan.gpu={value} is not a memory size or a known GPU: write for example plan.gpu=24GB, or "
+                f"one of {known}"
+            )
+        sizes.append(NAMED[name] if name in NAMED else float(found[1]))  # type: ignore[index]
+    return sizes

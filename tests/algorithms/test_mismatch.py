@@ -1,0 +1,125 @@
+"""Gradients from completions of a server that draws from another distribution than the policy's."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from helpers import load_policy
+from torch import Tensor
+
+from alignrun.algorithms.base import Tools, discover
+from alignrun.algorithms.common.game_gradient import Judged
+from alignrun.algorithms.common.mismatch import mismatch_metrics
+from alignrun.algorithms.common.rewards import Rewarded
+from alignrun.launch.compose import compose
+from alignrun.models.policy import Policy
+from alignrun.models.sources import load_tokenizer
+from alignrun.objectives.importance import sequence_weights, token_weights
+from alignrun.preferences import base as preferences
+from alignrun.types import Completions, PromptBatch, Role
+
+
+def test_weights_are_ratios_up_to_the_cap() -> None:
+    ratio = torch.tensor([[1.5, 2.0, 0.5], [0.5, 0.5, 9.0], [3.0, 1.0, 1.0]]).log()
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]]).bool()
+    expected = torch.tensor([[1.5, 2.0, 0.5], [0.5, 0.5, 1.0], [2.0, 1.0, 1.0]])
+    torch.testing.assert_close(token_weights(ratio, mask, 2.0), expected)
+    torch.testing.assert_close(sequence_weights(ratio, mask, 2.0), torch.tensor([1.5, 0.25, 2.0]))
+    torch.testing.assert_close(sequence_weights(ratio, mask, 9.0), torch.tensor([1.5, 0.25, 3.0]))
+
+
+def built(name: str, cap: float) -> tuple:
+    """The algorithm on the game LM, all pairs of tokens as completions, and how often an engine draws them."""
+    settings = ["generation.max_new_tokens=2", f"generation.server_weight_cap={cap}", "algo.kl_tau=0.3"]
+    config = compose(["experiment=game", f"algo={name}", *settings])
+    policy = Policy.load(config.model, config.adapter, config.reference, load_tokenizer(config.model), 0)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in policy.trainable().values():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    preference = preferences.discover()[config.preference.name].build(config.preference)
+    algorithm = discover()[name](config.algo, Tools(policy, preference, config))
+    tokens = torch.tensor(list(product(policy.tokenizer.convert_tokens_to_ids(list("abc")), repeat=2)))
+    ids = torch.tensor([policy.tokenizer.encode("play")])
+    prompt = PromptBatch(("play",), ids, torch.ones_like(ids))
+    texts = Completions(tokens[None], torch.ones_like(tokens[None]).bool())
+    log_pi = policy.log_probs(Role.policy, prompt, texts.flat()).detach()
+    log_q = log_pi + 0.3 * torch.randn(log_pi.shape, generator=generator)
+    return algorithm, prompt, texts, log_pi, log_q
+
+
+def gradient(algorithm, batches: list, weights: Tensor) -> list[Tensor]:
+    """Σ_y weight(y) ∇loss(y)."""
+    trained = list(algorithm.tools.policy.trainable().values())
+    total = sum(weight * algorithm.loss(batch).total for weight, batch in zip(weights, batches, strict=True))
+    return list(torch.autograd.grad(total, trained))
+
+
+@pytest.mark.parametrize("cap", [50.0, 1.1])
+def test_the_game_gradient_is_that_of_the_policy_where_the_cap_does_not_bind(cap: float) -> None:
+    algorithm, prompt, texts, log_pi, log_q = built("self_play", cap)
+    scores = torch.linspace(0.1, 0.9, texts.tokens.shape[1])
+
+    def batches(drawn_with: Tensor | None) -> list[Judged]:
+        every = range(len(scores))
+        parts = [None if drawn_with is None else drawn_with[None, [one]] for one in every]
+        return [
+            Judged(prompt, Completions(texts.tokens[:, [one]], texts.mask[:, [one]], parts[one]), scores[None, [one]])
+            for one in every
+        ]
+
+    chances, engine = log_pi.sum(1).exp(), log_q.sum(1).exp()
+    ratios = chances / engine
+    assert 1.1 < ratios.max() < 50
+    expected = gradient(algorithm, batches(None), engine * ratios.clamp(max=cap))
+    assert algorithm.correction.drain() == {}
+    found = gradient(algorithm, batches(log_q), engine)
+    uncorrected = gradient(algorithm, batches(None), engine)
+    for one, other, plain in zip(found, expected, uncorrected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(plain, other, atol=1e-4, rtol=1e-2) or other.abs().max() < 1e-3
+
+
+def test_what_is_logged_is_the_divergence_per_token() -> None:
+    _, _, texts, log_pi, log_q = built("self_play", 2.0)
+    flat = replace(texts.flat(), drawn_with=log_q)
+    assert mismatch_metrics(texts.flat(), log_pi) == {}
+    found = mismatch_metrics(flat, log_pi)
+    ratios = (log_pi - log_q).double()
+    assert float(found["mismatch_kl"]) == pytest.approx(float((ratios.exp() - 1 - ratios).mean(1).sum()), rel=1e-5)
+    assert float(found["mismatch_kl_k1"]) == pytest.approx(float(-ratios.mean(1).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])
+def test_surrogates_of_other_methods_are_weighted_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With π/π_server = 1.5 at every token, tokens weigh 1.5 and completions of two tokens the cap."""
+    plain = {"ppo": ["algo.value_weight=0"], "grpo": ["algo.kl_tau=0"], "rloo": []}[name]
+    settings = ["preference=sentiment", "generation.max_new_tokens=2", "generation.temperature=1", *plain]
+    policy, config = load_policy(f"algo={name}", *settings)
+    preference = preferences.discover()["sentiment"].build(config.preference)
+    algorithm = discover()[name](config.algo, Tools(policy, preference, config))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 200, (1, 4, 2), generator=generator)
+    ids = torch.tensor([[5, 6]])
+    prompt = PromptBatch(("x",), ids, torch.ones_like(ids))
+    texts = Completions(tokens, torch.ones_like(tokens).bool())
+    log_pi = policy.log_probs(Role.policy, prompt, texts.flat()).detach().reshape(tokens.shape)
+
+    def steps(shift: float | None) -> list[Tensor]:
+        drawn_with = None if shift is None else log_pi - shift
+        rewarded = Rewarded(
+            prompt,
+            replace(texts, drawn_with=drawn_with),
+            torch.randn(1, 4, generator=generator.manual_seed(1)),
+            torch.zeros(1, 4),
+        )
+        monkeypatch.setattr(algorithm, "draw", lambda *_, **__: rewarded)
+        batch = next(iter(algorithm.collect(prompt, 0)))
+        return list(torch.autograd.grad(algorithm.loss(batch).total, list(policy.trainable().values())))
+
+    native, same, other = steps(None), steps(0.0), steps(torch.tensor(1.5).log().item())
+    factor = min(1.5**2, 2.0) if name == "rloo" else 1.5
+    for one, equal, weighted in zip(native, same, other, strict=True):
+        torch.testing.assert_close(equal, one, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(weighted, factor * one, atol=1e-5, rtol=1e-4)

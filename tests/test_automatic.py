@@ -1,0 +1,247 @@
+"""What `auto` becomes: the most prompts that fit, counted one by one; and what happens where they do not fit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers import load_policy, random_batch
+from transformers import AutoConfig
+
+from alignrun import cli
+from alignrun.algorithms.common import rollout
+from alignrun.algorithms.common.rollout import Pace, sample_streams, step_generator
+from alignrun.config import Config
+from alignrun.errors import InputError
+from alignrun.generation.decode import Sampling
+from alignrun.generation.streams import Mixture
+from alignrun.launch.compose import compose
+from alignrun.planning import automatic
+from alignrun.planning.automatic import GIB, USABLE, choose, evenly
+from alignrun.planning.gpus import gpu_sizes
+from alignrun.planning.plan import drawing_bytes, make_plan, resident_plan, training_bytes
+from alignrun.types import Role
+
+SMALL = ("experiment=smoke", "model.device=cuda", "model.dtype=float32", "generation.max_new_tokens=24")
+OPEN = (*SMALL, "data.max_prompt_tokens=16", "train.micro_batch_size=auto", "train.batch_size=6", "data.eval_size=1")
+
+
+def counted_up(needed: Any, room: float, most: int) -> int:
+    """The most rows that fit, by trying all of them."""
+    return max((rows for rows in range(1, most + 1) if needed(rows) <= room), default=0)
+
+
+@pytest.mark.parametrize(("mib", "rows"), [(3.4, (1, 2)), (7, (2, 3)), (20, (6, 6))])
+def test_the_most_prompts_that_fit_are_chosen_and_checkpointing_only_where_it_must_be(
+    mib: float, rows: tuple[int, int]
+) -> None:
+    config = compose(OPEN)
+    chosen = choose(config, mib * 2**20).config
+    room = USABLE * mib * 2**20 - resident_plan(config).resident
+    plain, recomputing = (
+        replace(config, model=replace(config.model, gradient_checkpointing=one)) for one in (False, True)
+    )
+    must = training_bytes(plain, 1) > room
+    assert chosen.model.gradient_checkpointing is must
+    tried = recomputing if must else plain
+    learned = counted_up(lambda rows: training_bytes(tried, rows), room, 6)
+    drawn = counted_up(lambda rows: drawing_bytes(config, rows), room, 6)
+    assert must is (mib < 7)
+    assert chosen.train.micro_batch_size == evenly(6, learned) == rows[0]
+    assert chosen.generation.batch_size == evenly(6, drawn) == rows[1]
+    assert make_plan(chosen).peak <= USABLE * mib * 2**20
+
+
+def test_pieces_are_even_and_no_more_than_needed() -> None:
+    for rows in range(1, 40):
+        for most in range(1, rows + 1):
+            size = evenly(rows, most)
+            assert size <= most
+            assert -(-rows // size) == -(-rows // most), "as few passes"
+            assert size == 1 or -(-rows // (size - 1)) > -(-rows // most), "no smaller size has as few"
+
+
+def test_several_processes_share_the_batch() -> None:
+    config, memory = compose(OPEN), 4 * 2**20
+    one, three = (choose(config, memory, processes).config for processes in (1, 3))
+    assert three.train.micro_batch_size <= 2
+    assert three.generation.batch_size >= one.generation.batch_size
+
+
+def test_a_sharded_base_leaves_more_room() -> None:
+    """Llama's layer has 2·h² of q and o, 2·h·k of k and v, 3·h·f of the feed-forward and two norms."""
+    config = compose(["model=llama-8b", "model.gradient_checkpointing=true"])
+    layer = 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
+    whole, split = resident_plan(config), resident_plan(config, shards=8)
+    assert whole.weights - split.weights == 2 * (32 * layer - 32 * layer // 8 - 2 * layer)
+    assert (whole.adapters, whole.moments) == (split.adapters, split.moments)
+    assert resident_plan(compose(OPEN), shards=2).weights == resident_plan(compose(OPEN)).weights, "two layers are held"
+
+
+def test_a_cpu_keeps_the_whole_batch_and_what_is_typed_stays() -> None:
+    config = compose(["experiment=smoke", "train.micro_batch_size=auto"])
+    chosen = choose(config, None).config
+    assert (chosen.train.micro_batch_size, chosen.generation.batch_size) == (None, None)
+    assert chosen.model.gradient_checkpointing is False
+    assert chosen.model.cuda_graphs == "auto"
+    typed = ["train.micro_batch_size=3", "generation.batch_size=null", "model.gradient_checkpointing=true"]
+    config = compose(["experiment=smoke", *typed])
+    assert choose(config, 1).config == choose(config, None).config == config
+
+
+def test_steps_that_cannot_be_recorded_are_told() -> None:
+    eager = compose([*OPEN, "model.attention=eager"])
+    choice = choose(eager, GIB)
+    assert choice.config.model.cuda_graphs is False
+    assert "model.cuda_graphs=false: attention=eager" in choice.why[0]
+    assert choose(compose(OPEN), GIB).config.model.cuda_graphs == "auto"
+
+
+def test_a_window_shorter_than_the_texts_is_named(tmp_path: Path) -> None:
+    """Never recorded where completions alone exceed it, and noted where a prompt may."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    AutoConfig.for_model("mistral", vocab_size=300, num_hidden_layers=1, sliding_window=32, **sizes).save_pretrained(
+        tmp_path
+    )
+    said = {}
+    for new, prompt in ((32, 8), (16, 17), (16, 16)):
+        lengths = [f"generation.max_new_tokens={new}", f"data.max_prompt_tokens={prompt}"]
+        typed = ["train.micro_batch_size=1", "generation.batch_size=1", "model.gradient_checkpointing=false"]
+        config = compose([*OPEN, "model=path", f"model.path={tmp_path}", *lengths, *typed])
+        choice = choose(config, GIB)
+        said[new, prompt] = [line for line in choice.why if "cuda_graphs" in line]
+    window = "the sliding window of 32 tokens is shorter than a prompt and its completion"
+    assert said[32, 8] == [f"model.cuda_graphs=false: {window}"]
+    assert said[16, 17] == [f"model.cuda_graphs=auto: not for batches of which {window}"]
+    assert said[16, 16] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("train.micro_batch_size=some", "train.micro_batch_size must be a whole number, null or auto, not some"),
+        ("generation.batch_size=true", "generation.batch_size must be a whole number, null or auto, not True"),
+        ("generation.batch_size=1.5", "generation.batch_size must be a whole number, null or auto, not 1.5"),
+        ("generation.batch_size=0", "generation.batch_size must be at least 1"),
+        ("model.gradient_checkpointing=1", "model.gradient_checkpointing must be auto, true or false, not 1"),
+    ],
+)
+def test_other_values_are_refused(given: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        compose(["experiment=smoke", given])
+
+
+def test_gpus_by_name_and_size() -> None:
+    assert gpu_sizes(["plan.gpu=24GB", "plan.gpu=H100", "plan.gpu=rtx-4090", "plan.gpu=79.5"]) == [24, 80, 24, 79.5]
+    with pytest.raises(InputError, match="not a memory size or a known GPU"):
+        gpu_sizes(["plan.gpu=h1000"])
+
+
+def stored(run: Path) -> Config:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_a_run_records_what_it_chose_and_a_resume_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a device of 5 MiB, then of one with ten times that: the rest of the run is that of a whole one."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    given = ["experiment=smoke", "model.device=cpu", "model.dtype=float32", "train.micro_batch_size=auto"]
+    given += ["generation.max_new_tokens=24", "evaluation.batch_size=1", "optim.schedule=constant"]
+
+    def device_of(mib: float) -> None:
+        monkeypatch.setattr("alignrun.launch.build.free_memory", lambda _: int(mib * 2**20))
+
+    device_of(5)
+    assert cli.main([*given, "train.steps=2", f"run.dir={run}"]) == 0
+    assert cli.main([*given, "train.steps=4", f"run.dir={whole}"]) == 0
+    said = capsys.readouterr().out
+    chosen = stored(run)
+    assert 1 <= chosen["train"]["micro_batch_size"] < 4
+    assert 1 <= chosen["generation"]["batch_size"] <= 4
+    assert isinstance(chosen["model"]["gradient_checkpointing"], bool)
+    assert f"memory: train.micro_batch_size={chosen['train']['micro_batch_size']}: " in said
+    device_of(50)
+    assert cli.main(["resume", str(run), "train.steps=4"]) == 0
+    assert "memory:" not in capsys.readouterr().out
+    assert stored(run)["train"]["micro_batch_size"] == chosen["train"]["micro_batch_size"]
+    first, second = ((path / "checkpoints/step-4/weights.safetensors").read_bytes() for path in (run, whole))
+    assert first == second
+
+
+SOURCES = (Role.policy, Mixture(Role.policy, Role.reference, 0.5), Role.reference)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3])
+def test_no_draw_depends_on_how_many_prompts_are_decoded_together(chunk: int | None) -> None:
+    policy, _ = load_policy()
+    prompts, _ = random_batch(policy, prompts=5)
+    sampling = Sampling(6, policy.stop_ids, policy.tokenizer.pad_token_id)
+    whole, parts = (
+        sample_streams(policy, prompts, SOURCES, sampling, step_generator(policy.device, 3, 1), None, None, pace)
+        for pace in (None, Pace(chunk))
+    )
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.mask, other.mask)
+
+
+def test_sampling_that_runs_out_of_memory_goes_on_with_half_and_draws_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy, _ = load_policy()
+    prompts, _ = random_batch(policy, prompts=5)
+    sampling = Sampling(6, policy.stop_ids, policy.tokenizer.pad_token_id)
+
+    def draw(pace: Pace) -> list[Any]:
+        generator = step_generator(policy.device, 3, 1)
+        return sample_streams(policy, prompts, SOURCES, sampling, generator, None, None, pace)
+
+    expected, sample, sizes = draw(Pace()), rollout.sample_completions, []
+
+    def hungry(decoder: Any, prompts: int, *rest: Any) -> Any:
+        sizes.append(prompts)
+        if prompts > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample(decoder, prompts, *rest)
+
+    monkeypatch.setattr(rollout, "sample_completions", hungry)
+    notes: list[str] = []
+    pace = Pace()
+    pace.memory.note = notes.append
+    for _ in range(2):  # the second time at once with what has been found to fit
+        for one, other in zip(expected, draw(pace), strict=True):
+            assert torch.equal(one.tokens, other.tokens)
+    assert sizes == [5, 3, 2, 2, 1, 2, 2, 1]
+    assert notes == [
+        "out of memory when sampling for 5 prompts: continuing with 3, which changes no random number "
+        "(generation.batch_size=3 saves the attempt)",
+        "out of memory when sampling for 3 prompts: continuing with 2, which changes no random number "
+        "(generation.batch_size=2 saves the attempt)",
+    ]
+
+
+def test_one_prompt_that_does_not_fit_ends_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = load_policy()
+    prompts, _ = random_batch(policy, prompts=2)
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(rollout, "sample_completions", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        sample_streams(policy, prompts, SOURCES, Sampling(2, [], 0), step_generator(policy.device, 0, 0))
+
+
+def test_the_plan_prints_what_it_chooses_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", *OPEN, "model.device=cpu", "plan.gpu=0.01", "plan.gpu=T4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0.01 GB: model.gradient_checkpointing=" in said
+    assert "15 GB: train.micro_batch_size=6:" in said
+    assert "the whole batch" in said
+    assert cli.main(["config", *OPEN]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["train"]["micro_batch_size"] == shown["generation"]["batch_size"] == "auto"
+    assert automatic.AUTO == shown["model"]["gradient_checkpointing"] == shown["model"]["cuda_graphs"]

@@ -1,0 +1,95 @@
+"""A base sharded over processes, on the CPU over gloo: who reads it, who holds what, and that nothing else changes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import several
+import torch
+from forked import Job
+from helpers import load_policy
+from safetensors.torch import load_file
+
+from alignrun import cli, distributed
+from alignrun.distributed import sharding
+from alignrun.errors import InputError
+
+SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+SMOKE = (
+    *("experiment=smoke", "model=path", "model.device=cpu", "model.dtype=float32", "data.eval_size=4"),
+    *("train.steps=2", "train.micro_batch_size=null", "generation.max_new_tokens=4", "optim.learning_rate=0.001"),
+    *("optim.epsilon=1e-4", "tracker=none"),
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in a folder, with tied embeddings and settings of its own for sampling."""
+    policy, _ = load_policy("+model.architecture.tie_word_embeddings=true", "adapter=none")
+    policy.model.generation_config.eos_token_id = [policy.tokenizer.eos_token_id, 65]
+    folder = tmp_path_factory.mktemp("base")
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "machines"), [(2, 1), (4, 2)])
+def test_one_process_reads_the_base_and_each_holds_its_part(
+    ranks: int, machines: int, base: Path, tmp_path: Path
+) -> None:
+    """Four processes on two machines: halves on each machine, so that every weight is held twice in all."""
+    command = [*SMOKE, f"model.path={base}", "train.batch_size=4"]
+    assert cli.main([*command, f"run.dir={tmp_path / 'alone'}"]) == 0
+    file = tmp_path / "commands.json"
+    file.write_text(json.dumps([[*command, f"run.dir={tmp_path / 'run'}"]]))
+    local = {"LOCAL_WORLD_SIZE": str(ranks // machines)}
+    job = Job(str(file), ranks=ranks, main=several.all_commands, cwd=tmp_path, **SPLIT, **local)
+    codes, said = job.wait(200)
+    assert codes == [0] * ranks, said
+    readers = [int((tmp_path / f"read-{rank}").exists()) for rank in range(ranks)]
+    assert readers == [1] + [0] * (ranks - 1)
+    held = [json.loads((tmp_path / "run" / f"held-{rank}.json").read_text()) for rank in range(ranks)]
+    assert all(part < 0.8 * total for part, total in held)
+    assert held == held[:1] * ranks, "halves of the layers, whatever the number of machines"
+    for one, other in zip(*(rows(tmp_path / name) for name in ("alone", "run")), strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    first, second = (load_file(tmp_path / name / "checkpoints/step-2/weights.safetensors") for name in ("alone", "run"))
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key not in ("seconds", "tokens_per_second")} for row in found]
+
+
+@pytest.mark.parametrize(
+    ("size", "local", "wanted", "expected"),
+    [
+        (8, [8] * 8, None, 8),  # one machine
+        (8, [4] * 8, None, 4),  # two
+        (2, [1, 1], None, 2),  # one process on each
+        (3, [2, 2, 1], None, 3),  # unequal
+        (8, [4] * 8, 8, 8),  # the launcher's word
+        (8, [8] * 8, 2, 2),
+    ],
+)
+def test_a_base_is_sharded_within_a_machine(
+    size: int, local: list[int], wanted: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "size", lambda: size)
+    monkeypatch.setattr(distributed, "all_equal", lambda _: len(set(local)) == 1)
+    if wanted:
+        monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", str(wanted))
+    for here in set(local):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+        assert sharding.shards() == expected
+
+
+def test_a_number_that_does_not_divide_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "size", lambda: 8)
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "3")
+    with pytest.raises(InputError, match="3 does not divide the 8 processes"):
+        sharding.shards()
