@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignrun import cli, games
 from alignrun.config import TournamentConfig, TrackerConfig
 from alignrun.errors import InputError, RunError
+from alignrun.launch.compose import compose_tournament
 from alignrun.preferences.base import build_preference
 from alignrun.tournament import command, sampling
 from alignrun.tournament.patterns import expanded
@@ -481,3 +482,12 @@ def test_another_selector_chooses(runs: Path, tmp_path: Path, capsys: pytest.Cap
 def test_patterns_take_a_rule(runs: Path) -> None:
     config = TournamentConfig(runs=[str(runs / "a"), f"mirror:{runs}/[ab]"], tracker=TrackerConfig())
     assert expanded(config)[0].runs == [str(runs / "a"), f"mirror:{runs / 'a'}", f"mirror:{runs / 'b'}"]
+
+
+def test_a_selector_is_read_as_a_preference_is(tmp_path: Path) -> None:
+    """Its template comes from a file, and a path is taken literally."""
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    chosen = ["preference@selector=pair_model", "selector.path=a,b", f"selector.chat_template={template}"]
+    section = compose_tournament(["runs=[mirror:a]", *chosen]).selector
+    assert (section.name, section.path, section.chat_template) == ("pair_model", "a,b", "{{ messages }}")

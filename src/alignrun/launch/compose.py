@@ -223,10 +223,10 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
     except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
-    for group in ("algo", "preference"):
-        if isinstance(getattr(config, group, None), dict):
+    for section, group in (("algo", "algo"), ("preference", "preference"), ("selector", "preference")):
+        if isinstance(getattr(config, section, None), dict):
             raise InputError(
-                f"config: {group}: the file of this choice must begin with `defaults: [NAME, _self_]`, with "
+                f"config: {section}: the file of this choice must begin with `defaults: [NAME, _self_]`, with "
                 f"the NAME of another one in `alignrun ls {group}`"
             )
     if (data := getattr(config, "data", None)) is not None:
