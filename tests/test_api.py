@@ -99,7 +99,7 @@ def test_a_tournament_returns_every_number(trained: TrainingResult) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda _: alignrun.train("algo=nash"), "did you mean nash_m"),
+        (lambda _: alignrun.train("algo=nash"), "did you mean nash_"),
         (lambda _: alignrun.train("-m", "seed=1,2"), "-m is for sweeps"),
         (lambda _: alignrun.train("experiment=smoke", "hydra.run.dir=x"), "a single run has run.dir"),
         (lambda run: alignrun.train("experiment=smoke", f"run.dir={run.path}"), "already holds a run"),

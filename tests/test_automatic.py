@@ -91,7 +91,7 @@ def test_a_cpu_keeps_the_whole_batch_and_what_is_typed_stays() -> None:
     assert choose(config, 1).config == choose(config, None).config == config
 
 
-def test_steps_that_cannot_be_recorded_are_told() -> None:
+def test_steps_that_cannot_be_recorded_are_reported() -> None:
     eager = compose([*OPEN, "model.attention=eager"])
     choice = choose(eager, GIB)
     assert choice.config.model.cuda_graphs is False

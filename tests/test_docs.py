@@ -87,3 +87,19 @@ def test_the_text_is_in_plain_english() -> None:
         if match.group() != words.get(file.name)
     ]
     assert not found
+
+
+def test_the_comparison_is_the_same_in_both_places_and_explains_every_row() -> None:
+    readme, page = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/comparison.md"))
+    table = re.compile(r"^\| \| alignrun \|.*\n(?:\|.*\n)+", re.MULTILINE)
+    shown, explained = table.search(readme), table.search(page)
+    assert shown
+    assert explained
+    assert shown[0] == explained[0]
+    rows = [line.split(" | ") for line in shown[0].splitlines()[2:]]
+    assert len(rows) > 10
+    for label, *cells in rows:
+        assert len(cells) == 7, label
+        assert f"**{label.removeprefix('| ')}".lower() in page.lower(), label
+    ours = sum(len(list((ROOT / "conf" / folder).glob("*.yaml"))) for folder in ("experiment", "recipe"))
+    assert rows[-1][1] == str(ours)

@@ -19,7 +19,8 @@ def test_the_loop_reaches_the_equilibrium(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_loop_takes_the_steps_of_the_package(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = ["algo=nash_md", "train.steps=6", "evaluation.every=0", "optim.learning_rate=1e-3", f"run.dir={run}"]
+    settings = ["algo=nash_md", "train.steps=6", "evaluation.every=0", "optim.learning_rate=1e-3"]
+    settings += ["generation.opponents=independent", f"run.dir={run}"]
     assert cli.main(["experiment=game", *settings]) == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     expected = rows[-1]["eval/kl_equilibrium"]

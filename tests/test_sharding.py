@@ -19,7 +19,7 @@ SPLIT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 SMOKE = (
     *("experiment=smoke", "model=path", "model.device=cpu", "model.dtype=float32", "data.eval_size=4"),
     *("train.steps=2", "train.micro_batch_size=null", "generation.max_new_tokens=4", "optim.learning_rate=0.001"),
-    *("optim.epsilon=1e-4", "tracker=none"),
+    *("optim.epsilon=1e-4", "tracker=none", "generation.opponents=independent"),
 )
 
 

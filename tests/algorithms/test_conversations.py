@@ -326,7 +326,7 @@ def test_prompts_leave_room_for_the_whole_conversation() -> None:
     kind = discover()["stackelberg"]
     added = FollowUps(tokenizer, None, None).added("better")
     wrapped = len(tokenizer("<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n").input_ids)
-    limit = wrapped + 4  # letters beside the one that is counted
+    limit = wrapped + 4  # letters besides the one that is counted
     encoding = encoding_of(tokenizer, context=limit + 8 + added + 8, max_new_tokens=8)
     assert len(kind.dataset(config, [Example("x" * 5, "fits")], encoding)) == 1
     with pytest.raises(InputError, match=rf"too: the prompt has {limit + 1} tokens, and the limit is {limit};"):

@@ -1,6 +1,7 @@
 """Training with a rollout server: whole runs against a real local one, and the engine that each algorithm gets."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ SMALL = (
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmLike]:
+    # Other tests leave handlers of the root logger behind, whose streams are closed.
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("ALIGNRUN_ROLLOUT_API_KEY", raising=False)
     config = compose(["experiment=smoke"])

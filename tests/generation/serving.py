@@ -191,8 +191,8 @@ class VllmLike(ThreadingHTTPServer):
             ranked, order = logits.softmax(-1).sort(descending=True)
             logits[order[ranked.cumsum(-1) - ranked >= top_p]] = -torch.inf
         token = int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
-        told = logits if self.processed else self.read[place]
-        return token, float(told.log_softmax(-1)[token])
+        reported = logits if self.processed else self.read[place]
+        return token, float(reported.log_softmax(-1)[token])
 
 
 class SglangLike(VllmLike):

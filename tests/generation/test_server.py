@@ -326,7 +326,7 @@ def test_sglang_is_recognised_and_asked_in_its_own_way(
     assert server.loras == {}
 
 
-def test_what_sglang_refuses_is_told(serve: Serve, policy: Policy, adapter: Path, prompts: PromptBatch) -> None:
+def test_what_sglang_refuses_is_reported(serve: Serve, policy: Policy, adapter: Path, prompts: PromptBatch) -> None:
     server = serve(kind=SglangLike)
     rollouts = connect(server)
     message = refused(lambda: rollouts.load_adapter(adapter / "none", 0))

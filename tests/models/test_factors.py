@@ -7,7 +7,7 @@ import torch
 from helpers import load_policy, random_batch, refused_smoke
 
 from alignrun.config import AdapterConfig, Precision
-from alignrun.models.adapters import ANCHOR, POLICY, computed_in, forwards_as, forwards_on_rows, products_dtype
+from alignrun.models.adapters import POLICY, computed_in, forwards_as, forwards_on_rows, products_dtype
 from alignrun.models.decoding.decoder import CachedDecoder
 from alignrun.models.decoding.factors import RolloutFactors
 from alignrun.models.policy import Policy
@@ -29,8 +29,8 @@ def test_stacked_factors_give_the_rows_of_each_adapter() -> None:
     moved(policy)
     model, layers = policy.model, policy.backbone.layers
     ids = torch.randint(0, 200, (6, 5), generator=torch.Generator().manual_seed(0))
-    spans = [(POLICY, slice(0, 3)), (ANCHOR, slice(3, 5))]
-    factors = RolloutFactors(model, [POLICY, ANCHOR], torch.float32)
+    spans = [(POLICY, slice(0, 3)), (Role.anchor, slice(3, 5))]
+    factors = RolloutFactors(model, [POLICY, Role.anchor], torch.float32)
     with forwards_as(layers, forwards_on_rows(layers, spans, 6)):
         expected = model(input_ids=ids).logits
     for _ in range(2):  # what the layers of a group share is forgotten after each pass

@@ -6,7 +6,7 @@ import torch
 from alignrun.errors import InputError
 from alignrun.games import CYC
 from alignrun.preferences.base import build_preference
-from alignrun.preferences.styles import Style, Styles, StylesConfig
+from alignrun.preferences.styles import Style, Styles, StylesConfig, check
 
 TEXTS = {
     # VADER 0.902, 5 words, 4.8 letters a word: z = (2.04, 3.40, 0.04) by the measured constants
@@ -48,7 +48,6 @@ def test_the_shares_of_our_completions_are_metrics() -> None:
 @pytest.mark.parametrize(
     ("styles", "message"),
     [
-        ({"brevity": {"centre": 0, "scale": 1}}, "one measure for each of the 3 actions of cyc"),
         ({"brevty": {"centre": 0, "scale": 1}}, "no measure brevty"),
         ({"brevity": {"centre": 0}}, "must be {centre: number, scale: number}"),
         ({"brevity": {"centre": 0, "scale": 0}}, "preference.styles.brevity.scale must be positive"),
@@ -59,6 +58,11 @@ def test_the_shares_of_our_completions_are_metrics() -> None:
 def test_settings_that_cannot_be_used_are_refused(styles: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         StylesConfig(styles=styles)
+
+
+def test_every_action_needs_a_measure() -> None:
+    with pytest.raises(InputError, match="one measure for each of the 3 actions of cyc"):
+        check(StylesConfig(styles={"brevity": {"centre": 0, "scale": 1}}))
 
 
 def test_a_stored_configuration_is_read_again() -> None:

@@ -101,7 +101,7 @@ class NashPG(SPO):
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Played:
         drawn = self.draw(prompts, step)
-        scores = shared(drawn, self._token_scores, self.tools.config.train.micro_batch_size)
+        scores = shared(drawn, self._token_scores, self.tools.config.train.micro)
         return Played(prompts, drawn.completions, drawn.preference, *scores.unbind(1))
 
     def _token_scores(self, drawn: Judged) -> Tensor:

@@ -57,13 +57,6 @@ class StylesConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "styles", {str(name): _style(str(name), value) for name, value in self.styles.items()})
-        actions = len(load_game(self.game).actions)
-        require(
-            len(self.styles) == actions,
-            "preference.styles",
-            f"must name one measure for each of the {actions} actions of {self.game}, as in {EXAMPLE}, "
-            f"not {len(self.styles)} (`~preference.styles.NAME` leaves one out)",
-        )
 
 
 def _style(name: str, value: object) -> Style:
@@ -119,7 +112,18 @@ class Styles(Preference):
             measure.expect(prompts, completions)
 
 
-@preference("styles", StylesConfig)
+def check(config: StylesConfig) -> None:
+    """Require a measure for each action. Raises InputError, also as `load_game`."""
+    actions = len(load_game(config.game).actions)
+    require(
+        len(config.styles) == actions,
+        "preference.styles",
+        f"must name one measure for each of the {actions} actions of {config.game}, as in {EXAMPLE}, "
+        f"not {len(config.styles)} (`~preference.styles.NAME` leaves one out)",
+    )
+
+
+@preference("styles", StylesConfig, check=check)
 def build(config: StylesConfig) -> Preference:
     """The preference that the configuration asks for."""
     return Styles(config.styles, load_game(config.game))

@@ -10,6 +10,7 @@ import torch
 from alignrun.algorithms.base import discover, opponent_of
 from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import (
+    AUTO,
     MODEL_TOKENS,
     AdapterConfig,
     AdapterKind,
@@ -229,11 +230,11 @@ class Loader:
 
 
 def share_base(one: Config, other: Config) -> bool:
-    """Whether two configurations differ only in the trained weights."""
-    return (one.model, one.adapter, one.reference, one.seed, opponent_of(one)) == (
-        other.model,
-        other.adapter,
-        other.reference,
-        other.seed,
-        opponent_of(other),
-    )
+    """Whether two configurations differ only in the trained weights, and in what does not change a model's output."""
+
+    def base(config: Config) -> tuple[object, ...]:
+        # On a run these are chosen by its memory.
+        model = replace(config.model, gradient_checkpointing=AUTO, cuda_graphs=AUTO)
+        return model, config.adapter, config.reference, config.seed, opponent_of(config)
+
+    return base(one) == base(other)

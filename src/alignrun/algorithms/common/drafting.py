@@ -141,7 +141,7 @@ class Drafting:
 
     def _verify(self, batch: _Drafts, source: Source, sampling: Sampling) -> "_Verified":
         """The verdict on R drafts, computed in the micro-batches of training and sharded over the processes."""
-        width, size = batch.completions.tokens.shape[2], self._config.train.micro_batch_size
+        width, size = batch.completions.tokens.shape[2], self._config.train.micro
         packed = shared(batch, lambda part: self._verified(part, source, sampling), size).flatten(0, 1)
         tokens, mask, log_probs, ended, rejected = packed.split([width, width, width, 1, 1], dim=1)
         prefix = Completions(tokens.long(), mask.bool())

@@ -47,11 +47,11 @@ class OnlineAlgorithm(Algorithm):
     def notes(self) -> Sequence[str]:
         """What a server draws, and the number of judged pairs, if each is a question."""
         config = self.tools.config
-        told = [*super().notes(), *server_notes(config, self.declared(config))]
+        notes = [*super().notes(), *server_notes(config, self.declared(config))]
         opponents = getattr(config.algo, "opponents_per_sample", None)
         asked, every = (self.pairs(config, count) for count in (opponents, None))
         if not (self.tools.preference.by_pair and every):
-            return told
+            return notes
         share = f"all {every}" if asked == every else f"{asked} of {every}"
         drawn = "" if asked == every else ", drawn at each step (algo.opponents_per_sample)"
-        return [*told, f"judging: {share} pairs of completions of each prompt{drawn}"]
+        return [*notes, f"judging: {share} pairs of completions of each prompt{drawn}"]

@@ -67,9 +67,9 @@ def always_paired(stream: Stream, generation: GenerationConfig) -> bool:
 def worth(opponent: Source, drafts: int, device: torch.device) -> float:
     """The least share of accepted tokens at which drafting N opponents costs less than drawing them; above 1: never.
 
-    The costs, per token of the drafts and in
-    units of a decoded token, are those of the rows saved, of the reads, and of the second loop of decoding; if the
-    drafts are read under μ, the loss need not do so. They were measured on a CPU, so elsewhere this says never.
+    The costs, per token of the drafts and in units of a decoded token, are those of the rows saved, of the reads, and
+    of the second loop of decoding; if the drafts are read under μ, the loss need not do so. They were measured on a
+    CPU, so elsewhere this says never.
     """
     rows = roles_of(opponent)
     if device.type != "cpu":
