@@ -82,7 +82,7 @@ def _typed(path: Path, given: dict[str, Any]) -> tuple[type, Any]:
 def _section(section: type, lines: Sequence[str], indent: str) -> Iterator[str]:
     """The lines of a section: what is given, each with its meaning, then every other key with its default."""
     groups = {path.name for path in CONF.iterdir() if path.is_dir()} if section in ROOTS.values() else ()
-    missing = {key.name: key for key in keys(section) if key.name not in groups}
+    missing = {key.name: key for key in keys(section) if key.name not in {*groups, "selector"}}  # a preference
     for name, comments, block in _blocks(lines, indent):
         key = missing.pop(name, None)
         yield from comments if key is None else meaning(key, indent)

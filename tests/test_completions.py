@@ -216,3 +216,33 @@ def test_dollars_in_a_judges_template_are_text(run: Path, capsys: pytest.Capture
         cli.main(["generate", str(run), "format=pairs", "out=d.jsonl", "prompts=1", "samples=2", *judge, template]) == 1
     )
     assert "preference=judge: http://127.0.0.1:9/chat/completions failed 1 times" in capsys.readouterr().err
+
+
+def test_one_of_several_completions_is_chosen(
+    run: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the share of letters, which is known: what is chosen has more of them than a plain sample."""
+    data = ["data=jsonl", f"data.path={questions}", "max_new_tokens=4", "samples=4"]
+    judged = [*data, "preference=letters", "candidates=6"]
+    assert cli.main(["generate", f"borda:{run}", "out=b.jsonl", *judged]) == 0
+    assert "selector: function" in capsys.readouterr().out
+    assert cli.main(["generate", str(run), "out=c.jsonl", *data]) == 0
+    chosen, plain = (written(Path(name)) for name in ("b.jsonl", "c.jsonl"))
+    assert [row.keys() for row in chosen] == [row.keys() for row in plain]
+    assert [(row["prompt"], row["sample"]) for row in chosen] == [(row["prompt"], row["sample"]) for row in plain]
+    best, usual = (np.mean(letters([], [row["completion"] for row in rows])) for rows in (chosen, plain))
+    assert best > usual + 0.1
+    assert cli.main(["generate", f"borda:{run}", "out=d.jsonl", *judged, "batch_size=12"]) == 0
+    assert len(written(Path("d.jsonl"))) == len(chosen)
+    assert cli.main(["generate", f"best_of_nash:{run}", "--reference", "out=e.json", "format=alpaca_eval", *judged[:-3],
+                     "preference=letters", "candidates=2"]) == 0  # fmt: skip
+    capsys.readouterr()
+    for words, reason in (
+        ([f"mirror:{run}", "out=x", "format=pairs"], "format=pairs takes the best and the worst of all samples"),
+        ([f"mirror:{run}", "out=x", "mirror_eta=0"], "mirror_eta must be positive"),
+        ([f"nash:{run}", "out=x"], f"nash:{run}"),
+    ):
+        assert cli.main(["generate", *words]) == 2
+        assert reason in capsys.readouterr().err
+    assert cli.main(["chat", f"mirror:{run}"]) == 2
+    assert "which only `alignrun eval` and `alignrun generate` do" in capsys.readouterr().err

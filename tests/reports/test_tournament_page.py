@@ -163,8 +163,8 @@ def test_players_have_dashes_where_nothing_was_measured_and_no_row_where_nobody_
     assert "regularised exploitability, at least, τ = 0.02" in rows
     exact = {row[0] for row in page_of(rock_paper_scissors()).rows("properties")}
     assert exact == {
-        "", "win rate against the reference", "average over the others", "share in the equilibrium", "Elo",
-        "exploitability", "source",
+        "", "win rate against the reference", "average over the others", "share in the equilibrium of the win rates",
+        "Elo", "exploitability", "source",
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignrun import cli, games
 from alignrun.config import TournamentConfig, TrackerConfig
 from alignrun.errors import InputError, RunError
+from alignrun.launch.compose import compose_tournament
 from alignrun.preferences.base import build_preference
 from alignrun.tournament import command, sampling
 from alignrun.tournament.patterns import expanded
@@ -430,3 +431,63 @@ def test_a_feedback_model_is_no_player(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(train) == 0
     assert cli.main(["eval", f"runs=[{run}]"]) == 2
     assert "is a feedback model, not a policy" in capsys.readouterr().err
+
+
+def test_a_player_chooses_among_samples_of_a_policy(runs: Path, tmp_path: Path) -> None:
+    """On a game it is exact, and samples agree; its reference is that of the run."""
+    players = [runs / "nash", f"best_of_nash:{runs / 'nash'}", f"borda:{runs / 'nash'}"]
+    exact = play(tmp_path / "t", players)
+    assert [player["name"] for player in exact["players"]] == ["nash", "best_of_nash:nash", "borda:nash", "reference"]
+    chooser = one(exact, "best_of_nash:nash")
+    assert chooser["reference"] == "reference"
+    assert chooser["exploitability"]["gain"]["value"] < one(exact, "borda:nash")["exploitability"]["gain"]["value"]
+    assert "the judge of this tournament, which flatters them" in " ".join(exact["notes"])
+    assert chooser["kl"] is not None
+
+    sampled = play(tmp_path / "u", players, "exact=false", "samples_per_prompt=150", "candidates=8")
+    assert np.abs(values(sampled) - values(exact)).max() < 0.1
+    assert one(sampled, "best_of_nash:nash")["kl"] is None
+    assert "best_of_nash:nash: one of 8 completions; its KL to the model that draws them is at most" in " ".join(
+        sampled["notes"]
+    )
+    rows = [json.loads(line) for line in (tmp_path / "u" / "completions.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 * 150
+
+
+def test_another_selector_chooses(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By length, the chosen completions are the longest of their candidates; a model is compared with itself."""
+    chosen = [f"borda:{runs / 'a'}", "preference=letters", "preference@selector=function"]
+    selector = f"selector.function={__name__}:judge_length"
+    results = play(tmp_path / "t", [chosen[0]], *chosen[1:], selector, "candidates=4")
+    lengths = {player["name"]: player["words"]["value"] for player in results["players"]}
+    assert set(lengths) == {"borda:a", "reference"}
+    rows = [json.loads(line) for line in (tmp_path / "t" / "completions.jsonl").read_text().splitlines()]
+    mean = {name: np.mean([len(row["completion"]) for row in rows if row["player"] == name]) for name in lengths}
+    assert mean["borda:a"] > mean["reference"] + 0.3
+    assert "judge_length); the tournament is judged by function" in " ".join(results["notes"])
+    assert play(tmp_path / "u", [chosen[0]], *chosen[1:], selector, "candidates=4")["matrix"] == results["matrix"]
+    assert not list((tmp_path / "cache" / "comparisons").iterdir()), "no answers are left of a finished tournament"
+    capsys.readouterr()
+    for overrides, reason in (
+        ([f"runs=[mirror:{runs / 'a'}]", "candidates=1"], "candidates must be at least 2"),
+        ([f"runs=[{runs / 'a'}]", "preference@selector=letters"], "no player chooses"),
+        ([f"runs=[mirror:{runs / 'a'}]", "selector=letters"], "with preference@selector=NAME"),
+        ([f"runs=[mirror:{runs / 'a'}]", f"reference_policy=mirror:{runs / 'a'}"], "reference_policy"),
+        ([f"runs=[mirror:{tmp_path / 'none'}]"], "none"),
+    ):
+        assert cli.main(["eval", *overrides, "tracker=none"]) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_patterns_take_a_rule(runs: Path) -> None:
+    config = TournamentConfig(runs=[str(runs / "a"), f"mirror:{runs}/[ab]"], tracker=TrackerConfig())
+    assert expanded(config)[0].runs == [str(runs / "a"), f"mirror:{runs / 'a'}", f"mirror:{runs / 'b'}"]
+
+
+def test_a_selector_is_read_as_a_preference_is(tmp_path: Path) -> None:
+    """Its template comes from a file, and a path is taken literally."""
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    chosen = ["preference@selector=pair_model", "selector.path=a,b", f"selector.chat_template={template}"]
+    section = compose_tournament(["runs=[mirror:a]", *chosen]).selector
+    assert (section.name, section.path, section.chat_template) == ("pair_model", "a,b", "{{ messages }}")

@@ -8,7 +8,7 @@ import pytest
 from alignrun.config import ReferenceConfig, ReferenceKind, TournamentConfig, TrackerConfig
 from alignrun.errors import InputError
 from alignrun.launch.compose import compose
-from alignrun.tournament import lineup
+from alignrun.tournament import choosing, lineup
 from alignrun.tournament.lineup import Field, Lineup
 from alignrun.tournament.players import Player
 
@@ -29,9 +29,10 @@ OTHER = Player("other", "other", replace(SMOKE, model=replace(SMOKE.model, name=
 
 def lined_up(monkeypatch: pytest.MonkeyPatch, *players: Player, reference: str | None = None) -> Lineup:
     known = {player.name: player for player in (*players, MODEL, OTHER)}
-    monkeypatch.setattr(
-        lineup, "find_player", lambda source, name=None, _=(): replace(known[source], name=name or source)
-    )
+    for module in (lineup, choosing):
+        monkeypatch.setattr(
+            module, "find_player", lambda source, name=None, _=(): replace(known[source], name=name or source)
+        )
     config = TournamentConfig(
         runs=[player.name for player in players], reference_policy=reference, tracker=TrackerConfig()
     )
@@ -93,6 +94,23 @@ def test_models_alone_have_no_reference(monkeypatch: pytest.MonkeyPatch) -> None
     assert by_name(lined_up(monkeypatch, MODEL, OTHER).settle({})) == {"model": None, "other": None}
     with pytest.raises(InputError, match="one model and no run"):
         lined_up(monkeypatch, MODEL)
+
+
+def test_a_player_that_chooses_is_compared_with_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"model": MODEL, "a": run("a")}
+    monkeypatch.setattr(choosing, "find_player", lambda source, name=None, _=(): known[source])
+    for runs, names in (
+        (["borda:model"], ["borda:model", "reference"]),
+        (["mirror:model", "model"], ["mirror:model", "model"]),
+        (["mirror:a", "a", "borda:a"], ["mirror:a", "a", "borda:a", "reference"]),
+    ):
+        field = lineup.line_up(TournamentConfig(runs=runs, tracker=TrackerConfig())).settle({})
+        assert [player.name for player in field.players] == names
+        assert set(by_name(field).values()) == {names[1] if "model" in names else "reference"}
+    with pytest.raises(InputError, match="chooses among samples, and its probabilities are not known"):
+        lineup.line_up(
+            TournamentConfig(runs=["mirror:model", "model"], reference_policy="mirror:model", tracker=TrackerConfig())
+        )
 
 
 def test_a_run_that_has_not_moved_is_no_tournament(monkeypatch: pytest.MonkeyPatch) -> None:

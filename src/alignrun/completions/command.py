@@ -31,12 +31,14 @@ from alignrun.data.prompts import PromptSet
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.comparisons import compare
 from alignrun.evaluation.completions import Drawing, content_key, draw
+from alignrun.evaluation.selection import chosen
 from alignrun.launch.build import distinct_prompts, make_encoding
 from alignrun.launch.compose import plain
 from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference, build_preference, discover, preference_in_words
 from alignrun.security.text import counted
-from alignrun.tournament.players import Loader, Player, find_player, reference_of
+from alignrun.tournament.choosing import candidates, find_chooser
+from alignrun.tournament.players import Loader, Player, reference_of, rule_of
 from alignrun.types import Example
 
 VERSION = 1
@@ -76,9 +78,11 @@ def generate(source: str, reference: bool, config: GenerateConfig, console: Cons
     assert config.out is not None
     out = Path(config.out).expanduser().absolute()
     refuse_existing(out)
-    asked = ["model", *["data"] * (config.data is None)]
-    asked += ["preference"] * (config.format is Format.pairs and config.preference is None)
-    player = find_player(source, sections=asked)
+    judged = config.format is Format.pairs or rule_of(source) is not None
+    if config.preference is not None and not judged:
+        raise InputError(f"config: preference labels pairs, and format={config.format.name} has none")
+    asked = ["model", *["data"] * (config.data is None), *["preference"] * (judged and config.preference is None)]
+    player = find_chooser(config, source, sections=asked)
     player = reference_of(player) if reference else player
     data, preference = _brought(config, player)
     examples = _examples(config, data, preference, report)
@@ -91,6 +95,7 @@ def generate(source: str, reference: bool, config: GenerateConfig, console: Cons
         batch_size=config.batch_size,
         seed=config.seed,
     )
+    drawing = candidates(drawing, player)
     generation = replace(player.config.generation, max_new_tokens=drawing.max_new_tokens)
     prompts = PromptSet.build(examples, make_encoding(replace(player.config, data=data, generation=generation)))
     if prompts.skipped + prompts.refused:
@@ -100,7 +105,7 @@ def generate(source: str, reference: bool, config: GenerateConfig, console: Cons
         policy = loader.load(player)
         judge = None
         if preference is not None:
-            report(f"judge: {preference_in_words(preference)}")
+            report(f"{'selector' if player.chooser else 'judge'}: {preference_in_words(preference)}")
             judge = build_preference(preference, loader.backbone)
             judge.check(prompts.examples)
         key = _key(policy, player, prompts, drawing, config, preference)
@@ -130,11 +135,19 @@ def _brought(config: GenerateConfig, player: Player) -> tuple[DataConfig, Any]:
         raise InputError(f"config: data must be given, since {player.source} was not trained here: data=NAME")
     data = config.data if run is None or config.data is not None else run.data
     assert data is not None
-    if config.format is not Format.pairs:
+    if config.format is not Format.pairs and player.chooser is None:
         return data, None
+    if config.format is Format.pairs and player.chooser is not None:
+        raise InputError(
+            f"config: format=pairs takes the best and the worst of all samples, and {player.source} keeps one of "
+            f"{player.chooser.candidates}: leave out the rule, or choose format=jsonl"
+        )
     preference = config.preference if run is None or config.preference is not None else run.preference
     if preference is None or preference.name == "none":
-        raise InputError("config: format=pairs needs something that labels them: choose preference=NAME")
+        needs = "format=pairs needs something that labels them"
+        if player.chooser is not None:
+            needs = f"{player.source} needs something that chooses"
+        raise InputError(f"config: {needs}: choose preference=NAME")
     discover()[preference.name].check(preference)
     return data, preference
 
@@ -175,6 +188,7 @@ def _key(
     section = None if preference is None else plain(preference)
     texts = [example.asked.identity for example in prompts.examples]
     parts = [VERSION, content, texts, asdict(drawing), config.format.name, _generator(config, player), section]
+    parts += [] if player.chooser is None else [repr(player.chooser)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -198,8 +212,11 @@ class _Writer:
         """The rows for these prompts; None for a prompt without a pair."""
         batch = self.prompts.part(places)
         examples = batch.examples
-        scored = self.config.format is Format.jsonl
-        drawn = draw(self.policy, self.player.role, batch, self.drawing, f"{self.key} {number}", scored=scored)
+        scored, stream = self.config.format is Format.jsonl, f"{self.key} {number}"
+        drawn = draw(self.policy, self.player.role, batch, self.drawing, stream, scored=scored)
+        if self.player.chooser is not None:
+            assert self.judge is not None
+            drawn, _ = chosen(drawn, self.player.chooser, self.judge, batch.texts, stream)
         generator = _generator(self.config, self.player)
         match self.config.format:
             case Format.jsonl:

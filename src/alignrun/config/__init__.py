@@ -25,6 +25,7 @@ from alignrun.config.preference_evaluation import JudgedRows, PreferenceEvaluati
 from alignrun.config.published import LongText, PublishedConfig, Quantize
 from alignrun.config.sampling import MODEL_TOKENS, Format, GenerateConfig, Rows, SamplingConfig
 from alignrun.config.schema import AUTO, FromData, require, schema
+from alignrun.config.selection import Selection
 from alignrun.config.served import ServedConfig
 from alignrun.config.tournament import ComparedPairs, TournamentConfig
 from alignrun.config.training import (
@@ -80,6 +81,7 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "Schedule",
+    "Selection",
     "ServedConfig",
     "ServerKind",
     "SweepConfig",

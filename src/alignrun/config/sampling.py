@@ -6,6 +6,7 @@ from typing import Any
 from alignrun.config.data import DataConfig
 from alignrun.config.model import Precision
 from alignrun.config.schema import require, schema
+from alignrun.config.selection import check_selection
 
 MODEL_TOKENS = 512
 """Longest completion of a model that belongs to no run."""
@@ -77,7 +78,7 @@ class GenerateConfig(SamplingConfig):
     data: DataConfig | None = None
     """Whose prompts to complete; by default the run's own data."""
     preference: Any = None
-    """What labels the pairs (format=pairs); by default the run's own."""
+    """What labels the pairs (format=pairs), or chooses among `candidates`; by default the run's own."""
     rows: Rows | None = None
     """Which rows of the data are prompts: all; with format=pairs, not those that the data keep held out.
 
@@ -87,6 +88,12 @@ class GenerateConfig(SamplingConfig):
     """The largest number of prompts, from the first."""
     samples: int | None = None
     """Completions for each prompt: by default 1, and 4 with format=pairs."""
+    candidates: int = 8
+    """N, the completions of which a policy such as best_of_nash:RUN chooses one."""
+    mirror_steps: int = 20
+    """T, the steps of mirror descent of a policy mirror:RUN."""
+    mirror_eta: float = 1.0
+    """η, the size of these steps."""
     generator: str | None = None
     """The name under which benchmarks list the policy; by default that of the folder."""
     batch_size: int = 32
@@ -94,13 +101,13 @@ class GenerateConfig(SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_selection(self)
         require(self.out != "", "out", "is empty: name a file")
         require(self.prompts is None or self.prompts >= 1, "prompts", f"must be at least 1, not {self.prompts}")
         require(self.samples is None or self.samples >= 1, "samples", f"must be at least 1, not {self.samples}")
         require(self.batch_size >= 1, "batch_size", f"must be at least 1, not {self.batch_size}")
         pairs = self.format is Format.pairs
         require(not pairs or self.samples != 1, "samples", "must be at least 2 with format=pairs")
-        require(pairs or self.preference is None, "preference", f"labels pairs, and format={self.format.name} has none")
         alone = self.format in (Format.alpaca_eval, Format.arena_hard)
         require(not alone or self.samples in (None, 1), "samples", f"must be 1 with format={self.format.name}")
 

@@ -10,6 +10,7 @@ from alignrun.config.data import DataConfig
 from alignrun.config.model import Precision
 from alignrun.config.sampling import check_sampling
 from alignrun.config.schema import require, schema
+from alignrun.config.selection import check_selection
 from alignrun.config.training import Artifact, RunConfig, TrackerConfig
 
 
@@ -29,7 +30,8 @@ class TournamentConfig:
     runs: list[str] = field(default_factory=list)
     """Run directories, checkpoints (RUN/checkpoints/step-N), choices of `alignrun ls model`, model folders or hub ids.
 
-    The reference is added automatically.
+    A rule before a name plays the best of its samples: best_of_nash:RUN, mirror:RUN, borda:RUN, bradley_terry:RUN. The
+    reference is added automatically.
     """
     names: list[str] = field(default_factory=list)
     """Display names, in the same order; by default the names of the folders."""
@@ -38,11 +40,19 @@ class TournamentConfig:
     data: DataConfig | None = None
     preference: Any = None
     """The judge. If it differs from the training preference, both are evaluated: the hacking gap."""
+    selector: Any = None
+    """What chooses among `candidates` (preference@selector=NAME); by default the judge."""
     tracker: TrackerConfig = MISSING
     prompts: int | None = None
     """The largest number of held-out prompts."""
     samples_per_prompt: int = 4
     """Completions per policy and prompt."""
+    candidates: int = 8
+    """N, the completions of which a player such as best_of_nash:RUN chooses one."""
+    mirror_steps: int = 20
+    """T, the steps of mirror descent of a player mirror:RUN."""
+    mirror_eta: float = 1.0
+    """η, the size of these steps."""
     pairing: ComparedPairs = ComparedPairs.all
     max_new_tokens: int | None = None
     """Longest completion, in tokens."""
@@ -85,6 +95,7 @@ class TournamentConfig:
             self.samples_per_prompt >= 1, "samples_per_prompt", f"must be at least 1, not {self.samples_per_prompt}"
         )
         check_sampling(self)
+        check_selection(self)
         require(self.kl_tau is None or self.kl_tau > 0, "kl_tau", "must be positive")
         require(self.batch_size >= 1, "batch_size", f"must be at least 1, not {self.batch_size}")
         require(0 < self.confidence < 1, "confidence", f"must lie in (0, 1), not {self.confidence}")

@@ -65,6 +65,10 @@ class PlayerResult:
     """distinct-1, distinct-2, distinct-3: different n-grams of words over all n-grams (arXiv 1510.03055)."""
     reference: str | None = None
     """The player that KL and win rate refer to, itself for a reference; None if unknown."""
+    deviation: float | None = None
+    """Deviation rating: the gain of playing it against the equilibrium: 0 in its support, below 0 elsewhere."""
+    alpha_rank: float | None = None
+    """Its share in the stationary distribution of α-rank."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from alignrun.evaluation import standings
 from alignrun.evaluation.best_of_n import best_response_bound, regularised_bound
 from alignrun.evaluation.bootstrap import bootstrap_estimates
 from alignrun.evaluation.completions import Drawn
+from alignrun.evaluation.cyclic_ratings import alpha_rank, deviation_ratings
 from alignrun.evaluation.diversity import distinct
 from alignrun.evaluation.exact import played
 from alignrun.evaluation.intervals import SHARE, UNBOUNDED, Limits
@@ -88,6 +89,7 @@ def sampled_standing(
     shares = standings.shares(rates, confidence, seed)
     ratings = standings.ratings(rates, reference, confidence, seed)
     value = standings.nash_average(means)[1]
+    deviations, ranks = deviation_ratings(means), alpha_rank(means)
     # Exploitability needs each completion judged against several of the policy in question.
     complete = table.shape[2] > 1 and not np.isnan(table).any()
     players = []
@@ -111,6 +113,8 @@ def sampled_standing(
                 if complete
                 else None,
                 regularised=regularised,
+                deviation=float(deviations[place]),
+                alpha_rank=float(ranks[place]),
                 **_texts(one, settings),
             )
         )
@@ -166,6 +170,7 @@ def exact_standing(
     np.fill_diagonal(rates, 0.5)
     shares, value = standings.nash_average(rates)
     ratings = standings.elo(rates, reference, MANY)
+    deviations, ranks = deviation_ratings(rates), alpha_rank(rates)
     matrix = tuple(tuple(map(_exact, row)) for row in rates.tolist())
     players = []
     for place, (entry, policy) in enumerate(zip(entries, policies, strict=True)):
@@ -182,6 +187,8 @@ def exact_standing(
                 rating=_exact(ratings[place]),
                 exploitability=Bound(_exact(float(games.exploitability(game, policy))), 0),
                 regularised=half_gap,
+                deviation=float(deviations[place]),
+                alpha_rank=float(ranks[place]),
                 kl=None if entry.reference is None else _exact(float(games.kl(policy, policies[entry.reference]))),
                 length=None,
                 words=None,

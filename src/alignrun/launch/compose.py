@@ -158,6 +158,10 @@ def _check_chosen(overrides: Sequence[str], otherwise: str = "") -> None:
         given = [override for override in overrides if override.startswith(f"{group}.")]
         if given and not (named().configs or any(override.startswith(f"{group}=") for override in overrides)):
             raise InputError(f"config: {given[0]} also needs {group}=NAME{otherwise}")
+    selector = [override for override in overrides if override.startswith("selector")]
+    chosen = named().configs or any(override.startswith("preference@selector=") for override in overrides)
+    if selector and not (chosen and selector[0].startswith("selector.")):
+        raise InputError(f"config: {selector[0]}: choose what selects with preference@selector=NAME")
 
 
 def _composed(name: str, kind: type[Root], overrides: Sequence[str]) -> Root:
@@ -219,10 +223,10 @@ def typed(composed: DictConfig, kind: type[Root]) -> Root:
     except (AttributeError, TypeError) as error:  # `+key=` adds fields that no dataclass has
         raise InputError(f"config: {one_line(error)}: only keys of the schema can be set") from error
     assert isinstance(config, kind)
-    for group in ("algo", "preference"):
-        if isinstance(getattr(config, group, None), dict):
+    for section, group in (("algo", "algo"), ("preference", "preference"), ("selector", "preference")):
+        if isinstance(getattr(config, section, None), dict):
             raise InputError(
-                f"config: {group}: the file of this choice must begin with `defaults: [NAME, _self_]`, with "
+                f"config: {section}: the file of this choice must begin with `defaults: [NAME, _self_]`, with "
                 f"the NAME of another one in `alignrun ls {group}`"
             )
     if (data := getattr(config, "data", None)) is not None:

@@ -141,6 +141,7 @@ def section_classes() -> dict[str, dict[str, type]]:
 
 def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
     classes = {} if prefix else section_classes()
+    classes |= {"selector": classes["preference"]} if classes else {}
     for name, hint in get_type_hints(section).items():
         options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         own = classes.get(name, {}).values()

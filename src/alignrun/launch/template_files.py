@@ -18,7 +18,7 @@ def with_templates(config: Root) -> Root:
     Raises:
         InputError: there is no such file, or it is not UTF-8, too large, or no template.
     """
-    for group in ("model", "preference"):
+    for group in ("model", "preference", "selector"):
         section: Any = getattr(config, group, None)
         written: Any = {group: _with_template(section, group)}
         if written[group] is not section:

@@ -93,7 +93,9 @@ def _properties(result: TournamentResult) -> list[Property]:
         Property("reference", lambda p: Shown(ABSENT if result.reference else p.reference or ABSENT)),
         Property(f"win rate against {reference}", lambda p: shown(p.win_rate, rate)),
         Property("average over the others", lambda p: shown(p.average, rate)),
-        Property("share in the equilibrium", lambda p: shown(p.share, rate)),
+        Property("share in the equilibrium of the win rates", lambda p: shown(p.share, rate)),
+        Property("deviation rating", lambda p: shown(p.deviation, rate)),
+        Property("α-rank", lambda p: shown(p.alpha_rank, rate)),
         Property("Elo", lambda p: shown(p.rating, signed)),
         Property(
             _at_least("exploitability", [p.exploitability for p in result.players]), lambda p: _gain(p.exploitability)

@@ -17,9 +17,10 @@ from rich.text import Text
 from alignrun.config import ComparedPairs, TournamentConfig
 from alignrun.errors import AlignrunError, RunError, one_line
 from alignrun.evaluation.comparisons import compare, mean_win_rates
-from alignrun.evaluation.completions import CompletionCache
+from alignrun.evaluation.completions import CompletionCache, Drawn
 from alignrun.evaluation.exact import GameEvaluator
 from alignrun.evaluation.results import Answers, Comparison, TournamentResult
+from alignrun.evaluation.selection import exact_choice
 from alignrun.evaluation.settled import caution
 from alignrun.evaluation.tournament_results import (
     Participant,
@@ -36,13 +37,14 @@ from alignrun.games.files import load_game
 from alignrun.launch import compose
 from alignrun.launch.train import remove_empty_run
 from alignrun.models.sources import cache_folder
-from alignrun.preferences.base import build_preference, preference_in_words
+from alignrun.preferences.base import Preference, build_preference, preference_in_words
 from alignrun.reports.panels import log_tournament
 from alignrun.reports.tournament_page import tournament_page
 from alignrun.run.directory import RunDirectory, environment, write_text_atomic
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.tracking import start_tracking
 from alignrun.security.text import counted
+from alignrun.tournament.choosing import choose_all, selection_note
 from alignrun.tournament.journal import Journal, journal_file
 from alignrun.tournament.lineup import Field, Lineup, line_up
 from alignrun.tournament.patterns import expanded
@@ -151,6 +153,9 @@ def _exact(
         if twin is None:
             evaluator = GameEvaluator(policy, game, questions.encoded[place], temperature)
             policies[place] = evaluator.probabilities(lineup.players[place].role)
+            if (chooser := lineup.players[place].chooser) is not None:
+                chosen = exact_choice(chooser, game.preferences.double().numpy(), policies[place].double().numpy())
+                policies[place] = torch.as_tensor(chosen).to(policies[place])
         else:
             same[place] = twin
     field = lineup.settle(same)
@@ -162,7 +167,8 @@ def _exact(
     standing = exact_standing(
         entries, [policies[place] for place in field.places], game, _settings(config, field, rules)
     )
-    return standing, _Played(len(questions.texts), field.reference, notes=(note, *_about(field)))
+    notes = (note, *selection_note(field.players, config.selector, rules.preference), *_about(field))
+    return standing, _Played(len(questions.texts), field.reference, notes=notes)
 
 
 def _settings(config: TournamentConfig, field: Field, rules: Rules) -> Settings:
@@ -196,34 +202,56 @@ def _judge(
     loader: Loader,
     report: Callable[[str], None],
 ) -> tuple[Standing, _Played]:
-    players, drawn = field.players, [one.drawn for one in sampled]
+    players = field.players
     names = [player.name for player in players]
-    content = [questions.texts, [[names[place], one.texts] for place, one in enumerate(drawn)]]
     journals: list[Journal] = []
 
-    def asking(section: Any) -> Journal:
+    def asking(section: Any, content: Sequence[Drawn], built: Preference | None = None) -> Journal:
         """A judge whose answers are stored until the tournament ends."""
-        preference = build_preference(section, loader.backbone)
-        folder = cache_folder() / "comparisons"
-        journals.append(Journal(preference, journal_file(folder, section, content) if config.cache else None))
+        preference = built or build_preference(section, loader.backbone)
+        asked = [questions.texts, [[name, one.texts] for name, one in zip(names, content, strict=True)]]
+        file = journal_file(cache_folder() / "comparisons", section, asked) if config.cache else None
+        journals.append(Journal(preference, file))
         if journals[-1].found:
             report(f"{journals[-1].found} comparisons were stored by an earlier attempt (cache=false repeats them)")
         return journals[-1]
 
+    @contextlib.contextmanager
+    def resumable(journal: Journal) -> Iterator[None]:
+        try:
+            yield
+        except AlignrunError:
+            if journal.kept:
+                report(f"{journal.kept} comparisons are stored: the same command continues from there")
+            raise
+
+    notes: list[str] = []
+    judge: Preference | None = None
+    if any(player.chooser for player in players):
+        section = config.selector or rules.preference
+        report(f"selector: {preference_in_words(section)}")
+        selecting = asking(section, [one.drawn for one in sampled])
+        with resumable(selecting):
+            sampled, notes = choose_all(players, sampled, questions.texts, selecting, config.seed)
+        judge = selecting.release()
+        if section != rules.preference:
+            judge = None  # two models may not fit in memory
+        notes += selection_note(players, config.selector, rules.preference)
+    drawn = [one.drawn for one in sampled]
     report(f"judge: {preference_in_words(rules.preference)}")
-    preference = asking(rules.preference)
-    try:
+    preference = asking(rules.preference, drawn, judge)
+    with resumable(preference):
         table = compare(preference, questions.texts, [one.texts for one in drawn], config.pairing)
-    except AlignrunError:
-        if preference.kept:
-            report(f"{preference.kept} comparisons are stored: the same command continues from there")
-        raise
-    notes = [f"{name}: {value:g}" for name, value in preference.counts().items()]
+    notes += [f"{name}: {value:g}" for name, value in preference.counts().items()]
     notes += _about(field)
     if unsettled := caution(len(questions.texts)):
         count = counted(len(questions.texts), "prompt")
         notes.append(f"{count}: {unsettled}, and these results say nothing about other prompts.")
-    unscored = [one for one, known in zip(sampled, field.references, strict=True) if known is not None]
+    unscored = [
+        one
+        for player, one, known in zip(players, sampled, field.references, strict=True)
+        if known is not None and not player.chooser
+    ]
     if truncated := truncation_note(rules.drawing.top_k, rules.drawing.top_p):
         notes.append(truncated)
     elif any(one.log_ratio is None for one in unscored):
@@ -237,7 +265,7 @@ def _judge(
         trained = ", ".join(names[place] for place in group)
         report(f"training preference of {trained}: {preference_in_words(section)}")
         try:
-            trained_with = asking(section)
+            trained_with = asking(section, drawn)
             for place in group:
                 reference = field.references[place]
                 assert reference is not None

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from alignrun.preferences.base import Preference, identity
+from alignrun.preferences.none import NoPreference
 
 CHUNK = 256
 """The number of questions judged before their answers are stored; those of one prompt stay together."""
@@ -49,6 +50,11 @@ class Journal(Preference):
             asked = self._preference(*(list(side) for side in zip(*(questions[place] for place in chunk), strict=True)))
             self._keep({keys[place]: value for place, value in zip(chunk, asked.double().tolist(), strict=True)})
         return torch.tensor([self._answers[key] for key in keys], dtype=torch.float64)
+
+    def release(self) -> Preference:
+        """The preference, which is no longer asked here: its model may be large."""
+        preference, self._preference = self._preference, NoPreference()
+        return preference
 
     def close(self) -> None:
         """Delete the file: the tournament has ended."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from alignrun.config import Config, ModelSource, TournamentConfig
 from alignrun.errors import InputError
+from alignrun.tournament.choosing import find_chooser
 from alignrun.tournament.players import Player, find_player
 from alignrun.types import Role
 
@@ -67,7 +68,11 @@ class Lineup:
         players = [self.players[place] for place in kept]
         for place in range(len(kept)):
             if kept[place] >= self.listed and not self.named:
-                relating = [one for one, known in zip(players, own, strict=True) if known == place and one.trained_from]
+                relating = [
+                    one
+                    for one, known in zip(players, own, strict=True)
+                    if known == place and (one.trained_from or one.chooser)
+                ]
                 players[place] = _called(players[place], relating, players, alone=place == common)
         return Field(tuple(players), tuple(kept), tuple(own), common)
 
@@ -82,7 +87,7 @@ def line_up(config: TournamentConfig) -> Lineup:
     # The runs' own data and preferences are used unless the command line names others.
     asked = config.preference is None or config.hacking_gap
     sections = ["model", *["data"] * (config.data is None), *["preference"] * asked]
-    players = [_find("runs", source, name, sections) for source, name in zip(config.runs, names, strict=True)]
+    players = [_find(config, source, name, sections) for source, name in zip(config.runs, names, strict=True)]
     if not config.names:  # two folders may have the same name
         short = [player.name for player in players]
         players = [
@@ -97,28 +102,42 @@ def line_up(config: TournamentConfig) -> Lineup:
         known = [[player.name for player in players], [player.source for player in players]]
         place = next((each.index(config.reference_policy) for each in known if config.reference_policy in each), listed)
         if place == listed:
-            players.append(_find("reference_policy", config.reference_policy, _free("reference", taken), sections))
+            players.append(_named_reference(config.reference_policy, _free("reference", taken), sections))
+        elif players[place].chooser is not None:
+            raise InputError(
+                f"reference_policy: {config.reference_policy} chooses among samples, and its probabilities are not "
+                "known: name a policy that does not"
+            )
         return Lineup(tuple(players), listed, (place,) * len(players), named=True)
     references: list[int | None] = []
     for player in players[:listed]:
-        references.append(None if player.trained_from is None else _reference(player, player.trained_from, players))
+        # A player that chooses among the samples of a model is compared with that model.
+        origin = player.trained_from or (player.config if player.chooser else None)
+        references.append(None if origin is None else _reference(player, origin, players))
     if len(players) == 1:
         raise InputError("config: runs holds one model and no run: name a second policy, or a reference_policy=MODEL")
     return Lineup(tuple(players), listed, (*references, *[None] * (len(players) - listed)))
 
 
-def _find(key: str, source: str, name: str | None, sections: Sequence[str]) -> Player:
-    """`find_player`, with the key that names it in messages."""
+def _find(config: TournamentConfig, source: str, name: str | None, sections: Sequence[str]) -> Player:
+    """A player, with the key that names it in messages."""
+    try:
+        return find_chooser(config, source, name, sections)
+    except InputError as error:
+        raise InputError(f"runs: {error}") from None
+
+
+def _named_reference(source: str, name: str, sections: Sequence[str]) -> Player:
     try:
         return find_player(source, name, sections)
     except InputError as error:
-        raise InputError(f"{key}: {error}") from None
+        raise InputError(f"reference_policy: {error}") from None
 
 
 def _reference(player: Player, config: Config, players: list[Player]) -> int:
     """The index of a run's reference, which is appended to the players unless it is among them."""
     for place, other in enumerate(players):
-        if other.role is Role.reference and same_reference(other.config, config):
+        if other.role is Role.reference and other.chooser is None and same_reference(other.config, config):
             return place
     players.append(Player(f"reference of {player.name}", f"the reference of {player.source}", config, None))
     return len(players) - 1

@@ -12,6 +12,7 @@ from alignrun.errors import InputError, one_line
 from alignrun.launch import compose
 from alignrun.launch.overrides import is_pattern
 from alignrun.run.directory import RunDirectory
+from alignrun.tournament.players import rule_of
 from alignrun.training.checkpoint import latest_checkpoint
 
 
@@ -23,31 +24,44 @@ def expanded(config: TournamentConfig) -> tuple[TournamentConfig, tuple[str, ...
     """
     if not any(_is_pattern(source) for source in config.runs):
         return config, ()
-    named = {Path(source).expanduser().resolve() for source in config.runs if not _is_pattern(source)}
+    named = {_place(source) for source in config.runs if not _is_pattern(source)}
     runs: list[str] = []
     notes: list[str] = []
     for source in config.runs:
         if not _is_pattern(source):
             runs.append(source)
             continue
-        found = [path for path in _matches(source) if (path / "config.yaml").is_file()]
+        rule, pattern = _parts(source)
+        found = [path for path in _matches(pattern) if (path / "config.yaml").is_file()]
         if not found:
             raise InputError(f"runs: no run matches {source}: see `alignrun runs`")
         for path in found:
-            if path.resolve() in named:
+            if (rule, path.resolve()) in named:
                 continue
-            named.add(path.resolve())
+            named.add((rule, path.resolve()))
             if problem := _problem(path):
                 notes.append(f"{path} is left out: {problem}")
             else:
-                runs.append(str(path))
+                runs.append(f"{rule}{path}")
     if not runs:
         raise InputError(f"runs: of what {', '.join(config.runs)} matches, none can play: {notes[0]}")
     return replace(config, runs=runs), tuple(notes)
 
 
 def _is_pattern(source: str) -> bool:
-    return is_pattern(source) and not Path(source).expanduser().exists()
+    _, name = _parts(source)
+    return is_pattern(name) and not Path(name).expanduser().exists()
+
+
+def _parts(source: str) -> tuple[str, str]:
+    """The rule before a name, with its colon, and the name."""
+    rule = rule_of(source)
+    return (f"{rule}:", source.removeprefix(f"{rule}:")) if rule else ("", source)
+
+
+def _place(source: str) -> tuple[str, Path]:
+    rule, name = _parts(source)
+    return rule, Path(name).expanduser().resolve()
 
 
 def _matches(pattern: str) -> Sequence[Path]:

@@ -18,8 +18,10 @@ from alignrun.config import (
     Precision,
     ReferenceConfig,
     ReferenceKind,
+    Selection,
 )
 from alignrun.errors import InputError, one_line
+from alignrun.evaluation.selection import Chooser
 from alignrun.launch import compose
 from alignrun.launch.build import load_trained, trained_temperature
 from alignrun.launch.choices import choices
@@ -51,6 +53,8 @@ class Player:
     """The weights of a run's policy; None for the reference, whose weights the configuration names."""
     trained_from: Config | None = None
     """The configuration with the reference it was trained from; None for a model that was not trained here."""
+    chooser: Chooser | None = None
+    """How it chooses among several completions of these weights; None if it plays its only one."""
 
     @property
     def role(self) -> Role:
@@ -84,6 +88,11 @@ def find_player(source: str, name: str | None = None, sections: Sequence[str] = 
     Raises:
         InputError: there is no such run, checkpoint or model, or another user's run needs a permission.
     """
+    if rule := rule_of(source):
+        raise InputError(
+            f"{source} chooses among several samples, which only `alignrun eval` and `alignrun generate` do: leave out "
+            f"{rule}: (a folder of this name is ./{source})"
+        )
     path = Path(source).expanduser()
     if CHECKPOINT.fullmatch(path.name) and path.parent.name == "checkpoints":
         run = RunDirectory.open(path.parents[1])
@@ -101,12 +110,20 @@ def find_player(source: str, name: str | None = None, sections: Sequence[str] = 
     return Player(name or path.name, source, _model_config(source, path), None)
 
 
+def rule_of(source: str) -> str | None:
+    """The rule before the name of a policy, such as the best_of_nash of best_of_nash:RUN."""
+    rule, colon, rest = source.partition(":")
+    return rule if colon and rest and rule in Selection.__members__ else None
+
+
 def reference_of(player: Player) -> Player:
     """The reference of a run's policy. Raises InputError for a model that was not trained here."""
     config = player.trained_from
     if config is None:
         raise InputError(f"{player.source} was not trained here and has no reference: leave out --reference")
-    return Player(f"reference of {player.name}", f"the reference of {player.source}", config, None, config)
+    return Player(
+        f"reference of {player.name}", f"the reference of {player.source}", config, None, config, player.chooser
+    )
 
 
 def _of_run(run: RunDirectory, checkpoint: Path, source: str, name: str, sections: Sequence[str]) -> Player:

@@ -8,7 +8,9 @@ from alignrun.algorithms.base import discover
 from alignrun.config import Config, DataConfig, ModelSource, TournamentConfig
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import Drawing
+from alignrun.evaluation.selection import enumerable
 from alignrun.evaluation.truncation import truncation
+from alignrun.games.files import load_game
 from alignrun.preferences.matrix import MatrixConfig
 from alignrun.tournament.players import Player
 
@@ -55,6 +57,11 @@ def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
     preference = shared("preference", config.preference, _judging, "preference=NAME")
     if preference.name == "none":
         raise InputError("config: a tournament needs a judge: choose preference=NAME")
+    if config.selector is not None:
+        if config.selector.name == "none":
+            raise InputError("config: preference@selector=none chooses nothing: leave it out, or choose another")
+        if not any(player.chooser for player in players):
+            raise InputError("config: selector: no player chooses: name one as in runs='[best_of_nash:RUN]'")
     kl_tau = config.kl_tau
     if kl_tau is None:
         values = sorted({discover()[player.config.algo.name].tau(player.config) for player in runs} - {0.0})
@@ -68,6 +75,9 @@ def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
     if exact and (truncated := truncation(config.top_k, config.top_p)):
         exact = False
         notes.append(f"Sampled and not exact: {truncated} truncates the policies.")
+    if exact and (reason := _too_many(config, preference, players)):
+        exact = False
+        notes.append(f"Sampled and not exact: {reason}.")
     drawing = Drawing(
         samples=config.samples_per_prompt,
         max_new_tokens=shared(
@@ -80,6 +90,19 @@ def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
         seed=config.seed,
     )
     return Rules(data, preference, drawing, kl_tau, exact, tuple(notes))
+
+
+def _too_many(config: TournamentConfig, preference: MatrixConfig, players: Sequence[Player]) -> str:
+    """Why what the players choose is not enumerated; empty if it is."""
+    choosers = [player.chooser for player in players if player.chooser]
+    if not choosers:
+        return ""
+    if config.selector not in (None, preference):
+        return "the selector is not the game"
+    actions = len(load_game(preference.game).actions)
+    if not all(enumerable(actions, chooser.candidates) for chooser in choosers):
+        return f"{config.candidates} candidates of {actions} actions are too many to enumerate"
+    return ""
 
 
 def _judging(run: Config) -> Any:

@@ -20,6 +20,7 @@ from alignrun.evaluation.truncation import truncation
 from alignrun.launch.build import distinct_prompts, make_encoding, skipping
 from alignrun.models.policy import Policy
 from alignrun.preferences.base import discover
+from alignrun.tournament.choosing import candidates
 from alignrun.tournament.lineup import Field, Lineup
 from alignrun.tournament.players import Loader, Player
 from alignrun.tournament.rules import Rules, played_on, training_preference
@@ -56,8 +57,9 @@ def read_by_all(config: TournamentConfig, rules: Rules, players: Sequence[Player
 
 
 def _wanted(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Wanted:
-    """The columns that the judge and the training preferences read; None for all."""
-    read = [discover()[rules.preference.name].columns(rules.preference)]
+    """The columns that the judge, the selector and the training preferences read; None for all."""
+    judges = [rules.preference, *([config.selector] if config.selector else [])]
+    read = [discover()[section.name].columns(section) for section in judges]
     for section in map(training_preference, players if config.hacking_gap else ()):
         with contextlib.suppress(InputError):  # a failing one is reported when it is used
             read += [] if section is None else [discover()[section.name].columns(section)]
@@ -83,7 +85,10 @@ def introduce(
     for place in lineup.order():
         player = lineup.players[place]
         policy = loader.load(player)
-        key = content_key(policy, player.role, questions.encoded[place], rules.drawing)
+        key = content_key(policy, player.role, questions.encoded[place], candidates(rules.drawing, player))
+        if player.chooser is not None and key is not None:
+            # Its candidates are its own: what it plays must be independent of other players' completions.
+            key = hashlib.sha256(f"{key} {player.chooser}".encode()).hexdigest()
         twin = None if key is None else keys.setdefault(key, place)
         if twin is not None and twin != place and place < lineup.listed:
             raise InputError(
@@ -103,7 +108,8 @@ def sample_all(
 ) -> tuple[Field, list[Sampled]]:
     """Sample every player's completions, and score them with its reference if that has the same vocabulary.
 
-    If sampling is truncated, nothing is scored: see `truncation`.
+    If sampling is truncated, nothing is scored: see `truncation`. A player that chooses has all of its candidates, and
+    no scores: the probabilities of what it chooses are not known.
 
     Args:
         lineup: the players.
@@ -126,7 +132,7 @@ def sample_all(
     def relate(other: int, place: int, policy: Policy) -> None:
         """log π/μ of the completions of one player, where μ is the loaded policy, another player."""
         one = drawn[other]
-        if truncated or vocabularies[other] != vocabularies[place]:
+        if truncated or lineup.players[other].chooser or vocabularies[other] != vocabularies[place]:
             ratios[other] = None
             return
         role, prompts = lineup.players[place].role, questions.encoded[place]
@@ -137,9 +143,10 @@ def sample_all(
         player, prompts = lineup.players[place], questions.encoded[place]
         keys[place], vocabularies[place] = key, policy.tokenizer.get_vocab()
         if twin is None:
-            report(f"{player.name}: {rules.drawing.samples} x {len(prompts)} completions")
+            drawing = candidates(rules.drawing, player)
+            report(f"{player.name}: {drawing.samples} x {len(prompts)} completions")
             stream = key or player.name
-            drawn[place] = cache.drawn(key, partial(draw, policy, player.role, prompts, rules.drawing, stream))
+            drawn[place] = cache.drawn(key, partial(draw, policy, player.role, prompts, drawing, stream))
         else:
             same[place] = twin
         for other, reference in enumerate(lineup.references):

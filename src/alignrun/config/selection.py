@@ -1,0 +1,26 @@
+"""How a player chooses among several completions of one model, without training."""
+
+from enum import Enum
+from typing import Any
+
+from alignrun.config.schema import require
+
+
+class Selection(str, Enum):
+    """The rule by which one of N completions is drawn, from the matrix P of their preferences."""
+
+    best_of_nash = "best_of_nash"
+    """From the equilibrium of P."""
+    mirror = "mirror"
+    """From the last of T steps of mirror descent on P, which start at the uniform distribution."""
+    borda = "borda"
+    """The completion that wins most often on average."""
+    bradley_terry = "bradley_terry"
+    """The completion of the largest Bradley-Terry strength."""
+
+
+def check_selection(config: Any) -> None:
+    """Check the settings that all who select share. Raises InputError."""
+    require(config.candidates >= 2, "candidates", f"must be at least 2, not {config.candidates}")
+    require(config.mirror_steps >= 1, "mirror_steps", f"must be at least 1, not {config.mirror_steps}")
+    require(config.mirror_eta > 0, "mirror_eta", f"must be positive, not {config.mirror_eta}")
