@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ CHOICES = [torch.float32, torch.bfloat16]
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("ALIGNRUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    capabilities = MappingProxyType({**torch.cpu.get_capabilities(), "avx512_bf16": True})  # torch's is read-only, too
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     precision.faster_dtype.cache_clear()
     yield tmp_path / "cache"
     precision.faster_dtype.cache_clear()

@@ -43,7 +43,7 @@ def faster_dtype(threads: int) -> torch.dtype:
     Args:
         threads: how many torch uses; the result is remembered for this number.
     """
-    setup = {"cpu": torch.cpu.get_capabilities(), "torch": torch.__version__, "threads": threads}
+    setup = {"cpu": dict(torch.cpu.get_capabilities()), "torch": torch.__version__, "threads": threads}
     digest = hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()[:16]
     file = cache_folder() / "precision" / f"{digest}.json"
     try:
