@@ -85,7 +85,9 @@ class TournamentConfig:
     def __post_init__(self) -> None:
         require(len(self.runs) > 0, "runs", "is empty: name policies, as in runs='[runs/a,runs/b]'")
         require(all(self.runs), "runs", "names nothing between two commas")
-        require(not self.names or len(self.names) == len(self.runs), "names", "must be as many as runs, or none")
+        counted = not any(set("*?[") & set(run) for run in self.runs)  # a pattern stands for any number of runs
+        agree = not self.names or not counted or len(self.names) == len(self.runs)
+        require(agree, "names", "must be as many as runs, or none")
         require(
             self.tracker.artifact is Artifact.never, "tracker.artifact", "must be never: a tournament trains nothing"
         )

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from alignrun.config import Config, ModelSource, TournamentConfig
+from alignrun.config import Config, ModelSource, TournamentConfig, require
 from alignrun.errors import InputError
+from alignrun.security.text import clean
 from alignrun.tournament.choosing import find_chooser
 from alignrun.tournament.players import Player, find_player
 from alignrun.types import Role
@@ -83,6 +84,9 @@ def line_up(config: TournamentConfig) -> Lineup:
     Raises:
         InputError: a run or model does not exist, or two have the same name.
     """
+    agree = not config.names or len(config.names) == len(config.runs)
+    found = ", ".join(clean(run, 60) for run in config.runs)
+    require(agree, "names", f"must be as many as runs, or none: {len(config.names)} names for {found}")
     names: Sequence[str | None] = list(config.names) or [None] * len(config.runs)
     # The runs' own data and preferences are used unless the command line names others.
     asked = config.preference is None or config.hacking_gap
