@@ -12,10 +12,11 @@ from torch import Tensor
 from alignrun.algorithms.base import Tools, discover
 from alignrun.algorithms.common.conversations import Conversations
 from alignrun.algorithms.common.game_gradient import Judged
-from alignrun.algorithms.common.mismatch import mismatch_metrics
+from alignrun.algorithms.common.mismatch import check_mismatch, mismatch_metrics
 from alignrun.algorithms.common.rewards import Rewarded
 from alignrun.algorithms.mtpo import JudgedConversations
 from alignrun.algorithms.stackelberg import Led
+from alignrun.errors import RunError
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
@@ -151,3 +152,17 @@ def test_the_answers_of_a_conversation_are_weighted_as_one_sample(name: str, bat
     for ratio, factor in ((1.1, 1.1**4), (1.5, 2.0)):
         for one, weighted in zip(native, steps(ratio), strict=True):
             torch.testing.assert_close(weighted, factor * one, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ("vllm", "and start vLLM with --logprobs-mode processed_logprobs;"),
+        ("sglang", "and start SGLang without SGLANG_RETURN_ORIGINAL_LOGPROB;"),
+        ("auto", "processed_logprobs, or start SGLang without"),
+    ],
+)
+def test_a_refused_mismatch_says_how_to_start_that_server(kind: str, advice: str) -> None:
+    config = compose(["experiment=smoke", f"generation.server_kind={kind}"])
+    with pytest.raises(RunError, match=advice):
+        check_mismatch(config, 0.2)
