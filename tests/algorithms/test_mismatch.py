@@ -146,7 +146,11 @@ def test_the_answers_of_a_conversation_are_weighted_as_one_sample(name: str, bat
             opening = replace(opening, drawn_with=log_pi[0].reshape(first.shape) - math.log(ratio))
             answer = replace(answer, drawn_with=log_pi[1].reshape(later.shape) - math.log(ratio))
         batch = batch_of(replace(said, first=opening, later=answer), torch.linspace(0.1, 0.9, 4)[None])
-        return list(torch.autograd.grad(algorithm.loss(batch).total, list(policy.trainable().values())))
+        loss = algorithm.loss(batch)
+        if ratio is not None:  # of every token, in both turns
+            expected = 4 * (ratio - 1 - math.log(ratio))
+            assert float(loss.metrics["mismatch_kl"]) == pytest.approx(expected, rel=1e-3)
+        return list(torch.autograd.grad(loss.total, list(policy.trainable().values())))
 
     native = steps(None)
     for ratio, factor in ((1.1, 1.1**4), (1.5, 2.0)):

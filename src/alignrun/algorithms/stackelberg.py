@@ -14,6 +14,7 @@ from alignrun.algorithms.common.conversations import (
     joined,
     planned_tokens,
 )
+from alignrun.algorithms.common.mismatch import mismatch_metrics
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.stacking import concatenate
 from alignrun.config import Config, require, schema
@@ -133,7 +134,8 @@ class Stackelberg(ConversationAlgorithm):
         led = suffix_advantages(kept, config.kl_tau * ours_ratio, ours.mask)
         followed = suffix_advantages(1 - won, tau * theirs_ratio, theirs.mask)
         # The two answers are one sample: what either gains depends on both.
-        weights = self.correction.by_sequence(concatenate([ours, theirs], 1), torch.cat([ours_log, theirs_log], 1))
+        both, both_log = concatenate([ours, theirs], 1), torch.cat([ours_log, theirs_log], 1)
+        weights = self.correction.by_sequence(both, both_log)
         total = policy_gradient_loss(ours_log, led * weights, ours.mask)
         total = total + config.follower_weight * policy_gradient_loss(theirs_log, followed * weights, theirs.mask)
         return Loss(
@@ -142,6 +144,7 @@ class Stackelberg(ConversationAlgorithm):
             metrics={
                 "win_rate": won.sum(),
                 **rollout_metrics(policy, ours, ours_log, ours_ratio),
+                **mismatch_metrics(both, both_log.detach()),
                 "follower_kl": theirs_ratio.sum(),
                 "follower_length": theirs.mask.sum(),
             },

@@ -6,6 +6,7 @@ Legend: B prompts, K conversations of each, H turns of the policy, P tokens of a
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class Conversations:
         yield self.prompts, self.first.flat()
         for place in range(self.later_ids.shape[2]):
             ids, attention = (part[:, :, place].flatten(0, 1) for part in (self.later_ids, self.later_attention))
-            said = map_parts(self.later, lambda part, at=place: None if part is None else part[:, :, at].flatten(0, 1))
+            said = map_parts(self.later, partial(_of_turn, place))
             yield PromptBatch(("",) * len(ids), ids, attention, padded=True), said
 
 
@@ -139,6 +140,11 @@ def joined(
     said = stack([pad_completions(one, length, pad_id) for _, one in later])
     said = map_parts(said, lambda part: None if part is None else part.unflatten(0, shape))
     return Conversations(prompts, first, ids, attention, said)
+
+
+def _of_turn(place: int, part: Tensor | None) -> Tensor | None:
+    """[B·K, …] of one later turn, from [B, K, H−1, …]."""
+    return None if part is None else part[:, :, place].flatten(0, 1)
 
 
 def planned_tokens(text: str) -> int:
