@@ -27,7 +27,7 @@ from alignrun.models.policy import Policy
 from alignrun.models.sources import planned_architecture
 from alignrun.objectives.likelihood import CHUNK_SIZE
 from alignrun.planning.automatic import largest_batches
-from alignrun.planning.plan import MemoryPlan, make_plan, peak_sampling, sampling_bytes
+from alignrun.planning.plan import MemoryPlan, drawing_bytes, make_plan, peak_sampling, sampling_bytes
 from alignrun.planning.trace import Kept, Pass, kept_in_cache, training_peak
 from alignrun.types import Completions, PromptBatch, Role
 
@@ -107,6 +107,7 @@ def test_sampling_holds_what_is_planned(name: str) -> None:
         [
             "experiment=smoke",
             f"algo={name}",
+            "generation.opponents=independent",
             "model.architecture={hidden_size: 64, intermediate_size: 64, num_hidden_layers: 8}",
             "train.batch_size=16",
             "generation.max_new_tokens=40",
@@ -215,3 +216,12 @@ def test_half_steps_and_mixtures_that_come_are_counted() -> None:
             for betas in (["algo.mix_beta=0"], ["algo.mix_beta=0.5"], ["algo.mix_beta=0", "algo.mix_beta_end=0.5"])
         )
         assert kept < mixed == comes
+
+
+def test_drafts_are_planned_where_the_run_will_be_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found, named, alone = (
+        drawing_bytes(compose(["model=tiny", "algo=nash_md", "generation.max_new_tokens=512", key]), 4)
+        for key in ("model.device=auto", "model.device=cpu", "generation.opponents=independent")
+    )
+    assert alone < found == named

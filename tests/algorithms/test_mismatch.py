@@ -1,17 +1,22 @@
 """Gradients from completions of a server that draws from another distribution than the policy's."""
 
+import math
 from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
-from helpers import load_policy
+from helpers import Compared, load_policy
 from torch import Tensor
 
 from alignrun.algorithms.base import Tools, discover
+from alignrun.algorithms.common.conversations import Conversations
 from alignrun.algorithms.common.game_gradient import Judged
-from alignrun.algorithms.common.mismatch import mismatch_metrics
+from alignrun.algorithms.common.mismatch import check_mismatch, mismatch_metrics
 from alignrun.algorithms.common.rewards import Rewarded
+from alignrun.algorithms.mtpo import JudgedConversations
+from alignrun.algorithms.stackelberg import Led
+from alignrun.errors import RunError
 from alignrun.launch.compose import compose
 from alignrun.models.policy import Policy
 from alignrun.models.sources import load_tokenizer
@@ -91,10 +96,10 @@ def test_what_is_logged_is_the_divergence_per_token() -> None:
     assert float(found["mismatch_kl_k1"]) == pytest.approx(float(-ratios.mean(1).sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "rloo"])
+@pytest.mark.parametrize("name", ["ppo", "grpo", "nash_pg", "rloo"])
 def test_surrogates_of_other_methods_are_weighted_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With π/π_server = 1.5 at every token, tokens weigh 1.5 and completions of two tokens the cap."""
-    plain = {"ppo": ["algo.value_weight=0"], "grpo": ["algo.kl_tau=0"], "rloo": []}[name]
+    plain = {"ppo": ["algo.value_weight=0"], "grpo": ["algo.kl_tau=0"]}.get(name, [])
     settings = ["preference=sentiment", "generation.max_new_tokens=2", "generation.temperature=1", *plain]
     policy, config = load_policy(f"algo={name}", *settings)
     preference = preferences.discover()["sentiment"].build(config.preference)
@@ -108,12 +113,9 @@ def test_surrogates_of_other_methods_are_weighted_too(name: str, monkeypatch: py
 
     def steps(shift: float | None) -> list[Tensor]:
         drawn_with = None if shift is None else log_pi - shift
-        rewarded = Rewarded(
-            prompt,
-            replace(texts, drawn_with=drawn_with),
-            torch.randn(1, 4, generator=generator.manual_seed(1)),
-            torch.zeros(1, 4),
-        )
+        drawn, rewards = replace(texts, drawn_with=drawn_with), torch.randn(1, 4, generator=generator.manual_seed(1))
+        compared = name == "nash_pg"
+        rewarded = Judged(prompt, drawn, rewards) if compared else Rewarded(prompt, drawn, rewards, torch.zeros(1, 4))
         monkeypatch.setattr(algorithm, "draw", lambda *_, **__: rewarded)
         batch = next(iter(algorithm.collect(prompt, 0)))
         return list(torch.autograd.grad(algorithm.loss(batch).total, list(policy.trainable().values())))
@@ -123,3 +125,48 @@ def test_surrogates_of_other_methods_are_weighted_too(name: str, monkeypatch: py
     for one, equal, weighted in zip(native, same, other, strict=True):
         torch.testing.assert_close(equal, one, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(weighted, factor * one, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "batch_of"), [("mtpo", JudgedConversations), ("stackelberg", Led)])
+def test_the_answers_of_a_conversation_are_weighted_as_one_sample(name: str, batch_of: type) -> None:
+    policy, config = load_policy(f"algo={name}", "generation.max_new_tokens=2", "generation.temperature=1")
+    algorithm = discover()[name](config.algo, Tools(policy, Compared(lambda *_: torch.empty(0)), config))
+    generator = torch.Generator().manual_seed(0)
+    first, later = (torch.randint(0, 200, shape, generator=generator) for shape in ((1, 4, 2), (1, 4, 1, 2)))
+    ids = torch.tensor([[5, 6]])
+    prompt = PromptBatch(("x",), ids, torch.ones_like(ids))
+    asked = ids.expand(1, 4, 1, 2)
+    texts = (Completions(tokens, torch.ones_like(tokens).bool()) for tokens in (first, later))
+    said = Conversations(prompt, next(texts), asked, torch.ones_like(asked), next(texts))
+    log_pi = [policy.log_probs(Role.policy, *turn).detach() for turn in said.turns()]
+
+    def steps(ratio: float | None) -> list[Tensor]:
+        opening, answer = said.first, said.later
+        if ratio is not None:
+            opening = replace(opening, drawn_with=log_pi[0].reshape(first.shape) - math.log(ratio))
+            answer = replace(answer, drawn_with=log_pi[1].reshape(later.shape) - math.log(ratio))
+        batch = batch_of(replace(said, first=opening, later=answer), torch.linspace(0.1, 0.9, 4)[None])
+        loss = algorithm.loss(batch)
+        if ratio is not None:  # of every token, in both turns
+            expected = 4 * (ratio - 1 - math.log(ratio))
+            assert float(loss.metrics["mismatch_kl"]) == pytest.approx(expected, rel=1e-3)
+        return list(torch.autograd.grad(loss.total, list(policy.trainable().values())))
+
+    native = steps(None)
+    for ratio, factor in ((1.1, 1.1**4), (1.5, 2.0)):
+        for one, weighted in zip(native, steps(ratio), strict=True):
+            torch.testing.assert_close(weighted, factor * one, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ("vllm", "and start vLLM with --logprobs-mode processed_logprobs;"),
+        ("sglang", "and start SGLang without SGLANG_RETURN_ORIGINAL_LOGPROB;"),
+        ("auto", "processed_logprobs, or start SGLang without"),
+    ],
+)
+def test_a_refused_mismatch_says_how_to_start_that_server(kind: str, advice: str) -> None:
+    config = compose(["experiment=smoke", f"generation.server_kind={kind}"])
+    with pytest.raises(RunError, match=advice):
+        check_mismatch(config, 0.2)

@@ -12,8 +12,16 @@ from torch import Tensor
 from alignrun.algorithms.base import Tools, discover
 from alignrun.algorithms.common import paired
 from alignrun.algorithms.common.game_gradient import GameGradient, Judged
-from alignrun.algorithms.common.paired import pair, sample_pairs, worth
-from alignrun.algorithms.common.rollout import AGAIN, DRAFTED, fitting, sample_streams, sampling_of, step_generator
+from alignrun.algorithms.common.paired import pair, pair_uniforms, sample_pairs, worth
+from alignrun.algorithms.common.rollout import (
+    AGAIN,
+    DRAFTED,
+    Rollouts,
+    fitting,
+    sample_streams,
+    sampling_of,
+    step_generator,
+)
 from alignrun.errors import InputError
 from alignrun.generation.decode import sample_completions
 from alignrun.generation.streams import Source, decoding_roles
@@ -62,7 +70,8 @@ def test_frequencies_are_those_of_enumeration_and_of_the_native_engine(
     policy, target = algorithm.tools.policy, mixture(0.5)
     sampling = sampling_of(policy, LENGTH, temperature)
     prompts = play(policy, 3000)
-    sides = sample_pairs(policy, prompts, target, 2, sampling, step_generator(CPU, 0, 0), fitting())
+    uniforms = pair_uniforms(3000, 2, sampling, step_generator(CPU, 0, 0))
+    sides = sample_pairs(policy, prompts, target, sampling, uniforms, fitting())
     native = sample_streams(policy, prompts, [target] * 2, sampling, step_generator(CPU, 0, 1))
     pi, m = (whole(texts, tempered(texts, source, temperature)) for source in (Role.policy, target))
     assert abs(chi_square(count_texts(texts, sides.ours), pi)) < 4
@@ -224,9 +233,9 @@ def test_going_on_in_the_cache_equals_reading_everything_again(
 def test_the_policy_is_its_own_opponent_as_it_is() -> None:
     policy, _ = load_policy()
     prompts, _ = random_batch(policy)
-    sides = sample_pairs(
-        policy, prompts, mixture(0.0), 2, sampling_of(policy, 5, 1.0), step_generator(CPU, 0, 0), fitting()
-    )
+    sampling = sampling_of(policy, 5, 1.0)
+    uniforms = pair_uniforms(len(prompts), 2, sampling, step_generator(CPU, 0, 0))
+    sides = sample_pairs(policy, prompts, mixture(0.0), sampling, uniforms, fitting())
     assert sides.theirs is sides.ours
     assert sides.accepted is not None
     assert torch.equal(sides.accepted, sides.ours.mask.sum(2))
@@ -264,8 +273,11 @@ def test_prompts_in_pieces_are_drafted_and_judged_as_one_batch() -> None:
     prompts, _ = random_batch(policy, prompts=5)
     streams = algorithm.streams(config, 0)
     sides = algorithm.rollouts.opposed(prompts, streams, 0)
-    again = algorithm.rollouts.opposed(prompts, streams, 0)
-    assert torch.equal(sides.theirs.tokens, again.theirs.tokens)
+    at_once = replace(config, generation=replace(config.generation, batch_size=None))
+    whole = Rollouts(replace(algorithm.tools, config=at_once))
+    together = whole.opposed(prompts, streams, 0)
+    assert torch.equal(sides.ours.tokens, together.ours.tokens), "no draw depends on how many are decoded together"
+    assert torch.equal(sides.theirs.tokens, together.theirs.tokens)
     assert sides.accepted is not None
     assert sides.accepted.shape == (5, 3)
     assert algorithm.drain()[DRAFTED] == pytest.approx(float(sides.accepted.sum() / sides.theirs.mask.sum()))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from alignrun import cli
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common import rollout
 from alignrun.algorithms.common.workload import workload
+from alignrun.errors import RunError
 from alignrun.launch.compose import compose
 
 
@@ -65,6 +67,30 @@ def test_a_resumed_run_chooses_its_opponents_by_what_was_measured_before(
     assert shares[2:] == [0, 0]
     assert cli.main(["resume", str(run), "--step", "3"]) == 0
     assert files(run, 4) == whole
+
+
+def test_a_step_that_failed_chooses_its_opponents_again_as_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second step drafts, and its judge fails after that has been measured as not worth it."""
+    monkeypatch.setattr(rollout, "worth", lambda *_: 0.999)
+    small = ["algo=nash_md", "generation.max_new_tokens=8", "algo.mix_beta=0.5", "data.eval_size=2"]
+    settings = ["train.steps=2", "train.checkpoint_every=0", "optim.learning_rate=0.05", "optim.warmup_steps=0"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(whole, *small, *settings) == 0
+    judged = rollout.Rollouts.preference
+
+    def failing(self: rollout.Rollouts, *sides: Any, apart: bool) -> Any:
+        if sides[-1] == 1:  # the step
+            assert self.measured[rollout.DRAFTED] < 0.999
+            raise RunError("no answer")
+        return judged(self, *sides, apart=apart)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rollout.Rollouts, "preference", failing)
+        assert train(broken, *small, *settings) == 1
+    assert cli.main(["resume", str(broken)]) == 0
+    assert files(broken, 2) == files(whole, 2)
 
 
 def test_a_half_step_is_undone_with_its_optimiser_state(tmp_path: Path) -> None:

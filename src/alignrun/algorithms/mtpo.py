@@ -17,6 +17,7 @@ from alignrun.algorithms.common.conversations import (
 from alignrun.algorithms.common.opponents import pairs_among
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_opponents
+from alignrun.algorithms.common.stacking import concatenate
 from alignrun.config import Config, require, schema
 from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
@@ -24,7 +25,7 @@ from alignrun.data.follow_up import FollowUps, transcript
 from alignrun.errors import InputError
 from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import policy_gradient_loss, suffix_advantages
-from alignrun.types import Completions, Example, PromptBatch, Role, as_prompt, as_turns
+from alignrun.types import Example, PromptBatch, Role, as_prompt, as_turns
 
 MOST_TURNS = 8
 
@@ -148,7 +149,8 @@ class MTPO(ConversationAlgorithm):
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[JudgedConversations]:
         """K conversations of every prompt, turn by turn, judged against each other."""
         config = self.config
-        (first,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
+        streams = self.streams(self.tools.config, step)
+        (first,) = self.rollouts.sample(prompts, streams, step, judged=False)  # only whole conversations are
         count = first.tokens.shape[1]
         asked = [as_prompt(text) for text in prompts.texts for _ in range(count)]
         answers = _by_prompt(self.rollouts.texts(first))
@@ -164,10 +166,8 @@ class MTPO(ConversationAlgorithm):
                 exchange.append((more[0], more[1]))
         read = [transcript(*whole) for whole in zip(openings, exchanges, strict=True)]
         judged = self.rollouts.among_texts(prompts, [read[place::count] for place in range(count)], step)
-        table, opponents = judged.table(count)
         pad_id = self.tools.policy.tokenizer.pad_token_id
-        # Excluding each conversation's ½ against itself makes the estimate unbiased.
-        yield JudgedConversations(joined(prompts, first, later, pad_id), (table.sum(2) - 0.5) / opponents)
+        yield JudgedConversations(joined(prompts, first, later, pad_id), judged.win_rates(count))
 
     def _replies(self, asked: Sequence[Any], answers: Sequence[str], step: int, purpose: int) -> Sequence[str]:
         if self.config.user_says is not None:
@@ -178,16 +178,15 @@ class MTPO(ConversationAlgorithm):
     def loss(self, batch: JudgedConversations) -> Loss:
         """The surrogate of whole conversations, summed over the N = B·K conversations of the micro-batch."""
         policy, won = self.tools.policy, batch.preference.flatten()
-        ours, base, tokens, masks = [], [], [], []
+        ours, base, said = [], [], []
         for prompts, completions in batch.said.turns():
             base.append(policy.log_probs(Role.reference, prompts, completions, self.temperature))
             ours.append(policy.log_probs(Role.policy, prompts, completions, self.temperature))
-            tokens.append(completions.tokens)
-            masks.append(completions.mask)
-        log_probs, reference, mask = (torch.cat(parts, 1) for parts in (ours, base, masks))
-        log_ratio = log_probs.detach() - reference
+            said.append(completions)
+        (log_probs, reference), whole = (torch.cat(parts, 1) for parts in (ours, base)), concatenate(said, 1)
+        log_ratio, mask = log_probs.detach() - reference, whole.mask
         advantages = suffix_advantages(won, self.config.kl_tau * log_ratio, mask)
-        whole = Completions(torch.cat(tokens, 1), mask)
+        advantages = advantages * self.correction.by_sequence(whole, log_probs)
         return Loss(
             total=policy_gradient_loss(log_probs, advantages, mask),
             targets=len(won),

@@ -122,7 +122,8 @@ class NashPG(SPO):
         temperature = self.tools.config.generation.temperature
         log_probs = policy.log_probs(Role.policy, batch.prompts, completions, temperature)
         moved = (log_probs - old) * mask
-        surrogate = torch.where(mask, clipped_policy_loss(moved, win_rates[:, None] - 0.5, config.clip), 0.0).sum(1)
+        losses = clipped_policy_loss(moved, win_rates[:, None] - 0.5, config.clip)
+        surrogate = torch.where(mask, losses * self.correction.by_token(completions, old), 0.0).sum(1)
         to_magnet, to_reference = ((log_probs - other).sum(1) for other in (magnet, reference))
         penalty = config.anchor_tau * kl_k2(to_magnet) + config.kl_tau * kl_k2(to_reference)
         clipped = ((moved.detach().exp() - 1).abs() > config.clip) & mask

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Loss, algorithm
@@ -13,7 +14,9 @@ from alignrun.algorithms.common.conversations import (
     joined,
     planned_tokens,
 )
+from alignrun.algorithms.common.mismatch import mismatch_metrics
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
+from alignrun.algorithms.common.stacking import concatenate
 from alignrun.config import Config, require, schema
 from alignrun.data.follow_up import FollowUps
 from alignrun.generation.streams import Stream
@@ -130,14 +133,18 @@ class Stackelberg(ConversationAlgorithm):
         kept = won + tau * theirs_ratio.sum(1) if config.follower_kl_for_leader else won
         led = suffix_advantages(kept, config.kl_tau * ours_ratio, ours.mask)
         followed = suffix_advantages(1 - won, tau * theirs_ratio, theirs.mask)
-        total = policy_gradient_loss(ours_log, led, ours.mask)
-        total = total + config.follower_weight * policy_gradient_loss(theirs_log, followed, theirs.mask)
+        # The two answers are one sample: what either gains depends on both.
+        both, both_log = concatenate([ours, theirs], 1), torch.cat([ours_log, theirs_log], 1)
+        weights = self.correction.by_sequence(both, both_log)
+        total = policy_gradient_loss(ours_log, led * weights, ours.mask)
+        total = total + config.follower_weight * policy_gradient_loss(theirs_log, followed * weights, theirs.mask)
         return Loss(
             total=total,
             targets=len(won),
             metrics={
                 "win_rate": won.sum(),
                 **rollout_metrics(policy, ours, ours_log, ours_ratio),
+                **mismatch_metrics(both, both_log.detach()),
                 "follower_kl": theirs_ratio.sum(),
                 "follower_length": theirs.mask.sum(),
             },

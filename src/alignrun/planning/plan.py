@@ -188,7 +188,8 @@ def drawing_bytes(config: Config, prompts: int) -> int:
 
 def _continuing_bytes(config: Config, work: Workload, prompts: int, dtype: torch.dtype) -> int:
     """Drafts that are continued: their rejected tokens stay in the cache. `auto` drafts on a CPU alone."""
-    drafting = config.generation.opponents is Opponents.drafted or config.model.device == "cpu"
+    on_cpu = resolve(config.model, config.adapter, planning=True).device.type == "cpu"
+    drafting = config.generation.opponents is Opponents.drafted or on_cpu
     if not work.continued or not drafting:
         return 0
     return sampling_bytes(config, work.continued, prompts, dtype, config.generation.max_new_tokens)

@@ -253,10 +253,12 @@ class Trainer:
     @contextmanager
     def _saving_after_errors(self, updates: Sequence[dict[str, float]]) -> Iterator[None]:
         """Save when a step fails before its first update: the state is still that of the previous step."""
+        measured = dict(self._algorithm.measured)
         try:
             yield
         except RunError as error:
             if not updates:
+                self._algorithm.measured.update(measured)  # this step, repeated, chooses as it has chosen
                 self._save(self._step, alone=not error.raised_together)
             raise
 

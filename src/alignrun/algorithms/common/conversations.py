@@ -6,6 +6,7 @@ Legend: B prompts, K conversations of each, H turns of the policy, P tokens of a
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from alignrun.errors import InputError, RunError
 from alignrun.generation.streams import Stream
 from alignrun.models.device import batch_to
 from alignrun.models.sources import context_length
-from alignrun.types import Completions, Example, Prompt, PromptBatch, Role
+from alignrun.types import Completions, Example, Prompt, PromptBatch, Role, map_parts
 
 TOKEN_CHARACTERS = 3
 """Characters of a token in English text, fewer than usual, for lengths that are planned without a tokenizer."""
@@ -50,11 +51,9 @@ class Conversations:
         """The prompts and completions of each turn: first B and B·K, then B·K of both."""
         yield self.prompts, self.first.flat()
         for place in range(self.later_ids.shape[2]):
-            ids, attention, tokens, mask = (
-                part[:, :, place].flatten(0, 1)
-                for part in (self.later_ids, self.later_attention, self.later.tokens, self.later.mask)
-            )
-            yield PromptBatch(("",) * len(ids), ids, attention, padded=True), Completions(tokens, mask)
+            ids, attention = (part[:, :, place].flatten(0, 1) for part in (self.later_ids, self.later_attention))
+            said = map_parts(self.later, partial(_of_turn, place))
+            yield PromptBatch(("",) * len(ids), ids, attention, padded=True), said
 
 
 class ConversationAlgorithm(OnlineAlgorithm):
@@ -105,7 +104,7 @@ class ConversationAlgorithm(OnlineAlgorithm):
         """[N, T] one completion of a role for each of N later prompts, and their texts."""
         (drawn,) = self.rollouts.sample(batch, [Stream(role, 1)], step, purpose=purpose, judged=False)
         (texts,) = self.rollouts.texts(drawn)
-        return Completions(drawn.tokens[:, 0], drawn.mask[:, 0]), texts
+        return map_parts(drawn, lambda part: None if part is None else part[:, 0]), texts
 
     def later_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """[N, P] later prompts of the policy. Raises RunError for one that cannot be written or has no room."""
@@ -139,9 +138,13 @@ def joined(
         )
     )
     said = stack([pad_completions(one, length, pad_id) for _, one in later])
-    return Conversations(
-        prompts, first, ids, attention, Completions(said.tokens.unflatten(0, shape), said.mask.unflatten(0, shape))
-    )
+    said = map_parts(said, lambda part: None if part is None else part.unflatten(0, shape))
+    return Conversations(prompts, first, ids, attention, said)
+
+
+def _of_turn(place: int, part: Tensor | None) -> Tensor | None:
+    """[B·K, …] of one later turn, from [B, K, H−1, …]."""
+    return None if part is None else part[:, :, place].flatten(0, 1)
 
 
 def planned_tokens(text: str) -> int:

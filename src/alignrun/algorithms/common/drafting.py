@@ -105,7 +105,7 @@ class Drafting:
             known, width = state.known[live], int(state.mask[live].sum(1).max())
             drafted = Completions(state.tokens[live, :width], state.mask[live, :width])
             new = drafted.mask & (torch.arange(width, device=live.device) >= known[:, None])
-            accept = torch.where(new, accepting[live, :width], 0.0)  # what is known was accepted before
+            accept = torch.where(new, accepting[live, :width], -1.0)  # what is known stays, whatever it rounds to
             batch = self._batch(prompts, drafted, accept, redrawing[live, :width], live, samples)
             verified = self._verify(batch, source, sampling)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from alignrun import distributed
-from alignrun.config import Config, Engine
+from alignrun.config import Config, Engine, ServerKind
 from alignrun.errors import RunError
+from alignrun.generation.server.dialect import SGLANG, VLLM
 from alignrun.objectives.divergence import kl_k1, kl_k3
 from alignrun.objectives.importance import sequence_weights, token_weights
 from alignrun.types import Completions
@@ -41,11 +42,14 @@ def check_mismatch(config: Config, kl: float, what: str = "the completions") -> 
     limit = config.generation.server_max_kl
     if limit is None or kl <= limit:
         return
+    kind = config.generation.server_kind
+    known = {ServerKind.vllm: [VLLM], ServerKind.sglang: [SGLANG]}.get(kind, [VLLM, SGLANG])
     with distributed.raise_together():
         raise RunError(
             f"generation.engine=server: {what} are not of the trained policy: KL(server‖policy) is {kl:.3g} nats per "
-            f"token, above generation.server_max_kl={limit:g}: serve the base that is trained, in its dtype, with vLLM "
-            "under --logprobs-mode processed_logprobs; then `alignrun resume RUN`, with a higher limit if you expect it"
+            f"token, above generation.server_max_kl={limit:g}: serve the base that is trained, in its dtype, and "
+            f"{', or '.join(dialect.log_probs for dialect in known)}; then `alignrun resume RUN`, with a higher limit "
+            "if you expect it"
         )
 
 

@@ -78,22 +78,28 @@ def worth(opponent: Source, drafts: int, device: torch.device) -> float:
     return (PASS * reads + CHECK + STEP / drafts) / len(rows)
 
 
+def pair_uniforms(prompts: int, samples: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """[3, T, K, B] float64 in [0, 1): the random numbers of `sample_pairs` for all prompts of a step.
+
+    Drawn for the whole batch, so that no draw depends on how many prompts are decoded together.
+    """
+    shape = 3, sampling.max_new_tokens, samples, prompts
+    return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+
+
 def sample_pairs(
     policy: Policy,
     prompts: PromptBatch,
     opponent: Source,
-    samples: int,
     sampling: Sampling,
-    generator: torch.Generator,
+    uniforms: Tensor,
     memory: Pieces,
 ) -> Sides:
     """K ≥ 2 completions of the policy for each prompt, and opponents that are drafted by them.
 
-    The random numbers are drawn for all prompts, and each process decodes its share in the pieces that fit its memory,
-    as in `sample_streams`.
+    `uniforms` are those of the prompts from `pair_uniforms`. Each process decodes its share in the pieces that fit its
+    memory, as in `sample_streams`.
     """
-    shape, device = (3, sampling.max_new_tokens, samples, len(prompts)), policy.device
-    uniforms = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
 
     def drawn(part: PromptBatch, numbers: Tensor) -> Sides:
         def in_loops(size: int) -> Sides:
@@ -105,7 +111,7 @@ def sample_pairs(
 
     if distributed.size() == 1:
         return drawn(prompts, uniforms)
-    index = torch.tensor(distributed.share(len(prompts)), device=device)
+    index = torch.tensor(distributed.share(len(prompts)), device=policy.device)
     with distributed.raise_together():
         part = drawn(select(prompts, index), uniforms[..., index])
     ours, theirs = (distributed.largest(side.tokens.shape[2]) for side in (part.ours, part.theirs))

@@ -11,7 +11,7 @@ from alignrun import distributed
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.batches import pieces, rows, select, shared
 from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among, draw_apart
-from alignrun.algorithms.common.paired import Sides, always_paired, joined, may_pair, sample_pairs, worth
+from alignrun.algorithms.common.paired import Sides, always_paired, joined, may_pair, pair_uniforms, sample_pairs, worth
 from alignrun.algorithms.common.stacking import consecutive, pad_completions, stack
 from alignrun.config import Engine, Opponents
 from alignrun.data.completions import opened
@@ -207,12 +207,12 @@ class Rollouts:
             ours, theirs = self.sample(prompts, streams, step)
             return Sides(ours, theirs)
         generator = step_generator(self._device, self._tools.config.seed, step)
-        chunks = []
-        for part in pieces(prompts, self._chunk):
-            drawn = sample_pairs(
-                self._tools.policy, part, other.source, own.samples, self._sampling, generator, self.memory
-            )
-            chunks.append(drawn)
+        uniforms = pair_uniforms(len(prompts), own.samples, self._sampling, generator)
+        chunks: list[Sides] = []
+        for part, numbers in zip(
+            pieces(prompts, self._chunk), uniforms.split(self._chunk or len(prompts), -1), strict=True
+        ):
+            chunks.append(sample_pairs(self._tools.policy, part, other.source, self._sampling, numbers, self.memory))
             if len(part) < len(prompts):  # judged while the next are decoded
                 both = (self.texts(side) for side in (chunks[-1].ours, chunks[-1].theirs))
                 texts = [text for side in both for sample in side for text in sample]

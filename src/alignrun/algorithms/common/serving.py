@@ -37,11 +37,6 @@ class ServedPolicy:
                 f"({one_line(error, 120)}): name a folder that this machine can write and the server can read"
             ) from None
 
-    @property
-    def log_probs_advice(self) -> str:
-        """What to change if the server's log-probabilities are not those of what it draws from."""
-        return self._server.dialect.log_probs
-
     def load(self, roles: Iterable[Role]) -> None:
         """Load the current adapters of these roles. Raises RunError if the server cannot."""
         for role in roles:
