@@ -57,7 +57,12 @@ def test_training_returns_what_the_run_has_written(trained: TrainingResult, caps
     assert capsys.readouterr().out == "", "quiet"
     more = alignrun.resume(trained, "train.steps=4", "run.dir=elsewhere")
     assert (more.path, more.step) == (trained.path, 4)
-    assert "nash_md on tiny: 4 steps" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nash_md on tiny: 4 steps" in said
+    settings = (
+        "seed 0, batches of 4, learning rate 0.05, float32, up to 8 tokens at temperature 0.7, judged by function"
+    )
+    assert f"settings {settings}" in said
 
 
 def test_a_policy_generates_what_its_weights_say(trained: TrainingResult) -> None:

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from alignrun import distributed
+from alignrun.algorithms.base import discover
 from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.config import AdapterConfig, Config, Precision, RunConfig
 from alignrun.config.paths import anchored
@@ -22,6 +23,7 @@ from alignrun.launch.checks import check
 from alignrun.launch.pins import check_pins, read_pins
 from alignrun.models.device import resolve
 from alignrun.models.precision import dtype_name
+from alignrun.preferences.base import preference_in_words
 from alignrun.run.directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
 from alignrun.run.fresh import fresh_directory
 from alignrun.run.progress import Progress, summary_panel
@@ -357,6 +359,7 @@ def _fit(
         f"{config.algo.name} on {config.model.name}: {counted(outcome.step, 'step')}",
         [
             *outcome.evaluation.lines,
+            ("settings", settings_in_words(config, dtype_name(assembly.trained.backbone.dtype))),
             ("run", str(run.path)),
             ("metrics", "metrics.jsonl"),
             *([("completions", "samples.jsonl")] if outcome.evaluation.samples else []),
@@ -369,6 +372,17 @@ def _fit(
         console,
     )
     return 0
+
+
+def settings_in_words(config: Config, dtype: str) -> str:
+    """The settings that a result depends on most, in one line; config.yaml has all of them."""
+    parts = [f"seed {config.seed}", f"batches of {config.train.batch_size}"]
+    parts += [f"learning rate {config.optim.learning_rate:g}", dtype]
+    if discover()[config.algo.name].online:
+        generation = config.generation
+        parts.append(f"up to {generation.max_new_tokens} tokens at temperature {generation.temperature:g}")
+        parts.append(f"judged by {preference_in_words(config.preference)}")
+    return ", ".join(parts)
 
 
 def check_alike(assembly: Assembly, step: int) -> None:
