@@ -527,6 +527,21 @@ def test_every_part_is_pinned(policy: Policy, tmp_path: Path) -> None:
     assert before.differing(now()) == ["tokenizer"]
 
 
+@pytest.mark.parametrize("name", ["matrix", "styles"])
+def test_the_file_of_a_game_is_pinned(policy: Policy, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "game.json"
+    config = compose(["model=tiny", f"preference={name}", f"preference.game={file}"])
+
+    def with_edge(p: float) -> Pins:
+        table = [[0.5, p, 0.3], [1 - p, 0.5, 0.8], [0.7, 0.2, 0.5]]
+        file.write_text(json.dumps({"preferences": table, "reference": [0.5, 0.3, 0.2], "actions": list("abc")}))
+        rows = Loaded(Examples([Example("a", "x")]), Examples([Example("b", "y")]), 0)
+        judge: Any = SimpleNamespace(reads_columns=False)
+        return take_pins(config, rows, policy.backbone, judge)
+
+    assert with_edge(0.9).differing(with_edge(0.8)) == ["game"]
+
+
 def test_what_cannot_be_known_is_no_difference() -> None:
     before = Pins({"base": "", "training data": "a", "reference": "r"})
     assert before.differing(Pins({"base": "b", "training data": "a", "reference": "r"})) == []

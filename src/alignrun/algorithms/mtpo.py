@@ -82,7 +82,8 @@ class MTPO(ConversationAlgorithm):
     it, which estimates the Q-function of the paper's mirror descent without a critic. The only stationary point is the
     equilibrium π(y^h|·) ∝ μ exp(Q(·, y^h)/τ), Q what the rest of the conversation wins less its penalty. The preference
     sees the conversation after its prompt as one text, with "user:" and "assistant:" before the later turns. Sample
-    metrics are over whole conversations; evaluations and exports are of the policy, one turn at a time.
+    metrics are over whole conversations; evaluations and exports are of the policy, one turn at a time. If a rollout
+    server drew c, its gradient is weighted with min(Π_h Π_n π/π_server, `generation.server_weight_cap`).
     """
 
     config: MTPOConfig

@@ -78,7 +78,9 @@ class NashPG(SPO):
 
     The paper's agents play games of many moves and have a critic; open_spiel's implementation also whitens advantages
     and rewards entropy. Here the win rate comes at the end of a completion and ½ is the exact baseline. The other two
-    would move the point at which it stops, and are left out. The KL to μ is not limited: see `train.max_kl`.
+    would move the point at which it stops, and are left out. The KL to μ is not limited: see `train.max_kl`. If a
+    rollout server drew y, the surrogate of a token is weighted with
+    min(π_old/π_server, `generation.server_weight_cap`).
     """
 
     config: NashPGConfig

@@ -73,7 +73,9 @@ class Stackelberg(ConversationAlgorithm):
 
     They stop at ω ∝ μ(·|x, y) exp(−P(y ≻ ·)/τ_F) and π ∝ μ exp(V/τ), V(y) what y keeps against ω. The leader is thus a
     cautious policy rather than an equilibrium, and the follower is for inference: ask it to improve an answer, its own
-    or another model's. The metrics without a name are the leader's, as is the KL that `train.max_kl` limits.
+    or another model's. The metrics without a name are the leader's, as is the KL that `train.max_kl` limits. If a
+    rollout server drew them, both gradients are weighted with min(Π_n π/π_server · Π_n ω/ω_server,
+    `generation.server_weight_cap`).
     """
 
     config: StackelbergConfig

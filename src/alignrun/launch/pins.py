@@ -21,6 +21,7 @@ from alignrun.preferences.base import Preference, discover
 from alignrun.preferences.feedback_model import find_card
 from alignrun.preferences.matrix import MatrixConfig
 from alignrun.preferences.members import named_errors
+from alignrun.preferences.styles import StylesConfig
 from alignrun.run.directory import RunDirectory
 from alignrun.security.files import read_json
 
@@ -83,7 +84,7 @@ def _preference_pins(section: Any, member: str = "") -> dict[str, str]:
         parts[f"feedback model{member}"] = _digest(folder_digest(folder), card.base, card.template)
     elif path and Path(path).expanduser().is_dir():
         parts[f"feedback model{member}"] = folder_digest(adapter_folder(path))
-    if isinstance(section, MatrixConfig):
+    if isinstance(section, MatrixConfig | StylesConfig):
         preferences = load_game(section.game).preferences
         parts[f"game{member}"] = _digest(*map(str, preferences.flatten().tolist()))
     for name, one in getattr(section, "members", {}).items():
