@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,11 @@ def test_every_choice_composes(override: str) -> None:
 
 
 def test_the_demo_names_what_a_run_is_by_default() -> None:
-    """And `make run` names the demo."""
-    assert compose.compose(["experiment=demo"]) == compose.compose([])
+    """Up to sizes and rates; and `make run` names the demo."""
+    demo, default = compose.compose(["experiment=demo"]), compose.compose([])
+    sized = {name: getattr(default, name) for name in ("algo", "generation", "optim", "train")}
+    assert replace(demo, **sized) == default
+    assert demo.algo.name == default.algo.name
     assert "$(BIN)/alignrun experiment=demo $(ARGS)\n" in (ROOT / "Makefile").read_text()
 
 
