@@ -90,6 +90,7 @@ def test_a_base_is_sharded_within_a_machine(
 
 def test_a_number_that_does_not_divide_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "size", lambda: 8)
-    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "3")
-    with pytest.raises(InputError, match="3 does not divide the 8 processes"):
-        sharding.shards()
+    for given, problem in (("3", "3 does not divide the 8 processes"), ("two", "=two is not a number")):
+        monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", given)
+        with pytest.raises(InputError, match=problem):
+            sharding.shards()

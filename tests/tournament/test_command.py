@@ -472,6 +472,7 @@ def test_another_selector_chooses(runs: Path, tmp_path: Path, capsys: pytest.Cap
     for overrides, reason in (
         ([f"runs=[mirror:{runs / 'a'}]", "candidates=1"], "candidates must be at least 2"),
         ([f"runs=[{runs / 'a'}]", "preference@selector=letters"], "no player chooses"),
+        ([f"runs=[{runs / 'a'}]", "candidates=4"], "candidates is not used: no player chooses"),
         ([f"runs=[mirror:{runs / 'a'}]", "selector=letters"], "with preference@selector=NAME"),
         ([f"runs=[mirror:{runs / 'a'}]", f"reference_policy=mirror:{runs / 'a'}"], "reference_policy"),
         ([f"runs=[mirror:{tmp_path / 'none'}]"], "none"),

@@ -26,6 +26,7 @@ from alignrun.completions.rows import (
     pair_row,
 )
 from alignrun.config import ComparedPairs, Config, DataConfig, Format, GenerateConfig, Rows
+from alignrun.config.selection import check_unused
 from alignrun.data.loading import load_examples, load_in_order
 from alignrun.data.prompts import PromptSet
 from alignrun.errors import InputError, RunError, one_line
@@ -84,6 +85,8 @@ def generate(source: str, reference: bool, config: GenerateConfig, console: Cons
     asked = ["model", *["data"] * (config.data is None), *["preference"] * (judged and config.preference is None)]
     player = find_chooser(config, source, sections=asked)
     player = reference_of(player) if reference else player
+    if not player.chooser:
+        check_unused(config)
     data, preference = _brought(config, player)
     examples = _examples(config, data, preference, report)
     drawing = Drawing(

@@ -24,3 +24,10 @@ def check_selection(config: Any) -> None:
     require(config.candidates >= 2, "candidates", f"must be at least 2, not {config.candidates}")
     require(config.mirror_steps >= 1, "mirror_steps", f"must be at least 1, not {config.mirror_steps}")
     require(config.mirror_eta > 0, "mirror_eta", f"must be positive, not {config.mirror_eta}")
+
+
+def check_unused(config: Any) -> None:
+    """Refuse settings of selection where no player chooses. Raises InputError."""
+    for key in ("candidates", "mirror_steps", "mirror_eta"):
+        unset = getattr(config, key) == type(config).__dataclass_fields__[key].default
+        require(unset, key, "is not used: no player chooses; name one as in best_of_nash:RUN")

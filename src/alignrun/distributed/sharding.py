@@ -64,10 +64,12 @@ def shards() -> int:
     All of them if machines have one process each or unequal numbers.
 
     Raises:
-        InputError: the launcher's number does not divide that of the processes.
+        InputError: the launcher's number is none, or does not divide that of the processes.
     """
-    size = distributed.size()
-    wanted = int(os.environ.get("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1"))
+    size, given = distributed.size(), os.environ.get("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1")
+    if not given.isdecimal():
+        raise InputError(f"PARALLELISM_CONFIG_DP_SHARD_SIZE={given} is not a number of processes: set one, or unset it")
+    wanted = int(given)
     if wanted > 1 and size % wanted:
         raise InputError(
             f"accelerate launch --parallelism_config_dp_shard_size {wanted} does not divide the {size} processes"

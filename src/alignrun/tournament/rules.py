@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from alignrun.algorithms.base import discover
 from alignrun.config import Config, DataConfig, ModelSource, TournamentConfig
+from alignrun.config.selection import check_unused
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import Drawing
 from alignrun.evaluation.selection import enumerable
@@ -62,6 +63,8 @@ def agree(config: TournamentConfig, players: Sequence[Player]) -> Rules:
             raise InputError("config: preference@selector=none chooses nothing: leave it out, or choose another")
         if not any(player.chooser for player in players):
             raise InputError("config: selector: no player chooses: name one as in runs='[best_of_nash:RUN]'")
+    if not any(player.chooser for player in players):
+        check_unused(config)
     kl_tau = config.kl_tau
     if kl_tau is None:
         values = sorted({discover()[player.config.algo.name].tau(player.config) for player in runs} - {0.0})
