@@ -10,7 +10,7 @@ import yaml
 from helpers import load_policy, random_batch
 from transformers import AutoConfig
 
-from alignrun import cli
+from alignrun import cli, distributed
 from alignrun.algorithms.common import rollout
 from alignrun.algorithms.common.rollout import Pace, sample_streams, step_generator
 from alignrun.config import Config
@@ -221,6 +221,21 @@ def test_sampling_that_runs_out_of_memory_goes_on_with_half_and_draws_the_same(
         "out of memory when sampling for 3 prompts: continuing with 2, which changes no random number "
         "(generation.batch_size=2 saves the attempt)",
     ]
+
+
+def test_the_note_names_the_prompts_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`generation.batch_size` is that of the job, and memory that of one process."""
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+    pieces, notes = rollout.fitting(), list[str]()
+    pieces.note = notes.append
+
+    def work(size: int) -> int:
+        if size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return size
+
+    assert pieces.that_fit(5, work) == 3
+    assert "(generation.batch_size=12 saves the attempt)" in notes[0]
 
 
 def test_one_prompt_that_does_not_fit_ends_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,20 @@ class Pieces:
         key: the configuration key of the size.
         unchanged: what does not depend on the size, as `no gradient`.
         note: prints that memory ran out and pieces became smaller.
+        processes: among which the rows of the key are divided.
     """
 
     def __init__(
-        self, size: int | None, doing: str, key: str, unchanged: str, note: Callable[[str], None] = lambda _: None
+        self,
+        size: int | None,
+        doing: str,
+        key: str,
+        unchanged: str,
+        note: Callable[[str], None] = lambda _: None,
+        processes: int = 1,
     ) -> None:
         self.size, self.note = size, note
-        self._doing, self._key, self._unchanged = doing, key, unchanged
+        self._doing, self._key, self._unchanged, self._processes = doing, key, unchanged, processes
 
     def that_fit(self, rows: int, work: Callable[[int], Result]) -> Result:
         """Call `work` with the rows of a piece, again with half of them after it has run out of memory.
@@ -53,5 +60,5 @@ class Pieces:
             release_memory()
             self.note(
                 f"out of memory {self._doing} {counted(size, 'prompt')}: continuing with {self.size}, which changes "
-                f"{self._unchanged} ({self._key}={self.size} saves the attempt)"
+                f"{self._unchanged} ({self._key}={self.size * self._processes} saves the attempt)"
             )

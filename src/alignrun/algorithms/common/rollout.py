@@ -111,7 +111,8 @@ def _on_all_processes(
 
 def fitting() -> Pieces:
     """How many prompts this process decodes together, halved when memory runs out."""
-    return Pieces(None, "when sampling for", "generation.batch_size", "no random number")
+    processes = distributed.size()
+    return Pieces(None, "when sampling for", "generation.batch_size", "no random number", processes=processes)
 
 
 @dataclass(frozen=True, slots=True)
