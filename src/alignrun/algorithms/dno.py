@@ -84,12 +84,12 @@ class DNO(INPO):
         self.renew(step)
         (completions,) = self.rollouts.sample(prompts, self.streams(self.tools.config, step), step)
         judged = self.rollouts.among(prompts, completions, step)
-        table, opponents = judged.table(self.config.samples_per_prompt)
-        win_rates = (table.sum(2) - 0.5) / opponents
+        win_rates = judged.win_rates(self.config.samples_per_prompt)
         pairs = judged_pairs(prompts, completions, judged, self.config.pairing)
         gain = win_rates.gather(1, pairs.first) - win_rates.gather(1, pairs.second)
         labels = (1 + gain.sign()) / 2
         if self.config.label is PairLabel.win_rates:
+            table, opponents = judged.table(self.config.samples_per_prompt)
             labels = torch.sigmoid(_gain_over_others(table, opponents, pairs))
         yield replace(pairs, labels=labels, kept=gain.abs() >= self.config.min_margin)
 
