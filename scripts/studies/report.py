@@ -1,0 +1,195 @@
+"""The page and the figure of the study of styles, from its measurements alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from trajectories import placed
+
+from alignrun.games import CYC
+from alignrun.run.directory import write_text_atomic
+from studies.style_game import Played, Shares, entropy, exploited, half_gap, interval, points, win_rate_of
+from studies.styles import METHODS, REFERENCE_SAMPLES, SAMPLES, configuration, read
+
+TAU = configuration().algo.kl_tau
+STYLES = list(configuration().preference.styles)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """All that was measured."""
+
+    reference: Shares
+    """[X, 3] μ's shares of the styles on each prompt."""
+    played: Mapping[str, Played]
+    """method → what its runs play."""
+    records: Mapping[str, Sequence[Mapping[str, Any]]]
+    """method → the files of its runs, by seed."""
+
+
+def load(results: Path) -> Measurements:
+    """Read the folder of measurements."""
+    counts = np.array(read(results / "reference.json")["counts"], dtype=float).sum(1)
+    files = [read(path) for path in sorted(results.glob("*-*.json"))]
+    records = {name: [file for file in files if file["method"] == name] for name in METHODS}
+    records = {name: found for name, found in records.items() if found}
+    played = {
+        name: Played(
+            np.array([file["counts"] for file in found], dtype=float), np.array([file["kl"] for file in found])
+        )
+        for name, found in records.items()
+    }
+    return Measurements(counts / counts.sum(-1, keepdims=True), played, records)
+
+
+def shown(triple: Sequence[float]) -> str:
+    """A value with its interval."""
+    value, low, high = triple
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def exactly(shares: Shares, reference: Shares) -> Played:
+    """A solution as a method of one run whose shares are known; its KL is that of the styles."""
+    ratio = np.log(np.maximum(shares, 1e-300)) - np.log(reference)
+    return Played(np.stack([shares, shares], 1)[None], (shares * ratio).sum(-1)[None])
+
+
+def rows(found: Measurements) -> Iterator[str]:
+    """One line for each exact solution and each method, as Markdown."""
+    ppo = found.played.get("ppo")
+    exact = {name: exactly(shares, found.reference) for name, shares in points(found.reference, TAU).items()}
+    labels = {name: f"*{name}*" for name in exact} | {name: METHODS[name].label for name in found.played}
+    yield (
+        "| | seeds | shares of the styles | wins against μ | exploitable by at least | less than PPO by | "
+        "half the duality gap | entropy, nats | KL, nats |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name, one in {**exact, **found.played}.items():
+        cells = [
+            labels[name],
+            "" if name in exact else str(len(one.counts)),
+            ", ".join(f"{share:.2f}" for share in one.shares.mean((0, 1))),
+            shown(interval([one], lambda a, at: win_rate_of(a, found.reference[at]))),
+            shown(interval([one], lambda a, at: exploited(a))),
+            "" if ppo in (None, one) else shown(interval([ppo, one], lambda a, b, at: exploited(a) - exploited(b))),
+            shown(interval([one], lambda a, at: half_gap(a, found.reference[at], TAU))),
+            shown(interval([one], lambda a, at: entropy(a))),
+            shown(interval([one], lambda a, at: float(a.kl.mean()))),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def matrix(found: Measurements) -> Iterator[str]:
+    """P(row ≻ column) between the methods; bold where the interval leaves out ½."""
+    yield f"| | {' | '.join(METHODS[name].label for name in found.played)} |"
+    yield "|---" * (len(found.played) + 1) + "|"
+    for name, one in found.played.items():
+        cells = []
+        for other, against in found.played.items():
+            value, low, high = interval([one, against], lambda a, b, at: win_rate_of(a, b.shares))
+            cells.append("" if name == other else f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}")
+        yield f"| {METHODS[name].label} | {' | '.join(cells)} |"
+
+
+def paths(records: Sequence[Mapping[str, Any]], width: int = 8) -> NDArray[np.float64]:
+    """[steps, 1 + 3] KL and shares of the styles during training, averaged over seeds and the last few steps."""
+    steps = np.mean([np.array(record["path"])[:, 1:] for record in records], axis=0)
+    sums = np.cumsum(np.vstack([np.zeros(steps.shape[1]), steps]), 0)
+    ends = np.arange(1, len(steps) + 1)
+    starts = np.maximum(0, ends - width)
+    averaged: NDArray[np.float64] = (sums[ends] - sums[starts]) / (ends - starts)[:, None]
+    return averaged
+
+
+def draw(path: Path, found: Measurements) -> None:
+    """The way of each method through the triangle of styles, and its win rate against μ by its KL."""
+    from matplotlib.figure import Figure
+
+    solutions = points(found.reference, TAU)
+    with mpl.rc_context({"svg.hashsalt": "styles", "font.size": 9, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(12, 5.6), layout="constrained")
+        triangle, frontier = figure.subplots(1, 2)
+        edge = placed(torch.eye(3)[[0, 1, 2, 0]].unbind())
+        triangle.plot(*edge.T.tolist(), color="0.7", linewidth=0.8)
+        for name, (x, y), side in zip(STYLES, edge.tolist(), ("right", "left", "center"), strict=False):
+            triangle.text(x, y + (0.02 if y else -0.05), name, ha=side)
+        for number, (name, records) in enumerate(found.records.items()):
+            colour, label = f"C{number % 10}", METHODS[name].label
+            line = "-" if number < 10 else "--"
+            steps = paths(records)
+            triangle.plot(*placed(torch.tensor(steps[:, 1:]).unbind()).T.tolist(), line, color=colour, linewidth=0.8)
+            end = placed([torch.tensor(found.played[name].shares.mean((0, 1)))])[0]
+            triangle.plot(*end.tolist(), "o", color=colour, markersize=5, label=label)
+            gains = (
+                np.sqrt(np.maximum(steps[:, 0], 0)),
+                steps[:, 1:] @ CYC.preferences.numpy() @ found.reference.mean(0),
+            )
+            frontier.plot(*gains, line, color=colour, linewidth=0.8)
+            final = found.played[name]
+            frontier.plot(
+                np.sqrt(final.kl.mean()), win_rate_of(final, found.reference), "o", color=colour, markersize=5
+            )
+        for (name, shares), mark in zip(solutions.items(), ("k+", "kx", "kD", "k*"), strict=True):
+            spot = placed([torch.tensor(shares.mean(0))])[0]
+            triangle.plot(*spot.tolist(), mark, markersize=8, label=name, linestyle="none")
+            known = exactly(shares, found.reference)
+            frontier.plot(np.sqrt(known.kl.mean()), win_rate_of(known, found.reference), mark, markersize=8)
+        frontier.set(xlabel="√KL(π‖μ), √nats", ylabel="win rate against μ")
+        triangle.set_aspect("equal")
+        triangle.axis("off")
+        figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+HEADER = """\
+# Methods on a game that texts play
+
+Written by `python scripts/study.py write` from the measurements in `docs/styles/`. SmolLM2-135M-Instruct is trained on
+eight prompts (`experiment=styles`), so this is about where optimisation ends, not about generalisation. A completion
+plays the style, of {styles}, that published measures find strongest in it, and styles play the game CYC: {game}.
+`preference=styles` is constructed to be intransitive; nobody's taste is claimed to be.
+
+The preference depends on the styles alone. So the exact equilibrium at τ = {tau} and RLHF's optimum follow from μ's
+shares of the styles, which were counted on {reference} completions of each prompt, and the exploitability of a policy
+from its own, counted on {samples}. Intervals are 95% bootstraps over prompts and seeds. "At least": the style that
+exploits a policy is chosen on one half of its completions and tried on the other.
+
+"""
+
+
+def write(results: Path) -> None:
+    """Write RESULTS.md and RESULTS.svg next to the folder of measurements."""
+    found = load(results)
+    page, figure = results.with_suffix(".md"), results.with_suffix(".svg")
+    draw(figure, found)
+    hours = sum(record["seconds"] for records in found.records.values() for record in records) / 3600
+    steps = sorted({record["steps"] for records in found.records.values() for record in records})
+    wins = "; ".join(
+        f"{STYLES[first]} beats {STYLES[second]} with {float(CYC.preferences[first, second]):.1f}"
+        for first, second in ((0, 1), (1, 2), (2, 0))
+    )
+    lines = [
+        HEADER.format(
+            styles=", ".join(STYLES), game=wins, tau=TAU, reference=REFERENCE_SAMPLES, samples=SAMPLES
+        ).rstrip(),
+        "",
+        *rows(found),
+        "",
+        f"Steps of a run: {', '.join(map(str, steps))}. All runs took {hours:.1f} hours.",
+        "",
+        f"![The way of each method through the styles, and its win rate by its KL]({figure.name})",
+        "",
+        "## Against each other",
+        "",
+        "P(row ≻ column), bold where the interval leaves out ½.",
+        "",
+        *matrix(found),
+        "",
+    ]
+    write_text_atomic(page, "\n".join(lines))
+    print(page)

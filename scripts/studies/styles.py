@@ -1,0 +1,277 @@
+"""Which methods find a policy that no style beats: SmolLM2-135M on `experiment=styles`, several seeds each."""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from alignrun.config import Config
+from alignrun.launch.compose import compose, load
+from alignrun.preferences.base import build_preference
+from alignrun.preferences.styles import Styles
+from alignrun.preferences.text_measures import TEXT_MEASURES
+from alignrun.run.directory import write_text_atomic
+from studies.sampling import Sampled, sample_reference, sample_run
+from studies.training import Job, finish, metrics_of
+
+EXPERIMENT = "experiment=styles"
+SAMPLES, REFERENCE_SAMPLES = 48, 128
+"""Completions of each prompt that a policy is judged by, and those that μ's shares are counted from."""
+PAIRS = 64
+"""Labelled pairs of μ's completions of each prompt, for the methods that learn from a data set."""
+HELD_OUT = ("relevance", "diversity")
+"""Published measures that no style is made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What to train, and how the tables call it."""
+
+    label: str
+    overrides: tuple[str, ...]
+    needs: str | None = None
+    """`pairs` or `reward`, if it learns from labelled pairs of μ's completions or from a reward model of them."""
+
+
+FOUR = "algo.samples_per_prompt=4"
+_DATA = (
+    "data=jsonl",
+    "data.prompts=[]",
+    "data.path={pairs}",
+    "data.columns.label=probability",
+    "data.eval_path={pairs}",
+)
+REWARD_MODEL = ("train.steps=60", "train.batch_size=16", "train.checkpoint_every=0", "optim.learning_rate=2e-4")
+"""Settings of the reward model of the methods that need one."""
+_REWARD = ("preference=bradley_terry", "preference.path={reward}")
+METHODS: Mapping[str, Method] = {
+    "ppo": Method("PPO, win rate against μ, one epoch", ("algo=ppo", FOUR, "algo.epochs=1")),
+    "nash_md": Method(
+        "Nash-MD, β = 0.125",
+        (
+            "algo=nash_md",
+            FOUR,
+        ),
+    ),
+    "online_ipo": Method(
+        "online IPO",
+        (
+            "algo=online_ipo",
+            FOUR,
+        ),
+    ),
+    "self_play": Method(
+        "self-play",
+        (
+            "algo=self_play",
+            FOUR,
+        ),
+    ),
+    "ppo_bt": Method("PPO, Bradley-Terry reward, one epoch", ("algo=ppo", FOUR, "algo.epochs=1", *_REWARD), "reward"),
+    "dpo": Method("DPO", ("algo=dpo", *_DATA), "pairs"),
+    "ipo": Method("IPO", ("algo=ipo", *_DATA), "pairs"),
+    "grpo": Method(
+        "GRPO, win rate against μ",
+        (
+            "algo=grpo",
+            FOUR,
+        ),
+    ),
+    "grpo_bt": Method("GRPO, Bradley-Terry reward", ("algo=grpo", FOUR, *_REWARD), "reward"),
+    "best_response": Method(
+        "best response to μ",
+        (
+            "algo=best_response",
+            FOUR,
+        ),
+    ),
+    "nash_md_0": Method("Nash-MD, β from 0.125 to 0", ("algo=nash_md", FOUR, "algo.mix_beta_end=0")),
+    "nash_ema": Method("Nash-EMA, 0.9", ("algo=nash_ema", FOUR, "algo.ema_decay=0.9")),
+    "nash_mp": Method(
+        "Nash-MP",
+        (
+            "algo=nash_mp",
+            FOUR,
+        ),
+    ),
+    "ipo_md": Method(
+        "IPO-MD, β = 0.125",
+        (
+            "algo=ipo_md",
+            FOUR,
+        ),
+    ),
+    "online_dpo": Method(
+        "online DPO",
+        (
+            "algo=online_dpo",
+            FOUR,
+        ),
+    ),
+    "inpo": Method(
+        "INPO",
+        (
+            "algo=inpo",
+            FOUR,
+        ),
+    ),
+    "sppo": Method(
+        "SPPO",
+        (
+            "algo=sppo",
+            FOUR,
+        ),
+    ),
+}
+
+
+def configuration(*overrides: str) -> Config:
+    """The study's configuration."""
+    return compose([EXPERIMENT, *overrides])
+
+
+def judge_of(config: Config) -> Styles:
+    """The preference that all methods learn from."""
+    judge = build_preference(config.preference)
+    assert isinstance(judge, Styles)
+    return judge
+
+
+def counted(judge: Styles, sampled: Sampled) -> list[list[list[int]]]:
+    """[X, 2, 3] the styles of the first and second half of each prompt's completions."""
+    counts = []
+    for prompt, texts in zip(sampled.prompts, sampled.texts, strict=True):
+        styles = judge.styles([prompt] * len(texts), texts)
+        counts.append([half.bincount(minlength=len(judge.names)).tolist() for half in styles.chunk(2)])
+    return counts
+
+
+def measured(sampled: Sampled) -> dict[str, list[list[float]]]:
+    """[X, K] the held-out measures of each completion."""
+    return {
+        name: [
+            [round(TEXT_MEASURES[name].score(prompt, text), 4) for text in texts]
+            for prompt, texts in zip(sampled.prompts, sampled.texts, strict=True)
+        ]
+        for name in HELD_OUT
+    }
+
+
+def held_out_win_rates(ours: Sampled, theirs: Mapping[str, list[list[float]]]) -> dict[str, list[float]]:
+    """[X] how often a completion has more of a held-out measure than one of μ, with ties as a half."""
+    rates = {}
+    for name, scores in measured(ours).items():
+        rows = []
+        for mine, other in zip(scores, theirs[name], strict=True):
+            difference = np.sign(np.subtract.outer(mine, other))
+            rows.append(round(float((difference.mean() + 1) / 2), 4))
+        rates[name] = rows
+    return rates
+
+
+def write_pairs(path: Path, judge: Styles, reference: Sampled) -> None:
+    """Pairs of different completions of μ with P(chosen ≻ rejected), drawn with seed 0."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for prompt, texts in zip(reference.prompts, reference.texts, strict=True):
+        written = [text for text in texts if text.strip()]
+        while sum(row["prompt"] == prompt for row in rows) < PAIRS:
+            first, second = (written[place] for place in rng.choice(len(written), 2, replace=False))
+            if first.strip() != second.strip():
+                probability = float(judge([prompt], [first], [second]))
+                rows.append({"prompt": prompt, "chosen": first, "rejected": second, "probability": probability})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def measure_reference(results: Path, overrides: Sequence[str]) -> Sampled:
+    """Draw μ's completions, and write how often each style is among them."""
+    config = configuration(*overrides)
+    sampled = sample_reference(config, REFERENCE_SAMPLES)
+    record = {
+        "overrides": list(overrides),
+        "prompts": sampled.prompts,
+        "counts": counted(judge_of(config), sampled),
+        "held_out": measured(sampled),
+    }
+    _write(results / "reference.json", record)
+    return sampled
+
+
+def measure_run(run: Path, results: Path, method: str, seed: int, seconds: float) -> None:
+    """Write what the policy of a finished run plays, and the path that its training took."""
+    config = load(run / "config.yaml")
+    sampled = sample_run(run, SAMPLES)
+    judge = judge_of(configuration())
+    reference = read(results / "reference.json")
+    names = [f"style/{name}" for name in judge.names]
+    record = {
+        "method": method,
+        "seed": seed,
+        "overrides": list(METHODS[method].overrides),
+        "steps": config.train.steps,
+        "seconds": round(seconds),
+        "counts": counted(judge, sampled),
+        "kl": [round(float(value), 4) for value in sampled.kl],
+        "held_out": held_out_win_rates(sampled, reference["held_out"]),
+        "path": [
+            [step["step"], *(round(step[name], 4) for name in ("kl", *names) if name in step)]
+            for step in metrics_of(run)
+        ],
+    }
+    _write(results / f"{method}-{seed}.json", record)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of measurements."""
+    record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return record
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def run(
+    folder: Path, results: Path, methods: Sequence[str], seeds: Sequence[int], at_once: int, overrides: Sequence[str]
+) -> None:
+    """Train and measure what has no measurements yet, in the order of the seeds.
+
+    Args:
+        folder: of the runs; what was interrupted there is resumed.
+        results: the measurements, one file for each run.
+        methods: keys of METHODS.
+        seeds: of the runs.
+        at_once: runs at a time, which share the threads of the machine.
+        overrides: settings for all methods.
+    """
+    pairs, reward = folder / "pairs.jsonl", folder / "reward"
+    if not (results / "reference.json").is_file() or not pairs.is_file():
+        write_pairs(pairs, judge_of(configuration(*overrides)), measure_reference(results, overrides))
+    if any(METHODS[method].needs == "reward" for method in methods):
+        finish(Job(reward, ("algo=reward_model", "data=jsonl", f"data.path={pairs}", *REWARD_MODEL)), 1)
+    measuring = Lock()
+
+    def one(method: str, seed: int) -> None:
+        job = Job(
+            folder / f"{method}-{seed}",
+            tuple(
+                part.format(pairs=pairs, reward=reward)
+                for part in (EXPERIMENT, "tracker=none", *METHODS[method].overrides, *overrides, f"seed={seed}")
+            ),
+        )
+        seconds = finish(job, at_once)
+        with measuring:
+            measure_run(job.folder, results, method, seed, seconds)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = [
+            (method, seed) for seed in seeds for method in methods if not (results / f"{method}-{seed}.json").is_file()
+        ]
+        list(pool.map(one, *zip(*waiting, strict=True)))
