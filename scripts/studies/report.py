@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from trajectories import placed
 
-from alignrun.games import CYC
+from alignrun.games import CYC, best_response
 from alignrun.run.directory import write_text_atomic
-from studies.style_game import Played, Shares, entropy, exploited, half_gap, interval, points, win_rate_of
-from studies.styles import METHODS, REFERENCE_SAMPLES, SAMPLES, configuration, read
+from studies.style_game import Played, Shares, entropy, exploited, half_gap, interval, points, solved, win_rate_of
+from studies.styles import METHODS, REFERENCE_SAMPLES, SAMPLES, TAU, configuration, read
 
-TAU = configuration().algo.kl_tau
 STYLES = list(configuration().preference.styles)
 
 
@@ -139,6 +138,14 @@ def draw(path: Path, found: Measurements) -> None:
             triangle.plot(*spot.tolist(), mark, markersize=8, label=name, linestyle="none")
             known = exactly(shares, found.reference)
             frontier.plot(np.sqrt(known.kl.mean()), win_rate_of(known, found.reference), mark, markersize=8)
+        best = [
+            exactly(
+                solved(found.reference, lambda game, tau=tau: best_response(game, game.reference, tau)), found.reference
+            )
+            for tau in np.geomspace(0.02, 2, 40)
+        ]
+        reached = [(np.sqrt(one.kl.mean()), win_rate_of(one, found.reference)) for one in best]
+        frontier.plot(*zip(*reached, strict=True), color="0.6", linewidth=0.8, label="the most that a KL can win")
         frontier.set(xlabel="√KL(π‖μ), √nats", ylabel="win rate against μ")
         triangle.set_aspect("equal")
         triangle.axis("off")

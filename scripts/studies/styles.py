@@ -19,7 +19,7 @@ from alignrun.run.directory import write_text_atomic
 from studies.sampling import Sampled, sample_reference, sample_run
 from studies.training import Job, finish, metrics_of
 
-EXPERIMENT = "experiment=styles"
+EXPERIMENT, TAU = "experiment=styles", 0.05
 SAMPLES, REFERENCE_SAMPLES = 48, 128
 """Completions of each prompt that a policy is judged by, and those that μ's shares are counted from."""
 PAIRS = 64
@@ -34,100 +34,57 @@ class Method:
 
     label: str
     overrides: tuple[str, ...]
-    needs: str | None = None
-    """`pairs` or `reward`, if it learns from labelled pairs of μ's completions or from a reward model of them."""
+    """`{pairs}` stands for labelled pairs of μ's completions, `{reward}` for a reward model of them, and `{runs}` and
+    `{seed}` for the folder and the seed of the study's runs."""
+    against: str | None = None
+    """The method whose policy of the same seed it is a trained best response to."""
 
 
-FOUR = "algo.samples_per_prompt=4"
-_DATA = (
-    "data=jsonl",
-    "data.prompts=[]",
-    "data.path={pairs}",
-    "data.columns.label=probability",
-    "data.eval_path={pairs}",
-)
+def _online(algorithm: str, *overrides: str, kl_tau: float | None = TAU) -> tuple[str, ...]:
+    regularised = () if kl_tau is None else (f"algo.kl_tau={kl_tau}",)
+    return f"algo={algorithm}", "algo.samples_per_prompt=4", *regularised, *overrides
+
+
+def _offline(algorithm: str) -> tuple[str, ...]:
+    data = (f"algo.kl_tau={TAU}", "data=jsonl", "data.prompts=[]", "data.path={pairs}", "data.eval_path={pairs}")
+    return f"algo={algorithm}", *data, "data.columns.label=probability"
+
+
+def _response(method: str) -> Method:
+    overrides = _online("best_response", f"algo.opponent={{runs}}/{method}-{{seed}}")
+    return Method(f"best response to {METHODS[method].label}", overrides, against=method)
+
+
 REWARD_MODEL = ("train.steps=60", "train.batch_size=16", "train.checkpoint_every=0", "optim.learning_rate=2e-4")
 """Settings of the reward model of the methods that need one."""
-_REWARD = ("preference=bradley_terry", "preference.path={reward}")
-METHODS: Mapping[str, Method] = {
-    "ppo": Method("PPO, win rate against μ, one epoch", ("algo=ppo", FOUR, "algo.epochs=1")),
-    "nash_md": Method(
-        "Nash-MD, β = 0.125",
-        (
-            "algo=nash_md",
-            FOUR,
-        ),
-    ),
-    "online_ipo": Method(
-        "online IPO",
-        (
-            "algo=online_ipo",
-            FOUR,
-        ),
-    ),
-    "self_play": Method(
-        "self-play",
-        (
-            "algo=self_play",
-            FOUR,
-        ),
-    ),
-    "ppo_bt": Method("PPO, Bradley-Terry reward, one epoch", ("algo=ppo", FOUR, "algo.epochs=1", *_REWARD), "reward"),
-    "dpo": Method("DPO", ("algo=dpo", *_DATA), "pairs"),
-    "ipo": Method("IPO", ("algo=ipo", *_DATA), "pairs"),
-    "grpo": Method(
-        "GRPO, win rate against μ",
-        (
-            "algo=grpo",
-            FOUR,
-        ),
-    ),
-    "grpo_bt": Method("GRPO, Bradley-Terry reward", ("algo=grpo", FOUR, *_REWARD), "reward"),
-    "best_response": Method(
-        "best response to μ",
-        (
-            "algo=best_response",
-            FOUR,
-        ),
-    ),
-    "nash_md_0": Method("Nash-MD, β from 0.125 to 0", ("algo=nash_md", FOUR, "algo.mix_beta_end=0")),
-    "nash_ema": Method("Nash-EMA, 0.9", ("algo=nash_ema", FOUR, "algo.ema_decay=0.9")),
-    "nash_mp": Method(
-        "Nash-MP",
-        (
-            "algo=nash_mp",
-            FOUR,
-        ),
-    ),
-    "ipo_md": Method(
-        "IPO-MD, β = 0.125",
-        (
-            "algo=ipo_md",
-            FOUR,
-        ),
-    ),
-    "online_dpo": Method(
-        "online DPO",
-        (
-            "algo=online_dpo",
-            FOUR,
-        ),
-    ),
-    "inpo": Method(
-        "INPO",
-        (
-            "algo=inpo",
-            FOUR,
-        ),
-    ),
-    "sppo": Method(
-        "SPPO",
-        (
-            "algo=sppo",
-            FOUR,
-        ),
-    ),
+_BRADLEY_TERRY = ("preference=bradley_terry", "preference.path={reward}")
+METHODS = {
+    "ppo": Method("PPO, win rate against μ", _online("ppo", "algo.epochs=1")),
+    "nash_md": Method("Nash-MD, β = 0.125", _online("nash_md")),
+    "online_ipo": Method("online IPO", _online("online_ipo")),
+    "self_play": Method("self-play", _online("self_play")),
+    "ppo_bt": Method("PPO, Bradley-Terry reward", _online("ppo", "algo.epochs=1", *_BRADLEY_TERRY)),
+    "dpo": Method("DPO", _offline("dpo")),
+    "ipo": Method("IPO", _offline("ipo")),
+    "grpo": Method("GRPO, win rate against μ", _online("grpo")),
+    "grpo_bt": Method("GRPO, Bradley-Terry reward", _online("grpo", *_BRADLEY_TERRY)),
+    "best_response": Method("best response to μ", _online("best_response")),
+    "nash_md_0": Method("Nash-MD, β from 0.125 to 0", _online("nash_md", "algo.mix_beta_end=0")),
+    "nash_ema": Method("Nash-EMA, 0.9", _online("nash_ema", "algo.ema_decay=0.9")),
+    "nash_mp": Method("Nash-MP", _online("nash_mp")),
+    "ipo_md": Method("IPO-MD, β = 0.125", _online("ipo_md")),
+    "online_dpo": Method("online DPO", _online("online_dpo")),
+    "inpo": Method("INPO", _online("inpo")),
+    "sppo": Method("SPPO", _online("sppo", kl_tau=None)),
+    "spo": Method("SPO", _online("spo")),
+    "mnpo": Method("MNPO", _online("mnpo")),
+    "rspo": Method("RSPO", _online("rspo")),
+    "rebel": Method("REBEL, win rate against μ", _online("rebel")),
+    "comal": Method("COMAL, τ = 0", _online("comal", "algo.refresh_every=15", kl_tau=0)),
+    "omwu": Method("OMWU, τ = 0", _online("omwu", kl_tau=0)),
+    "nash_pg": Method("NashPG, τ = 0", _online("nash_pg", "algo.refresh_every=15", "algo.epochs=1", kl_tau=0)),
 }
+METHODS |= {f"against_{method}": _response(method) for method in ("ppo", "nash_md", "online_ipo", "self_play")}
 
 
 def configuration(*overrides: str) -> Config:
@@ -254,7 +211,7 @@ def run(
     pairs, reward = folder / "pairs.jsonl", folder / "reward"
     if not (results / "reference.json").is_file() or not pairs.is_file():
         write_pairs(pairs, judge_of(configuration(*overrides)), measure_reference(results, overrides))
-    if any(METHODS[method].needs == "reward" for method in methods):
+    if any("{reward}" in part for method in methods for part in METHODS[method].overrides):
         finish(Job(reward, ("algo=reward_model", "data=jsonl", f"data.path={pairs}", *REWARD_MODEL)), 1)
     measuring = Lock()
 
@@ -262,7 +219,7 @@ def run(
         job = Job(
             folder / f"{method}-{seed}",
             tuple(
-                part.format(pairs=pairs, reward=reward)
+                part.format(pairs=pairs, reward=reward, runs=folder, seed=seed)
                 for part in (EXPERIMENT, "tracker=none", *METHODS[method].overrides, *overrides, f"seed={seed}")
             ),
         )
