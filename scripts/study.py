@@ -1,14 +1,17 @@
 """Train every method on the game that styles play, and write what came of it.
 
+    python scripts/study.py teach --folder runs/styles
     python scripts/study.py run --folder runs/styles [--methods ppo,nash_md] [--seeds 0,1,2] [--at-once 2] [key=value …]
     python scripts/study.py write
 
-`run` trains and measures what docs/styles/ has no measurements of; an interrupted run is resumed. The overrides are
+`teach` trains a small student of SmolLM2 on which a run takes a minute, and prints the settings that `run` takes for
+it. `run` trains and measures what docs/styles/ has no measurements of; an interrupted run is resumed. The overrides are
 those of `alignrun` and hold for all methods. `write` makes docs/styles.md and docs/styles.svg from the measurements,
 without a model.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,7 +25,7 @@ RESULTS = Path(__file__).parents[1] / "docs/styles"
 def main() -> None:
     """Do what the command says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "write"))
+    parser.add_argument("command", choices=("teach", "run", "write"))
     parser.add_argument("--folder", type=Path, default=Path("runs/styles"), help="of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of the measurements")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(styles.METHODS))
@@ -33,7 +36,9 @@ def main() -> None:
         parser.error(f"unknown method {unknown[0]}: choose from {', '.join(styles.METHODS)}")
     if unknown := [text for text in overrides if "=" not in text]:
         parser.error(f"unknown argument {unknown[0]}")
-    if given.command == "run":
+    if given.command == "teach":
+        print(shlex.join(styles.teach(given.folder)))
+    elif given.command == "run":
         styles.run(given.folder, given.results, given.methods, given.seeds, given.at_once, overrides)
     else:
         report.write(given.results)

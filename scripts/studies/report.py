@@ -1,5 +1,6 @@
 """The page and the figure of the study of styles, from its measurements alone."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from trajectories import placed
 from alignrun.games import CYC, best_response
 from alignrun.run.directory import write_text_atomic
 from studies.style_game import Played, Shares, entropy, exploited, half_gap, interval, points, solved, win_rate_of
-from studies.styles import METHODS, REFERENCE_SAMPLES, SAMPLES, TAU, configuration, read
+from studies.styles import METHODS, REFERENCE_SAMPLES, SAMPLES, TAU, TAUGHT, configuration, read
 
 STYLES = list(configuration().preference.styles)
 
@@ -133,7 +134,7 @@ def draw(path: Path, found: Measurements) -> None:
             frontier.plot(
                 np.sqrt(final.kl.mean()), win_rate_of(final, found.reference), "o", color=colour, markersize=5
             )
-        for (name, shares), mark in zip(solutions.items(), ("k+", "kx", "kD", "k*"), strict=True):
+        for (name, shares), mark in zip(solutions.items(), ("k+", "kx", "k1", "kD", "ks", "k*"), strict=True):
             spot = placed([torch.tensor(shares.mean(0))])[0]
             triangle.plot(*spot.tolist(), mark, markersize=8, label=name, linestyle="none")
             known = exactly(shares, found.reference)
@@ -156,15 +157,25 @@ def draw(path: Path, found: Measurements) -> None:
 HEADER = """\
 # Methods on a game that texts play
 
-Written by `python scripts/study.py write` from the measurements in `docs/styles/`. SmolLM2-135M-Instruct is trained on
-eight prompts (`experiment=styles`), so this is about where optimisation ends, not about generalisation. A completion
-plays the style, of {styles}, that published measures find strongest in it, and styles play the game CYC: {game}.
-`preference=styles` is constructed to be intransitive; nobody's taste is claimed to be.
+Written by `python scripts/study.py write` from the measurements in `docs/styles/`. Each method trains a language model
+on eight prompts until its schedule ends, from three seeds. This is about where optimisation ends, not about
+generalisation. The model is a student of SmolLM2-135M-Instruct: 1.1 million weights, trained on {taught} of its
+completions of each prompt, so that a run takes minutes on one core. LoRA, sampling and losses are those of any run.
 
-The preference depends on the styles alone. So the exact equilibrium at τ = {tau} and RLHF's optimum follow from μ's
-shares of the styles, which were counted on {reference} completions of each prompt, and the exploitability of a policy
-from its own, counted on {samples}. Intervals are 95% bootstraps over prompts and seeds. "At least": the style that
-exploits a policy is chosen on one half of its completions and tried on the other.
+A completion plays the style, of {styles}, that published measures find strongest in it, and styles play the game CYC:
+{game}. `preference=styles` is constructed to be intransitive; nobody's taste is claimed to be. It depends on the styles
+alone. So the exact end points follow from μ's shares of the styles, counted on {reference} completions of each prompt,
+and a policy's exploitability from its own shares, counted on {samples}.
+
+- *Exploitable by at least*: the style that exploits a policy is chosen on one half of its completions and tried on the
+  other. *Less than PPO by*: the difference to PPO's, with its own interval.
+- *Half the duality gap* at τ = {tau}: what a best response gains, KL included, plus what the KL costs.
+- Intervals are 95% bootstraps over prompts and seeds. The first rows, in italics, are exact solutions for μ's shares.
+
+```
+python scripts/study.py teach --folder runs/styles
+python scripts/study.py run --folder runs/styles {overrides}
+```
 
 """
 
@@ -182,7 +193,13 @@ def write(results: Path) -> None:
     )
     lines = [
         HEADER.format(
-            styles=", ".join(STYLES), game=wins, tau=TAU, reference=REFERENCE_SAMPLES, samples=SAMPLES
+            styles=", ".join(STYLES),
+            game=wins,
+            tau=TAU,
+            taught=TAUGHT,
+            reference=REFERENCE_SAMPLES,
+            samples=SAMPLES,
+            overrides=shlex.join(read(results / "reference.json")["overrides"]),
         ).rstrip(),
         "",
         *rows(found),

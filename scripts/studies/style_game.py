@@ -11,13 +11,29 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from solve_completions import bradley_terry_rewards
 from torch import Tensor
 
-from alignrun.games import CYC, Game, best_response, equilibrium, nash_equilibrium
+from alignrun.games import CYC, Game, best_response, equilibrium, mixture_equilibrium, nash_equilibrium
 
 Shares = NDArray[np.float64]
 """[X, 3] how often a policy plays each style on each of X prompts."""
 RESAMPLES = 2_000
+
+
+def centred(scores: NDArray[np.float64], shares: Sequence[float]) -> NDArray[np.float64]:
+    """The centres at which each of k measures is the largest in units of its standard deviation as often as wanted.
+
+    Args:
+        scores: [N, k] the measures of completions of μ.
+        shares: [k] how often each is to be the largest.
+    """
+    scale, centres, step = scores.std(0), scores.mean(0), 0.5
+    for _ in range(400):
+        largest = ((scores - centres) / scale).argmax(1)
+        centres = centres + step * scale * (np.bincount(largest, minlength=len(shares)) / len(scores) - shares)
+        step *= 0.99
+    return centres
 
 
 def games(reference: Shares) -> list[Game]:
@@ -31,11 +47,17 @@ def solved(reference: Shares, solve: Callable[[Game], Tensor]) -> Shares:
 
 
 def points(reference: Shares, kl_tau: float) -> dict[str, Shares]:
-    """The exact solutions: μ, π*_τ, RLHF's optimum on the win rate against μ, and the equilibrium at τ = 0."""
+    """Where methods end, exactly: at the equilibrium π*_τ, near it, or at the optimum of RLHF."""
+
+    def tilted(game: Game) -> Tensor:
+        return torch.softmax(game.reference.log() + bradley_terry_rewards(game) / kl_tau, 0)
+
     return {
         "μ": reference,
         "equilibrium": solved(reference, lambda game: equilibrium(game, kl_tau)),
-        "RLHF": solved(reference, lambda game: best_response(game, game.reference, kl_tau)),
+        "equilibrium of Nash-MD, β = 0.125": solved(reference, lambda game: mixture_equilibrium(game, kl_tau, 0.125)),
+        "RLHF on the win rate": solved(reference, lambda game: best_response(game, game.reference, kl_tau)),
+        "RLHF on a Bradley-Terry reward, DPO": solved(reference, tilted),
         "equilibrium at τ = 0": solved(reference, nash_equilibrium),
     }
 

@@ -11,15 +11,20 @@ from typing import Any
 import numpy as np
 
 from alignrun.config import Config
+from alignrun.games import CYC
 from alignrun.launch.compose import compose, load
 from alignrun.preferences.base import build_preference
 from alignrun.preferences.styles import Styles
 from alignrun.preferences.text_measures import TEXT_MEASURES
 from alignrun.run.directory import write_text_atomic
 from studies.sampling import Sampled, sample_reference, sample_run
+from studies.student import train_student
+from studies.style_game import centred
 from studies.training import Job, finish, metrics_of
 
 EXPERIMENT, TAU = "experiment=styles", 0.05
+TAUGHT, STUDENT_TOKENS = 512, 20
+"""Completions of each prompt that a student learns from, and its longest one: 12 tokens of SmolLM2 are about 16."""
 SAMPLES, REFERENCE_SAMPLES = 48, 128
 """Completions of each prompt that a policy is judged by, and those that μ's shares are counted from."""
 PAIRS = 64
@@ -42,7 +47,7 @@ class Method:
 
 def _online(algorithm: str, *overrides: str, kl_tau: float | None = TAU) -> tuple[str, ...]:
     regularised = () if kl_tau is None else (f"algo.kl_tau={kl_tau}",)
-    return f"algo={algorithm}", "algo.samples_per_prompt=4", *regularised, *overrides
+    return f"algo={algorithm}", "algo.samples_per_prompt=8", *regularised, *overrides
 
 
 def _offline(algorithm: str) -> tuple[str, ...]:
@@ -146,6 +151,29 @@ def write_pairs(path: Path, judge: Styles, reference: Sampled) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def teach(folder: Path) -> list[str]:
+    """Train a student on completions of the configured model; the settings with which the study is run on it.
+
+    The measures are standardised anew, so that the student's styles have the shares of CYC's μ.
+    """
+    student = train_student(folder, sample_reference(configuration(), TAUGHT))
+    settings = ["model=path", f"model.path={student}", f"generation.max_new_tokens={STUDENT_TOKENS}"]
+    config = configuration(*settings)
+    sampled = sample_reference(config, REFERENCE_SAMPLES)
+    scores = np.array(
+        [
+            [TEXT_MEASURES[name].score(prompt, text) for name in config.preference.styles]
+            for prompt, texts in zip(sampled.prompts, sampled.texts, strict=True)
+            for text in texts
+        ]
+    )
+    centres = centred(scores, CYC.reference.tolist())
+    for name, centre, scale in zip(config.preference.styles, centres, scores.std(0), strict=True):
+        key = f"preference.styles.{name}"
+        settings += [f"{key}.centre={centre:.4g}", f"{key}.scale={scale:.4g}"]
+    return settings
+
+
 def measure_reference(results: Path, overrides: Sequence[str]) -> Sampled:
     """Draw μ's completions, and write how often each style is among them."""
     config = configuration(*overrides)
@@ -164,7 +192,7 @@ def measure_run(run: Path, results: Path, method: str, seed: int, seconds: float
     """Write what the policy of a finished run plays, and the path that its training took."""
     config = load(run / "config.yaml")
     sampled = sample_run(run, SAMPLES)
-    judge = judge_of(configuration())
+    judge = judge_of(config)
     reference = read(results / "reference.json")
     names = [f"style/{name}" for name in judge.names]
     record = {

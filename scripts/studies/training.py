@@ -10,31 +10,33 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command of `alignrun` that makes a folder."""
+    """A run of `alignrun` in a folder."""
 
     folder: Path
     arguments: tuple[str, ...]
 
     @property
-    def finished(self) -> bool:
-        """Whether the run has reached its end."""
-        return (self.folder / "summary.json").is_file()
+    def log(self) -> Path:
+        """What its commands print."""
+        return self.folder.with_suffix(".log")
+
+
+def alignrun(*arguments: str, log: Path, at_once: int = 1) -> None:
+    """A command, with its share of the machine's threads. Raises CalledProcessError; the log has its messages."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        subprocess.run(
+            [sys.executable, "-m", "alignrun", *arguments], check=True, stdout=file, stderr=file, env=environment
+        )
 
 
 def finish(job: Job, at_once: int) -> float:
-    """Run or resume a job with its share of the machine's threads; the seconds that all its steps took.
-
-    Raises CalledProcessError; what the command printed is in the file RUN.log next to the folder.
-    """
-    if not job.finished:
+    """Run or resume a job; the seconds that all its steps took. Raises as `alignrun`."""
+    if not (job.folder / "summary.json").is_file():
         begun = any(job.folder.glob("checkpoints/step-*"))
         arguments = ("resume", str(job.folder)) if begun else (*job.arguments, f"run.dir={job.folder}")
-        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
-        with job.folder.with_suffix(".log").open("a", encoding="utf-8") as log:
-            subprocess.run(
-                [sys.executable, "-m", "alignrun", *arguments], check=True, stdout=log, stderr=log, env=environment
-            )
+        alignrun(*arguments, log=job.log, at_once=at_once)
     return sum(step["seconds"] for step in metrics_of(job.folder))
 
 

@@ -42,8 +42,10 @@ def test_the_points_are_solutions() -> None:
     assert style_game.half_gap(known(points["equilibrium"]), MU, TAU) == pytest.approx(0, abs=1e-9)
     assert style_game.exploited(known(points["equilibrium at τ = 0"])) == pytest.approx(0, abs=1e-6)
     response = best_response(CYC, CYC.reference, TAU).numpy()
-    np.testing.assert_allclose(points["RLHF"][0], response, atol=1e-12)
-    assert style_game.exploited(known(points["RLHF"])) > 5 * style_game.exploited(known(points["equilibrium"]))
+    np.testing.assert_allclose(points["RLHF on the win rate"][0], response, atol=1e-12)
+    assert style_game.exploited(known(points["RLHF on the win rate"])) > 5 * style_game.exploited(
+        known(points["equilibrium"])
+    )
 
 
 def drawn(halves: int) -> list[tuple[float, Played]]:
