@@ -98,7 +98,7 @@ def matrix(found: Measurements) -> Iterator[str]:
 
 def paths(records: Sequence[Mapping[str, Any]], width: int = 8) -> NDArray[np.float64]:
     """[steps, 1 + 3] KL and shares of the styles during training, averaged over seeds and the last few steps."""
-    steps = np.mean([np.array(record["path"])[:, 1:] for record in records], axis=0)
+    steps = np.mean([np.array(record["path"]).reshape(-1, 5)[:, 1:] for record in records], axis=0)
     sums = np.cumsum(np.vstack([np.zeros(steps.shape[1]), steps]), 0)
     ends = np.arange(1, len(steps) + 1)
     starts = np.maximum(0, ends - width)

@@ -25,9 +25,9 @@ from studies.training import Job, finish, metrics_of
 EXPERIMENT, TAU = "experiment=styles", 0.05
 TAUGHT, STUDENT_TOKENS = 512, 20
 """Completions of each prompt that a student learns from, and its longest one: 12 tokens of SmolLM2 are about 16."""
-SAMPLES, REFERENCE_SAMPLES = 48, 128
+SAMPLES, REFERENCE_SAMPLES = 128, 512
 """Completions of each prompt that a policy is judged by, and those that μ's shares are counted from."""
-PAIRS = 64
+PAIRS = 256
 """Labelled pairs of μ's completions of each prompt, for the methods that learn from a data set."""
 HELD_OUT = ("relevance", "diversity")
 """Published measures that no style is made of."""
@@ -64,11 +64,13 @@ REWARD_MODEL = ("train.steps=60", "train.batch_size=16", "train.checkpoint_every
 """Settings of the reward model of the methods that need one."""
 _BRADLEY_TERRY = ("preference=bradley_terry", "preference.path={reward}")
 METHODS = {
-    "ppo": Method("PPO, win rate against μ", _online("ppo", "algo.epochs=1")),
+    "ppo": Method("PPO, win rate against μ", _online("ppo", "algo.epochs=1", "algo.normalize_reward=false")),
     "nash_md": Method("Nash-MD, β = 0.125", _online("nash_md")),
     "online_ipo": Method("online IPO", _online("online_ipo")),
     "self_play": Method("self-play", _online("self_play")),
-    "ppo_bt": Method("PPO, Bradley-Terry reward", _online("ppo", "algo.epochs=1", *_BRADLEY_TERRY)),
+    "ppo_bt": Method(
+        "PPO, Bradley-Terry reward", _online("ppo", "algo.epochs=1", "algo.normalize_reward=false", *_BRADLEY_TERRY)
+    ),
     "dpo": Method("DPO", _offline("dpo")),
     "ipo": Method("IPO", _offline("ipo")),
     "grpo": Method("GRPO, win rate against μ", _online("grpo")),
@@ -188,25 +190,24 @@ def measure_reference(results: Path, overrides: Sequence[str]) -> Sampled:
     return sampled
 
 
-def measure_run(run: Path, results: Path, method: str, seed: int, seconds: float) -> None:
+def measure_run(run: Path, results: Path, method: str, seed: int, seconds: float, judge: Styles) -> None:
     """Write what the policy of a finished run plays, and the path that its training took."""
-    config = load(run / "config.yaml")
     sampled = sample_run(run, SAMPLES)
-    judge = judge_of(config)
     reference = read(results / "reference.json")
     names = [f"style/{name}" for name in judge.names]
     record = {
         "method": method,
         "seed": seed,
         "overrides": list(METHODS[method].overrides),
-        "steps": config.train.steps,
+        "steps": load(run / "config.yaml").train.steps,
         "seconds": round(seconds),
         "counts": counted(judge, sampled),
         "kl": [round(float(value), 4) for value in sampled.kl],
         "held_out": held_out_win_rates(sampled, reference["held_out"]),
         "path": [
-            [step["step"], *(round(step[name], 4) for name in ("kl", *names) if name in step)]
+            [step["step"], *(round(step[name], 4) for name in ("kl", *names))]
             for step in metrics_of(run)
+            if names[0] in step  # not of a method that learns from data or another judge
         ],
     }
     _write(results / f"{method}-{seed}.json", record)
@@ -236,27 +237,32 @@ def run(
         at_once: runs at a time, which share the threads of the machine.
         overrides: settings for all methods.
     """
+    judge = judge_of(configuration(*overrides))
     pairs, reward = folder / "pairs.jsonl", folder / "reward"
     if not (results / "reference.json").is_file() or not pairs.is_file():
-        write_pairs(pairs, judge_of(configuration(*overrides)), measure_reference(results, overrides))
+        write_pairs(pairs, judge, measure_reference(results, overrides))
     if any("{reward}" in part for method in methods for part in METHODS[method].overrides):
-        finish(Job(reward, ("algo=reward_model", "data=jsonl", f"data.path={pairs}", *REWARD_MODEL)), 1)
+        model = [override for override in overrides if override.startswith("model")]
+        data = ("data=jsonl", f"data.path={pairs}", f"data.eval_path={pairs}", "data.columns.label=probability")
+        finish(Job(reward, ("algo=reward_model", "tracker=none", *model, *data, *REWARD_MODEL)), 1)
     measuring = Lock()
 
     def one(method: str, seed: int) -> None:
+        learned = METHODS[method].overrides
+        others = [
+            part for part in overrides if not (part.startswith("preference.") and set(_BRADLEY_TERRY) & set(learned))
+        ]
+        parts = (EXPERIMENT, "tracker=none", *learned, *others, f"seed={seed}")
         job = Job(
             folder / f"{method}-{seed}",
-            tuple(
-                part.format(pairs=pairs, reward=reward, runs=folder, seed=seed)
-                for part in (EXPERIMENT, "tracker=none", *METHODS[method].overrides, *overrides, f"seed={seed}")
-            ),
+            tuple(part.format(pairs=pairs, reward=reward, runs=folder, seed=seed) for part in parts),
         )
         seconds = finish(job, at_once)
         with measuring:
-            measure_run(job.folder, results, method, seed, seconds)
+            measure_run(job.folder, results, method, seed, seconds, judge)
 
+    waiting = [
+        (method, seed) for seed in seeds for method in methods if not (results / f"{method}-{seed}.json").is_file()
+    ]
     with ThreadPoolExecutor(at_once) as pool:
-        waiting = [
-            (method, seed) for seed in seeds for method in methods if not (results / f"{method}-{seed}.json").is_file()
-        ]
-        list(pool.map(one, *zip(*waiting, strict=True)))
+        list(pool.map(lambda named: one(*named), waiting))
