@@ -122,18 +122,16 @@ def draw(path: Path, found: Measurements) -> None:
             colour, label = f"C{number % 10}", METHODS[name].label
             line = "-" if number < 10 else "--"
             steps = paths(records)
-            triangle.plot(*placed(torch.tensor(steps[:, 1:]).unbind()).T.tolist(), line, color=colour, linewidth=0.8)
-            end = placed([torch.tensor(found.played[name].shares.mean((0, 1)))])[0]
-            triangle.plot(*end.tolist(), "o", color=colour, markersize=5, label=label)
-            gains = (
-                np.sqrt(np.maximum(steps[:, 0], 0)),
-                steps[:, 1:] @ CYC.preferences.numpy() @ found.reference.mean(0),
-            )
-            frontier.plot(*gains, line, color=colour, linewidth=0.8)
             final = found.played[name]
-            frontier.plot(
-                np.sqrt(final.kl.mean()), win_rate_of(final, found.reference), "o", color=colour, markersize=5
-            )
+            end = placed([torch.tensor(final.shares.mean((0, 1)))])[0]
+            triangle.plot(*end.tolist(), "o", color=colour, markersize=5, label=label)
+            place = np.sqrt(final.kl.mean()), win_rate_of(final, found.reference)
+            frontier.plot(*place, "o", color=colour, markersize=5)
+            if len(steps):
+                way = placed(torch.tensor(steps[:, 1:]).unbind())
+                triangle.plot(*way.T.tolist(), line, color=colour, linewidth=0.8)
+                wins = steps[:, 1:] @ CYC.preferences.numpy() @ found.reference.mean(0)
+                frontier.plot(np.sqrt(np.maximum(steps[:, 0], 0)), wins, line, color=colour, linewidth=0.8)
         for (name, shares), mark in zip(solutions.items(), ("k+", "kx", "k1", "kD", "ks", "k*"), strict=True):
             spot = placed([torch.tensor(shares.mean(0))])[0]
             triangle.plot(*spot.tolist(), mark, markersize=8, label=name, linestyle="none")

@@ -23,8 +23,10 @@ from studies.style_game import centred
 from studies.training import Job, finish, metrics_of
 
 EXPERIMENT, TAU = "experiment=styles", 0.05
-TAUGHT, STUDENT_TOKENS = 512, 20
-"""Completions of each prompt that a student learns from, and its longest one: 12 tokens of SmolLM2 are about 16."""
+TAUGHT = 512
+"""Completions of each prompt that a student learns from."""
+STUDENT = ("generation.max_new_tokens=20", "train.batch_size=8", "train.steps=150", "optim.learning_rate=2e-3")
+"""Settings for a student; 12 tokens of SmolLM2 are about 16 of its own."""
 SAMPLES, REFERENCE_SAMPLES = 128, 512
 """Completions of each prompt that a policy is judged by, and those that μ's shares are counted from."""
 PAIRS = 256
@@ -159,7 +161,7 @@ def teach(folder: Path) -> list[str]:
     The measures are standardised anew, so that the student's styles have the shares of CYC's μ.
     """
     student = train_student(folder, sample_reference(configuration(), TAUGHT))
-    settings = ["model=path", f"model.path={student}", f"generation.max_new_tokens={STUDENT_TOKENS}"]
+    settings = ["model=path", f"model.path={student}", *STUDENT]
     config = configuration(*settings)
     sampled = sample_reference(config, REFERENCE_SAMPLES)
     scores = np.array(
