@@ -22,7 +22,7 @@ from studies.student import train_student
 from studies.style_game import centred
 from studies.training import Job, finish, metrics_of
 
-EXPERIMENT, TAU = "experiment=styles", 0.05
+EXPERIMENT, TAU = "experiment=styles", 0.01
 TAUGHT = 512
 """Completions of each prompt that a student learns from."""
 STUDENT = ("generation.max_new_tokens=20", "train.batch_size=8", "train.steps=150", "optim.learning_rate=2e-3")
