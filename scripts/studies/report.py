@@ -14,7 +14,19 @@ from trajectories import placed
 
 from alignrun.games import CYC, best_response
 from alignrun.run.directory import write_text_atomic
-from studies.style_game import Played, Shares, entropy, exploited, half_gap, interval, points, solved, win_rate_of
+from studies.style_game import (
+    TABLE,
+    Played,
+    Shares,
+    entropies,
+    exploited,
+    half_gaps,
+    interval,
+    points,
+    solved,
+    win_rates_against,
+    win_rates_between,
+)
 from studies.styles import METHODS, REFERENCE_SAMPLES, SAMPLES, TAU, TAUGHT, configuration, read
 
 STYLES = list(configuration().preference.styles)
@@ -47,9 +59,9 @@ def load(results: Path) -> Measurements:
     return Measurements(counts / counts.sum(-1, keepdims=True), played, records)
 
 
-def shown(triple: Sequence[float]) -> str:
-    """A value with its interval."""
-    value, low, high = triple
+def shown(*terms: NDArray[np.float64]) -> str:
+    """A sum of means with its interval."""
+    value, low, high = interval(*terms)
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
@@ -63,35 +75,49 @@ def rows(found: Measurements) -> Iterator[str]:
     """One line for each exact solution and each method, as Markdown."""
     ppo = found.played.get("ppo")
     exact = {name: exactly(shares, found.reference) for name, shares in points(found.reference, TAU).items()}
-    labels = {name: f"*{name}*" for name in exact} | {name: METHODS[name].label for name in found.played}
+    trained = {name: one for name, one in found.played.items() if METHODS[name].against is None}
+    labels = {name: f"*{name}*" for name in exact} | {name: METHODS[name].label for name in trained}
     yield (
         "| | seeds | shares of the styles | wins against μ | exploitable by at least | less than PPO by | "
         "half the duality gap | entropy, nats | KL, nats |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
-    for name, one in {**exact, **found.played}.items():
+    for name, one in {**exact, **trained}.items():
         cells = [
             labels[name],
             "" if name in exact else str(len(one.counts)),
             ", ".join(f"{share:.2f}" for share in one.shares.mean((0, 1))),
-            shown(interval([one], lambda a, at: win_rate_of(a, found.reference[at]))),
-            shown(interval([one], lambda a, at: exploited(a))),
-            "" if ppo in (None, one) else shown(interval([ppo, one], lambda a, b, at: exploited(a) - exploited(b))),
-            shown(interval([one], lambda a, at: half_gap(a, found.reference[at], TAU))),
-            shown(interval([one], lambda a, at: entropy(a))),
-            shown(interval([one], lambda a, at: float(a.kl.mean()))),
+            shown(win_rates_against(one, found.reference)),
+            shown(exploited(one)),
+            "" if ppo is None or ppo is one else shown(exploited(ppo), -exploited(one)),
+            shown(half_gaps(one, found.reference, TAU)),
+            shown(entropies(one)),
+            shown(one.kl),
         ]
         yield f"| {' | '.join(cells)} |"
 
 
+def responses(found: Measurements) -> Iterator[str]:
+    """How often best responses that were trained against a method's policies beat them, seed by seed."""
+    for name, target in ((name, METHODS[name].against) for name in found.played):
+        if target is None or target not in found.played:
+            continue
+        seeds = [record["seed"] for record in found.records[target]]
+        paired = [seeds.index(record["seed"]) for record in found.records[name] if record["seed"] in seeds]
+        ours, theirs = found.played[name].shares, found.played[target].shares[paired]
+        beats = shown(np.einsum("sxi,ij,sxj->sx", ours, TABLE, theirs))
+        yield f"- A best response trained against {METHODS[target].label} beats it with {beats}."
+
+
 def matrix(found: Measurements) -> Iterator[str]:
     """P(row ≻ column) between the methods; bold where the interval leaves out ½."""
-    yield f"| | {' | '.join(METHODS[name].label for name in found.played)} |"
-    yield "|---" * (len(found.played) + 1) + "|"
-    for name, one in found.played.items():
+    trained = {name: one for name, one in found.played.items() if METHODS[name].against is None}
+    yield f"| | {' | '.join(METHODS[name].label for name in trained)} |"
+    yield "|---" * (len(trained) + 1) + "|"
+    for name, one in trained.items():
         cells = []
-        for other, against in found.played.items():
-            value, low, high = interval([one, against], lambda a, b, at: win_rate_of(a, b.shares))
+        for other, against in trained.items():
+            value, low, high = interval(win_rates_between(one, against))
             cells.append("" if name == other else f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}")
         yield f"| {METHODS[name].label} | {' | '.join(cells)} |"
 
@@ -118,32 +144,35 @@ def draw(path: Path, found: Measurements) -> None:
         triangle.plot(*edge.T.tolist(), color="0.7", linewidth=0.8)
         for name, (x, y), side in zip(STYLES, edge.tolist(), ("right", "left", "center"), strict=False):
             triangle.text(x, y + (0.02 if y else -0.05), name, ha=side)
-        for number, (name, records) in enumerate(found.records.items()):
+        trained = {name: found.records[name] for name in found.records if METHODS[name].against is None}
+        for number, (name, records) in enumerate(trained.items()):
             colour, label = f"C{number % 10}", METHODS[name].label
             line = "-" if number < 10 else "--"
             steps = paths(records)
             final = found.played[name]
             end = placed([torch.tensor(final.shares.mean((0, 1)))])[0]
             triangle.plot(*end.tolist(), "o", color=colour, markersize=5, label=label)
-            place = np.sqrt(final.kl.mean()), win_rate_of(final, found.reference)
+            place = np.sqrt(final.kl.mean()), win_rates_against(final, found.reference).mean()
             frontier.plot(*place, "o", color=colour, markersize=5)
             if len(steps):
                 way = placed(torch.tensor(steps[:, 1:]).unbind())
                 triangle.plot(*way.T.tolist(), line, color=colour, linewidth=0.8)
-                wins = steps[:, 1:] @ CYC.preferences.numpy() @ found.reference.mean(0)
+                wins = steps[:, 1:] @ TABLE @ found.reference.mean(0)
                 frontier.plot(np.sqrt(np.maximum(steps[:, 0], 0)), wins, line, color=colour, linewidth=0.8)
         for (name, shares), mark in zip(solutions.items(), ("k+", "kx", "k1", "kD", "ks", "k*"), strict=True):
             spot = placed([torch.tensor(shares.mean(0))])[0]
             triangle.plot(*spot.tolist(), mark, markersize=8, label=name, linestyle="none")
             known = exactly(shares, found.reference)
-            frontier.plot(np.sqrt(known.kl.mean()), win_rate_of(known, found.reference), mark, markersize=8)
+            frontier.plot(
+                np.sqrt(known.kl.mean()), win_rates_against(known, found.reference).mean(), mark, markersize=8
+            )
         best = [
             exactly(
                 solved(found.reference, lambda game, tau=tau: best_response(game, game.reference, tau)), found.reference
             )
             for tau in np.geomspace(0.02, 2, 40)
         ]
-        reached = [(np.sqrt(one.kl.mean()), win_rate_of(one, found.reference)) for one in best]
+        reached = [(np.sqrt(one.kl.mean()), win_rates_against(one, found.reference).mean()) for one in best]
         frontier.plot(*zip(*reached, strict=True), color="0.6", linewidth=0.8, label="the most that a KL can win")
         frontier.set(xlabel="√KL(π‖μ), √nats", ylabel="win rate against μ")
         triangle.set_aspect("equal")
@@ -160,10 +189,11 @@ on eight prompts until its schedule ends, from three seeds. This is about where 
 generalisation. The model is a student of SmolLM2-135M-Instruct: 1.1 million weights, trained on {taught} of its
 completions of each prompt, so that a run takes minutes on one core. LoRA, sampling and losses are those of any run.
 
-A completion plays the style, of {styles}, that published measures find strongest in it, and styles play the game CYC:
-{game}. `preference=styles` is constructed to be intransitive; nobody's taste is claimed to be. It depends on the styles
-alone. So the exact end points follow from μ's shares of the styles, counted on {reference} completions of each prompt,
-and a policy's exploitability from its own shares, counted on {samples}.
+A completion plays the style that published measures find strongest in it, and styles play the game CYC:
+{game}.
+`preference=styles` is constructed to be intransitive; nobody's taste is claimed to be. It depends on the styles alone, so
+the exact end points follow from μ's shares of the styles, counted on {reference} completions of each prompt, and a
+policy's exploitability from its own shares, counted on {samples}.
 
 - *Exploitable by at least*: the style that exploits a policy is chosen on one half of its completions and tried on the
   other. *Less than PPO by*: the difference to PPO's, with its own interval.
@@ -191,7 +221,6 @@ def write(results: Path) -> None:
     )
     lines = [
         HEADER.format(
-            styles=", ".join(STYLES),
             game=wins,
             tau=TAU,
             taught=TAUGHT,
@@ -211,6 +240,8 @@ def write(results: Path) -> None:
         "P(row ≻ column), bold where the interval leaves out ½.",
         "",
         *matrix(found),
+        "",
+        *responses(found),
         "",
     ]
     write_text_atomic(page, "\n".join(lines))

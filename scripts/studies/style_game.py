@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import entr, logsumexp
 from solve_completions import bradley_terry_rewards
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from alignrun.games import CYC, Game, best_response, equilibrium, mixture_equili
 
 Shares = NDArray[np.float64]
 """[X, 3] how often a policy plays each style on each of X prompts."""
+TABLE = CYC.preferences.numpy()
 RESAMPLES = 2_000
 
 
@@ -64,19 +66,15 @@ def points(reference: Shares, kl_tau: float) -> dict[str, Shares]:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What the runs of one method play."""
+    """What the runs of one method play. Its functions below give one value for each run and prompt, [S, X]."""
 
     counts: NDArray[np.float64]
     """[S, X, 2, 3] for S seeds and X prompts, the styles of the first and second half of the completions."""
     kl: NDArray[np.float64]
     """[S, X] KL(π‖μ) of whole completions, in nats."""
 
-    def taken(self, seeds: NDArray[np.intp], prompts: NDArray[np.intp]) -> "Played":
-        """Some of the seeds and prompts, as a bootstrap draws them."""
-        return Played(self.counts[seeds][:, prompts], self.kl[seeds][:, prompts])
-
     @property
-    def shares(self) -> Shares:
+    def shares(self) -> NDArray[np.float64]:
         """[S, X, 3] of all completions."""
         return _normalised(self.counts.sum(2))
 
@@ -86,66 +84,75 @@ def _normalised(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return shares
 
 
-def win_rate_of(first: Played, second: Shares) -> float:
-    """The mean over prompts of P(π ≻ π'), with π' as [X, 3] or as [S, X, 3] for all pairs of seeds."""
-    theirs = second if second.ndim == 2 else second.mean(0)
-    return float(np.einsum("xi,ij,xj->x", first.shares.mean(0), CYC.preferences.numpy(), theirs).mean())
+def win_rates_against(played: Played, reference: Shares) -> NDArray[np.float64]:
+    """P(π ≻ π') for a π' that plays [X, 3]."""
+    rates: NDArray[np.float64] = np.einsum("sxi,ij,xj->sx", played.shares, TABLE, reference)
+    return rates
 
 
-def exploited(played: Played) -> float:
-    """max_k P(k ≻ π) − ½, each prompt's style chosen on one half of the completions and tried on the other.
+def win_rates_between(first: Played, second: Played) -> NDArray[np.float64]:
+    """[S, S', X] P(π ≻ π') for all pairs of runs."""
+    rates: NDArray[np.float64] = np.einsum("sxi,ij,txj->stx", first.shares, TABLE, second.shares)
+    return rates
+
+
+def exploited(played: Played) -> NDArray[np.float64]:
+    """max_k P(k ≻ π) − ½, with a style chosen on one half of the completions and tried on the other.
 
     Its expectation is at most the exploitability; the maximum over all completions would exceed it by their noise.
     """
-    against = _normalised(played.counts) @ CYC.preferences.numpy().T
-    first, second = against[:, :, 0], against[:, :, 1]
-    chosen = [
-        np.take_along_axis(tried, choosing.argmax(-1)[..., None], -1)
-        for choosing, tried in ((first, second), (second, first))
+    gains = _normalised(played.counts) @ TABLE.T
+    first, second = gains[:, :, 0], gains[:, :, 1]
+    tried = [
+        np.take_along_axis(trying, choosing.argmax(-1)[..., None], -1)[..., 0]
+        for choosing, trying in ((first, second), (second, first))
     ]
-    return float(np.mean(chosen) - 0.5)
+    return np.mean(tried, 0) - 0.5
 
 
-def half_gap(played: Played, reference: Shares, kl_tau: float) -> float:
-    """τ log Σ_k μ_k exp(P(k ≻ π)/τ) + τ KL(π‖μ) − ½, half the duality gap, at most by the noise of the KL.
+def half_gaps(played: Played, reference: Shares, kl_tau: float) -> NDArray[np.float64]:
+    """τ log Σ_k μ_k exp(P(k ≻ π)/τ) + τ KL(π‖μ) − ½, half the duality gap."""
 
-    The logarithm of noisy shares is too large by about c/K. Twice its value for K completions minus the mean of the
-    values for the two halves has no such term.
+    def best(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        exponents = np.log(reference)[:, None] + (shares @ TABLE.T) / kl_tau
+        return kl_tau * logsumexp(exponents, axis=-1)
+
+    return _corrected(best, played) + kl_tau * played.kl - 0.5
+
+
+def entropies(played: Played) -> NDArray[np.float64]:
+    """−Σ_k π_k log π_k of the styles in nats, log 3 at most."""
+    return _corrected(lambda shares: entr(shares).sum(-1), played)
+
+
+def _corrected(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], played: Played) -> NDArray[np.float64]:
+    """A function of the shares without most of the bias of a curved function of noisy shares, which is about c/K.
+
+    Twice its value for all K completions minus the mean of its values for the two halves has no term c/K. The function
+    takes [S, X, N, 3] and returns [S, X, N].
     """
-
-    def value(shares: NDArray[np.float64]) -> float:
-        gains = shares @ CYC.preferences.numpy().T
-        return float((kl_tau * np.log((reference * np.exp(gains / kl_tau)).sum(-1))).mean())
-
-    halves = _normalised(played.counts)
-    unbiased = 2 * value(played.shares) - (value(halves[:, :, 0]) + value(halves[:, :, 1])) / 2
-    return unbiased + kl_tau * float(played.kl.mean()) - 0.5
+    whole = function(played.shares[:, :, None])[:, :, 0]
+    return 2 * whole - function(_normalised(played.counts)).mean(-1)
 
 
-def entropy(played: Played) -> float:
-    """−Σ_k π_k log π_k of a prompt's styles in nats, log 3 at most; corrected like `half_gap`."""
+def interval(*terms: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float, float]:
+    """The sum of the terms' means, with its percentile bootstrap interval over prompts and seeds.
 
-    def value(shares: NDArray[np.float64]) -> float:
-        return float(-(shares * np.log(np.maximum(shares, 1e-12))).sum(-1).mean())
-
-    halves = _normalised(played.counts)
-    return 2 * value(played.shares) - (value(halves[:, :, 0]) + value(halves[:, :, 1])) / 2
-
-
-def interval(groups: Sequence[Played], statistic: Callable[..., float], confidence: float = 0.95) -> tuple[float, ...]:
-    """The value of a statistic of one or more methods, and its percentile bootstrap interval over prompts and seeds.
-
-    Prompts are drawn once for all methods, since all played the same ones; `statistic` gets the methods and the drawn
-    prompts.
+    A term is [X], [S, X] or [S, S', X]. The prompts are drawn once for all terms, since all methods played the same;
+    seeds are drawn for each axis.
     """
     rng = np.random.default_rng(0)
-    prompts = groups[0].counts.shape[1]
 
-    def drawn() -> float:
-        chosen = rng.integers(prompts, size=prompts)
-        seeds = [rng.integers(len(one.counts), size=len(one.counts)) for one in groups]
-        return statistic(*(one.taken(rows, chosen) for one, rows in zip(groups, seeds, strict=True)), chosen)
+    def drawn(count: int) -> NDArray[np.float64]:
+        """[R, count] how often each is drawn, as shares."""
+        return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
 
-    values = [drawn() for _ in range(RESAMPLES)]
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return statistic(*groups, np.arange(prompts)), float(low), float(high)
+    prompts = drawn(terms[0].shape[-1])
+    sums = np.zeros(RESAMPLES)
+    for term in terms:
+        values = np.broadcast_to(term, (RESAMPLES, *term.shape))
+        for seeds in term.shape[:-1]:
+            values = np.einsum("rs,rs...->r...", drawn(seeds), values)
+        sums += np.einsum("rx,rx->r", prompts, values)
+    low, high = np.quantile(sums, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(sum(term.mean() for term in terms)), float(low), float(high)

@@ -30,22 +30,23 @@ def known(shares: np.ndarray) -> Played:
 def test_of_known_shares_the_estimates_are_those_of_the_game() -> None:
     policy = torch.tensor(POLICY[0])
     one = known(POLICY)
-    assert style_game.exploited(one) == pytest.approx(float(exploitability(CYC, policy)), abs=1e-12)
-    assert style_game.half_gap(one, MU, TAU) == pytest.approx(float(duality_gap(CYC, policy, TAU)) / 2, abs=1e-12)
-    assert style_game.entropy(one) == pytest.approx(float(-(policy * policy.log()).sum()), abs=1e-12)
-    assert float(one.kl.mean()) == pytest.approx(float(kl(policy, CYC.reference)), abs=1e-12)
-    assert style_game.win_rate_of(one, MU) == pytest.approx(float(policy @ CYC.preferences @ CYC.reference), abs=1e-12)
+    assert style_game.exploited(one).item() == pytest.approx(float(exploitability(CYC, policy)), abs=1e-12)
+    gap = float(duality_gap(CYC, policy, TAU)) / 2
+    assert style_game.half_gaps(one, MU, TAU).item() == pytest.approx(gap, abs=1e-12)
+    assert style_game.entropies(one).item() == pytest.approx(float(-(policy * policy.log()).sum()), abs=1e-12)
+    assert one.kl.item() == pytest.approx(float(kl(policy, CYC.reference)), abs=1e-12)
+    wins = float(policy @ CYC.preferences @ CYC.reference)
+    assert style_game.win_rates_against(one, MU).item() == pytest.approx(wins, abs=1e-12)
+    assert style_game.win_rates_between(one, known(MU)).item() == pytest.approx(wins, abs=1e-12)
 
 
 def test_the_points_are_solutions() -> None:
     points = style_game.points(MU, TAU)
-    assert style_game.half_gap(known(points["equilibrium"]), MU, TAU) == pytest.approx(0, abs=1e-9)
-    assert style_game.exploited(known(points["equilibrium at τ = 0"])) == pytest.approx(0, abs=1e-6)
-    response = best_response(CYC, CYC.reference, TAU).numpy()
-    np.testing.assert_allclose(points["RLHF on the win rate"][0], response, atol=1e-12)
-    assert style_game.exploited(known(points["RLHF on the win rate"])) > 5 * style_game.exploited(
-        known(points["equilibrium"])
-    )
+    assert style_game.half_gaps(known(points["equilibrium"]), MU, TAU).item() == pytest.approx(0, abs=1e-9)
+    assert style_game.exploited(known(points["equilibrium at τ = 0"])).item() == pytest.approx(0, abs=1e-6)
+    response = known(best_response(CYC, CYC.reference, TAU).numpy()[None])
+    np.testing.assert_allclose(points["RLHF on the win rate"], response.shares[0], atol=1e-12)
+    assert style_game.exploited(response) > 5 * style_game.exploited(known(points["equilibrium"]))
 
 
 def drawn(halves: int) -> list[tuple[float, Played]]:
@@ -62,32 +63,39 @@ def test_noise_does_not_make_a_policy_more_exploitable() -> None:
     """By enumeration of all samples: at most the exploitability, while the plain maximum is above it."""
     true = float(exploitability(CYC, torch.tensor(POLICY[0])))
     outcomes = drawn(3)
-    estimate = sum(p * style_game.exploited(one) for p, one in outcomes)
-    plain = sum(p * float((one.shares @ CYC.preferences.numpy().T).max() - 0.5) for p, one in outcomes)
+    estimate = sum(p * style_game.exploited(one).item() for p, one in outcomes)
+    plain = sum(p * ((one.shares @ style_game.TABLE.T).max() - 0.5) for p, one in outcomes)
     assert estimate <= true < plain
 
 
 def test_the_gap_and_the_entropy_lose_most_of_their_bias() -> None:
     """By enumeration, at τ = 0.5, where six completions suffice for the expansion to hold."""
-    true = style_game.half_gap(known(POLICY), MU, 0.5) - 0.5 * float(known(POLICY).kl.mean())
-    outcomes = drawn(3)
-    corrected = sum(p * style_game.half_gap(one, MU, 0.5) for p, one in outcomes)
+    policy, outcomes = torch.tensor(POLICY[0]), drawn(3)
+    gap = float(duality_gap(CYC, policy, 0.5)) / 2 - 0.5 * float(kl(policy, CYC.reference))
+    corrected = sum(p * style_game.half_gaps(one, MU, 0.5).item() for p, one in outcomes)
     plain = sum(
-        p * (0.5 * float(np.log((MU * np.exp(one.shares[0] @ CYC.preferences.numpy().T / 0.5)).sum())) - 0.5)
+        p * (0.5 * float(np.log((MU * np.exp(one.shares[0] @ style_game.TABLE.T / 0.5)).sum())) - 0.5)
         for p, one in outcomes
     )
-    assert abs(corrected - true) < abs(plain - true) / 3
+    assert abs(corrected - gap) < abs(plain - gap) / 3
 
 
-def test_the_interval_covers_prompts_and_seeds() -> None:
+def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
+    """Against a loop that draws prompts and seeds; of a difference, with the same prompts on both sides."""
     rng = np.random.default_rng(1)
-    counts = rng.multinomial(32, POLICY[0], size=(3, 8, 2)).astype(float)
-    played = Played(counts, np.full((3, 8), 0.3))
-    value, low, high = style_game.interval([played], lambda one, at: style_game.win_rate_of(one, MU[[0] * len(at)]))
-    truth = float(POLICY[0] @ CYC.preferences.numpy() @ MU[0])
+    first, second = rng.normal(size=(3, 8)), rng.normal(size=(2, 8)) + 1
+    value, low, high = style_game.interval(first, -second)
+    draws = []
+    for _ in range(4000):
+        prompts = rng.integers(8, size=8)
+        one = first[rng.integers(3, size=3)][:, prompts].mean()
+        draws.append(one - second[rng.integers(2, size=2)][:, prompts].mean())
+    assert value == pytest.approx(first.mean() - second.mean())
+    assert (low, high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.08)
+    pairs = rng.normal(size=(3, 2, 8))
+    value, low, high = style_game.interval(pairs)
+    assert value == pytest.approx(pairs.mean())
     assert low < value < high
-    assert low < truth < high
-    assert high - low < 0.1
 
 
 def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
