@@ -122,7 +122,7 @@ def matrix(found: Measurements) -> Iterator[str]:
         yield f"| {METHODS[name].label} | {' | '.join(cells)} |"
 
 
-def paths(records: Sequence[Mapping[str, Any]], width: int = 8) -> NDArray[np.float64]:
+def paths(records: Sequence[Mapping[str, Any]], width: int = 15) -> NDArray[np.float64]:
     """[steps, 1 + 3] KL and shares of the styles during training, averaged over seeds and the last few steps."""
     steps = np.mean([np.array(record["path"]).reshape(-1, 5)[:, 1:] for record in records], axis=0)
     sums = np.cumsum(np.vstack([np.zeros(steps.shape[1]), steps]), 0)
@@ -191,8 +191,8 @@ completions of each prompt, so that a run takes minutes on one core. LoRA, sampl
 
 A completion plays the style that published measures find strongest in it, and styles play the game CYC:
 {game}.
-`preference=styles` is constructed to be intransitive; nobody's taste is claimed to be. It depends on the styles alone, so
-the exact end points follow from μ's shares of the styles, counted on {reference} completions of each prompt, and a
+`preference=styles` is constructed to be intransitive; nobody's taste is claimed to be. It depends on the styles alone,
+so the exact end points follow from μ's shares of the styles, counted on {reference} completions of each prompt, and a
 policy's exploitability from its own shares, counted on {samples}.
 
 - *Exploitable by at least*: the style that exploits a policy is chosen on one half of its completions and tried on the
