@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from alignrun.evaluation.completions import Drawn
-from alignrun.evaluation.results import Bound, Estimate, PlayerResult, TournamentResult
+from alignrun.evaluation.results import Bound, Estimate, Judge, PlayerResult, SeparatingPrompt, TournamentResult
 from alignrun.evaluation.tournament_results import answers as answers_of
 from alignrun.reports.browsing import MARKUP, browsable, hidden_note
 from alignrun.reports.headline import headline
@@ -49,6 +49,21 @@ def test_shades_grow_with_the_probability() -> None:
     assert [shade for _, shade in sorted(zip(values, shades, strict=True))] == sorted(shades)
     assert len(set(shades)) == len(values)
     assert "none at 0.300, full at 0.700" in page.text
+
+
+def test_abilities_and_separating_prompts_are_listed() -> None:
+    judges = (Judge("helpful", near(1.4)), Judge("<b>brief</b>", near(0.6)))
+    prompts = (SeparatingPrompt("Why is the sky blue?", 0.75), SeparatingPrompt("<i>x</i>", 0.25))
+    result = tournament(judges=judges, separating=prompts)
+    rated = tuple(dataclasses.replace(one, by_ability=near(80, 20)) for one in result.players)
+    page = page_of(dataclasses.replace(result, players=rated))
+    assert "1 on average: helpful 1.40 [1.34, 1.46] and <b>brief</b> 0.600 [0.540, 0.660]." in page.text
+    assert "Elo, judges weighed by ability" in page.text
+    assert "Why is the sky blue? 0.750" in page.text
+    assert "abilities" not in page_of(tournament()).text
+    console = Console(file=io.StringIO(), width=200)
+    show(result, console)
+    assert "helpful 1.40 [1.34, 1.46]" in console.file.getvalue()
 
 
 def test_the_headline_names_the_winner() -> None:
@@ -163,8 +178,8 @@ def test_players_have_dashes_where_nothing_was_measured_and_no_row_where_nobody_
     assert "regularised exploitability, at least, τ = 0.02" in rows
     exact = {row[0] for row in page_of(rock_paper_scissors()).rows("properties")}
     assert exact == {
-        "", "win rate against the reference", "average over the others", "share in the equilibrium of the win rates",
-        "Elo", "exploitability", "source",
+        "", "win rate against the reference", "average over the others",
+        "share in the equilibrium of the win rates (maximal lottery)", "Elo", "exploitability", "source",
     }  # fmt: skip
 
 

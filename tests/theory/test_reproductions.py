@@ -78,6 +78,26 @@ def test_the_bounds_of_the_theorems_hold(experiment: Any) -> None:
     assert all(curve.holds for curve in experiment.run().curves)
 
 
+def test_the_best_step_of_inpo_gives_its_bound_the_order_of_one_over_root_t() -> None:
+    reference = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    cost, kl_tau = 1.6094379124341003, 0.1  # log 5
+    for steps in (1, 10, 1000):
+        best = bounds.inpo_step(reference, kl_tau, steps)
+        least = bounds.inpo_bound(reference, kl_tau, best, steps)
+        assert least == pytest.approx((2 * cost / steps) ** 0.5 + 2 * kl_tau * cost / steps, rel=1e-12)
+        for factor in (0.9, 1.1):
+            assert bounds.inpo_bound(reference, kl_tau, factor * best, steps) > least
+
+
+def test_the_bound_of_inpo_is_not_loose_by_much() -> None:
+    """A deterministic win of the action that μ hardly plays: no constant could be 4 times smaller."""
+    table = torch.tensor([[0.5, 1.0], [0.0, 0.5]], dtype=torch.float64)
+    game = Game(table, torch.tensor([1e-4, 1 - 1e-4], dtype=torch.float64), ("a", "b"))
+    step_eta = bounds.inpo_step(game.reference, 0.01, 20)
+    gap = bounds.inpo_gaps(game, 0.01, step_eta, 20)[-1]
+    assert 0.25 < gap / bounds.inpo_bound(game.reference, 0.01, step_eta, 20) <= 1
+
+
 def test_rlhf_loses_exponentially_where_nash_loses_nothing() -> None:
     """RLHF serves the share q = 4e^{−β/2} of the users where ½ is within reach: its distortion is e^{β/2}/8."""
     best, rlhf, nash = distortion.policies(16.0)

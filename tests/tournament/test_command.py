@@ -227,6 +227,50 @@ def test_a_judge_without_an_opinion(runs: Path, tmp_path: Path, recwarn: pytest.
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
+def judge_long(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    return [1 / (1 + 0.9 ** (len(a) - len(b))) for a, b in zip(first, second, strict=True)]
+
+
+def judge_brief(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+    return [1 / (1 + 0.97 ** (len(b) - len(a))) for a, b in zip(first, second, strict=True)]
+
+
+def test_the_members_of_a_panel_have_abilities(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = {"long": "long", "brief": "brief", "idle": "none"}
+    members = ", ".join(
+        f"{name}: {{name: function, function: '{__name__}:judge_{function}'}}" for name, function in named.items()
+    )
+    panel = ["preference=panel", f"preference.members={{{members}}}", "preference.rule=mean"]
+    results = play(tmp_path / "t", [runs / "a", runs / "b"], *panel, "hacking_gap=false")
+    found = {one["name"]: one["ability"]["value"] for one in results["judges"]}
+    assert list(found) == list(named)
+    assert sum(found.values()) == pytest.approx(3)
+    assert found["brief"] < 0 < found["long"], "the one prefers what the other does not"
+    assert found["idle"] == pytest.approx(0, abs=0.05)
+    assert all(one["ability"]["low"] <= one["ability"]["value"] <= one["ability"]["high"] for one in results["judges"])
+    assert one(results, "reference")["by_ability"]["value"] == 0
+    alone = play(
+        tmp_path / "u", [runs / "a", runs / "b"], "preference=function", f"preference.function={__name__}:judge_long"
+    )
+    assert alone["judges"] == []
+    for name in "ab":
+        ratings = one(results, name)["by_ability"]["value"], one(alone, name)["rating"]["value"]
+        assert np.sign(ratings[0]) == np.sign(ratings[1]), "they follow the more able judge"
+    assert "The abilities of the panel's members, 1 on average: long" in capsys.readouterr().out
+    assert "Elo, judges weighed by ability" in (tmp_path / "t" / "report.html").read_text()
+
+
+def test_prompts_are_a_third_player(runs: Path, tmp_path: Path) -> None:
+    results = play(tmp_path / "t", [runs / "a", runs / "b"])
+    assert min(player["hill_rating"] for player in results["players"]) > -0.5
+    assert max(player["hill_rating"] for player in results["players"]) == pytest.approx(0, abs=0.05)
+    separation = [one["separation"] for one in results["separating"]]
+    assert len(separation) == results["prompts"] == 8
+    assert separation == sorted(separation, reverse=True)
+    assert 0 <= separation[-1] <= separation[0] <= 1
+    assert "Which prompts separate the policies" in (tmp_path / "t" / "report.html").read_text()
+
+
 def test_a_single_prompt_supports_no_claim(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = play(tmp_path / "t", [runs / "a", runs / "b"], "prompts=1")
     assert results["prompts"] == 1

@@ -9,8 +9,9 @@ import torch
 from alignrun.errors import RunError
 from alignrun.preferences.base import Preference
 from alignrun.preferences.function import FunctionConfig
+from alignrun.preferences.panel import Panel, PanelRule
 from alignrun.tournament import journal
-from alignrun.tournament.journal import Journal, journal_file
+from alignrun.tournament.journal import Journal, Member, journal_file
 
 
 class Failing(Preference):
@@ -53,6 +54,28 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytes
     assert broken.asked + whole.asked == QUESTIONS
     second.close()
     assert not file.exists()
+
+
+def test_the_votes_of_a_panel_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "CHUNK", 6)
+
+    class Level(Failing):
+        def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> torch.Tensor:
+            return torch.full_like(super().__call__(prompts, first, second), 0.5)
+
+    file = tmp_path / "a.jsonl"
+    with pytest.raises(RunError, match="no connection"):
+        ask(Journal(Panel({"a": Failing(1000), "b": Level(20)}, PanelRule.mean), file))
+    members = {"a": Failing(1000), "b": Level(1000)}
+    panel = Journal(Panel(members, PanelRule.mean), file)
+    answers = ask(panel)
+    assert (panel.found, [len(one.asked) for one in members.values()]) == (16, [24, 24])
+    assert panel.members == ("a", "b")
+    lengths, level = (ask(Member(panel, place)) for place in range(2))
+    assert lengths.tolist() == pytest.approx([1 / (2 + len(a)) for _, a, _ in QUESTIONS])
+    assert level.tolist() == [0.5] * 40
+    assert answers.tolist() == pytest.approx(((lengths + level) / 2).tolist())
+    assert len(members["a"].asked) == 24, "a member's votes are those that were kept"
 
 
 def test_without_a_file_nothing_is_kept(tmp_path: Path) -> None:

@@ -69,6 +69,28 @@ class PlayerResult:
     """Deviation rating: the gain of playing it against the equilibrium: 0 in its support, below 0 elsewhere."""
     alpha_rank: float | None = None
     """Its share in the stationary distribution of α-rank."""
+    by_ability: Estimate | None = None
+    """Elo as `rating`, with the members of a panel weighed by their abilities; None without a panel."""
+    hill_rating: float | None = None
+    """What always playing it gains against the equilibrium with the prompts as a third player, 0 at best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A member of the panel that judges a tournament."""
+
+    name: str
+    ability: Estimate
+    """θ in P(i ≻ j) = σ(θ(R_i − R_j)), 1 on average; negative if it prefers the worse policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeparatingPrompt:
+    """A prompt in the equilibrium with the prompts as a third player."""
+
+    prompt: str
+    separation: float
+    """The mean of |2P(i ≻ j) − 1| over the policies that are played."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +160,10 @@ class TournamentResult:
     config: str
     """The whole configuration, as YAML."""
     versions: dict[str, str | None] = field(default_factory=dict)
+    judges: tuple[Judge, ...] = ()
+    """The members of a panel that judges, with their abilities."""
+    separating: tuple[SeparatingPrompt, ...] = ()
+    """The prompts that separate the policies most where they are a third player, most first."""
 
 
 @dataclass(frozen=True, slots=True)

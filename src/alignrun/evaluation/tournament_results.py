@@ -3,7 +3,7 @@
 Shape legend: X prompts, n players, K completions of each for a prompt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from alignrun import games
 from alignrun.evaluation import standings
+from alignrun.evaluation.abilities import abilities
 from alignrun.evaluation.best_of_n import best_response_bound, regularised_bound
 from alignrun.evaluation.bootstrap import bootstrap_estimates
 from alignrun.evaluation.completions import Drawn
@@ -20,7 +21,17 @@ from alignrun.evaluation.cyclic_ratings import alpha_rank, deviation_ratings
 from alignrun.evaluation.diversity import distinct
 from alignrun.evaluation.exact import played
 from alignrun.evaluation.intervals import SHARE, UNBOUNDED, Limits
-from alignrun.evaluation.results import Answers, Bound, Comparison, Completion, Estimate, PlayerResult
+from alignrun.evaluation.king_of_the_hill import king_of_the_hill
+from alignrun.evaluation.results import (
+    Answers,
+    Bound,
+    Comparison,
+    Completion,
+    Estimate,
+    Judge,
+    PlayerResult,
+    SeparatingPrompt,
+)
 
 Array = NDArray[np.float64]
 MANY = 1_000_000
@@ -71,12 +82,21 @@ class Standing:
     value: float
     misfit: float
     cycles: tuple[tuple[str, str, str], ...]
+    judges: tuple[Judge, ...] = ()
+    separation: tuple[float, ...] = ()
+    """[X] how far each prompt separates the policies as the third player; empty if it is not known."""
 
 
 def sampled_standing(
-    entries: Sequence[Participant], sampled: Sequence[Sampled], table: Array, settings: Settings
+    entries: Sequence[Participant],
+    sampled: Sequence[Sampled],
+    table: Array,
+    settings: Settings,
+    votes: Mapping[str, Array] | None = None,
 ) -> Standing:
     """Win matrix, equilibrium, ratings and exploitability from comparisons [X, n, K, n, K], intervals over prompts.
+
+    With `votes`, the comparisons by each member of a panel, also the members' abilities.
 
     Raises:
         InputError: two of the players were not compared for some prompt.
@@ -90,6 +110,11 @@ def sampled_standing(
     ratings = standings.ratings(rates, reference, confidence, seed)
     value = standings.nash_average(means)[1]
     deviations, ranks = deviation_ratings(means), alpha_rank(means)
+    hill = king_of_the_hill(rates)
+    weighed = None
+    if votes:
+        by_member = np.stack([standings.prompt_win_rates(one) for one in votes.values()], 1)
+        weighed = abilities(by_member, reference, confidence, seed)
     # Exploitability needs each completion judged against several of the policy in question.
     complete = table.shape[2] > 1 and not np.isnan(table).any()
     players = []
@@ -115,12 +140,22 @@ def sampled_standing(
                 regularised=regularised,
                 deviation=float(deviations[place]),
                 alpha_rank=float(ranks[place]),
+                by_ability=weighed[1][place] if weighed else None,
+                hill_rating=min(0.0, float(hill.policy_gains[place])) if hill else None,
                 **_texts(one, settings),
             )
         )
     misfit = standings.misfit(means, np.array([rating.value for rating in ratings]))
     names = [entry.name for entry in entries]
-    return Standing(tuple(players), matrix, value, misfit, standings.cycles(matrix, names))
+    return Standing(
+        tuple(players),
+        matrix,
+        value,
+        misfit,
+        standings.cycles(matrix, names),
+        tuple(map(Judge, votes or (), weighed[0])) if weighed else (),
+        tuple(hill.separation.tolist()) if hill else (),
+    )
 
 
 def _identity(entries: Sequence[Participant], place: int, matrix: Sequence[Sequence[Estimate]]) -> dict[str, Any]:
@@ -221,6 +256,12 @@ def answers(prompts: Sequence[str], drawn: Sequence[Drawn], table: Array) -> Ite
                 for k in range(samples)
             ),
         )
+
+
+def separating(prompts: Sequence[str], separation: Sequence[float], count: int) -> tuple[SeparatingPrompt, ...]:
+    """The prompts that separate the policies most, in decreasing order."""
+    found = sorted(map(SeparatingPrompt, prompts, separation), key=lambda one: -one.separation)
+    return tuple(found[:count])
 
 
 def examples(

@@ -44,9 +44,20 @@ class Preference(ABC):
     by_pair: bool = True
     """Whether each pair is a separate question. If not, each of K completions is read once for all of its pairs."""
 
+    members: Sequence[str] = ()
+    """The names of the preferences that vote in it; most have none."""
+
     @abstractmethod
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] probabilities that `first` is preferred to `second`, one for each prompt, on the CPU."""
+
+    def votes(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[M, B] its members' probabilities, or [1, B] its own; `settle` makes them its answer."""
+        return self(prompts, first, second)[None]
+
+    def settle(self, votes: Tensor) -> Tensor:
+        """[B] its answer to `votes`."""
+        return votes[0]
 
     def for_learner(self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> Tensor:
         """[B] P(ours ≻ theirs) for training the policy of `ours`; the same unless a rule depends on the whole batch."""

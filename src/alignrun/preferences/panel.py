@@ -79,13 +79,21 @@ class Panel(Preference):
         self._sums, self._count = torch.zeros(len(members), dtype=torch.float64), 0
 
     @property
+    def members(self) -> Sequence[str]:  # type: ignore[override]
+        """The members' names."""
+        return tuple(self._members)
+
+    @property
     def by_pair(self) -> bool:  # type: ignore[override]
         """Whether one of the members judges pair by pair."""
         return any(member.by_pair for member in self._members.values())
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
         """[B] the rule's value for the members' votes."""
-        votes = self.votes(prompts, first, second)
+        return self.settle(self.votes(prompts, first, second))
+
+    def settle(self, votes: Tensor) -> Tensor:
+        """[B] the rule's value for votes [M, B]."""
         match self._rule:
             case PanelRule.majority:
                 return majority(votes).float()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from alignrun.evaluation.results import Estimate, PlayerResult, TournamentResult
 from alignrun.evaluation.settled import caution, verdict
-from alignrun.reports.text import EXACT, and_list, clip, percent, rate
+from alignrun.reports.text import EXACT, and_list, clip, number, percent, rate, shown
 
 NAME = 32
 """The maximum length of a name in a sentence."""
@@ -116,6 +116,13 @@ def ratings_in_words(result: TournamentResult) -> str:
         return f"{misfit} No three policies form a cycle {certainty(result)}."
     circles = [" ≻ ".join(clip(name, NAME) for name in (*cycle, cycle[0])) for cycle in result.cycles]
     return f"{misfit} Cyclic {certainty(result)}, which no rating can express: {_few(circles)}."
+
+
+def abilities_in_words(result: TournamentResult) -> Iterator[str]:
+    """The abilities of a panel's members."""
+    if result.judges:
+        found = [f"{clip(one.name, NAME)} {shown(one.ability, number)}" for one in result.judges]
+        yield f"The abilities of the panel's members, 1 on average: {and_list(found)}."
 
 
 def _name(player: PlayerResult) -> str:

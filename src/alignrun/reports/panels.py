@@ -53,6 +53,9 @@ def _tables(result: TournamentResult) -> Iterator[tuple[str, Any]]:
             [[name, *map(values.get, columns)] for name, values in zip(names, players, strict=True)],
         ),
     )
+    if result.separating:
+        found = [[visible(one.prompt[:COMPLETION_LIMIT]), one.separation] for one in result.separating]
+        yield "separating_prompts", wandb.Table(["prompt", "separation"], found)
     if result.comparisons:
         texts = [
             [visible(getattr(pair, name)[:COMPLETION_LIMIT]) for name in COMPARISON_COLUMNS]
@@ -95,6 +98,7 @@ def _summary(result: TournamentResult) -> Iterator[tuple[str, float | str]]:
     yield "value", result.value
     yield "misfit", result.misfit
     yield "cycles", len(result.cycles)
+    yield from ((f"ability/{visible(one.name)}", one.ability.value) for one in result.judges)
     for name, player in _named(result):
         yield from ((f"{key}/{name}", value) for key, value in _measured(player) if key in IN_SUMMARY)
 

@@ -11,12 +11,14 @@ from alignrun.evaluation.settled import verdict
 from alignrun.reports import figures
 from alignrun.reports.browsing import browsable, hidden_note
 from alignrun.reports.curves import Line
-from alignrun.reports.headline import certainty, headline, ratings_in_words
+from alignrun.reports.headline import abilities_in_words, certainty, headline, ratings_in_words
 from alignrun.reports.page import render
-from alignrun.reports.text import ABSENT, EXACT, Shown, number, rate, shown, signed
+from alignrun.reports.text import ABSENT, EXACT, Shown, clip, number, rate, shown, signed
 
 FULL = 0.62
 """Opacity of the strongest shade: the text on it stays readable."""
+PROMPT = 200
+"""The maximum length of a prompt in a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def tournament_page(result: TournamentResult, answers: Sequence[Answers] = ()) -
         matrix=_matrix(result),
         shades=[rate(end) for end in _range(result)],
         properties=[(row.title, [row.get(player) for player in result.players]) for row in _properties(result)],
-        ratings=ratings_in_words(result),
+        ratings=[ratings_in_words(result), *abilities_in_words(result)],
+        separating=[(clip(one.prompt, PROMPT), shown(one.separation, rate)) for one in result.separating],
         frontier=_frontier(result),
         unplaced=[player.name for player in result.players if _mark(player, result.reference, "") is None],
         bounds=_bounds(result),
@@ -93,10 +96,12 @@ def _properties(result: TournamentResult) -> list[Property]:
         Property("reference", lambda p: Shown(ABSENT if result.reference else p.reference or ABSENT)),
         Property(f"win rate against {reference}", lambda p: shown(p.win_rate, rate)),
         Property("average over the others", lambda p: shown(p.average, rate)),
-        Property("share in the equilibrium of the win rates", lambda p: shown(p.share, rate)),
+        Property("share in the equilibrium of the win rates (maximal lottery)", lambda p: shown(p.share, rate)),
         Property("deviation rating", lambda p: shown(p.deviation, rate)),
         Property("α-rank", lambda p: shown(p.alpha_rank, rate)),
+        Property("rating with the prompts as a player", lambda p: shown(p.hill_rating, rate)),
         Property("Elo", lambda p: shown(p.rating, signed)),
+        Property("Elo, judges weighed by ability", lambda p: shown(p.by_ability, signed)),
         Property(
             _at_least("exploitability", [p.exploitability for p in result.players]), lambda p: _gain(p.exploitability)
         ),

@@ -19,7 +19,7 @@ from alignrun.errors import AlignrunError, RunError, one_line
 from alignrun.evaluation.comparisons import compare, mean_win_rates
 from alignrun.evaluation.completions import CompletionCache, Drawn
 from alignrun.evaluation.exact import GameEvaluator
-from alignrun.evaluation.results import Answers, Comparison, TournamentResult
+from alignrun.evaluation.results import Answers, Comparison, SeparatingPrompt, TournamentResult
 from alignrun.evaluation.selection import exact_choice
 from alignrun.evaluation.settled import caution
 from alignrun.evaluation.tournament_results import (
@@ -31,6 +31,7 @@ from alignrun.evaluation.tournament_results import (
     exact_standing,
     examples,
     sampled_standing,
+    separating,
 )
 from alignrun.evaluation.truncation import truncation_note
 from alignrun.games.files import load_game
@@ -45,13 +46,16 @@ from alignrun.run.fresh import fresh_directory
 from alignrun.run.tracking import start_tracking
 from alignrun.security.text import counted
 from alignrun.tournament.choosing import choose_all, selection_note
-from alignrun.tournament.journal import Journal, journal_file
+from alignrun.tournament.journal import Journal, Member, journal_file
 from alignrun.tournament.lineup import Field, Lineup, line_up
 from alignrun.tournament.patterns import expanded
 from alignrun.tournament.players import Loader
 from alignrun.tournament.rules import Rules, agree, training_preference
 from alignrun.tournament.sampling import Questions, introduce, read_by_all, sample_all
 from alignrun.tournament.scoreboard import show
+
+SEPARATING = 10
+"""The number of prompts that the report lists as separating the policies."""
 
 
 def play(config: TournamentConfig, arguments: Sequence[str], console: Console) -> int:
@@ -103,6 +107,8 @@ def hold(config: TournamentConfig, arguments: Sequence[str], console: Console) -
             command=command,
             config=compose.dump(config),
             versions=environment()["versions"],
+            judges=standing.judges,
+            separating=played.separating,
         )
         _keep(config, run, result, played, console)
         for journal in played.journals:
@@ -123,6 +129,8 @@ class _Played:
     """Rows of completions.jsonl."""
     answers: tuple[Answers, ...] = ()
     """The completions by prompt, with their judgments."""
+    separating: tuple[SeparatingPrompt, ...] = ()
+    """The prompts that separate the policies most."""
     journals: tuple[Journal, ...] = ()
     """Journals of the comparisons, obsolete once the results are saved."""
 
@@ -241,7 +249,10 @@ def _judge(
     report(f"judge: {preference_in_words(rules.preference)}")
     preference = asking(rules.preference, drawn, judge)
     with resumable(preference):
-        table = compare(preference, questions.texts, [one.texts for one in drawn], config.pairing)
+        table, *votes = (
+            compare(asked, questions.texts, [one.texts for one in drawn], config.pairing)
+            for asked in (preference, *(Member(preference, place) for place in range(len(preference.members))))
+        )
     notes += [f"{name}: {value:g}" for name, value in preference.counts().items()]
     notes += _about(field)
     if unsettled := caution(len(questions.texts)):
@@ -287,7 +298,10 @@ def _judge(
         )
         for place, (player, reference) in enumerate(zip(players, field.references, strict=True))
     ]
-    standing = sampled_standing(entries, sampled, table, _settings(config, field, rules))
+    by_member = dict(zip(preference.members, votes, strict=True))
+    standing = sampled_standing(entries, sampled, table, _settings(config, field, rules), by_member)
+    if by_member and not standing.judges:
+        notes.append("No abilities of the panel's members: they are undecided, or they cancel each other.")
     best = max(range(len(players)), key=lambda place: standing.players[place].average.value)
     comparisons = examples(names, questions.texts, drawn, table, best, config.tracker.samples)
     completions = tuple(
@@ -298,7 +312,16 @@ def _judge(
     )
     prompts = len(questions.texts)
     judged = tuple(answers(questions.texts, drawn, table))
-    return standing, _Played(prompts, field.reference, comparisons, tuple(notes), completions, judged, tuple(journals))
+    return standing, _Played(
+        prompts,
+        field.reference,
+        comparisons,
+        tuple(notes),
+        completions,
+        judged,
+        separating(questions.texts, standing.separation, SEPARATING),
+        tuple(journals),
+    )
 
 
 def _trained_otherwise(config: TournamentConfig, field: Field, rules: Rules) -> list[tuple[Any, list[int]]]:

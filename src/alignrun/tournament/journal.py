@@ -36,20 +36,30 @@ class Journal(Preference):
         """The number of answers stored so far."""
         return len(self._answers) if self._file is not None else 0
 
+    @property
+    def members(self) -> Sequence[str]:  # type: ignore[override]
+        """Those of the preference."""
+        return self._preference.members
+
     def counts(self) -> dict[str, float]:
         """Those of the preference."""
         return self._preference.counts()
 
     def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
-        """[B] the preference's answers; only those that are not stored are computed."""
+        """[B] the preference's answers."""
+        return self._preference.settle(self.votes(prompts, first, second)).double()
+
+    def votes(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[M, B] the votes of the preference's members; only those that are not stored are asked."""
         questions = list(zip(prompts, first, second, strict=True))
         named = [(identity(prompt), one, other) for prompt, one, other in questions]
         keys = [hashlib.sha256(json.dumps(question).encode()).hexdigest() for question in named]
         places = [place for place, key in enumerate(keys) if key not in self._answers]
         for chunk in _chunks(places, prompts):
-            asked = self._preference(*(list(side) for side in zip(*(questions[place] for place in chunk), strict=True)))
-            self._keep({keys[place]: value for place, value in zip(chunk, asked.double().tolist(), strict=True)})
-        return torch.tensor([self._answers[key] for key in keys], dtype=torch.float64)
+            sides = zip(*(questions[place] for place in chunk), strict=True)
+            asked = self._preference.votes(*(list(side) for side in sides)).double()
+            self._keep({keys[place]: votes for place, votes in zip(chunk, asked.T.tolist(), strict=True)})
+        return torch.tensor([self._answers[key] for key in keys], dtype=torch.float64).T
 
     def release(self) -> Preference:
         """The preference, which is no longer asked here: its model may be large."""
@@ -61,13 +71,24 @@ class Journal(Preference):
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
-    def _keep(self, answers: dict[str, float]) -> None:
+    def _keep(self, answers: dict[str, list[float]]) -> None:
         self._answers |= answers
         if self._file is not None:
             with contextlib.suppress(OSError):  # answers that cannot be stored only have to be judged again
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 with self._file.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in answers.items())
+
+
+class Member(Preference):
+    """One member of a journal's preference, by its votes."""
+
+    def __init__(self, journal: Journal, place: int) -> None:
+        self._journal, self._place = journal, place
+
+    def __call__(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """[B] the member's votes."""
+        return self._journal.votes(prompts, first, second)[self._place]
 
 
 def journal_file(folder: Path, section: Any, content: Any) -> Path:
@@ -105,7 +126,7 @@ def _chunks(places: Sequence[int], prompts: Sequence[str]) -> Iterator[list[int]
         yield chunk
 
 
-def _read(file: Path | None) -> Iterator[tuple[str, float]]:
+def _read(file: Path | None) -> Iterator[tuple[str, list[float]]]:
     """The answers in a file, without a half-written line."""
     text = ""
     if file is not None:
@@ -113,6 +134,6 @@ def _read(file: Path | None) -> Iterator[tuple[str, float]]:
             text = file.read_text(encoding="utf-8", errors="replace")
     for line in text.splitlines():
         with contextlib.suppress(ValueError, TypeError):
-            key, value = json.loads(line)
-            if isinstance(key, str) and isinstance(value, float):
-                yield key, value
+            key, votes = json.loads(line)
+            if isinstance(key, str) and isinstance(votes, list) and all(isinstance(vote, float) for vote in votes):
+                yield key, votes

@@ -8,7 +8,7 @@ from rich.text import Text
 from alignrun.evaluation.results import Bound, Estimate, TournamentResult
 from alignrun.evaluation.settled import caution, verdict
 from alignrun.reports.fitted import Column, fitted
-from alignrun.reports.headline import headline, ratings_in_words
+from alignrun.reports.headline import abilities_in_words, headline, ratings_in_words
 from alignrun.security.text import counted
 
 ABSENT = "–"
@@ -25,7 +25,7 @@ def show(result: TournamentResult, console: Console) -> None:
         names = [str(key) for key in range(1, len(names) + 1)]
     for table in (*_matrix(result, names, console.width), *_players(result, names, console.width)):
         console.print(table, highlight=False)
-    for line in (*headline(result), ratings_in_words(result), *result.notes):
+    for line in (*headline(result), ratings_in_words(result), *abilities_in_words(result), *result.notes):
         console.print(Text(line), soft_wrap=True)
 
 
@@ -64,7 +64,8 @@ def _players(result: TournamentResult, names: list[str], width: int) -> list[Tab
     columns = [
         ("reference", own),
         (f"≻ {reference}", [_interval(player.win_rate) for player in result.players]),
-        ("Elo", [f"{player.rating.value:+.0f}" for player in result.players]),
+        ("Elo", [_points(player.rating) for player in result.players]),
+        ("Elo by ability", [_points(player.by_ability) for player in result.players]),
         ("equilibrium", [f"{player.share.value:.3f}" for player in result.players]),
         ("exploitable ≥", [_bound(player.exploitability) for player in result.players]),
         (f"½ gap ≥, τ={result.kl_tau}", [_bound(player.regularised) for player in result.players]),
@@ -76,6 +77,10 @@ def _players(result: TournamentResult, names: list[str], width: int) -> list[Tab
     ]
     shown = [Column(title, cells) for title, cells in columns if set(cells) != {ABSENT}]
     return fitted(f"{result.preference}, {counted(result.prompts, 'prompt')}", names, shown, width)
+
+
+def _points(value: Estimate | None) -> str:
+    return ABSENT if value is None else f"{value.value:+.0f}"
 
 
 def _number(value: Estimate | None, digits: int) -> str:
