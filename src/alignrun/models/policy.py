@@ -154,9 +154,9 @@ class Policy:
         torch._foreach_copy_(_parts(self.snapshot_weights(target)), _parts(self.snapshot_weights(source)))
 
     def snapshot_weights(self, role: Role) -> dict[str, Tensor]:
-        """The weights of a snapshot, in the order of `trainable`."""
+        """The weights of a snapshot, in the order of `trainable`; the names are those of no other role."""
         if self.backbone.peft is None:
-            return dict(self._whole[role].named_parameters())
+            return {f"{role.value}.{name}": weight for name, weight in self._whole[role].named_parameters()}
         return {name: weight.detach() for name, weight in self.backbone.trainable(_ADAPTERS[role]).items()}
 
     def decoder(self, prompts: PromptBatch, roles: Sequence[Role], new_tokens: int) -> CachedDecoder | JoinedDecoder:
