@@ -82,19 +82,19 @@ def test_a_sharded_base_leaves_more_room() -> None:
 
 def test_all_weights_split_leave_an_eighth_of_them_their_copies_and_their_moments() -> None:
     """Llama's embedding and head, of 128256 tokens each, and its last norm are whole while a model is used."""
-    given = ["model=llama-8b", "recipe=null", "adapter=none", "algo=sft", "model.gradient_checkpointing=true"]
+    given = ["model=llama-8b", "adapter=none", "algo=sft", "model.gradient_checkpointing=true"]
     config = compose([*given, "data.max_prompt_tokens=64", "generation.max_new_tokens=64", "train.batch_size=8"])
     layer = 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
     others = 2 * 128256 * 4096 + 4096
     total, part = 32 * layer + others, (32 * layer + others) // 8
     split = resident_plan(config, shards=8)
-    assert split.weights == 4 * (part + others + 2 * layer)
-    assert split.adapters == 4 * (part + others), "the reference"
-    assert split.moments == 4 * 2 * part
+    assert split.weights == 2 * (part + others + 2 * layer)
+    assert split.adapters == 2 * (part + others), "the reference"
+    assert split.moments == 2 * 2 * part
     one, eighth = training_bytes(config, 1, accumulating=True), training_bytes(config, 1, shards=8)
-    assert one - eighth == pytest.approx(4 * (total - part - 2 * layer), rel=0.1), "gradients, but those of two layers"
+    assert one - eighth == pytest.approx(2 * (total - part - 2 * layer), rel=0.1), "gradients, but those of two layers"
     assert make_plan(config, shards=8).training == eighth
-    assert resident_plan(config).weights == 4 * total
+    assert resident_plan(config).weights == 2 * total
 
 
 def test_a_cpu_keeps_the_whole_batch_and_what_is_typed_stays() -> None:

@@ -55,8 +55,9 @@ def test_one_process_reads_the_base_and_each_holds_its_part(
     readers = [int((tmp_path / f"read-{rank}").exists()) for rank in range(ranks)]
     assert readers == [1] + [0] * (ranks - 1)
     held = [json.loads((tmp_path / "run" / f"held-{rank}.json").read_text()) for rank in range(ranks)]
-    assert all(part < 0.8 * total for part, total in held)
-    assert held == held[:1] * ranks, "halves of the layers, whatever the number of machines"
+    assert all(part < (0.8 if adapter == "lora" else 0.51) * total for part, total in held)
+    assert held == held[:2] * machines, "halves of the layers, whatever the number of machines"
+    assert adapter == "lora" or held[0][0] + held[1][0] == held[0][1], "and of all weights, without a rest"
     for one, other in zip(*(rows(tmp_path / name) for name in ("alone", "run")), strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
     first, second = (load_file(tmp_path / name / "checkpoints/step-2/weights.safetensors") for name in ("alone", "run"))
@@ -89,11 +90,13 @@ def test_all_weights_split_resume_exactly_and_each_process_holds_half_of_all(bas
 
     size = sum(value.numel() for value in weights.values())
     plan = resident_plan(compose(command), shards=2)
-    for rank in (0, 1):
-        assert json.loads((run / f"held-{rank}.json").read_text()) == [size // 2, size]
+    held = [json.loads((run / f"held-{rank}.json").read_text())[0] for rank in (0, 1)]
+    assert sum(held) == size
+    assert held == pytest.approx([size / 2] * 2, rel=1e-3)  # the vocabulary is odd: one process has a row more
+    for part, rank in zip(held, (0, 1), strict=True):
         state = json.loads((run / f"state-{rank}.json").read_text())
-        assert state == {"gradients": [size // 2, size], "moments": [size, 2 * size]}
-        assert plan.moments == 4 * state["moments"][0]
+        assert state == {"gradients": [part, size], "moments": [2 * part, 2 * size]}
+        assert plan.moments == pytest.approx(4 * 2 * part, rel=1e-3)
 
     shutil.rmtree(run / "checkpoints/step-4")
     assert cli.main(["resume", str(run), "--step", "2", "train.steps=4"]) == 0

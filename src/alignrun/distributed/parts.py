@@ -43,13 +43,16 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def to_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All values of the tensors, on the main process's CPU; empty elsewhere. All processes call it together."""
-    found = {}
-    for name, tensor in tensors.items():  # one after another, so that no device holds two of them whole
-        value = whole(tensor)
-        if distributed.is_main():
-            found[name] = value.cpu()
-    return found
+    """All values of the tensors, on the main process's CPU; empty elsewhere. All processes call it together.
+
+    One after another, so that no device holds two of them whole. A tensor with several names stays one.
+    """
+    found: dict[int, Tensor] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in found:
+            value = whole(tensor)
+            found[id(tensor)] = value.cpu() if distributed.is_main() else tensor
+    return {name: found[id(tensor)] for name, tensor in tensors.items()} if distributed.is_main() else {}
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:

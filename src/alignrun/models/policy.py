@@ -249,7 +249,7 @@ class Policy:
         if self.backbone.peft is None:
             module, weights = self._module(role), None
             if self.backbone.outline is not None:
-                weights = to_main(module.state_dict())
+                weights = to_main(module.state_dict(keep_vars=True))
                 if not distributed.is_main():
                     return
             save_model(module, self.sampling, folder, weights)
