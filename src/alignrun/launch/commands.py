@@ -139,7 +139,6 @@ COMMANDS = {
         (
             ("plan model=llama-8b", "on GPUs of 24, 48 and 80 GB"),
             ("plan model=qwen-7b adapter=qlora plan.gpu=16GB", "on a GPU of 16 GB"),
-            ("plan model=llama-8b adapter=none algo=sft plan.shards=8", "all weights trained, split over 8 GPUs"),
         ),
         keys="run",
         own_keys={

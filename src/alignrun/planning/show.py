@@ -43,7 +43,7 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
     name = f"this {'CPU' if device.type == 'cpu' else 'GPU'}"
     heads = [name, *(f"{size:g} GB" for size in sizes)]
     limits = [None if free is None else USABLE * free, *(USABLE * size * GIB for size in sizes)]
-    console.print(_phases(plans, heads, limits, [here, *elsewhere]), highlight=False)
+    console.print(_phases(plans, heads, limits, [here, *elsewhere], shards), highlight=False)
     prompt = preview_prompt(config.model, "…")
     shown = "the tokenizer's own, not yet downloaded" if prompt is None else repr(prompt)
     console.print(f"prompt template: {shown}", highlight=False, markup=False)
@@ -88,7 +88,11 @@ def _precision(config: Config) -> str:
 
 
 def _phases(
-    plans: Sequence[MemoryPlan], heads: Sequence[str], limits: Sequence[float | None], choices: Sequence[Choice]
+    plans: Sequence[MemoryPlan],
+    heads: Sequence[str],
+    limits: Sequence[float | None],
+    choices: Sequence[Choice],
+    shards: int,
 ) -> Table:
     """A row for each phase and each choice, a column for each device."""
     table = Table(box=None, pad_edge=False)
@@ -119,7 +123,7 @@ def _phases(
     table.add_row("fits", *fits)
     configs = [choice.config for choice in choices]
     batch = configs[0].train.batch_size
-    table.add_row("train.micro_batch_size", *(str(config.train.micro or batch) for config in configs))
+    table.add_row("train.micro_batch_size", *(str(config.train.micro or -(-batch // shards)) for config in configs))
     if discover()[configs[0].algo.name].online:
         table.add_row("generation.batch_size", *(str(config.generation.chunk or batch) for config in configs))
     table.add_row("model.gradient_checkpointing", *(str(config.model.checkpointing).lower() for config in configs))

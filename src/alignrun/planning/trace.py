@@ -161,14 +161,12 @@ def _traced(
         model.enable_input_require_grads()
     with _without_data(model):
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        kept = trained if work.accumulating and not work.split else []
-        for weight in kept:
-            weight.grad = torch.empty_like(weight)
-        for weight in trained if work.split else ():
+        # A new gradient is added to the one that is there, in place, and freed; autograd would copy fake tensors instead.
+        for weight in trained if work.accumulating or work.split else ():
             weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
         with _LiveBytes(model) as live:
             _train(model, work)
-        grown: int = sum(weight.nbytes for weight in kept)
+        grown: int = sum(weight.nbytes for weight in trained if work.accumulating and not work.split)
     return int(live.peak + grown)
 
 
