@@ -161,7 +161,7 @@ def _traced(
         model.enable_input_require_grads()
     with _without_data(model):
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        # A new gradient is added to the one that is there, in place, and freed; autograd would copy fake tensors instead.
+        # A new gradient is added in place to the one that is there, and freed; of fake tensors autograd makes a third.
         for weight in trained if work.accumulating or work.split else ():
             weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
         with _LiveBytes(model) as live:
