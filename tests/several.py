@@ -21,6 +21,8 @@ load_model = backbone.load_model
 def all_commands() -> None:
     """Run the commands of a JSON file in a row; next to each run, write how many weights this rank holds.
 
+    And, of trained weights, how many numbers of their gradients and of the optimiser's moments.
+
     A rank that reads the weights of a model leaves a file in the working directory that says so.
     """
     Trainer.train_step = train_step_and_write  # type: ignore[method-assign]
@@ -37,6 +39,13 @@ def train_step_and_write(trainer: Trainer, step: int) -> dict[str, float]:
     held, whole = zip(*map(sizes, trainer._trained.backbone.model.parameters()), strict=True)
     file = trainer._run.path / f"held-{distributed.rank()}.json"
     file.write_text(json.dumps([sum(held), sum(whole)]))
+    trained = list(trainer._trainable.values())
+    state = {
+        "gradients": [weight.grad for weight in trained],
+        "moments": [trainer._optimizer.state[weight][name] for weight in trained for name in ("exp_avg", "exp_avg_sq")],
+    }
+    counts = {name: [sum(numbers) for numbers in zip(*map(sizes, found), strict=True)] for name, found in state.items()}
+    (trainer._run.path / f"state-{distributed.rank()}.json").write_text(json.dumps(counts))
     return metrics
 
 

@@ -20,7 +20,7 @@ from alignrun.generation.streams import Mixture
 from alignrun.launch.compose import compose
 from alignrun.planning import automatic
 from alignrun.planning.automatic import GIB, USABLE, choose, evenly
-from alignrun.planning.gpus import gpu_sizes
+from alignrun.planning.gpus import GPU_SIZES, planned_gpus
 from alignrun.planning.plan import drawing_bytes, make_plan, resident_plan, training_bytes
 from alignrun.types import Role
 
@@ -80,6 +80,23 @@ def test_a_sharded_base_leaves_more_room() -> None:
     assert resident_plan(compose(OPEN), shards=2).weights == resident_plan(compose(OPEN)).weights, "two layers are held"
 
 
+def test_all_weights_split_leave_an_eighth_of_them_their_copies_and_their_moments() -> None:
+    """Llama's embedding and head, of 128256 tokens each, and its last norm are whole while a model is used."""
+    given = ["model=llama-8b", "adapter=none", "algo=sft", "model.gradient_checkpointing=true"]
+    config = compose([*given, "data.max_prompt_tokens=64", "generation.max_new_tokens=64", "train.batch_size=8"])
+    layer = 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
+    others = 2 * 128256 * 4096 + 4096
+    total, part = 32 * layer + others, (32 * layer + others) // 8
+    split = resident_plan(config, shards=8)
+    assert split.weights == 2 * (part + others + 2 * layer)
+    assert split.adapters == 2 * (part + others), "the reference"
+    assert split.moments == 2 * 2 * part
+    one, eighth = training_bytes(config, 1, accumulating=True), training_bytes(config, 1, shards=8)
+    assert one - eighth == 2 * (total - part - 2 * layer), "gradients, but those of two layers"
+    assert make_plan(config, shards=8).training == eighth
+    assert resident_plan(config).weights == 2 * total
+
+
 def test_a_cpu_keeps_the_whole_batch_and_what_is_typed_stays() -> None:
     config = compose(["experiment=smoke", "train.micro_batch_size=auto"])
     chosen = choose(config, None).config
@@ -134,9 +151,14 @@ def test_other_values_are_refused(given: str, said: str) -> None:
 
 
 def test_gpus_by_name_and_size() -> None:
-    assert gpu_sizes(["plan.gpu=24GB", "plan.gpu=H100", "plan.gpu=rtx-4090", "plan.gpu=79.5"]) == [24, 80, 24, 79.5]
+    given = ["plan.gpu=24GB", "plan.gpu=H100", "plan.gpu=rtx-4090", "plan.gpu=79.5", "plan.shards=8"]
+    assert planned_gpus(given) == ([24, 80, 24, 79.5], 8)
+    assert planned_gpus([]) == (GPU_SIZES, 1)
     with pytest.raises(InputError, match="not a memory size or a known GPU"):
-        gpu_sizes(["plan.gpu=h1000"])
+        planned_gpus(["plan.gpu=h1000"])
+    for number in ("0", "-2", "two", "1.5", ""):
+        with pytest.raises(InputError, match="is not a number of processes"):
+            planned_gpus([f"plan.shards={number}"])
 
 
 def stored(run: Path) -> Config:

@@ -200,7 +200,12 @@ def test_a_value_function_and_kept_copies_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"), [("plan.gpu=big", "is not a memory size"), ("plan.cpu=3", "plan.cpu is unknown")]
+    ("setting", "said"),
+    [
+        ("plan.gpu=big", "is not a memory size"),
+        ("plan.cpu=3", "plan.cpu is unknown"),
+        ("plan.shards=0", "is not a number of processes"),
+    ],
 )
 def test_wrong_plan_settings_end_in_one_line(setting: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "model=tiny", setting]) == 2

@@ -132,13 +132,13 @@ def dispatch(arguments: Sequence[str], console: Console) -> int:
     if verb == "plan":
         from alignrun.launch.compose import compose, with_recipe
 
-        sizes = [argument for argument in rest if argument.startswith("plan.")]
-        config = compose(with_recipe([argument for argument in rest if argument not in sizes]), verb)
+        hardware = [argument for argument in rest if argument.startswith("plan.")]
+        config = compose(with_recipe([argument for argument in rest if argument not in hardware]), verb)
         with _quickly():
-            from alignrun.planning.gpus import gpu_sizes
+            from alignrun.planning.gpus import planned_gpus
             from alignrun.planning.show import show_plan
 
-        show_plan(config, console, gpu_sizes(sizes))
+        show_plan(config, console, *planned_gpus(hardware))
         return 0
     if verb == "config":
         from alignrun.launch.compose import compose, dump, dump_explained, with_recipe

@@ -133,9 +133,11 @@ def test_the_averaged_policy_follows_its_recursion_and_is_exported(tmp_path: Pat
     assert cli.main(["eval", f"runs=[{run},{run / 'average'}]", f"run.dir={tmp_path / 'eval'}", "tracker=none"]) == 0
 
 
-def test_without_adapters_copies_are_whole_models(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algo", [["algo=nash_prox"], ["algo=omwu", "algo.refresh_every=1"]])
+def test_without_adapters_copies_are_whole_models(algo: list[str], tmp_path: Path) -> None:
+    """OMWU has two, which differ."""
     run = tmp_path / "run"
-    assert train(run, "algo=nash_prox", "adapter=none", "train.checkpoint_every=2", "train.keep_checkpoints=3") == 0
+    assert train(run, *algo, "adapter=none", "train.checkpoint_every=2", "train.keep_checkpoints=3") == 0
     whole = files(run, 3)
     assert "algorithm.safetensors" in whole
     assert cli.main(["resume", str(run), "--step", "2"]) == 0

@@ -8,6 +8,7 @@ from alignrun.algorithms.base import Algorithm, discover
 from alignrun.config import (
     AdapterConfig,
     AdapterKind,
+    Artifact,
     Config,
     Engine,
     ModelSource,
@@ -53,6 +54,12 @@ def check(config: Config) -> None:
     check_opponents(config, kind)
     resolved = resolve(config.model, config.adapter)
     check_split(config.adapter)
+    whole = config.adapter.name is AdapterKind.none
+    if distributed.sharded() and whole and config.tracker.artifact is Artifact.best:
+        raise InputError(
+            "config: tracker.artifact=best would gather weights split by --use_fsdp at every evaluation: use "
+            "tracker.artifact=end or never"
+        )
     if distributed.sharded() and config.model.cuda_graphs is True and resolved.device.type == "cuda":
         raise InputError(
             "config: model.cuda_graphs=true cannot record a base sharded by --use_fsdp: set it to auto or false"

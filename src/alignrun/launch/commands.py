@@ -141,7 +141,10 @@ COMMANDS = {
             ("plan model=qwen-7b adapter=qlora plan.gpu=16GB", "on a GPU of 16 GB"),
         ),
         keys="run",
-        own_keys={"plan.gpu": "The memory of a GPU, as 24GB; may be repeated."},
+        own_keys={
+            "plan.gpu": "The memory of a GPU, as 24GB; may be repeated.",
+            "plan.shards": "The processes that share the base under --use_fsdp; the plan is that of one of them.",
+        },
         files=BOTH,
     ),
     "data": Command(

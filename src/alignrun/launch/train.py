@@ -16,6 +16,7 @@ from alignrun.algorithms.base import discover
 from alignrun.algorithms.best_response import BestResponseConfig
 from alignrun.config import AdapterConfig, Config, Precision, RunConfig
 from alignrun.config.paths import anchored
+from alignrun.distributed.parts import whole
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.launch import compose
 from alignrun.launch.build import Assembly, assemble, memory_errors
@@ -391,7 +392,7 @@ def check_alike(assembly: Assembly, step: int) -> None:
         return
     trained, algorithm = assembly.trained, assembly.algorithm
     own = [*trained.trainable().values(), *algorithm.trainable().values(), *algorithm.state().values()]
-    sums = [float(tensor.detach().double().sum()) for tensor in own]
+    sums = [float(whole(tensor).detach().double().sum()) for tensor in own]
     with distributed.raise_together():
         if not distributed.all_equal((step, len(assembly.data), trained.backbone.fingerprint, *sums)):
             raise RunError(

@@ -1,5 +1,6 @@
 """One base model, loaded once and shared by the adapters of all roles."""
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, Kernels, ModelConfig
+from alignrun.distributed.parts import whole
 from alignrun.errors import InputError
 from alignrun.models import adapters, attention
 from alignrun.models.capabilities import check_passes, check_rows
@@ -43,6 +45,8 @@ class Backbone:
         """The precision of the low-rank products."""
         self.notes: list[str] = []
         """Messages for the user about this model."""
+        self.outline: PreTrainedModel | None = None
+        """Of a sharded model that is trained as a whole, a copy with its weights on the meta device."""
 
     @classmethod
     def load(
@@ -62,7 +66,8 @@ class Backbone:
         torch.manual_seed(seed)  # for random bases, then the adapter's random factor
         fingerprint = None
         if distributed.sharded():
-            model, fingerprint = _load_sharded(config, tokenizer, dtype, device)
+            trained = adapter.name is AdapterKind.none
+            model, fingerprint = _load_once(config, tokenizer, dtype, trained=trained)
         else:
             model = load_model(config, tokenizer, dtype, device, adapters.quantization(adapter, device, dtype))
             if adapter.name is not AdapterKind.qlora:  # a quantised base is already in place
@@ -80,6 +85,10 @@ class Backbone:
         if fingerprint is not None:
             backbone.fingerprint = fingerprint
         backbone.settle()
+        if distributed.sharded():
+            from alignrun.distributed.sharding import shard
+
+            backbone.outline = shard(model, device)
         check_passes(model)
         return backbone
 
@@ -114,6 +123,14 @@ class Backbone:
         assert self.peft is not None
         adapters.copy_adapter(self.peft, source, name)
         self.settle()
+
+    def frozen_copy(self) -> PreTrainedModel:
+        """A frozen copy of a model without adapters, sharded if the model is."""
+        if self.outline is None:
+            return copy.deepcopy(self.model).requires_grad_(False)
+        from alignrun.distributed.sharding import copy_sharded
+
+        return copy_sharded(self.model, self.outline, self.device)
 
     def free_name(self, name: str) -> str:
         """The name, with a number if an adapter already has it."""
@@ -180,42 +197,45 @@ def _check_weights(model: PreTrainedModel, config: ModelConfig) -> None:
         raise InputError(f"model={config.name}: {unfit}: download or export the model again, or choose another one")
 
 
-def _load_sharded(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: torch.device
+def _load_once(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, *, trained: bool
 ) -> tuple[PreTrainedModel, str]:
-    """The base, sharded over the processes, and its fingerprint.
+    """The base, to be sharded over the processes, and its fingerprint.
 
     The main process alone reads the weights; the others build the model without any and get their shards from it.
 
     Raises:
         InputError: as `load_model`, or its weights cannot be used.
     """
-    from alignrun.distributed.sharding import shard
-
     read = "", torch.get_rng_state(), None
     with distributed.raise_together():
         if distributed.is_main():
-            model = load_model(config, tokenizer, dtype).requires_grad_(False)
+            model = load_model(config, tokenizer, dtype).requires_grad_(trained)
             _check_weights(model, config)
             # The whole weights are here only now; and random adapters come next, equal on all processes.
             read = weights_digest(model), torch.get_rng_state(), model.generation_config
     fingerprint, state, sampling = distributed.broadcast(read)
     with distributed.raise_together():
         if not distributed.is_main():
-            model = unloaded_model(config, tokenizer, dtype).requires_grad_(False)
+            model = unloaded_model(config, tokenizer, dtype).requires_grad_(trained)
             model.generation_config = sampling
             torch.set_rng_state(state)
-    shard(model, device)
     return model, fingerprint
 
 
 def check_split(adapter: AdapterConfig) -> None:
-    """Refuse an adapter whose base cannot be sharded. Raises InputError."""
-    if distributed.sharded() and adapter.name is not AdapterKind.lora:
+    """Refuse what cannot be sharded: a quantised base, or settings of the launcher. Raises InputError."""
+    if not distributed.sharded():
+        return
+    if adapter.name is AdapterKind.qlora:
         raise InputError(
-            f"config: --use_fsdp shards a frozen base, but not that of adapter={adapter.name.value}: "
-            "use adapter=lora, or launch without it"
+            "config: --use_fsdp does not shard the quantised base of adapter=qlora: use adapter=lora, or launch "
+            "without it"
         )
+    if adapter.name is AdapterKind.none:
+        from alignrun.distributed.sharding import check_trained
+
+        check_trained()
 
 
 def weights_digest(model: PreTrainedModel, *, rounded: bool = True) -> str:
@@ -223,7 +243,7 @@ def weights_digest(model: PreTrainedModel, *, rounded: bool = True) -> str:
 
     With `rounded`, weights are rounded to bfloat16 first, so a base has the same digest in float32 and bfloat16; use
     false for trained weights, which may differ by less than that. Empty for quantised or float16 weights, whose bits
-    are not those of the original model.
+    are not those of the original model. Of a sharded model, all processes compute it together.
     """
     if getattr(model, "is_quantized", False) or model.dtype is torch.float16:
         return ""
@@ -231,7 +251,7 @@ def weights_digest(model: PreTrainedModel, *, rounded: bool = True) -> str:
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             continue
-        value = weight.detach()
+        value = whole(weight.detach())
         if value.is_floating_point():
             value = value.bfloat16().view(torch.int16) if rounded else value.float().view(torch.int32)
         # Hash row by row, since the hash of a row ignores the order of its elements. Use the CPU, so that the digest

@@ -3,8 +3,7 @@
 Shape legend: B prompts, P prompt tokens, T completion tokens.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from alignrun import distributed
 from alignrun.config import AdapterConfig, AdapterKind, ModelConfig, ReferenceConfig, ReferenceKind
+from alignrun.distributed.parts import local, to_main
 from alignrun.errors import InputError, RunError
 from alignrun.models import adapters
 from alignrun.models.backbone import Backbone, weights_digest
@@ -53,8 +53,7 @@ class Policy:
         """Training metadata, written next to the weights."""
         self.model = backbone.model
         self.tokenizer = backbone.tokenizer
-        self.head = vocabulary_head(self.model)
-        check_head(self.model, self.head)
+        check_head(self.model, vocabulary_head(self.model))
         self._whole: dict[Role, PreTrainedModel] = {}
         """Without adapters, a separate model for each role except the policy."""
         if backbone.peft is None:
@@ -137,7 +136,7 @@ class Policy:
     def snapshot(self, role: Role) -> None:
         """Keep a frozen copy of the current policy under the given role."""
         if self.backbone.peft is None:
-            self._whole[role] = copy.deepcopy(self.model).requires_grad_(False)
+            self._whole[role] = self.backbone.frozen_copy()
         else:
             self.backbone.copy(adapters.POLICY, _ADAPTERS[role])
 
@@ -147,17 +146,17 @@ class Policy:
 
         With LoRA, θ are the factors, so the product of averages is not exactly the average of the products.
         """
-        torch._foreach_lerp_(list(self.snapshot_weights(role).values()), list(self.trainable().values()), rate)
+        torch._foreach_lerp_(_parts(self.snapshot_weights(role)), _parts(self.trainable()), rate)
 
     @torch.no_grad()
     def copy_snapshot(self, source: Role, target: Role) -> None:
         """Make one snapshot equal to another."""
-        torch._foreach_copy_(list(self.snapshot_weights(target).values()), list(self.snapshot_weights(source).values()))
+        torch._foreach_copy_(_parts(self.snapshot_weights(target)), _parts(self.snapshot_weights(source)))
 
     def snapshot_weights(self, role: Role) -> dict[str, Tensor]:
-        """The weights of a snapshot, in the order of `trainable`."""
+        """The weights of a snapshot, in the order of `trainable`; the names are those of no other role."""
         if self.backbone.peft is None:
-            return dict(self._whole[role].named_parameters())
+            return {f"{role.value}.{name}": weight for name, weight in self._whole[role].named_parameters()}
         return {name: weight.detach() for name, weight in self.backbone.trainable(_ADAPTERS[role]).items()}
 
     def decoder(self, prompts: PromptBatch, roles: Sequence[Role], new_tokens: int) -> CachedDecoder | JoinedDecoder:
@@ -207,7 +206,7 @@ class Policy:
         with self._as(role):
             # The last token is only a target.
             hidden = hidden_states(module, prompts, completions.tokens[:, :-1], completions.mask[:, :-1])
-            log_probs = token_log_probs(hidden, self._head(module), completions.tokens, temperature=temperature)
+            log_probs = token_log_probs(hidden, vocabulary_head(module), completions.tokens, temperature=temperature)
         return log_probs * completions.mask
 
     @torch.no_grad()
@@ -231,22 +230,29 @@ class Policy:
     def head_logits(self, role: Role, hidden: Tensor) -> Tensor:
         """[n, V] logits of hidden states [n, D] under a role, without a gradient."""
         with self._as(role):
-            return self._head(self._module(role))(hidden)
+            return vocabulary_head(self._module(role))(hidden)
 
     def packed_log_probs(self, batch: PackedBatch) -> Tensor:
         """[M] log π(y_n | x, y_<n) of the M target tokens of packed demonstrations, in order, with their gradient."""
         hidden = packed_hidden_states(self.model, batch)[:, :-1]
         targets = batch.targets[:, 1:]
-        return token_log_probs(hidden[targets], self.head, batch.input_ids[:, 1:][targets])
+        return token_log_probs(hidden[targets], vocabulary_head(self.model), batch.input_ids[:, 1:][targets])
 
     def save_adapter(self, folder: Path, role: Role = Role.policy) -> None:
         """Write a role's PEFT adapter, or the whole model without adapters, as safetensors with its description.
+
+        With sharded weights all processes call it together, and the main one writes.
 
         Raises:
             RunError: weights that are not finite.
         """
         if self.backbone.peft is None:
-            save_model(self._module(role), self.sampling, folder)
+            module, weights = self._module(role), None
+            if self.backbone.outline is not None:
+                weights = to_main(module.state_dict(keep_vars=True))
+                if not distributed.is_main():
+                    return
+            save_model(module, self.sampling, folder, weights)
         else:
             self.backbone.save_adapter(_ADAPTERS[role], folder)
             write_card(folder, AdapterCard("policy", self.backbone.fingerprint))
@@ -304,9 +310,6 @@ class Policy:
     def _module(self, role: Role) -> PreTrainedModel:
         return self._whole.get(role, self.model)
 
-    def _head(self, module: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-        return self.head if module is self.model else vocabulary_head(module)
-
     @contextmanager
     def _as(self, role: Role) -> Iterator[None]:
         if role is Role.policy:
@@ -314,3 +317,7 @@ class Policy:
             return
         with self.backbone.frozen(self._adapter(role)):
             yield
+
+
+def _parts(weights: Mapping[str, Tensor]) -> list[Tensor]:
+    return [local(weight) for weight in weights.values()]

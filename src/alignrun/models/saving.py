@@ -74,14 +74,19 @@ def save_adapter_config(peft: PeftModel, name: str, folder: Path, base: str | No
     config.save_pretrained(folder)
 
 
-def save_model(model: PreTrainedModel, sampling: GenerationConfig, folder: Path) -> None:
-    """Write a whole model (safetensors). Raises RunError if its weights are not finite."""
-    check_finite(model.named_parameters())
+def save_model(
+    model: PreTrainedModel, sampling: GenerationConfig, folder: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a whole model (safetensors); `weights` is its state where the model itself has only a part of it.
+
+    Raises RunError if its weights are not finite.
+    """
+    check_finite(model.named_parameters() if weights is None else weights.items())
     model.generation_config = sampling  # transformers may refuse to write the base's own
-    for weight in model.parameters():  # transformers cannot save column-major weights
+    for weight in model.parameters() if weights is None else ():  # transformers cannot save column-major weights
         weight.data = weight.data.contiguous()
     with quiet_transformers():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
     for file in folder.glob("*.safetensors"):  # readable only by their owner
         file.chmod((folder / "config.json").stat().st_mode)
 

@@ -62,7 +62,7 @@ def choose(config: Config, memory: float | None, processes: int = 1, shards: int
     recomputing = config.model.gradient_checkpointing
     if recomputing == AUTO:
         least = min(config.train.micro or 1, share)
-        needed = training_bytes(_recomputing(config, False), least)
+        needed = training_bytes(_recomputing(config, False), least, shards=shards)
         recomputing = needed > room and _can_recompute(config, least)
         why.append(
             f"model.gradient_checkpointing={str(recomputing).lower()}: {_needed(needed, room)} for "
@@ -71,10 +71,9 @@ def choose(config: Config, memory: float | None, processes: int = 1, shards: int
     config = _recomputing(config, recomputing)
     micro, chunk = config.train.micro_batch_size, config.generation.batch_size
     if micro == AUTO:
-        micro = evenly(share, learned_that_fit(config, room, share))
-        why.append(
-            f"train.micro_batch_size={micro}: {_reason(micro, share, lambda rows: learning_bytes(config, rows), room)}"
-        )
+        micro = evenly(share, learned_that_fit(config, room, share, shards))
+        reason = _reason(micro, share, lambda rows: learning_bytes(config, rows, shards), room)
+        why.append(f"train.micro_batch_size={micro}: {reason}")
     if chunk == AUTO and discover()[config.algo.name].online:
         each = evenly(share, drawn_that_fit(config, room, share))
         chunk = min(each * processes, config.train.batch_size)
@@ -84,20 +83,20 @@ def choose(config: Config, memory: float | None, processes: int = 1, shards: int
     return Choice(_with(config, micro, None if chunk == AUTO else chunk, recomputing=recomputing), tuple(why))
 
 
-def learned_that_fit(config: Config, room: float, most: int) -> int:
+def learned_that_fit(config: Config, room: float, most: int, shards: int = 1) -> int:
     """The most prompts up to `most` whose training pass fits into `room` bytes; 0 if not even one does."""
-    return _most(lambda rows: learning_bytes(config, rows) <= room, most)
+    return _most(lambda rows: learning_bytes(config, rows, shards) <= room, most)
 
 
-def learning_bytes(config: Config, rows: int) -> int:
+def learning_bytes(config: Config, rows: int, shards: int = 1) -> int:
     """Bytes of a training pass over so many prompts; of many, extrapolated from fewer."""
     # From here on the chunks of the logits have their full size, and every further prompt costs the same.
     new = config.generation.max_new_tokens
     work = workload(config)
     enough = max(1, -(-CHUNK_SIZE // (work.learned * (1 + work.later_turns) * new)))
     if rows <= enough:
-        return training_bytes(config, rows)
-    few, more = (training_bytes(config, count, accumulating=True) for count in (enough, enough + 1))
+        return training_bytes(config, rows, shards=shards)
+    few, more = (training_bytes(config, count, accumulating=True, shards=shards) for count in (enough, enough + 1))
     return few + (rows - enough) * (more - few)
 
 
@@ -124,7 +123,7 @@ class Fit:
 
 
 def largest_batches(
-    config: Config, kinds: Sequence[AdapterKind], sizes: Sequence[float]
+    config: Config, kinds: Sequence[AdapterKind], sizes: Sequence[float], shards: int = 1
 ) -> dict[AdapterKind, list[Fit]]:
     """The largest batches, also beyond the run's, that keep its memory below `USABLE` of GPUs of these sizes.
 
@@ -132,21 +131,22 @@ def largest_batches(
         config: the run; its own adapter and batches are ignored.
         kinds: adapter kinds.
         sizes: GiB.
+        shards: processes that share the base.
     """
     fits = {}
     for kind in kinds:
         variant = replace(config, adapter=replace(config.adapter, name=kind))
-        plan = resident_plan(variant)
+        plan = resident_plan(variant, shards)
         rooms = [USABLE * size * GIB - plan.resident for size in sizes]
-        fits[kind] = [_fit(variant, room if room >= plan.passing else 0) for room in rooms]
+        fits[kind] = [_fit(variant, room if room >= plan.passing else 0, shards) for room in rooms]
     return fits
 
 
-def _fit(config: Config, room: float) -> Fit:
+def _fit(config: Config, room: float, shards: int) -> Fit:
     drawn = drawn_that_fit(config, room, MOST_PROMPTS)
     recomputing = config.model.gradient_checkpointing
     for tried in (False, True) if recomputing == AUTO else (recomputing,):
-        learned = learned_that_fit(_recomputing(config, tried), room, MOST_PROMPTS) if room > 0 else 0
+        learned = learned_that_fit(_recomputing(config, tried), room, MOST_PROMPTS, shards) if room > 0 else 0
         if learned:
             return Fit(learned, drawn, tried)
     return Fit(0, 0 if room <= 0 else drawn)

@@ -1,4 +1,4 @@
-"""The GPUs that a plan is made for: by name, by size, and that of this machine."""
+"""The GPUs that a plan is made for: by name, by size and in what number."""
 
 import re
 from collections.abc import Sequence
@@ -27,19 +27,25 @@ NAMED = {
 """Name → GiB that its driver reports, of the larger where there are two."""
 
 
-def gpu_sizes(settings: Sequence[str]) -> Sequence[float]:
-    """The sizes of `plan.gpu=24GB` or `plan.gpu=H100`, in GiB; by default the usual ones.
+def planned_gpus(settings: Sequence[str]) -> tuple[Sequence[float], int]:
+    """The sizes of `plan.gpu=24GB` or `plan.gpu=H100`, in GiB, by default the usual ones; and `plan.shards=8`.
 
     Raises:
-        InputError: another setting, or not a valid size.
+        InputError: another setting, not a valid size, or not a number of processes.
     """
-    if not settings:
-        return GPU_SIZES
     sizes: list[float] = []
+    shards = 1
     for setting in settings:
         key, _, value = setting.partition("=")
+        if key == "plan.shards":
+            if not (value.isascii() and value.isdecimal() and int(value) > 0):
+                raise InputError(f"config: plan.shards={value} is not a number of processes: write for example 8")
+            shards = int(value)
+            continue
         if key != "plan.gpu":
-            raise InputError(f"config: {key} is unknown: alignrun plan takes plan.gpu=24GB and the run's settings")
+            raise InputError(
+                f"config: {key} is unknown: alignrun plan takes plan.gpu=24GB, plan.shards=8 and the run's settings"
+            )
         name = re.sub(r"[\s_-]", "", value.lower())
         found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:gi?b?)?", name)
         if name not in NAMED and (not found or float(found[1]) == 0):
@@ -49,4 +55,4 @@ def gpu_sizes(settings: Sequence[str]) -> Sequence[float]:
                 f"one of {known}"
             )
         sizes.append(NAMED[name] if name in NAMED else float(found[1]))  # type: ignore[index]
-    return sizes
+    return sizes or GPU_SIZES, shards

@@ -116,16 +116,19 @@ def count_parameters(config: Config) -> Size:
     )
 
 
-def make_plan(config: Config) -> MemoryPlan:
-    """Predict the memory of a run; what is `auto` counts as on a CPU.
+def make_plan(config: Config, shards: int = 1) -> MemoryPlan:
+    """Predict the memory of a run, or of one of the processes that share its base and its batch.
+
+    What is `auto` counts as on a CPU.
 
     Raises:
         InputError: as `count_parameters`, or its passes cannot be traced.
     """
+    share = -(-config.train.batch_size // shards)
     return replace(
-        resident_plan(config),
-        sampling=peak_sampling(config),
-        training=training_bytes(config, config.train.micro or config.train.batch_size),
+        resident_plan(config, shards),
+        sampling=peak_sampling(config, shards),
+        training=training_bytes(config, min(config.train.micro or share, share), shards=shards),
     )
 
 
@@ -133,16 +136,33 @@ def resident_plan(config: Config, shards: int = 1) -> MemoryPlan:
     """The plan of what stays in memory and of judging, without sampling and training.
 
     With `shards`, the base's decoder layers are split over so many processes, and each of these holds its part and two
-    whole layers: one that computes and the next one.
+    whole layers: one that computes and the next one. Without adapters, all weights of all models are split, with the
+    moments; those outside the layers are whole as well while a model is used.
 
     Raises as `make_plan`.
     """
-    size = count_parameters(config)
-    weights, adapters, moments = _resident_bytes(config, size, workload(config), planned_dtype(config))
-    if shards > 1:
-        elsewhere = max(0, size.split - size.split // shards - 2 * size.largest)
-        weights -= elsewhere * torch.finfo(planned_dtype(config)).bits // 8
+    size, work, dtype = count_parameters(config), workload(config), planned_dtype(config)
+    if shards > 1 and config.adapter.name is AdapterKind.none:
+        weights, adapters, moments = _split_bytes(size, work, dtype, shards)
+    else:
+        weights, adapters, moments = _resident_bytes(config, size, work, dtype)
+        if shards > 1:
+            weights -= max(0, size.split - size.split // shards - 2 * size.largest) * _width(dtype)
     return MemoryPlan(size, weights, adapters, moments, 0, 0, tuple(_judges(config)))
+
+
+def _width(dtype: torch.dtype) -> int:
+    """Bytes of a number."""
+    return torch.finfo(dtype).bits // 8
+
+
+def _split_bytes(size: Size, work: Workload, dtype: torch.dtype, shards: int) -> tuple[int, int, int]:
+    """As `_resident_bytes`, where all weights are trained and every process holds a part of each."""
+    part, others = -(-size.parameters // shards), size.parameters - size.split
+    used = min(size.parameters, part + others)
+    weights = min(size.parameters, used + 2 * size.largest)
+    copies = (1 + work.copies) * used + 3 * work.half_steps * part
+    return weights * _width(dtype), copies * _width(dtype), 2 * part * _width(dtype)
 
 
 def _judges(config: Config) -> list[Judge]:
@@ -153,7 +173,7 @@ def _judges(config: Config) -> list[Judge]:
 
 def _resident_bytes(config: Config, size: Size, work: Workload, dtype: torch.dtype) -> tuple[int, int, int]:
     """The base, the trained and copied parameters besides it, and the optimiser's moments."""
-    width = torch.finfo(dtype).bits // 8
+    width = _width(dtype)
     if config.adapter.name is AdapterKind.none:
         # Every role but the policy is a separate model.
         weights = size.parameters * width
@@ -174,9 +194,13 @@ def prompt_tokens(config: Config) -> int:
     return config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS
 
 
-def peak_sampling(config: Config) -> int:
-    """Bytes of the larger decoding loop, of training or of evaluation. Raises as `make_plan`."""
-    return max(drawing_bytes(config, config.generation.chunk or config.train.batch_size), evaluation_bytes(config))
+def peak_sampling(config: Config, shards: int = 1) -> int:
+    """Bytes of the larger decoding loop, of training or of evaluation, in one of so many processes.
+
+    Raises as `make_plan`.
+    """
+    drawn = -(-(config.generation.chunk or config.train.batch_size) // shards)
+    return max(drawing_bytes(config, drawn), evaluation_bytes(config, shards))
 
 
 def drawing_bytes(config: Config, prompts: int) -> int:
@@ -195,14 +219,14 @@ def _continuing_bytes(config: Config, work: Workload, prompts: int, dtype: torch
     return sampling_bytes(config, work.continued, prompts, dtype, config.generation.max_new_tokens)
 
 
-def evaluation_bytes(config: Config) -> int:
-    """Bytes of a decoding loop of the evaluation.
+def evaluation_bytes(config: Config, shards: int = 1) -> int:
+    """Bytes of a decoding loop of the evaluation, in one of so many processes.
 
     The evaluation samples policy and reference in one loop; feedback models have none.
     """
     if issubclass(discover()[config.algo.name], FeedbackAlgorithm):
         return 0
-    prompts = min(config.evaluation.batch_size, config.data.eval_size or MOST_PROMPTS)
+    prompts = -(-min(config.evaluation.batch_size, config.data.eval_size or MOST_PROMPTS) // shards)
     return sampling_bytes(config, (Role.policy, Role.reference), prompts, planned_dtype(config))
 
 
@@ -212,7 +236,7 @@ def sampling_bytes(
     """Memory of one decoding loop: the key-value cache, so many tokens longer, and the logits of a step."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
-    width = torch.finfo(dtype).bits // 8
+    width = _width(dtype)
     sequences = len(sources) * prompts
     rows = decoding_rows(sources) * prompts
     mixed = rows - sequences
@@ -251,13 +275,16 @@ def _predictable(config: Config, what: str) -> Iterator[None]:
         ) from error
 
 
-def training_bytes(config: Config, prompts: int, accumulating: bool | None = None) -> int:
+def training_bytes(config: Config, prompts: int, accumulating: bool | None = None, shards: int = 1) -> int:
     """Bytes of a training pass over so many prompts besides what stays in memory.
 
     `accumulating`: whether gradients of earlier passes are there already; by default if the batch has more prompts.
+    With `shards` and without adapters, gradients are split over so many processes: each holds its part of all, and
+    those of two layers whole, of which one is being summed.
 
     Raises as `make_plan`.
     """
+    split = shards > 1 and config.adapter.name is AdapterKind.none
     kind, work = discover()[config.algo.name], workload(config)
     new = config.generation.max_new_tokens
     # With later turns, all completions of a conversation are in memory at once, each with a prompt of its own; these
@@ -271,6 +298,7 @@ def training_bytes(config: Config, prompts: int, accumulating: bool | None = Non
         checkpointing=config.model.checkpointing,
         accumulating=prompts < config.train.batch_size if accumulating is None else accumulating,
         vocabulary=not issubclass(kind, FeedbackAlgorithm),
+        split=split,
     )
     # QLoRA differs in how the base is held, and not in a pass.
     trained = AdapterKind.none if config.adapter.name is AdapterKind.none else AdapterKind.lora
@@ -283,7 +311,10 @@ def training_bytes(config: Config, prompts: int, accumulating: bool | None = Non
     if key not in _traced:
         with _predictable(config, "training"):
             _traced[key] = training_peak(architecture, adapter, dtype, attention, one_pass)
-    return _traced[key]
+    if not split:
+        return _traced[key]
+    size = count_parameters(config)
+    return _traced[key] + (-(-size.parameters // shards) + 2 * size.largest) * _width(dtype)
 
 
 _traced: dict[tuple[object, ...], int] = {}

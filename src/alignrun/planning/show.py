@@ -9,6 +9,7 @@ from rich.table import Table
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common.workload import workload
 from alignrun.config import AdapterKind, Config, Precision
+from alignrun.errors import InputError
 from alignrun.models.device import free_memory, resolve
 from alignrun.models.sources import preview_prompt
 from alignrun.planning.automatic import GIB, USABLE, Choice, choose, largest_batches
@@ -18,12 +19,16 @@ from alignrun.planning.plan import MemoryPlan, make_plan, planned_dtype, prompt_
 from alignrun.security.text import counted
 
 
-def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZES) -> None:
+def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZES, shards: int = 1) -> None:
     """Print the plan of a configuration here and on GPUs of the given sizes in GiB, and the batches that fit these.
 
+    With `shards` it is the plan of one of so many processes that share the base and the batch.
+
     Raises:
-        InputError: as `make_plan`.
+        InputError: as `make_plan`, or the base cannot be sharded.
     """
+    if shards > 1 and config.adapter.name is AdapterKind.qlora:
+        raise InputError("config: plan.shards splits no quantised base: use adapter=lora or none, or leave it out")
     if config.train.epochs is not None:
         length = f"train.epochs={config.train.epochs:g}: `alignrun data` with the same keys counts its steps"
         console.print(length, highlight=False)
@@ -31,14 +36,14 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
         config = replace(config, train=replace(config.train, steps=100))
     device = resolve(config.model, config.adapter, planning=True).device
     free = free_memory(device)
-    here = choose(config, free)
-    elsewhere = [choose(on_gpu(config), size * GIB) for size in sizes]
-    plans = [make_plan(choice.config) for choice in (here, *elsewhere)]
+    here = choose(config, free, shards, shards)
+    elsewhere = [choose(on_gpu(config), size * GIB, shards, shards) for size in sizes]
+    plans = [make_plan(choice.config, shards) for choice in (here, *elsewhere)]
     console.print(f"{config.algo.name} on {config.model.name}: {size_in_words(plans[0].size, config)}", highlight=False)
     name = f"this {'CPU' if device.type == 'cpu' else 'GPU'}"
     heads = [name, *(f"{size:g} GB" for size in sizes)]
     limits = [None if free is None else USABLE * free, *(USABLE * size * GIB for size in sizes)]
-    console.print(_phases(plans, heads, limits, [here, *elsewhere]), highlight=False)
+    console.print(_phases(plans, heads, limits, [here, *elsewhere], shards), highlight=False)
     prompt = preview_prompt(config.model, "…")
     shown = "the tokenizer's own, not yet downloaded" if prompt is None else repr(prompt)
     console.print(f"prompt template: {shown}", highlight=False, markup=False)
@@ -61,7 +66,7 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
             console.print(f"{head}: {line}", highlight=False, markup=False, soft_wrap=True)
     drawn = " / generation.batch_size" * discover()[config.algo.name].online
     console.print(f"largest train.micro_batch_size{drawn} (* with model.gradient_checkpointing=true)", highlight=False)
-    console.print(_fits(config, sizes), highlight=False)
+    console.print(_fits(config, sizes, shards), highlight=False)
 
 
 def _later(config: Config) -> str:
@@ -83,7 +88,11 @@ def _precision(config: Config) -> str:
 
 
 def _phases(
-    plans: Sequence[MemoryPlan], heads: Sequence[str], limits: Sequence[float | None], choices: Sequence[Choice]
+    plans: Sequence[MemoryPlan],
+    heads: Sequence[str],
+    limits: Sequence[float | None],
+    choices: Sequence[Choice],
+    shards: int,
 ) -> Table:
     """A row for each phase and each choice, a column for each device."""
     table = Table(box=None, pad_edge=False)
@@ -114,7 +123,7 @@ def _phases(
     table.add_row("fits", *fits)
     configs = [choice.config for choice in choices]
     batch = configs[0].train.batch_size
-    table.add_row("train.micro_batch_size", *(str(config.train.micro or batch) for config in configs))
+    table.add_row("train.micro_batch_size", *(str(config.train.micro or -(-batch // shards)) for config in configs))
     if discover()[configs[0].algo.name].online:
         table.add_row("generation.batch_size", *(str(config.generation.chunk or batch) for config in configs))
     table.add_row("model.gradient_checkpointing", *(str(config.model.checkpointing).lower() for config in configs))
@@ -125,16 +134,16 @@ def _where(judge: Judge) -> str:
     return f" (on {judge.device}, not in the peak)" if judge.device else " (on a base counted above)" * judge.shared
 
 
-def _fits(config: Config, sizes: Sequence[float]) -> Table:
+def _fits(config: Config, sizes: Sequence[float], shards: int) -> Table:
     """Rows for adapters, columns for GPUs."""
     full = config.adapter.name is AdapterKind.none
     online = discover()[config.algo.name].online
     table = Table(box=None, pad_edge=False)
-    table.add_column("on one GPU of", no_wrap=True)
+    table.add_column("on one GPU of" if shards == 1 else f"on each of {shards} GPUs of", no_wrap=True)
     for size in sizes:
         table.add_column(f"{size:g} GB", justify="right", no_wrap=True)
-    kinds = [AdapterKind.none] if full else [AdapterKind.lora, AdapterKind.qlora]
-    for kind, fits in largest_batches(on_gpu(config), kinds, sizes).items():
+    kinds = [AdapterKind.none] if full else [AdapterKind.lora, AdapterKind.qlora][: 1 if shards > 1 else 2]
+    for kind, fits in largest_batches(on_gpu(config), kinds, sizes, shards).items():
         counts = [(fit.learned, fit.drawn) if online else (fit.learned,) for fit in fits]
         shown = [
             " / ".join(map(str, pair)) + "*" * fit.recomputing if all(pair) else "does not fit"

@@ -48,6 +48,8 @@ class Pass:
     """Whether the gradients of earlier micro-batches are already allocated."""
     vocabulary: bool = True
     """Whether the pass computes log-probabilities, or else a scalar per token."""
+    split: bool = False
+    """Whether gradients are split over processes: they are freed as soon as they are complete, and not counted."""
 
 
 def training_peak(
@@ -158,13 +160,13 @@ def _traced(
         model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     with _without_data(model):
-        if work.accumulating:
-            for weight in model.parameters():
-                if weight.requires_grad:
-                    weight.grad = torch.empty_like(weight)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        # A new gradient is added in place to the one that is there, and freed; of fake tensors autograd makes a third.
+        for weight in trained if work.accumulating or work.split else ():
+            weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
         with _LiveBytes(model) as live:
             _train(model, work)
-        grown: int = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad and work.accumulating)
+        grown: int = sum(weight.nbytes for weight in trained if work.accumulating and not work.split)
     return int(live.peak + grown)
 
 

@@ -11,6 +11,7 @@ from alignrun import distributed
 from alignrun.algorithms.base import Algorithm
 from alignrun.algorithms.common.batches import count, rows
 from alignrun.data.trimming import trim
+from alignrun.distributed.parts import any_sharded, local, total_norm
 from alignrun.models.device import batch_to
 from alignrun.models.fitting import Pieces
 
@@ -58,10 +59,13 @@ class Accumulator:
         )
         totals = distributed.all_reduce_sum(torch.stack(list(sums.values())))
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        distributed.all_reduce_sum_each(gradients)
+        # Those of sharded weights were summed in the backward pass.
+        distributed.all_reduce_sum_each([gradient for gradient in gradients if not any_sharded([gradient])])
+        own = [local(gradient) for gradient in gradients]
         # A single division by the global count makes this exactly the gradient of one large batch.
-        torch._foreach_div_(gradients, totals[-1])
-        norm = torch.nn.utils.clip_grad_norm_(self._weights, self._max_grad_norm)
+        torch._foreach_div_(own, totals[-1])
+        norm = total_norm(gradients)
+        torch._foreach_mul_(own, (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         # The caller divides every metric by the targets.
         totals[:by_sequence] *= totals[-1] / totals[-2]
         names = [name for name in sums if name not in (SEQUENCES, TARGETS)]
@@ -79,16 +83,10 @@ class Accumulator:
         targets: int | Tensor = 0
         sequences = by_sequence = 0
         for micro, counts in micro_batches(batch, size):
-            before = [weight.grad for weight in self._weights]
-            if not counts:
-                self._clear()
             # Trim before the copy: offline batches are still on the CPU.
             loss = self._algorithm.loss(batch_to(trim(micro), self._device))
-            loss.total.backward()
-            if not counts:
-                for weight, gradient in zip(self._weights, before, strict=True):
-                    unused = None if weight.grad is None else torch.zeros_like(weight)
-                    weight.grad = unused if gradient is None else gradient
+            # A pass that does not count runs all the same: the others may wait for its gradients.
+            (loss.total if counts else 0 * loss.total).backward()
             targets, sequences = targets + counts * loss.targets, sequences + counts * loss.sequences
             by_sequence = len(loss.per_sequence)
             measured = {**loss.per_sequence, **loss.metrics, "loss": loss.total.detach(), "tokens": loss.tokens}

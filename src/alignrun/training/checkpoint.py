@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignrun.config import Precision
+from alignrun.distributed.parts import local, part_of
 from alignrun.errors import InputError, one_line
 from alignrun.models.weights import unfit_weight
 from alignrun.run.directory import writing
@@ -203,7 +204,7 @@ def restore_weights(live: Mapping[str, Tensor], checkpoint: Checkpoint, group: s
     check_group_finite(checkpoint, group)
     with torch.no_grad():
         for name, tensor in live.items():
-            tensor.copy_(saved[name])
+            local(tensor).copy_(local(part_of(saved[name], tensor)))
 
 
 def check_group_finite(checkpoint: Checkpoint, group: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alignrun.config import OptimConfig, Schedule
+from alignrun.distributed.parts import part_of
 from alignrun.errors import InputError
 
 
@@ -86,7 +87,7 @@ def restore_optimizer(
         if key != "step" and value.shape != parameters[name].shape:
             shapes = f"{list(value.shape)} in the checkpoint and {list(parameters[name].shape)} in the model"
             raise InputError(f"optimiser state: {full_name} has shape {shapes}")
-        entries[name][key] = value.clone()
+        entries[name][key] = (value if key == "step" else part_of(value, parameters[name])).clone()
     groups = [
         {key: tuple(value) if isinstance(value, list) else value for key, value in group.items() if key != "names"}
         | {"params": own["params"]}

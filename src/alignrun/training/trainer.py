@@ -18,6 +18,7 @@ from alignrun.algorithms.base import Algorithm, Trained
 from alignrun.algorithms.common.batches import as_json
 from alignrun.config import Config
 from alignrun.data.dataset import Dataset
+from alignrun.distributed.parts import any_sharded, to_main
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.models.device import batch_to
 from alignrun.models.precision import dtype_name
@@ -25,7 +26,13 @@ from alignrun.run.directory import RunDirectory, discard_output, write_text_atom
 from alignrun.run.progress import Progress
 from alignrun.run.tracking import Tracking
 from alignrun.training.accumulate import Accumulator
-from alignrun.training.checkpoint import Checkpoint, check_group_finite, restore_weights, save_checkpoint
+from alignrun.training.checkpoint import (
+    Checkpoint,
+    TensorGroups,
+    check_group_finite,
+    restore_weights,
+    save_checkpoint,
+)
 from alignrun.training.optim import flatten_optimizer, make_optimizer, restore_optimizer, set_learning_rate
 from alignrun.training.signals import stop_requested
 from alignrun.training.snapshot import undone
@@ -63,8 +70,8 @@ class Outcome:
 class Trainer:
     """The training loop of every algorithm.
 
-    Several processes run the same loop on the same batches, each with all the trained weights; gradients are
-    all-reduced, and only the main process writes files.
+    Several processes run the same loop on the same batches, each with all the trained weights, or with a part of each;
+    gradients are summed over them, and only the main process writes files.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Trainer:
         self._run = run
         self._weights, self._algorithm_weights = trained.trainable(), algorithm.trainable()
         self._trainable = {**self._weights, **self._algorithm_weights}
+        self._sharded = any_sharded(self._trainable.values())
         self._optimizer = make_optimizer(config.optim, self._trainable.values())
         self._skipped = 0
         self.tracking: Tracking | None = None
@@ -332,31 +340,39 @@ class Trainer:
     def _save(self, step: int, *, alone: bool = False) -> None:
         """Write a checkpoint unless it exists already.
 
-        `alone`: the other processes are elsewhere in the code and cannot raise together.
+        `alone`: the other processes are elsewhere in the code and cannot raise together. They cannot give their parts
+        of sharded weights either, and the last checkpoint stays the newest.
         """
         progressed = Progressed(step, self._recorded == step, self._examples(step))
-        if self._saved == (step, progressed.evaluated):
+        if self._saved == (step, progressed.evaluated) or (alone and self._sharded):
             return
+        groups, state = self._state()
+        if self._sharded:
+            groups = {name: to_main(group) for name, group in groups.items()}
         with nullcontext() if alone else distributed.raise_together():
             if distributed.is_main():
-                self._write_checkpoint(progressed)
+                self._write_checkpoint(progressed, groups, state)
         self._saved = step, progressed.evaluated
 
-    def _write_checkpoint(self, progressed: Progressed) -> None:
-        if self._saved is not None and self._saved[0] != progressed.step:
-            with writing(self._run.adapter):  # they belong to another step than the newest checkpoint
-                for name in self._outputs():
-                    discard_output(self._run.path / name)
+    def _state(self) -> tuple[TensorGroups, dict[str, Any]]:
+        """The tensors of a checkpoint, and the optimiser's settings."""
         optimizer, state = flatten_optimizer(self._optimizer, list(self._trainable))
         groups: dict[str, Mapping[str, torch.Tensor]] = {"weights": self._weights, "optimizer": optimizer}
         if algorithm := self._algorithm_state():
             groups["algorithm"] = algorithm
+        return groups, state
+
+    def _write_checkpoint(self, progressed: Progressed, groups: TensorGroups, optimizer: dict[str, Any]) -> None:
+        if self._saved is not None and self._saved[0] != progressed.step:
+            with writing(self._run.adapter):  # they belong to another step than the newest checkpoint
+                for name in self._outputs():
+                    discard_output(self._run.path / name)
         save_checkpoint(
             self._run.checkpoints,
             progressed.step,
             groups,
             {
-                "optimizer": state,
+                "optimizer": optimizer,
                 "evaluated": progressed.evaluated,
                 "examples": progressed.examples,
                 "skipped": self._skipped,
@@ -367,15 +383,16 @@ class Trainer:
         )
 
     def _write_adapter(self) -> None:
-        with distributed.raise_together(), writing(self._run.adapter):
-            if not distributed.is_main():
-                return
-            for name, save in self._outputs().items():
-                partial = self._run.path / f"{name}.writing"
-                shutil.rmtree(partial, ignore_errors=True)
-                save(partial)
-                discard_output(self._run.path / name)
-                partial.rename(self._run.path / name)
+        for name, save in self._outputs().items():
+            with distributed.raise_together(), writing(self._run.adapter):
+                partial, main = self._run.path / f"{name}.writing", distributed.is_main()
+                if main:
+                    shutil.rmtree(partial, ignore_errors=True)
+                if main or self._sharded:  # all give their parts
+                    save(partial)
+                if main:
+                    discard_output(self._run.path / name)
+                    partial.rename(self._run.path / name)
 
     def _outputs(self) -> dict[str, Callable[[Path], None]]:
         """Folder name → function that writes the weights of the newest checkpoint for other programs."""

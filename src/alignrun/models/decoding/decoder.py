@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from alignrun import distributed
 from alignrun.errors import InputError
 from alignrun.models.adapters import Forward, Span, computed_in, forwards_as, forwards_on_rows, lora_layers
 from alignrun.models.decoding.cache import attends, decoding_cache, select_rows
@@ -194,12 +195,15 @@ class JoinedDecoder:
         start, counts = 0, []
         for part, count in zip(self._parts, self._counts, strict=True):
             kept = [row - start for row in rows if start <= row < start + count]
-            part.select(kept)
+            part.select(kept or [0] if distributed.sharded() else kept)
             counts.append(len(kept))
             start += count
         self._counts = counts
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token [R] to each row; [R, V] logits of the next."""
-        shares = tokens.split(self._counts)
-        return torch.cat([part.step(share) for part, share in zip(self._parts, shares, strict=True) if len(share)])
+        shares = zip(self._parts, tokens.split(self._counts), strict=True)
+        if not distributed.sharded():
+            return torch.cat([part.step(share) for part, share in shares if len(share)])
+        # A part without rows goes on with one that does not count: other processes may have rows of its model.
+        return torch.cat([part.step(share if len(share) else tokens[:1])[: len(share)] for part, share in shares])
