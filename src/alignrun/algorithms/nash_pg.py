@@ -14,6 +14,7 @@ from alignrun.algorithms.common.game_gradient import Judged
 from alignrun.algorithms.common.minibatches import minibatches
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.schedules import check_batch, check_games, check_minibatches
+from alignrun.algorithms.common.scoring import token_scores
 from alignrun.algorithms.spo import SPO, SPOConfig
 from alignrun.config import Config, require, schema
 from alignrun.objectives.divergence import kl_k2
@@ -103,18 +104,13 @@ class NashPG(SPO):
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Played:
         drawn = self.draw(prompts, step)
-        scores = shared(drawn, self._token_scores, self.tools.config.train.micro)
+        scores = shared(drawn, self._token_scores, self.rollouts.scoring)
         return Played(prompts, drawn.completions, drawn.preference, *scores.unbind(1))
 
     def _token_scores(self, drawn: Judged) -> Tensor:
         """[B, 3, K, T] log π, log π_k and log μ of every completion token."""
-        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
-        temperature = self.tools.config.generation.temperature
-        log_probs = [
-            self.tools.policy.log_probs(role, drawn.prompts, completions, temperature).reshape(shape)
-            for role in (Role.policy, Role.anchor, Role.reference)
-        ]
-        return torch.stack(log_probs, 1)
+        roles, temperature = (Role.policy, Role.anchor, Role.reference), self.tools.config.generation.temperature
+        return token_scores(self.tools.policy, roles, drawn.prompts, drawn.completions, temperature)
 
     def loss(self, batch: Any) -> Loss:
         """The clipped surrogate and the penalties, summed over the sequences of the micro-batch."""
