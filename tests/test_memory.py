@@ -129,6 +129,7 @@ def test_sampling_holds_what_is_planned(name: str) -> None:
     assert peak_sampling(config) == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_continued_drafts_hold_what_is_planned() -> None:
     """No token of a draft is kept, so that every opponent is drawn to its whole length."""
     wide = "hidden_size: 256, intermediate_size: 64, num_hidden_layers: 8, num_attention_heads: 8"
@@ -138,7 +139,7 @@ def test_continued_drafts_hold_what_is_planned() -> None:
             "algo=nash_md",
             "generation.opponents=drafted",
             f"model.architecture={{{wide}, num_key_value_heads: 2}}",
-            "generation.max_new_tokens=60",
+            "generation.max_new_tokens=120",
             "data.max_prompt_tokens=10",
         ]
     )
@@ -146,7 +147,7 @@ def test_continued_drafts_hold_what_is_planned() -> None:
     assert isinstance(policy, Policy)
     ids = torch.ones(4, 10, dtype=torch.long)
     prompts = PromptBatch(("",) * 4, ids, torch.ones_like(ids))
-    sampling = Sampling(max_new_tokens=60, stop_ids=[], pad_id=0)
+    sampling = Sampling(max_new_tokens=120, stop_ids=[], pad_id=0)
     own, other = discover()["nash_md"].streams(config, 0)
     uniforms = pair_uniforms(4, own.samples, sampling, torch.Generator().manual_seed(0))
     uniforms[1] = 1
