@@ -43,7 +43,7 @@ FOOTER = """\
 ## What is missing
 
 - The two cyclic sets of the general preference model (arXiv 2410.02197; Bradley-Terry 62.4 and 50.0%, its embedding
-  head 100%) are made from data that was not within reach. On the four-answer cycle of our own tests the embedding head
+  head 100%) are made from data that was not available. On the four-answer cycle of our own tests the embedding head
   reaches 100% and a reward cannot exceed 75%.
 - Anything that trains a language model of 0.5B parameters or more.
 """

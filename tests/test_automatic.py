@@ -1,5 +1,7 @@
 """What `auto` becomes: the most prompts that fit, counted one by one; and what happens where they do not fit."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,17 @@ from transformers import AutoConfig
 from alignrun import cli, distributed
 from alignrun.algorithms.common import rollout
 from alignrun.algorithms.common.rollout import Pace, sample_streams, step_generator
-from alignrun.config import Config
 from alignrun.errors import InputError
 from alignrun.generation.decode import Sampling
 from alignrun.generation.streams import Mixture
 from alignrun.launch.compose import compose
+from alignrun.launch.train import with_recorded
+from alignrun.objectives.likelihood import CHUNK_SIZE
 from alignrun.planning import automatic
-from alignrun.planning.automatic import GIB, USABLE, choose, evenly
+from alignrun.planning.automatic import GIB, USABLE, choose, evenly, learning_bytes
 from alignrun.planning.gpus import GPU_SIZES, planned_gpus
 from alignrun.planning.plan import drawing_bytes, make_plan, resident_plan, training_bytes
+from alignrun.training.checkpoint import Checkpoint
 from alignrun.types import Role
 
 SMALL = ("experiment=smoke", "model.device=cuda", "model.dtype=float32", "generation.max_new_tokens=24")
@@ -161,36 +165,88 @@ def test_gpus_by_name_and_size() -> None:
             planned_gpus([f"plan.shards={number}"])
 
 
-def stored(run: Path) -> Config:
+def stored(run: Path) -> Any:
     return yaml.safe_load((run / "config.yaml").read_text())
 
 
-def test_a_run_records_what_it_chose_and_a_resume_keeps_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def chosen(run: Path, step: int) -> Any:
+    return json.loads((run / "checkpoints" / f"step-{step}" / "state.json").read_text())["chosen"]
+
+
+GIVEN = ("experiment=smoke", "model.device=cpu", "model.dtype=float32", "train.micro_batch_size=auto")
+SHORT = (*GIVEN, "generation.max_new_tokens=24", "evaluation.batch_size=1", "optim.schedule=constant")
+
+
+@pytest.fixture
+def device_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the free MiB of the device."""
+    return lambda mib: monkeypatch.setattr("alignrun.launch.build.free_memory", lambda _: int(mib * 2**20))
+
+
+def test_a_resumed_run_keeps_what_it_chose(
+    tmp_path: Path, device_of: Callable[[float], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a device of 5 MiB, then of one with ten times that: the rest of the run is that of a whole one."""
+    """On a device of 5 MiB, then on one with ten times that: the rest of the run is that of a whole one."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    given = ["experiment=smoke", "model.device=cpu", "model.dtype=float32", "train.micro_batch_size=auto"]
-    given += ["generation.max_new_tokens=24", "evaluation.batch_size=1", "optim.schedule=constant"]
-
-    def device_of(mib: float) -> None:
-        monkeypatch.setattr("alignrun.launch.build.free_memory", lambda _: int(mib * 2**20))
-
     device_of(5)
-    assert cli.main([*given, "train.steps=2", f"run.dir={run}"]) == 0
-    assert cli.main([*given, "train.steps=4", f"run.dir={whole}"]) == 0
-    said = capsys.readouterr().out
-    chosen = stored(run)
-    assert 1 <= chosen["train"]["micro_batch_size"] < 4
-    assert 1 <= chosen["generation"]["batch_size"] <= 4
-    assert isinstance(chosen["model"]["gradient_checkpointing"], bool)
-    assert f"memory: train.micro_batch_size={chosen['train']['micro_batch_size']}: " in said
+    assert cli.main([*SHORT, "train.steps=2", f"run.dir={run}"]) == 0
+    assert cli.main([*SHORT, "train.steps=4", f"run.dir={whole}"]) == 0
+    said, small = capsys.readouterr().out, chosen(run, 2)
+    assert 1 <= small["train.micro_batch_size"] < 4
+    assert 1 <= small["generation.batch_size"] <= 4
+    assert isinstance(small["model.gradient_checkpointing"], bool)
+    assert f"memory: train.micro_batch_size={small['train.micro_batch_size']}: " in said
     device_of(50)
     assert cli.main(["resume", str(run), "train.steps=4"]) == 0
     assert "memory:" not in capsys.readouterr().out
-    assert stored(run)["train"]["micro_batch_size"] == chosen["train"]["micro_batch_size"]
+    assert chosen(run, 4) == small
     first, second = ((path / "checkpoints/step-4/weights.safetensors").read_bytes() for path in (run, whole))
     assert first == second
+    assert cli.main(["resume", str(run), "train.steps=5", "train.micro_batch_size=auto"]) == 0
+    said = capsys.readouterr().out
+    assert "memory: train.micro_batch_size=4: " in said, "what is typed is chosen anew"
+    assert "memory: generation.batch_size" not in said
+    assert chosen(run, 5) == small | {"train.micro_batch_size": 4}
+    assert cli.main(["resume", str(run), "train.steps=6", "train.micro_batch_size=2"]) == 0
+    assert stored(run)["train"]["micro_batch_size"] == 2
+    assert chosen(run, 6).keys() == small.keys() - {"train.micro_batch_size"}
+
+
+def test_a_run_that_starts_from_another_chooses_for_itself(
+    tmp_path: Path, device_of: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A best response, and a run of the same configuration: what was typed is taken over, what was chosen is not."""
+    run = tmp_path / "run"
+    device_of(5)
+    assert cli.main([*SHORT, "generation.batch_size=3", "train.steps=1", f"run.dir={run}"]) == 0
+    for section, key in (("train", "micro_batch_size"), ("model", "gradient_checkpointing")):
+        assert stored(run)[section][key] == "auto"
+    assert chosen(run, 1)["train.micro_batch_size"] < 4
+    device_of(50)
+    for words in (["exploit", str(run)], ["--config", str(run)]):
+        other = tmp_path / words[0]
+        capsys.readouterr()
+        assert cli.main([*words, f"run.dir={other}"]) == 0
+        assert "memory: train.micro_batch_size=4: " in capsys.readouterr().out
+        assert chosen(other, 1) == {"train.micro_batch_size": 4, "model.gradient_checkpointing": False}
+        assert stored(other)["generation"]["batch_size"] == 3
+
+
+def test_a_checkpoint_of_an_earlier_version_or_of_another_hand(tmp_path: Path) -> None:
+    config = compose(OPEN)
+    for state in ({}, {"chosen": {}}):  # the numbers that were chosen are in such a run's config.yaml
+        assert with_recorded(config, Checkpoint(tmp_path, 1, {}, state), ()) == config
+    for found in (3, None, ["x"], {"train.micro_batch_size": "some"}, {"model.gradient_checkpointing": 1}):
+        with pytest.raises(InputError, match=r"its state does not say what `auto` stood for .* --step"):
+            with_recorded(config, Checkpoint(tmp_path, 1, {}, {"chosen": found}), ())
+
+
+def test_many_rows_are_extrapolated_from_the_datas_own_lengths() -> None:
+    """Where completions are not sampled, a long `max_new_tokens` says nothing about a pass."""
+    limits = ["data.max_prompt_tokens=8", "data.max_completion_tokens=64", "generation.max_new_tokens=4096"]
+    config = compose(["model=smollm2-135m", "algo=dpo", "data=bundled_pairs", *limits, "train.batch_size=64"])
+    assert CHUNK_SIZE // (2 * 64) < 32, "not all of them are traced"
+    assert learning_bytes(config, 32) == pytest.approx(training_bytes(config, 32), rel=0.01)
 
 
 SOURCES = (Role.policy, Mixture(Role.policy, Role.reference, 0.5), Role.reference)

@@ -131,7 +131,7 @@ def test_what_is_damaged_is_a_row_and_what_is_no_run_is_not(
     assert after["linked"].startswith("damaged: summary.json is a link, and links in a run folder are not followed")
     assert after["torn"].startswith("damaged: config.yaml cannot be read (")
     assert after["other"] == "damaged: config.yaml is not the configuration of a run"
-    assert after["sweep/1"] == "damaged: it never began: exit code 2 in its sweep"
+    assert after["sweep/1"] == "damaged: it never started: exit code 2 in its sweep"
     assert lines[-4:] == [
         f"7 runs in {folder}: 4 damaged, 1 stopped, 1 finished, 1 failed",
         "1 tournament not listed: the report.html of each shows it",

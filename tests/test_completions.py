@@ -108,6 +108,40 @@ def test_an_interruption_loses_one_batch_and_changes_nothing(
     assert "c.jsonl exists: choose another out" in capsys.readouterr().err
 
 
+def test_columns_that_are_not_read_are_named(run: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", str(run), "data=jsonl", f"data.path={questions}", "max_new_tokens=2", "prompts=1"]
+    for number, more in enumerate(([], ["rows=heldout", "data.eval_fraction=0.5"])):
+        assert cli.main([*arguments, f"out={number}.jsonl", *more]) == 0
+        assert "data: columns that are not read: uid\n" in capsys.readouterr().out
+    assert cli.main([*arguments, "out=h.jsonl", "format=arena_hard"]) == 0
+    assert "columns that are not read" not in capsys.readouterr().out
+
+
+def test_a_judge_that_changes_in_its_place_starts_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file of a user's function, and the weights in a folder: what another judge said is not taken over."""
+    module = tmp_path / "judging_in_place.py"
+    module.write_text("def longer(prompts, completions): return [len(text) for text in completions]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = ["preference=function", "preference.function=judging_in_place:longer", "preference.kind=reward"]
+    arguments = ["generate", str(run), "format=pairs", "prompts=6", "samples=2", "batch_size=2", "out=p.jsonl", *judge]
+    compare, asked = command.compare, []
+
+    def failing(*given: Any) -> Any:
+        asked.append(given[1])
+        if len(asked) == 2:
+            raise RunError("the judge is gone")
+        return compare(*given)
+
+    monkeypatch.setattr(command, "compare", failing)
+    assert cli.main(arguments) == 1
+    module.write_text("def longer(prompts, completions): return [-len(text) for text in completions]\n")
+    capsys.readouterr()
+    assert cli.main(arguments) == 2
+    assert "p.jsonl.partial is a part of another command's file" in capsys.readouterr().err
+
+
 def test_a_file_that_appears_in_the_meantime_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     partial = Partial(out, "key")

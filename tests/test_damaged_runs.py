@@ -63,7 +63,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise InputError(STOP)
 
-    for place in ("launch.train._assemble", "launch.export._load", "tournament.command._play"):
+    for place in ("launch.train._assemble", "launch.export._load", "tournament.command.standing_of"):
         monkeypatch.setattr(f"alignrun.{place}", stop)
 
 

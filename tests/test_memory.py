@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig
 
 from alignrun import cli
-from alignrun.algorithms.common.rollout import sample_streams
+from alignrun.algorithms.base import discover
+from alignrun.algorithms.common.paired import pair_uniforms, sample_pairs
+from alignrun.algorithms.common.rollout import fitting, sample_streams
 from alignrun.algorithms.common.workload import workload
 from alignrun.config import AdapterKind, Config
 from alignrun.errors import InputError
@@ -32,7 +34,7 @@ from alignrun.planning.trace import Kept, Pass, kept_in_cache, training_peak
 from alignrun.types import Completions, PromptBatch, Role
 
 
-def measured_peak(run: Callable[[], None]) -> int:
+def measured_peak(run: Callable[[], Any]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -125,6 +127,32 @@ def test_sampling_holds_what_is_planned(name: str) -> None:
             lambda: sample_streams(policy, prompts, sources, sampling, torch.Generator().manual_seed(0))
         )
     assert peak_sampling(config) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+def test_continued_drafts_hold_what_is_planned() -> None:
+    """No token of a draft is kept, so that every opponent is drawn to its whole length."""
+    wide = "hidden_size: 256, intermediate_size: 64, num_hidden_layers: 8, num_attention_heads: 8"
+    config = compose(
+        [
+            "experiment=smoke",
+            "algo=nash_md",
+            "generation.opponents=drafted",
+            f"model.architecture={{{wide}, num_key_value_heads: 2}}",
+            "generation.max_new_tokens=120",
+            "data.max_prompt_tokens=10",
+        ]
+    )
+    policy = load_trained(config, make_encoding(config).tokenizer)
+    assert isinstance(policy, Policy)
+    ids = torch.ones(4, 10, dtype=torch.long)
+    prompts = PromptBatch(("",) * 4, ids, torch.ones_like(ids))
+    sampling = Sampling(max_new_tokens=120, stop_ids=[], pad_id=0)
+    own, other = discover()["nash_md"].streams(config, 0)
+    uniforms = pair_uniforms(4, own.samples, sampling, torch.Generator().manual_seed(0))
+    uniforms[1] = 1
+    measured = measured_peak(lambda: sample_pairs(policy, prompts, other.source, sampling, uniforms, fitting()))
+    assert drawing_bytes(config, 4) == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.slow

@@ -220,8 +220,8 @@ def neural() -> Result:
             f"{method}: published {published:.3g}, ours {single:.3g} in float32 and {double:.3g} in float64."
         )
     findings.append(
-        "Rounding can matter earlier: at step 1,000 Nash-MD's gap was 0.03267 on a CPU with AVX-512, within the tolerance "
-        "of the published 0.03268, and 0.03289 on one with AVX2, where this number differs."
+        "Rounding can matter earlier: at step 1,000 Nash-MD's gap was 0.03267 on a CPU with AVX-512, within the "
+        "tolerance of the published 0.03268, and 0.03289 on one with AVX2, where this number differs."
     )
     return Result(compare(run_neural, NEURAL, beta, rate), findings=findings)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.drafting import Drafting, draft_role
 from alignrun.algorithms.common.rollout import Rollouts
+from alignrun.algorithms.common.scoring import scoring
 from alignrun.algorithms.common.server_rollouts import ServerRollouts
 from alignrun.errors import RunError
 from alignrun.generation.decode import Sampling
@@ -170,7 +171,7 @@ def engine(policy: Policy, each: Next) -> Callable[[Sequence[tuple[int, list[int
 def drafted(policy: Policy, each: Next, beta: float, *overrides: str) -> tuple[Counter[tuple[int, ...]], Drafting]:
     """Completions of the mixture by drafts from a table, and what did that."""
     tools = tools_of(policy, *overrides)
-    drafting, go_on = Drafting(tools), engine(policy, each)
+    drafting, go_on = Drafting(tools, scoring(None, "")), engine(policy, each)
     temperature = tools.config.generation.temperature
     sampling = Sampling(LENGTH, policy.stop_ids, policy.tokenizer.pad_token_id, temperature)
     drafts = as_completions(go_on([(row, []) for row in range(DRAWS)], 0), sampling.pad_id, policy.device)

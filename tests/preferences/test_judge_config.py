@@ -19,7 +19,7 @@ from alignrun.preferences.judge.config import AnswersConfig, JudgeConfig
         (["preference.url=http:///v1"], "preference.url must be"),
         (["preference.url=http://h:99999999/v1"], "preference.url must be"),
         (["preference.url='http://h/v1?key=x'"], "preference.url must be"),
-        (["preference.url='http://user:sk-secret@h/v1'"], "belongs into $OPENAI_API_KEY"),
+        (["preference.url='http://user:sk-secret@h/v1'"], "belongs in $OPENAI_API_KEY"),
         (["preference.model=''"], "preference.model is missing"),
         (["preference.template='{first} {second}'"], "preference.template must hold {prompt} once, not 0 times"),
         (["preference.template='{prompt} {first} {first} {second}'"], "must hold {first} once, not 2 times"),

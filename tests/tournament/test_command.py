@@ -16,7 +16,7 @@ from alignrun.config import TournamentConfig, TrackerConfig
 from alignrun.errors import InputError, RunError
 from alignrun.launch.compose import compose_tournament
 from alignrun.preferences.base import build_preference
-from alignrun.tournament import command, sampling
+from alignrun.tournament import playing, sampling
 from alignrun.tournament.patterns import expanded
 
 
@@ -143,7 +143,7 @@ def test_another_judge_does_not_need_the_training_judge(
             raise RunError("the server does not answer")
         return build_preference(section, *rest)
 
-    monkeypatch.setattr(command, "build_preference", build)
+    monkeypatch.setattr(playing, "build_preference", build)
     results = play(tmp_path / "t", [runs / "a"], "preference=sentiment")
     assert (one(results, "a")["hacking_gap"], one(results, "a")["win_rate"] is None) == (None, False)
     assert "No hacking gap of a: the training preference failed (the server does not answer)." in results["notes"]
@@ -412,8 +412,8 @@ def test_wandb_gets_the_panels(runs: Path, tmp_path: Path) -> None:
         (["runs=[tiny,smolm]", "data=bundled", "preference=letters"], "smolm does not exist"),
         (["runs=[tiny]"], "one model and no run"),
         (["runs=[tiny,RUNS/a]", "reference_policy=RUNS/nowhere"], "nowhere does not exist"),
-        (["runs=[RUNS/a]", "names=[x,y]"], "names must be as many as runs"),
-        (["runs=['RUNS/a*']", "names=[s,t,u,v,w,x,y,z]"], "names must be as many as runs, or none"),
+        (["runs=[RUNS/a]", "names=[x,y]"], "names must have as many entries as runs"),
+        (["runs=['RUNS/a*']", "names=[s,t,u,v,w,x,y,z]"], "names must have as many entries as runs, or none"),
         (["runs=[RUNS/a,RUNS/b]", "names=[x,x]"], "names must differ"),
         (["runs=[RUNS/a]", "sample_per_prompt=3"], "did you mean samples_per_prompt"),
         (["runs=[RUNS/a]", "samples_per_prompt=0"], "samples_per_prompt must be at least 1"),

@@ -9,6 +9,7 @@ import torch
 from alignrun.errors import RunError
 from alignrun.preferences.base import Preference
 from alignrun.preferences.function import FunctionConfig
+from alignrun.preferences.matrix import MatrixConfig
 from alignrun.preferences.panel import Panel, PanelRule
 from alignrun.tournament import journal
 from alignrun.tournament.journal import Journal, Member, journal_file
@@ -98,3 +99,9 @@ def test_other_texts_and_other_judges_have_another_file(tmp_path: Path, monkeypa
     assert journal_file(tmp_path, FunctionConfig(function="judging_here:f", temperature=2.0), ["x"]) != same
     (tmp_path / "judging_here.py").write_text("def f(*_): return 1\n")
     assert journal_file(tmp_path, section, ["x"]) != same
+    game = tmp_path / "game.json"
+    game.write_text("{}")
+    played = MatrixConfig(game=str(game))
+    before = journal_file(tmp_path, played, ["x"])
+    game.write_text("{ }")
+    assert journal_file(tmp_path, played, ["x"]) != before

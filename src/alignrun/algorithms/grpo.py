@@ -1,6 +1,5 @@
 """GRPO: clipped steps with the group mean of a prompt as the baseline (Shao et al., arXiv 2402.03300)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -8,11 +7,11 @@ import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Loss, algorithm
-from alignrun.algorithms.common.minibatches import minibatches
+from alignrun.algorithms.common.minibatches import MinibatchAlgorithm
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.schedules import check_batch, check_minibatches
-from alignrun.config import Config, require, schema
+from alignrun.algorithms.common.schedules import check_minibatches
+from alignrun.config import require, schema
 from alignrun.objectives.divergence import kl_k2, kl_k3
 from alignrun.objectives.ppo import clipped_policy_loss
 from alignrun.types import Completions, PromptBatch, Role
@@ -69,7 +68,7 @@ class Group:
 
 
 @algorithm("grpo", GRPOConfig)
-class GRPO(RewardAlgorithm):
+class GRPO(MinibatchAlgorithm, RewardAlgorithm):
     """−min(ρA, clip(ρ, 1−ε, 1+ε)A) + τ KL,  A = (r − mean r)/std r in the group of a prompt,  ρ = π/π_old by token.
 
     The penalty is part of the loss, not of the reward. As in the paper it is k3 = e^(−Δ) − 1 + Δ with Δ = log π/μ per
@@ -81,12 +80,6 @@ class GRPO(RewardAlgorithm):
     """
 
     config: GRPOConfig
-
-    @classmethod
-    def check(cls, config: Config) -> None:
-        """Require enough prompts per step for the minibatches."""
-        super().check(config)
-        check_batch(config)
 
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Group:
@@ -100,13 +93,6 @@ class GRPO(RewardAlgorithm):
             count = rewards.shape[1]
             advantages = advantages * count / (count - 1)
         return Group(prompts, drawn.completions, drawn.rewards, advantages, log_probs, reference)
-
-    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Group]:
-        """Minibatches of one rollout, for several epochs."""
-        config = self.config
-        yield from minibatches(
-            self._frozen(prompts, step), config.epochs, config.minibatches, self.tools.config.seed, step
-        )
 
     def loss(self, batch: Group) -> Loss:
         """The clipped surrogate and the penalty, summed over the sequences of the micro-batch."""

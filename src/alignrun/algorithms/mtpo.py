@@ -23,7 +23,6 @@ from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
 from alignrun.data.follow_up import FollowUps, transcript
 from alignrun.errors import InputError
-from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import policy_gradient_loss, suffix_advantages
 from alignrun.types import Example, PromptBatch, Role, as_prompt, as_turns
 
@@ -98,12 +97,6 @@ class MTPO(ConversationAlgorithm):
                 "config: algo=mtpo compares whole conversations, and preference=matrix knows only single actions: use "
                 "preference=function with a function that reads both turns"
             )
-
-    @classmethod
-    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """The first answer of each conversation; replies and later answers are drawn after it, one for each."""
-        samples = config.algo.samples_per_prompt
-        return (Stream(Role.policy, samples, learned=samples),)
 
     @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:

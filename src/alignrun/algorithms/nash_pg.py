@@ -11,11 +11,12 @@ from alignrun.algorithms.base import Loss, algorithm
 from alignrun.algorithms.common.anchor import refresh_anchor
 from alignrun.algorithms.common.batches import shared
 from alignrun.algorithms.common.game_gradient import Judged
-from alignrun.algorithms.common.minibatches import minibatches
+from alignrun.algorithms.common.minibatches import MinibatchAlgorithm
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.schedules import check_batch, check_games, check_minibatches
+from alignrun.algorithms.common.schedules import check_games, check_minibatches
+from alignrun.algorithms.common.scoring import token_scores
 from alignrun.algorithms.spo import SPO, SPOConfig
-from alignrun.config import Config, require, schema
+from alignrun.config import require, schema
 from alignrun.objectives.divergence import kl_k2
 from alignrun.objectives.ppo import clipped_policy_loss
 from alignrun.types import Completions, PromptBatch, Role
@@ -66,7 +67,7 @@ class Played:
 
 
 @algorithm("nash_pg", NashPGConfig)
-class NashPG(SPO):
+class NashPG(MinibatchAlgorithm, SPO):
     """−Σ_n min(ρA, clip(ρ, 1−ε, 1+ε)A) + ½τ_a(log π(y)/π_k(y))² + ½τ(log π(y)/μ(y))²,  A = w(y) − ½,  ρ = π/π_old,
 
     y_1 … y_K ~ π_old,  w(y_i) = mean_{j≠i} P(y_i ≻ y_j),  π_0 = μ,  τ_a = `anchor_tau`
@@ -86,35 +87,21 @@ class NashPG(SPO):
     config: NashPGConfig
     snapshots = (Role.anchor,)
 
-    @classmethod
-    def check(cls, config: Config) -> None:
-        """Require enough prompts per step for the minibatches."""
-        super().check(config)
-        check_batch(config)
-
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Any]:
         """Minibatches of one rollout, for several epochs; the first step of a game sets the magnet to the policy."""
-        config = self.config
-        refresh_anchor(self.tools.policy, step, config.refresh_every)
-        yield from minibatches(
-            self._frozen(prompts, step), config.epochs, config.minibatches, self.tools.config.seed, step
-        )
+        refresh_anchor(self.tools.policy, step, self.config.refresh_every)
+        yield from super().collect(prompts, step)
 
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Played:
         drawn = self.draw(prompts, step)
-        scores = shared(drawn, self._token_scores, self.tools.config.train.micro)
+        scores = shared(drawn, self._token_scores, self.rollouts.scoring)
         return Played(prompts, drawn.completions, drawn.preference, *scores.unbind(1))
 
     def _token_scores(self, drawn: Judged) -> Tensor:
         """[B, 3, K, T] log π, log π_k and log μ of every completion token."""
-        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
-        temperature = self.tools.config.generation.temperature
-        log_probs = [
-            self.tools.policy.log_probs(role, drawn.prompts, completions, temperature).reshape(shape)
-            for role in (Role.policy, Role.anchor, Role.reference)
-        ]
-        return torch.stack(log_probs, 1)
+        roles, temperature = (Role.policy, Role.anchor, Role.reference), self.tools.config.generation.temperature
+        return token_scores(self.tools.policy, roles, drawn.prompts, drawn.completions, temperature)
 
     def loss(self, batch: Any) -> Loss:
         """The clipped surrogate and the penalties, summed over the sequences of the micro-batch."""

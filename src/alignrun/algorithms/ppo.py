@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from alignrun.algorithms.base import Loss, Tools, algorithm
 from alignrun.algorithms.common.batches import pieces
-from alignrun.algorithms.common.minibatches import minibatches
+from alignrun.algorithms.common.minibatches import MinibatchAlgorithm
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig, Rewarded
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.schedules import check_batch, check_minibatches
+from alignrun.algorithms.common.schedules import check_minibatches
 from alignrun.config import AdapterKind, Config, require, schema
 from alignrun.data.dataset import Dataset
 from alignrun.errors import InputError
@@ -89,7 +89,7 @@ class Rollout:
 
 
 @algorithm("ppo", PPOConfig)
-class PPO(RewardAlgorithm):
+class PPO(MinibatchAlgorithm, RewardAlgorithm):
     """max E[r(x, y)] − τ KL(π‖μ), per token: r_n = −τ log π(y_n)/μ(y_n), plus r(x, y) at the last token.
 
     Â from GAE(γ, λ) with a value function V on the same base, whitened; then several steps on the frozen rollout with
@@ -114,11 +114,10 @@ class PPO(RewardAlgorithm):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Require an adapter for the value function, and enough prompts per step for the minibatches."""
+        """Require an adapter for the value function."""
         super().check(config)
         if config.adapter.name is AdapterKind.none:
             raise InputError("config: algo=ppo puts its value function on the same base: use adapter=lora or qlora")
-        check_batch(config)
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """The value function."""
@@ -155,7 +154,7 @@ class PPO(RewardAlgorithm):
     def collect(self, prompts: PromptBatch, step: int) -> Iterator[Rollout]:
         """Minibatches of one rollout, for several epochs; then the controller adapts τ."""
         config, rollout = self.config, self._frozen(prompts, step)
-        yield from minibatches(rollout, config.epochs, config.minibatches, self.tools.config.seed, step)
+        yield from self._minibatches(rollout, step)
         if config.kl_target is not None:
             measured = (rollout.log_probs - rollout.reference).sum(2).mean().item()
             error = min(0.2, max(-0.2, measured / config.kl_target - 1))

@@ -1,18 +1,17 @@
 """REBEL: policy optimisation as the regression of relative rewards (Gao et al., arXiv 2404.16767)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from alignrun.algorithms.base import Loss, algorithm
-from alignrun.algorithms.common.minibatches import minibatches
+from alignrun.algorithms.common.minibatches import MinibatchAlgorithm
 from alignrun.algorithms.common.opponents import all_among
 from alignrun.algorithms.common.rewards import RewardAlgorithm, RewardConfig
 from alignrun.algorithms.common.rollout_metrics import rollout_metrics
-from alignrun.algorithms.common.schedules import check_batch, check_minibatches
-from alignrun.config import Config, require, schema
+from alignrun.algorithms.common.schedules import check_minibatches
+from alignrun.config import require, schema
 from alignrun.objectives.nash import relative_reward_loss
 from alignrun.types import Completions, PromptBatch, Role
 
@@ -59,7 +58,7 @@ class Regression:
 
 
 @algorithm("rebel", REBELConfig)
-class REBEL(RewardAlgorithm):
+class REBEL(MinibatchAlgorithm, RewardAlgorithm):
     """(log π(y)/π_t(y) − log π(y')/π_t(y') − η[R(y) − R(y')])²/η,  y, y' ~ π_t,  R = r − τ log π_t/μ.
 
     It is η times the paper's loss, over all pairs of a prompt's completions. An exactly solved iteration is the step
@@ -70,24 +69,12 @@ class REBEL(RewardAlgorithm):
 
     config: REBELConfig
 
-    @classmethod
-    def check(cls, config: Config) -> None:
-        """Require enough prompts per step for the minibatches."""
-        super().check(config)
-        check_batch(config)
-
     @torch.no_grad()
     def _frozen(self, prompts: PromptBatch, step: int) -> Regression:
         drawn = self.draw(prompts, step)
         log_probs, reference = self.token_scores(drawn).unbind(1)
         targets = drawn.rewards - drawn.penalties - self.config.kl_tau * (log_probs - reference).sum(2)
         return Regression(prompts, drawn.completions, drawn.rewards, targets, log_probs, reference)
-
-    def collect(self, prompts: PromptBatch, step: int) -> Iterator[Regression]:
-        """Minibatches of one rollout, for several epochs."""
-        config = self.config
-        rollout = self._frozen(prompts, step)
-        yield from minibatches(rollout, config.epochs, config.minibatches, self.tools.config.seed, step)
 
     def loss(self, batch: Regression) -> Loss:
         """The regression summed over the pairs of the micro-batch."""

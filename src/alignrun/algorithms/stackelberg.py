@@ -1,6 +1,6 @@
 """StackelbergGDA: a leader, and a follower that improves its answers, in one set of weights (arXiv 2512.16626)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -19,7 +19,6 @@ from alignrun.algorithms.common.rollout_metrics import rollout_metrics
 from alignrun.algorithms.common.stacking import concatenate
 from alignrun.config import Config, require, schema
 from alignrun.data.follow_up import FollowUps
-from alignrun.generation.streams import Stream
 from alignrun.objectives.nash import policy_gradient_loss, suffix_advantages
 from alignrun.types import PromptBatch, Role, as_prompt
 
@@ -79,12 +78,6 @@ class Stackelberg(ConversationAlgorithm):
     """
 
     config: StackelbergConfig
-
-    @classmethod
-    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
-        """The leader's answers; the follower's are drawn after them, one for each."""
-        samples = config.algo.samples_per_prompt
-        return (Stream(Role.policy, samples, learned=samples),)
 
     @classmethod
     def pairs(cls, config: Config, opponents: int | None = None) -> int:

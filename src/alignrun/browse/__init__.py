@@ -1,1 +1,1 @@
-"""`alignrun runs` and `alignrun diff`: what the runs of a folder are, and how two of them differ."""
+"""`alignrun runs` and `alignrun diff`: the runs of a folder, and how two of them differ."""

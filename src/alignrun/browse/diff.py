@@ -22,7 +22,7 @@ ABSENT = "–"
 OWN = ("run.dir", "started", "command")
 """What differs between any two runs."""
 SHOWN = 160
-"""Characters of a value; of a longer one, those around the first difference."""
+"""The characters shown of a value; of a longer one, those around the first difference."""
 
 Values = Mapping[str, Any]
 
@@ -100,7 +100,7 @@ def _rows(one: Values, other: Values) -> Iterator[tuple[bool, list[str]]]:
 
 
 def _as_text(known: list[bool], values: list[Any]) -> list[str]:
-    """Two values as a reader can tell them apart."""
+    """Two values as texts that a reader can tell apart."""
     plain = [clean(value if isinstance(value, str) else json.dumps(value, default=str)) for value in values]
     if plain[0] == plain[1] and values[0] != values[1]:  # a number and a text, or white space
         plain = [visible(json.dumps(value, default=str)) for value in values]

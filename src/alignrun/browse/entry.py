@@ -104,6 +104,6 @@ def _job(path: Path) -> str:
     if (path / "config.yaml").exists():
         return ""
     try:
-        return f"it never began: exit code {int(read_json(path / 'job.json')['exit_code'])} in its sweep"
+        return f"it never started: exit code {int(read_json(path / 'job.json')['exit_code'])} in its sweep"
     except (InputError, LookupError, TypeError, ValueError):
         return ""

@@ -81,7 +81,7 @@ def _is_run(names: set[str]) -> bool:
 
 
 def _holds(results: str, names: set[str]) -> bool:
-    """Whether a folder has such results, as `eval` and `eval-preference` write them, and nothing of a run."""
+    """Whether a folder has these results, of `eval` or `eval-preference`, and nothing of a run."""
     return results in names and not names & {"metrics.jsonl", "checkpoints"}
 
 

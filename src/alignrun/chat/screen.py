@@ -14,9 +14,9 @@ from alignrun.security.terminal import say
 from alignrun.security.text import visible
 
 COLUMN = 30
-"""The narrowest column of an answer; on a narrower terminal answers stand one below another."""
+"""The narrowest column of an answer; on a narrower terminal answers appear one below another."""
 REDRAW = 0.05
-"""Seconds between two drawings of columns."""
+"""Seconds between two updates of the columns."""
 
 Show = Callable[[str], None]
 
@@ -44,7 +44,7 @@ class Screen:
         self._write("\n")
 
     def end(self, seat: Seat, text: str, show: Show, *, ended: bool) -> None:
-        """The whole of an answer is known."""
+        """Complete an answer, now that all of it is known."""
         show(text)
         if not self._columns:
             self._write("\n" if text else "(no text)\n")
@@ -67,7 +67,7 @@ class Screen:
             now = visible(text)
             if now.startswith(shown):
                 self._write(now[len(shown) :])
-            else:  # a decoder that has changed what it said: all of it again
+            else:  # the tokenizer has changed earlier characters: all of it again
                 self._write(f"\n{now}")
             shown = now
 

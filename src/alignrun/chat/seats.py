@@ -21,7 +21,7 @@ from alignrun.tournament.players import Loader, Player, find_player, reference_o
 from alignrun.types import Example, Message, Role
 
 MOST = 2
-"""Policies at once, their references not counted."""
+"""The largest number of policies, not counting their references."""
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class Seat:
         self.turns.clear()
 
     def _seed(self) -> int:
-        """Another one for each answer and each seat."""
+        """A different one for each answer and each seat."""
         named = f"{self.config.seed} {self.name} {self.answers}"
         return int(hashlib.sha256(named.encode()).hexdigest()[:15], 16)
 

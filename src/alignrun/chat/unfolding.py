@@ -3,14 +3,14 @@
 from typing import Any
 
 UNSETTLED = "\ufffd\u200c\u200d"
-"""Characters that the next token may change: bytes that are no character yet, and joiners."""
+"""Characters that the next token may change: bytes that do not form a character yet, and joiners."""
 
 
 class Unfolding:
     """The text of a completion that is still being drawn, as `decode_texts` will have it."""
 
     def __init__(self, tokenizer: Any, begun: str) -> None:
-        """`begun` is what the chat template has written of the answer."""
+        """`begun` is the part of the answer that the chat template writes."""
         self._tokenizer, self._begun = tokenizer, begun
         self._ids: list[int] = []
 

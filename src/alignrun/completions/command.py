@@ -39,11 +39,12 @@ from alignrun.models.policy import Policy
 from alignrun.preferences.base import Preference, build_preference, discover, preference_in_words
 from alignrun.security.text import counted
 from alignrun.tournament.choosing import candidates, find_chooser
+from alignrun.tournament.journal import stamps
 from alignrun.tournament.players import Loader, Player, reference_of, rule_of
 from alignrun.types import Example
 
 VERSION = 1
-"""Of what is kept of an unfinished file; increment it when the same command gives other rows."""
+"""The version of an unfinished file; increment it when the same command gives other rows."""
 SECONDS = 10.0
 """Between two lines of progress."""
 
@@ -132,7 +133,7 @@ def generate(source: str, reference: bool, config: GenerateConfig, console: Cons
 
 
 def _brought(config: GenerateConfig, player: Player) -> tuple[DataConfig, Any]:
-    """The data, and the section of the preference where pairs are labelled. Raises InputError if they are not given."""
+    """The data, and the section of the preference that labels or chooses. Raises InputError if they are not given."""
     run: Config | None = player.trained_from
     if config.data is None and run is None:
         raise InputError(f"config: data must be given, since {player.source} was not trained here: data=NAME")
@@ -164,14 +165,17 @@ def _examples(
     found: Sequence[Example]
     if config.rows in (None, Rows.all):
         ordered = load_in_order(data, wanted, apart=config.rows is Rows.all or config.format is not Format.pairs)
-        found, skipped = ordered.examples, ordered.skipped
+        found, skipped, notes = ordered.examples, ordered.skipped, ordered.notes
         if ordered.apart:
             report("data: its held-out rows are left out (rows=all takes them too)")
     else:
         loaded = load_examples(data, wanted)
         found, skipped = (loaded.train if config.rows is Rows.train else loaded.heldout), loaded.skipped
+        notes = loaded.notes
     if skipped:
         report(f"data: skipped {counted(skipped, 'row')} that cannot be used")
+    for note in notes:
+        report(f"data: {note}")
     examples = distinct_prompts(found) if config.format is Format.pairs else list(found)
     if len(examples) < len(found):
         report(f"data: {counted(len(found), 'row')} with {counted(len(examples), 'different prompt')}")
@@ -183,7 +187,7 @@ def _examples(
 def _key(
     policy: Policy, player: Player, prompts: PromptSet, drawing: Drawing, config: GenerateConfig, preference: Any
 ) -> str:
-    """A digest of all that the rows depend on."""
+    """A digest of all that the rows depend on; the files of a judge count by size and time."""
     content = content_key(policy, player.role, prompts, drawing)
     if content is None:  # quantised weights have no digest: their place and time stand for them
         stamp = None if player.checkpoint is None else player.checkpoint.stat().st_mtime_ns
@@ -192,6 +196,7 @@ def _key(
     texts = [example.asked.identity for example in prompts.examples]
     parts = [VERSION, content, texts, asdict(drawing), config.format.name, _generator(config, player), section]
     parts += [] if player.chooser is None else [repr(player.chooser)]
+    parts += stamps(section)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A file that appears when it is complete, and what is done of it so far."""
+"""A file that appears only when it is complete, and the part of it that is done so far."""
 
 import contextlib
 import fcntl
@@ -61,7 +61,7 @@ class Partial:
                 break
             if number == 0 and found != {"key": key}:
                 raise InputError(
-                    f"{self.path} is a part of another command's file, or its policy or data have changed since: "
+                    f"{self.path} is a part of another command's file, or its policy, data or judge has changed since: "
                     f"delete it, or {ELSEWHERE}"
                 )
             end += len(line) + 1

@@ -47,16 +47,16 @@ class Attention(str, Enum):
 
 
 class Kernels(str, Enum):
-    """Who computes norms and gated activations."""
+    """What computes norms and gated activations."""
 
     torch = "torch"
-    """PyTorch's operations, as transformers writes them."""
+    """PyTorch's operations, as in transformers."""
     liger = "liger"
     """Fused kernels (the package liger-kernel; CUDA only)."""
 
 
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-"""What every rendering of a chat template gives it."""
+"""The variables that every rendering passes to a chat template."""
 
 
 @schema

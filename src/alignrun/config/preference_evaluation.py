@@ -22,17 +22,17 @@ class JudgedRows(str, Enum):
 
 @schema
 class PreferenceEvaluationConfig:
-    """How good a preference is, on pairs of which people or a benchmark say which answer is better."""
+    """How good a preference is, on pairs that people or a benchmark have labelled."""
 
     preference: Any = MISSING
     data: DataConfig = MISSING
     rows: JudgedRows = JudgedRows.all
     pairs: int | None = None
-    """Judge so many pairs, drawn at random; null for all."""
+    """The number of pairs to judge, drawn at random; null for all."""
     category: str | None = None
     """The column that sorts pairs into categories; by default one of subset, category, source, motivation_app, …"""
     triples: int = 20
-    """At most this many triples of answers to one prompt are asked whether they are intransitive; 0 for none."""
+    """The largest number of triples of answers to one prompt that are checked for intransitivity; 0 for none."""
     confidence: float = 0.95
     """Confidence level of the intervals."""
     run: RunConfig = field(default_factory=RunConfig)

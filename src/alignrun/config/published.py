@@ -1,4 +1,4 @@
-"""How a model that others have trained is loaded to judge: what all preferences with a `path` on the hub share."""
+"""How a published model is loaded to judge: what all preferences with a `path` on the hub share."""
 
 from enum import Enum
 
@@ -16,11 +16,11 @@ class Quantize(str, Enum):
     int8 = "int8"
     """In 8 bits."""
     nf4 = "nf4"
-    """In 4 bits, as QLoRA holds them."""
+    """In 4 bits, as in QLoRA."""
 
 
 class LongText(str, Enum):
-    """What becomes of a text that is longer than the model reads. No text is ever cut."""
+    """What to do with a text that is longer than the model reads. No text is ever cut."""
 
     error = "error"
     """The run stops."""
@@ -38,7 +38,7 @@ class PublishedConfig:
     revision: str | None = None
     """A branch, tag or commit of the hub's repository; null is its main branch."""
     trust_remote_code: bool = False
-    """Whether to run the code of a model that comes with some."""
+    """Whether to run code that comes with the model."""
     chat_template: str | None = None
     """A Jinja template instead of the tokenizer's own, or a file that holds one."""
     dtype: Precision = Precision.auto

@@ -36,7 +36,7 @@ class SamplingConfig:
 
 
 def check_sampling(config: Any) -> None:
-    """Check the settings that all who sample a policy share. Raises InputError."""
+    """Check the settings of sampling, which several commands share. Raises InputError."""
     require(config.max_new_tokens is None or config.max_new_tokens >= 1, "max_new_tokens", "must be at least 1")
     require(config.temperature is None or config.temperature > 0, "temperature", "must be positive; top_k=1 is greedy")
     require(config.top_k >= 0, "top_k", f"must not be negative, not {config.top_k}")
@@ -52,9 +52,9 @@ class Format(str, Enum):
     pairs = "pairs"
     """A line for each prompt: prompt, chosen, rejected, probability, of the best and the worst of its completions."""
     alpaca_eval = "alpaca_eval"
-    """A JSON list of instruction, output and generator, as AlpacaEval reads model outputs."""
+    """A JSON list of instruction, output and generator, which AlpacaEval reads as model outputs."""
     arena_hard = "arena_hard"
-    """A line for each question: uid, model and messages, as Arena-Hard-Auto 2 reads model answers."""
+    """A line for each question: uid, model and messages, which Arena-Hard-Auto 2 reads as model answers."""
 
 
 class Rows(str, Enum):
@@ -97,7 +97,7 @@ class GenerateConfig(SamplingConfig):
     generator: str | None = None
     """The name under which benchmarks list the policy; by default that of the folder."""
     batch_size: int = 32
-    """Prompts decoded together; what is done survives an interruption batch by batch."""
+    """Prompts decoded together; an interruption loses at most these."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ class Selection(str, Enum):
 
 
 def check_selection(config: Any) -> None:
-    """Check the settings that all who select share. Raises InputError."""
+    """Check the settings of selection, which several commands share. Raises InputError."""
     require(config.candidates >= 2, "candidates", f"must be at least 2, not {config.candidates}")
     require(config.mirror_steps >= 1, "mirror_steps", f"must be at least 1, not {config.mirror_steps}")
     require(config.mirror_eta > 0, "mirror_eta", f"must be positive, not {config.mirror_eta}")

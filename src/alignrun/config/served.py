@@ -16,11 +16,11 @@ class ServedConfig:
 
     name: str = MISSING
     url: str = MISSING
-    """Where the server is, as http://localhost:8000/v1."""
+    """The URL of the server, such as http://localhost:8000/v1."""
     model: str = MISSING
     """The name by which the server knows the model."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """More fields of the request; null takes one out."""
+    """Further fields of the request; null removes one."""
     key_variable: str = MISSING
     """The environment variable with the API key; unset, none is sent."""
     timeout_seconds: float = 60.0
@@ -40,7 +40,7 @@ class ServedConfig:
         require(
             is_base(self.url),
             "preference.url",
-            f"must be http(s)://HOST[:PORT]/PATH with no query; a password or key belongs into ${self.key_variable}",
+            f"must be http(s)://HOST[:PORT]/PATH with no query; a password or key belongs in ${self.key_variable}",
         )
         require(bool(self.model), "preference.model", "is missing: name it as the server does")
         require(bool(self.key_variable), "preference.key_variable", "must name an environment variable")

@@ -18,7 +18,7 @@ class ComparedPairs(str, Enum):
     """Which completions of two policies to compare."""
 
     all = "all"
-    """Each with each: K² comparisons of two policies per prompt; least variance, needed for exploitability."""
+    """All pairs: K² comparisons of two policies per prompt; the least variance, and needed for exploitability."""
     matched = "matched"
     """The k-th with the k-th: K comparisons, for expensive judges."""
 
@@ -87,7 +87,7 @@ class TournamentConfig:
         require(all(self.runs), "runs", "names nothing between two commas")
         counted = not any(set("*?[") & set(run) for run in self.runs)  # a pattern stands for any number of runs
         agree = not self.names or not counted or len(self.names) == len(self.runs)
-        require(agree, "names", "must be as many as runs, or none")
+        require(agree, "names", "must have as many entries as runs, or none")
         require(
             self.tracker.artifact is Artifact.never, "tracker.artifact", "must be never: a tournament trains nothing"
         )

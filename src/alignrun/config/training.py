@@ -57,7 +57,7 @@ class GenerationConfig:
     """The server, such as http://localhost:8000; set its API key, if any, in $ALIGNRUN_ROLLOUT_API_KEY."""
     server_kind: ServerKind = ServerKind.auto
     server_model: str | None = None
-    """The server's name of the base; by default its only base."""
+    """The server's name for the base; by default its only base."""
     server_timeout_seconds: float = 600.0
     """Timeout for all completions of one prompt."""
     server_retries: int = 6
@@ -93,7 +93,7 @@ class GenerationConfig:
             require(
                 self.server_url is not None,
                 "generation.server_url",
-                "is missing: name the server, as http://localhost:8000, or use generation.engine=native",
+                "is missing: name the server, such as http://localhost:8000, or use generation.engine=native",
             )
             # vLLM silently raises a lower temperature to this one.
             require(

@@ -32,7 +32,7 @@ def yaml_text(value: Any, flow: bool = False) -> str:
 
 
 def inline_yaml(value: Any) -> str:
-    """A value as the YAML that follows a key; of a text of several lines, that it is one."""
+    """A value as the YAML that follows a key; for a text of several lines, only that it is one."""
     text = (
         yaml_text([value], flow=True).strip()[1:-1]
         if isinstance(value, dict)

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from alignrun.algorithms.common.batches import in_pieces
 from alignrun.algorithms.common.rollout import Pace, decode_texts, sample_streams, sampling_of
+from alignrun.algorithms.common.scoring import Answered, scoring, token_scores
 from alignrun.data.completions import opened
 from alignrun.data.prompts import PromptSet
 from alignrun.errors import RunError
@@ -88,21 +91,23 @@ def draw(
     return drawn
 
 
-@torch.no_grad()
 def score(
     policy: Policy, role: Role, prompts: PromptSet, tokens: Sequence[Sequence[Sequence[int]]], drawing: Drawing
 ) -> NDArray[np.float64]:
     """[X, K] log π(y | x) of completions given as token ids of the policy's vocabulary."""
     pad_id = policy.tokenizer.pad_token_id
-    rows = []
+    rows, memory = [], scoring(drawing.batch_size, "batch_size")
+
+    def sums(part: Answered) -> Tensor:
+        return token_scores(policy, [role], part.prompts, part.completions, drawing.temperature).double().sum((1, 3))
+
     for batch, group in _grouped(prompts, tokens, drawing.batch_size):
         flat = [torch.tensor(ids) for completions in group for ids in completions]
         lengths = torch.tensor([len(ids) for ids in flat])
         padded = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad_id)
         mask = torch.arange(padded.shape[1]) < lengths[:, None]
-        moved = batch_to((Completions(padded, mask)), policy.device)
-        log_probs = policy.log_probs(role, batch_to(batch, policy.device), moved, drawing.temperature)
-        rows.append(log_probs.double().sum(1).reshape(len(group), -1).cpu())
+        answers = Completions(*(side.unflatten(0, (len(group), -1)) for side in (padded, mask)))
+        rows.append(in_pieces(batch_to(Answered(batch, answers), policy.device), sums, memory).cpu())
     scores: NDArray[np.float64] = torch.cat(rows).numpy()
     return scores
 

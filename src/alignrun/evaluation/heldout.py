@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from alignrun import distributed
-from alignrun.algorithms.base import Algorithm
+from alignrun.algorithms.base import Algorithm, Loss
+from alignrun.algorithms.common.scoring import scoring
 from alignrun.data.dataset import Dataset
 from alignrun.data.pairs import PairSet
 from alignrun.evaluation.calibration import accuracy
@@ -39,15 +41,21 @@ def measure(algorithm: Algorithm, data: Dataset[Any], batch_size: int, device: t
     sums: dict[str, torch.Tensor] = {}
     targets: int | torch.Tensor = 0
     probabilities = torch.zeros(len(data) if isinstance(data, PairSet) else 0, dtype=torch.float64)
+    memory = scoring(batch_size, "evaluation.batch_size")
+
+    def losses(rows: Sequence[int], size: int) -> list[tuple[Sequence[int], Loss]]:
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [(part, algorithm.loss(batch_to(data.batch(part), device))) for part in parts]
+
     for rows, counts in distributed.round_robin(data.all_rows(batch_size)):
-        loss = algorithm.loss(batch_to(data.batch(rows), device))
-        for name, value in {**loss.metrics, "loss": loss.total}.items():
-            sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
-        if not counts:
-            continue
-        targets = targets + loss.targets
-        if loss.probabilities is not None:
-            probabilities[rows] = loss.probabilities.double().cpu()
+        for part, loss in memory.that_fit(len(rows), partial(losses, rows)):
+            for name, value in {**loss.metrics, "loss": loss.total}.items():
+                sums[name] = sums.get(name, 0) + (value.double() if counts else torch.zeros_like(value).double())
+            if not counts:
+                continue
+            targets = targets + loss.targets
+            if loss.probabilities is not None:
+                probabilities[part] = loss.probabilities.double().cpu()
     added = [*(value.cpu() for value in sums.values()), torch.as_tensor(targets, dtype=torch.float64).cpu()]
     *values, total = distributed.all_reduce_sum(torch.stack(added)).tolist()
     return Measured(

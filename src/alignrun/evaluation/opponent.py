@@ -4,14 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from alignrun.algorithms.common.rollout import (
-    Pace,
-    decode_texts,
-    log_ratio,
-    sample_streams,
-    sampling_of,
-    step_generator,
-)
+from alignrun.algorithms.common.rollout import Pace, decode_texts, sample_streams, sampling_of, step_generator
+from alignrun.algorithms.common.scoring import log_ratio, scoring
 from alignrun.config import EvaluationConfig
 from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.best_of_n import GAIN
@@ -47,7 +41,7 @@ class OpponentEvaluator:
     ) -> None:
         self._policy, self._preference, self._prompts, self._config = policy, preference, prompts, config
         self._kl_tau, self._seed = kl_tau, seed
-        self._pace = Pace()
+        self._pace, self._scoring = Pace(), scoring(None, "evaluation.batch_size")
         self._sampling = sampling_of(policy, max_new_tokens, config.temperature, config.top_k, config.top_p)
 
     def __call__(self) -> Evaluation:
@@ -65,7 +59,7 @@ class OpponentEvaluator:
                 wins.append(self._preference(prompts.texts, first, second).double())
                 if not truncated:
                     mine, others = (
-                        log_ratio(policy, role, prompts, completions, self._config.temperature).sum(1)
+                        log_ratio(policy, role, prompts, completions, self._config.temperature, self._scoring).sum(1)
                         for role, completions in ((Role.policy, ours), (Role.opponent, theirs))
                     )
                     penalties.append((mine - others).double().cpu())

@@ -5,14 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from alignrun.algorithms.common.rollout import (
-    Pace,
-    decode_texts,
-    log_ratio,
-    sample_streams,
-    sampling_of,
-    step_generator,
-)
+from alignrun.algorithms.common.rollout import Pace, decode_texts, sample_streams, sampling_of, step_generator
+from alignrun.algorithms.common.scoring import log_ratio, scoring
 from alignrun.config import EvaluationConfig
 from alignrun.data.prompts import PromptSet
 from alignrun.evaluation.bootstrap import mean_estimate
@@ -45,7 +39,7 @@ class WinRateEvaluator:
     ) -> None:
         self._policy, self._preference, self._prompts, self._config = policy, preference, prompts, config
         self._seed = seed
-        self._pace = Pace()
+        self._pace, self._scoring = Pace(), scoring(None, "evaluation.batch_size")
         self._sampling = sampling_of(policy, max_new_tokens, config.temperature, config.top_k, config.top_p)
 
     def __call__(self) -> Evaluation:
@@ -68,7 +62,8 @@ class WinRateEvaluator:
                 if self._preference is not None:
                     preferred = self._preference(prompts.texts, first, second).double().tolist()
                 if not truncated:
-                    ratios = log_ratio(self._policy, Role.policy, prompts, ours, self._config.temperature)
+                    at = self._config.temperature, self._scoring
+                    ratios = log_ratio(self._policy, Role.policy, prompts, ours, *at)
                     moved += float(ratios.double().sum())
                 ended, other_ended = self._policy.ends(ours), self._policy.ends(theirs)
                 totals += torch.stack([ours.mask.sum(), theirs.mask.sum(), ended.sum()]).to(totals)

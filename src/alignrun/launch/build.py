@@ -69,7 +69,7 @@ class Assembly:
     pins: Pins
     """Digests of the run's inputs."""
     config: Config
-    """The configuration, its number of steps settled."""
+    """The configuration, with its number of steps and the values that were chosen for `auto`."""
 
 
 @contextlib.contextmanager
@@ -161,7 +161,7 @@ def assemble(
 
 
 def settled(config: Config, rows: int, step: int = 0, examples: int = 0) -> Config:
-    """The configuration with the steps that its epochs are on so many rows. Raises InputError for a warm-up that is
+    """The configuration with the steps that its epochs take on this many rows. Raises InputError for a warm-up that is
     longer."""
     config = replace(config, train=replace(config.train, steps=config.train.steps_over(rows, step, examples)))
     check_length(config)
@@ -198,7 +198,7 @@ def automatic(config: Config, data: Dataset[Any], free: int | None, report: Call
 
 
 def planned_for(config: Config, data: Dataset[Any]) -> Config:
-    """The configuration with the lengths of the data's longest prompt and completion, of those looked at, as limits."""
+    """The configuration with limits at the longest prompt and the longest completion of the rows that are looked at."""
     looked_at = [data.lengths(row) for row in range(0, len(data), max(1, len(data) // LENGTHS))]
     prompt = max(lengths["prompt"] for lengths in looked_at)
     others = [length for lengths in looked_at for name, length in lengths.items() if name != "prompt"]

@@ -29,9 +29,9 @@ class Command:
     positional: tuple[str, ...] = ()
     """What it takes besides options and overrides: RUN, GROUP, …"""
     many: str = ""
-    """How many of them, as argparse has it: `*` or `+`; empty for one."""
+    """How many of them, as in argparse: `*` or `+`; empty for one."""
     keys: str = ""
-    """Whose keys it takes: `run`, `own` for those of this command, or no keys."""
+    """Which keys it takes: those of a `run`, its `own`, or none."""
     own_keys: Mapping[str, str] = field(default_factory=dict)
     """Keys of this command alone → meaning."""
     files: tuple[str, ...] = ()
@@ -39,21 +39,21 @@ class Command:
 
 
 OPTIONS = {
-    "--config": Option("a YAML file of yours on top of the defaults, or a run to start from; may be repeated", "FILE"),
-    "--config-dir": Option("a folder of yours with choices, as DIR/algo/mine.yaml for algo=mine", "DIR"),
-    "--trust": Option("open a run of someone else that executes code or contacts a server"),
+    "--config": Option("your own YAML file on top of the defaults, or a run to start from; may be repeated", "FILE"),
+    "--config-dir": Option("your own folder of choices, such as DIR/algo/mine.yaml for algo=mine", "DIR"),
+    "--trust": Option("open someone else's run that executes code or contacts a server"),
     "--step": Option("the checkpoint of this step instead of the newest", "N", {"type": int}),
     "--merge": Option("a whole model with the adapter merged into it, instead of the adapter"),
     "--to": Option("the folder to write; by default in the run", "DIR", {}),
-    "--push": Option("upload the export to this repository of the Hugging Face Hub, as OWNER/NAME", "ID", {}),
-    "--public": Option("make the repository of --push a public one"),
+    "--push": Option("upload the export to this repository of the Hugging Face Hub, OWNER/NAME", "ID", {}),
+    "--public": Option("make the repository of --push public"),
     "--examples": Option("how many examples to show; 3 by default", "N", {"type": int, "default": 3}),
     "--sort": Option("name, algorithm, model, steps, win_rate, accuracy, kl, state, or any key or metric", "KEY", {}),
     "--reverse": Option("reverse the order; runs without a value stay last"),
-    "--all": Option("also show what is equal"),
+    "--all": Option("also show what is the same"),
     "--reference": Option("also the run's reference; for generate, instead of the policy"),
-    "--once": Option("print the view once, and end"),
-    "--interval": Option("seconds between two readings; 2 by default", "SECONDS", {"type": float, "default": 2.0}),
+    "--once": Option("print the view once and exit"),
+    "--interval": Option("seconds between updates; 2 by default", "SECONDS", {"type": float, "default": 2.0}),
     "--explain": Option("the meaning of every key as a comment above it"),
     "--multirun": Option("(-m) a sweep: one run for each combination of the comma-separated values"),
 }
@@ -67,7 +67,7 @@ COMMANDS = {
         "[key=value …]",
         "train: algo=nash_md model=smollm2-135m unless overridden",
         (
-            ("algo=ppo model=path model.path=./my-model", "another algorithm, on a model of yours"),
+            ("algo=ppo model=path model.path=./my-model", "another algorithm, on your own model"),
             ("-m experiment=smoke algo.kl_tau=0.01,0.1", "a sweep: two runs and a table"),
         ),
         ("--multirun", "--trust"),
@@ -142,7 +142,7 @@ COMMANDS = {
         ),
         keys="run",
         own_keys={
-            "plan.gpu": "The memory of a GPU, as 24GB; may be repeated.",
+            "plan.gpu": "The memory of a GPU, such as 24GB; may be repeated.",
             "plan.shards": "The processes that share the base under --use_fsdp; the plan is that of one of them.",
         },
         files=BOTH,
@@ -237,7 +237,7 @@ COMMANDS = {
     ),
     "cp": Command(
         "cp GROUP/CHOICE DEST",
-        "copy a shipped configuration to a file or folder of yours, to edit it",
+        "copy a shipped configuration to your own file or folder, to edit it",
         (
             ("cp experiment/panel .", "./panel.yaml, for --config panel.yaml"),
             ("cp algo/nash_md conf/algo/mine.yaml", "for --config-dir conf algo=mine"),

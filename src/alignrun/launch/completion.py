@@ -1,6 +1,6 @@
 """`alignrun completion`: completes commands, options, groups, choices, keys, values and runs in a shell.
 
-Hydra has its own completion, which composes the configuration at every press of the key and knows no commands. This one
+Hydra has its own completion, which composes the configuration at every press of Tab and knows no commands. This one
 reads only the YAML files that the word needs, and imports neither Hydra nor torch.
 """
 
@@ -212,7 +212,7 @@ def _named(file: Path, key: str) -> list[str]:
 
 
 def _paths(begun: str, folders: bool = False) -> Iterator[str]:
-    """The files and folders whose paths begin so."""
+    """The files and folders whose paths begin like this."""
     folder, _, name = begun.rpartition("/")
     place = Path(f"{folder}/" if begun.startswith("/") and not folder else folder or ".").expanduser()
     try:

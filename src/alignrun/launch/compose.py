@@ -89,7 +89,7 @@ def recipe_note(overrides: Sequence[str]) -> str | None:
 
 
 def with_recipe(overrides: Sequence[str]) -> list[str]:
-    """The overrides with that recipe, as a run of the command line has it; `recipe=null` chooses none."""
+    """The overrides with that recipe, as a run from the command line gets it; `recipe=null` chooses none."""
     recipe = recipe_of(overrides)
     rest = [override for override in overrides if override != "recipe=null"]
     return [*rest, f"recipe={recipe}"] if recipe else rest
@@ -361,10 +361,10 @@ def _with_length(train: TrainConfig, overrides: Sequence[str], start: bool = Fal
 
 
 def _length_in_files() -> str | None:
-    """Which of steps and epochs the last of the user's files that gives one gives; a run's own file has both.
+    """Which of steps and epochs is set by the last of the user's files that sets either; a run's own file has both.
 
     Raises:
-        InputError: a file gives both.
+        InputError: a file sets both.
     """
     last = None
     for path in named().configs:

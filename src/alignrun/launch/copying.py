@@ -9,7 +9,7 @@ from alignrun.errors import InputError, did_you_mean
 from alignrun.launch.choices import choice_files, groups
 
 PREFIX = "my_"
-"""What a copied choice is called in a folder, since it may not have the name of a shipped one."""
+"""Precedes the name of a choice that is copied into a folder: it may not have the name of a shipped one."""
 
 
 def copy(source: str, destination: str, console: Console) -> None:

@@ -27,16 +27,16 @@ from alignrun.security.text import counted, visible
 LEARNED, MARKS = "bold green", ("⟦", "⟧")
 """The style of tokens that are learned, and what stands around them where there are no colours."""
 LONGEST = 800
-"""Characters of a stretch of text that are shown whole."""
+"""Characters of a stretch of text; the middle of a longer one is left out."""
 
 
 def show_data(config: Config, examples: int, console: Console) -> None:
     """Print the rows, why some are left out, the lengths in tokens, and some of the first step's rows.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         examples: how many rows to show.
-        console: where to.
+        console: where they are printed.
 
     Raises:
         InputError: the data cannot be read, no row can be used, or the tokenizer cannot be loaded.
@@ -45,7 +45,7 @@ def show_data(config: Config, examples: int, console: Console) -> None:
         raise InputError(f"alignrun data: --examples={examples} must not be negative")
     kind, judging = discover()[config.algo.name], preferences.discover()[config.preference.name]
     kind.check(config)
-    # Rows that a run would refuse are counted, so that all of what is wrong is seen at once.
+    # Rows that a run would refuse are counted, so that all problems show at once.
     lenient = replace(config.data, bad_rows=BadRows.skip, too_long=TooLong.skip)
     trains_policy = not issubclass(kind, FeedbackAlgorithm)  # which the preference evaluates, also offline
     loaded = load_examples(lenient, judging.columns(config.preference) if trains_policy else ())

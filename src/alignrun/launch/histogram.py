@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from math import ceil
 
 BINS, WIDTH = 12, 40
-"""At most so many lines, and characters of the longest bar."""
+"""The largest number of lines, and the characters of the longest bar."""
 
 
 def histogram(values: Sequence[int]) -> list[str]:
-    """One line for each stretch of whole numbers: from where to where, a bar, and how many of the values lie there."""
+    """One line for each bin of whole numbers: its range, a bar, and how many of the values lie in it."""
     low, high = min(values), max(values)
     size = bin_size(high - low + 1)
     first = low // size
@@ -27,7 +27,7 @@ def histogram(values: Sequence[int]) -> list[str]:
 
 
 def bin_size(span: int) -> int:
-    """The smallest of 1, 2, 5, 10, 20, 50, … of which a span of whole numbers, wherever it starts, fills few."""
+    """The smallest of 1, 2, 5, 10, 20, … at which a span of whole numbers, wherever it starts, fits `BINS` bins."""
     size, steps = 1, (2, 5, 10)
     power = 1
     while ceil(span / size) + 1 > BINS and span > BINS:

@@ -15,9 +15,9 @@ class Section:
     root: type
     """Config, or what another command takes."""
     prefix: str
-    """What precedes the keys, as `algo.`; empty for those of no group."""
+    """What precedes the keys, such as `algo.`; empty for those of no group."""
     choice: str
-    """The one choice that has these keys, as `algo=dpo`; empty if all choices of the group do."""
+    """The one choice that has these keys, such as `algo=dpo`; empty if all choices of the group do."""
     kind: type
 
     @property

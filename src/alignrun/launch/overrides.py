@@ -94,7 +94,7 @@ def _readable(override: str, types: Sequence[Any]) -> str:
 
 
 def with_new_key(override: str, kind: type) -> str:
-    """An override with `++` where it is one of a dictionary's keys, which are the user's: without, Hydra adds none."""
+    """An override with `++` if it adds a key to a dictionary whose keys are the user's: otherwise Hydra refuses it."""
     key, _, value = override.partition("=")
     free = [name for name, hints in key_types(kind).items() if any(get_origin(hint) is dict for hint in hints)]
     new = any(key.startswith(f"{name}.") or (key == name and value.startswith("{")) for name in free)
@@ -102,7 +102,7 @@ def with_new_key(override: str, kind: type) -> str:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path has wildcards, as the shell has them: `*`, `?` or `[…]`."""
+    """Whether a path has wildcards as in the shell: `*`, `?` or `[…]`."""
     return re.search(r"[*?]|\[[^\]]", path) is not None
 
 

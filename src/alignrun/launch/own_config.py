@@ -74,7 +74,7 @@ def is_run_or_folder(path: Path) -> bool:
 
 
 def _run_node(file: Path, overrides: Sequence[str], stored: Stored) -> Content:
-    """A run as the start of another: data, of which nothing is executed that its author was not trusted with."""
+    """A run as the start of another. Raises InputError if it executes code or contacts a server, and is not trusted."""
     values = stored(file)
     run = RunDirectory(file.parent)
     check_own(values, read_signature(run.signature_file), str(run.path), overrides=overrides)
@@ -116,7 +116,7 @@ def _with_defaults(
 
 
 def is_whole(content: Mapping[str, Any]) -> bool:
-    """Whether a file gives every section of a run, as those of runs and of `alignrun config` do."""
+    """Whether a file has every section of a run, as a run's config.yaml and the output of `alignrun config` do."""
     return "defaults" not in content and all(
         isinstance(content.get(field.name), dict) for field in fields(Config) if field.name in groups()
     )

@@ -1,7 +1,7 @@
 """The user's own configuration: `--config FILE`, `--config-dir DIR`, and Hydra's `hydra.searchpath`.
 
-Hydra composes a file last, on top of the defaults and an experiment, and the command line overrides it. A file that is
-a whole configuration, as every run keeps one, is data: `${…}` in it is text.
+Hydra composes a file last, on top of the defaults and an experiment, and the command line overrides it. A whole
+configuration, such as the config.yaml of a run, is data: `${…}` in it is text.
 """
 
 import hashlib
@@ -121,7 +121,7 @@ def folder_of(value: str) -> Path:
     else:
         folder = Path(value.removeprefix("file://")).expanduser()
     if not folder.is_dir():
-        raise InputError(f"{value} is not a folder: name one with choices, as DIR/algo/mine.yaml")
+        raise InputError(f"{value} is not a folder: name one with choices, such as DIR/algo/mine.yaml")
     found = [(group, file) for group in groups() for file in (folder / group).glob("*.yaml")]
     if not found:
         raise InputError(f"{value} has no choices: put them into folders called {', '.join(groups())}")

@@ -188,7 +188,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def _base_digest(config: Config, backbone: Backbone) -> str:
-    """The digest of a base that is loaded in another form than stored: of its files, or of its revision on the hub."""
+    """The digest of a base that is not loaded as it is stored: of its files, or of its revision on the hub."""
     folder = Path(locate(config.model))
     return folder_digest(folder) if folder.is_dir() else getattr(backbone.model.config, "_commit_hash", None) or ""
 

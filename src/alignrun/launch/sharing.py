@@ -27,7 +27,7 @@ def add_record(folder: Path, run: RunDirectory, step: int) -> None:
         numbers = {name: value for name, value in summary.items() if type(value) in (int, float)}
         lines = "\n".join(f"{json.dumps(name)}: {value:.6g}" for name, value in numbers.items())
         parts.append(f"## Results\n\nThe run's evaluation of these weights:\n\n```yaml\n{lines}\n```\n")
-    # Where the run was kept says nothing to others.
+    # The folder of the run means nothing to others.
     typed = [part for part in run.read_overrides() or [] if not part.startswith("run.dir=")]
     command = shlex.join(["alignrun", *typed]).replace("```", "`` `")
     parts.append(f"## Command\n\n```\n{command}\n```\n")

@@ -1,4 +1,4 @@
-"""Chat templates that a command line names by their files, as text: a run needs no file to go on."""
+"""Reads the chat templates that a command line names by their files: a run keeps the text and needs no file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def _text(where: str, name: str) -> str:
     try:
         file = Path(name).expanduser()
         found = file.is_file()
-    except (OSError, ValueError, RuntimeError):  # no path: too long, or the home of nobody
+    except (OSError, ValueError, RuntimeError):  # not a path: too long, or the home of an unknown user
         found = False
     if not found:
         raise InputError(f"{clean(where, 200)} is neither a Jinja template nor a file: check the path")

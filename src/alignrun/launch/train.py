@@ -24,6 +24,7 @@ from alignrun.launch.checks import check
 from alignrun.launch.pins import check_pins, read_pins
 from alignrun.models.device import resolve
 from alignrun.models.precision import dtype_name
+from alignrun.planning.automatic import choices, with_choices
 from alignrun.preferences.base import preference_in_words
 from alignrun.run.directory import RunDirectory, append_jsonl, environment, read_jsonl, write_text_atomic
 from alignrun.run.fresh import fresh_directory
@@ -74,7 +75,7 @@ def _train(config: Config, overrides: Sequence[str], run: RunDirectory, console:
             write_text_atomic(run.overrides_file, overrides_text(overrides))
     try:
         assembly = _assemble(config, console, settled_dtype(config))
-        config = assembly.config
+        config = _as_given(config, assembly)
     except BaseException:
         if distributed.is_main():
             remove_empty_run(run)
@@ -217,8 +218,9 @@ def _resume(
     at = (0, 0)
     if checkpoint is not None and config.train.epochs is not None:
         at = checkpoint.step, examples_of(checkpoint, stored.train.batch_size)
-    assembly = _assemble(config, console, settled_dtype(config, checkpoint), *at)
-    config = assembly.config
+    kept = config if checkpoint is None else with_recorded(config, checkpoint, overrides)
+    assembly = _assemble(kept, console, settled_dtype(config, checkpoint), *at)
+    config = _as_given(config, assembly)
     with distributed.raise_together():
         if checkpoint is not None:
             _check_ahead(config, checkpoint)
@@ -264,13 +266,34 @@ def settled_dtype(config: Config, checkpoint: Checkpoint | None = None) -> Preci
     return settled
 
 
+def with_recorded(config: Config, checkpoint: Checkpoint, overrides: Sequence[str]) -> Config:
+    """The configuration with what `auto` stood for in the steps of a checkpoint, except where `auto` is typed anew.
+
+    Raises:
+        InputError: the checkpoint records values that are not valid.
+    """
+    typed = {override.partition("=")[0] for override in overrides}
+    found = checkpoint.state.get("chosen", {})
+    with distributed.raise_together():
+        try:
+            return with_choices(config, {key: found[key] for key in found if key not in typed})
+        except (InputError, TypeError) as error:
+            raise InputError(
+                f"{checkpoint.path}: its state does not say what `auto` stood for ({one_line(error, 120)}): resume "
+                "from another with --step"
+            ) from None
+
+
 def _assemble(config: Config, console: Console, dtype: Precision, step: int = 0, examples: int = 0) -> Assembly:
-    """The parts of the run, with a base of this dtype; the configuration keeps saying `auto` if it does."""
+    """The parts of the run, with a base of this dtype."""
     settled = replace(config, model=replace(config.model, dtype=dtype))
     with distributed.raise_together(), memory_errors(config):
-        made = assemble(settled, lambda text: console.print(text, style="dim", markup=False), step, examples)
-    kept = replace(made.config, model=replace(made.config.model, dtype=config.model.dtype))
-    return replace(made, config=kept)
+        return assemble(settled, lambda text: console.print(text, style="dim", markup=False), step, examples)
+
+
+def _as_given(config: Config, assembly: Assembly) -> Config:
+    """The configuration that is stored: its steps follow from the data, and what was `auto` stays `auto`."""
+    return replace(config, train=replace(config.train, steps=assembly.config.train.steps))
 
 
 def remove_empty_run(run: RunDirectory) -> None:
@@ -294,7 +317,7 @@ def _fit(
     """Train to the end, and report.
 
     Args:
-        config: the configuration.
+        config: the configuration as it is stored; that of the assembly has values for `auto`.
         assembly: the parts of the run.
         run: its folder.
         console: where progress is shown.
@@ -303,7 +326,10 @@ def _fit(
         stored: the configuration before it was resumed.
     """
     torch.use_deterministic_algorithms(assembly.trained.device.type == "cpu")
-    trainer = Trainer(config, assembly.trained, assembly.algorithm, assembly.data, assembly.evaluate, run)
+    chosen = choices(config, assembly.config)
+    trainer = Trainer(
+        assembly.config, assembly.trained, assembly.algorithm, assembly.data, assembly.evaluate, run, chosen
+    )
     start = Progressed(0, evaluated=False)
     with distributed.raise_together():
         if checkpoint is not None and stored is not None:
@@ -334,7 +360,7 @@ def _fit(
             return tracking
 
         try:
-            with memory_errors(config):
+            with memory_errors(assembly.config):
                 outcome = trainer.fit(start, begin, progress, resumed=resumption is not None)
         except BaseException as error:
             if trainer.tracking is not None:

@@ -1,8 +1,10 @@
 """What `auto` stands for: the largest batches that fit a GPU, and recomputed activations only where they must be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
 
 from alignrun.algorithms.base import discover
 from alignrun.algorithms.common.workload import workload
@@ -11,12 +13,16 @@ from alignrun.errors import InputError
 from alignrun.models.decoding.replay import why_not_recorded
 from alignrun.models.sources import planned_architecture
 from alignrun.objectives.likelihood import CHUNK_SIZE
-from alignrun.planning.plan import MOST_PROMPTS, drawing_bytes, resident_plan, training_bytes
+from alignrun.planning.plan import MOST_PROMPTS, completion_tokens, drawing_bytes, resident_plan, training_bytes
 from alignrun.security.text import counted
 
 GIB = 2**30
 USABLE = 0.9
 """Fraction of a GPU that a plan may fill; the rest is for the CUDA context, fragmentation and kernel workspaces."""
+MICRO, CHUNK = "train.micro_batch_size", "generation.batch_size"
+CHECKPOINTING, GRAPHS = "model.gradient_checkpointing", "model.cuda_graphs"
+KEYS = (MICRO, CHUNK, CHECKPOINTING, GRAPHS)
+"""What `choose` sets where it is `auto`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ def choose(config: Config, memory: float | None, processes: int = 1, shards: int
         InputError: as `make_plan`.
     """
     if memory is None:
-        return Choice(_with(config, None, None, recomputing=False), ())
+        return Choice(with_choices(config, {MICRO: None, CHUNK: None, CHECKPOINTING: False}), ())
     share = -(-config.train.batch_size // processes)
     why = []
     if config.model.cuda_graphs == AUTO:
@@ -80,7 +86,27 @@ def choose(config: Config, memory: float | None, processes: int = 1, shards: int
         why.append(
             f"generation.batch_size={chunk}: {_reason(each, share, lambda rows: drawing_bytes(config, rows), room)}"
         )
-    return Choice(_with(config, micro, None if chunk == AUTO else chunk, recomputing=recomputing), tuple(why))
+    chosen = {MICRO: micro, CHUNK: None if chunk == AUTO else chunk, CHECKPOINTING: recomputing}
+    return Choice(with_choices(config, chosen), tuple(why))
+
+
+def choices(config: Config, chosen: Config) -> dict[str, Any]:
+    """Key → what was chosen where `config` says `auto`. Checkpoints record it: a resumed run keeps its choices."""
+    return {key: _get(chosen, key) for key in KEYS if _get(config, key) == AUTO != _get(chosen, key)}
+
+
+def with_choices(config: Config, chosen: Mapping[str, Any]) -> Config:
+    """The configuration with these values where it says `auto`. Raises InputError for a value that is not valid."""
+    for key in KEYS:
+        if key in chosen and _get(config, key) == AUTO:
+            section, _, name = key.partition(".")
+            values = replace(getattr(config, section), **{name: chosen[key]})
+            config = replace(config, **{section: values})
+    return config
+
+
+def _get(config: Config, key: str) -> Any:
+    return attrgetter(key)(config)
 
 
 def learned_that_fit(config: Config, room: float, most: int, shards: int = 1) -> int:
@@ -89,11 +115,10 @@ def learned_that_fit(config: Config, room: float, most: int, shards: int = 1) ->
 
 
 def learning_bytes(config: Config, rows: int, shards: int = 1) -> int:
-    """Bytes of a training pass over so many prompts; of many, extrapolated from fewer."""
+    """Bytes of a training pass over this many prompts; extrapolated from fewer if there are many."""
     # From here on the chunks of the logits have their full size, and every further prompt costs the same.
-    new = config.generation.max_new_tokens
     work = workload(config)
-    enough = max(1, -(-CHUNK_SIZE // (work.learned * (1 + work.later_turns) * new)))
+    enough = max(1, -(-CHUNK_SIZE // (work.learned * (1 + work.later_turns) * completion_tokens(config))))
     if rows <= enough:
         return training_bytes(config, rows, shards=shards)
     few, more = (training_bytes(config, count, accumulating=True, shards=shards) for count in (enough, enough + 1))
@@ -106,7 +131,7 @@ def drawn_that_fit(config: Config, room: float, most: int) -> int:
 
 
 def evenly(rows: int, most: int) -> int:
-    """The size of the pieces when `rows` are spread evenly over as few pieces as at most `most` rows each allow."""
+    """The size of the pieces when `rows` are spread evenly over the fewest pieces of at most `most` rows."""
     return -(-rows // -(-rows // max(1, most)))
 
 
@@ -162,7 +187,7 @@ def _most(fits: Callable[[int], bool], most: int) -> int:
 
 
 def _reason(rows: int, share: int, bytes_of: Callable[[int], int], room: float) -> str:
-    """What so many rows of a process's share need, and what those of one pass less would."""
+    """The memory that pieces of this many rows need, and that larger ones, in one pass fewer, would."""
     said = _needed(bytes_of(rows), room)
     if rows == share:
         return f"{said}, the whole batch"
@@ -184,15 +209,3 @@ def _can_recompute(config: Config, rows: int) -> bool:
 
 def _recomputing(config: Config, recomputing: bool) -> Config:
     return replace(config, model=replace(config.model, gradient_checkpointing=recomputing))
-
-
-def _with(config: Config, micro: int | None, chunk: int | None, *, recomputing: bool) -> Config:
-    """The configuration with these values where it says `auto`."""
-    train, generation, model = config.train, config.generation, config.model
-    if train.micro_batch_size == AUTO:
-        train = replace(train, micro_batch_size=micro)
-    if generation.batch_size == AUTO:
-        generation = replace(generation, batch_size=chunk)
-    if model.gradient_checkpointing == AUTO:
-        model = replace(model, gradient_checkpointing=recomputing)
-    return replace(config, train=train, generation=generation, model=model)

@@ -24,7 +24,7 @@ NAMED = {
     "h200": 140,
     "b200": 179,
 }
-"""Name → GiB that its driver reports, of the larger where there are two."""
+"""Name → GiB that its driver reports; the larger size where there are two."""
 
 
 def planned_gpus(settings: Sequence[str]) -> tuple[Sequence[float], int]:

@@ -37,11 +37,11 @@ class Judge:
     place: str
     """`preference`, or the key of a panel's member."""
     weights: int
-    """What it adds to memory: without a base that the policy or an earlier judge holds already."""
+    """What it adds to memory, without a base that the policy or an earlier judge already holds."""
     passing: int
     """Activations of a pass over as many tokens as are read at once."""
     shared: bool = False
-    """Whether its base is held already, by the policy or by an earlier judge."""
+    """Whether the policy or an earlier judge already holds its base."""
     device: str = ""
     """Where it is, unless on the device of the policy."""
     unknown: str = ""
@@ -52,7 +52,7 @@ def judges(config: Config, prompt_tokens: int) -> list[Judge]:
     """The preference models of a run, those of a panel's members one by one.
 
     Raises:
-        InputError: a run that is named is none.
+        InputError: a path that should be a run is not one.
     """
     if issubclass(algorithms()[config.algo.name], FeedbackAlgorithm):
         return []
@@ -97,7 +97,7 @@ def _published(config: Config, section: PublishedConfig, place: str, prompt_toke
 
 
 def _architecture(section: PublishedConfig) -> PreTrainedConfig | None:
-    """Of a folder or the hub, else of a known model; None if neither says it."""
+    """From a folder or the hub, or else that of a known model; None if there is neither."""
     try:
         with quiet_transformers():
             found: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -110,7 +110,7 @@ def _architecture(section: PublishedConfig) -> PreTrainedConfig | None:
 
 
 def held_bytes(model: nn.Module, dtype: torch.dtype, linear: float | None = None) -> int:
-    """Bytes of the weights; `linear` are those of a quantised one, which all linear layers but the head have."""
+    """Bytes of the weights; with `linear` bytes for each weight of a linear layer other than the head, if quantised."""
     width = torch.finfo(dtype).bits // 8
     total = sum(weight.numel() for weight in model.parameters())
     if linear is None:

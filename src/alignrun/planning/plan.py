@@ -64,7 +64,7 @@ class MemoryPlan:
     moments: int
     """AdamW's two moments of every trained parameter."""
     sampling: int
-    """Key-value cache and the logits of a decoding step; the maximum over training and evaluation."""
+    """Key-value cache, logits of a decoding step and hidden states of drafts; the larger of training and evaluation."""
     training: int
     """Activations and gradients of a micro-batch, and chunks of the logits."""
 
@@ -135,8 +135,8 @@ def make_plan(config: Config, shards: int = 1) -> MemoryPlan:
 def resident_plan(config: Config, shards: int = 1) -> MemoryPlan:
     """The plan of what stays in memory and of judging, without sampling and training.
 
-    With `shards`, the base's decoder layers are split over so many processes, and each of these holds its part and two
-    whole layers: one that computes and the next one. Without adapters, all weights of all models are split, with the
+    With `shards`, the base's decoder layers are split over that many processes. Each holds its part and two whole
+    layers: the one that computes and the next one. Without adapters, all weights of all models are split, with the
     moments; those outside the layers are whole as well while a model is used.
 
     Raises as `make_plan`.
@@ -194,8 +194,14 @@ def prompt_tokens(config: Config) -> int:
     return config.data.max_prompt_tokens or ASSUMED_PROMPT_TOKENS
 
 
+def completion_tokens(config: Config) -> int:
+    """The length of the completions that are learned from."""
+    new = config.generation.max_new_tokens
+    return new if discover()[config.algo.name].online else config.data.max_completion_tokens or new
+
+
 def peak_sampling(config: Config, shards: int = 1) -> int:
-    """Bytes of the larger decoding loop, of training or of evaluation, in one of so many processes.
+    """Bytes of the larger decoding loop, of training or of evaluation, in one of that many processes.
 
     Raises as `make_plan`.
     """
@@ -211,12 +217,17 @@ def drawing_bytes(config: Config, prompts: int) -> int:
 
 
 def _continuing_bytes(config: Config, work: Workload, prompts: int, dtype: torch.dtype) -> int:
-    """Drafts that are continued: their rejected tokens stay in the cache. `auto` drafts on a CPU alone."""
+    """Drafts that are continued: their rejected tokens stay in the cache, and the hidden states that verify them.
+
+    `auto` drafts on a CPU alone.
+    """
     on_cpu = resolve(config.model, config.adapter, planning=True).device.type == "cpu"
     drafting = config.generation.opponents is Opponents.drafted or on_cpu
     if not work.continued or not drafting:
         return 0
-    return sampling_bytes(config, work.continued, prompts, dtype, config.generation.max_new_tokens)
+    new, text = config.generation.max_new_tokens, planned_architecture(config.model).get_text_config()
+    hidden = len(work.continued) * prompts * new * text.hidden_size * torch.finfo(dtype).bits // 8
+    return int(sampling_bytes(config, work.continued, prompts, dtype, new) + hidden)
 
 
 def evaluation_bytes(config: Config, shards: int = 1) -> int:
@@ -233,7 +244,7 @@ def evaluation_bytes(config: Config, shards: int = 1) -> int:
 def sampling_bytes(
     config: Config, sources: Sequence[Source], prompts: int, dtype: torch.dtype, added_tokens: int = 0
 ) -> int:
-    """Memory of one decoding loop: the key-value cache, so many tokens longer, and the logits of a step."""
+    """Memory of one decoding loop: the key-value cache, with room for `added_tokens` more, and the logits of a step."""
     architecture = planned_architecture(config.model)
     text = architecture.get_text_config()
     width = _width(dtype)
@@ -276,7 +287,7 @@ def _predictable(config: Config, what: str) -> Iterator[None]:
 
 
 def training_bytes(config: Config, prompts: int, accumulating: bool | None = None, shards: int = 1) -> int:
-    """Bytes of a training pass over so many prompts besides what stays in memory.
+    """Bytes of a training pass over this many prompts, besides what stays in memory.
 
     `accumulating`: whether gradients of earlier passes are there already; by default if the batch has more prompts.
     With `shards` and without adapters, gradients are split over so many processes: each holds its part of all, and
@@ -286,7 +297,6 @@ def training_bytes(config: Config, prompts: int, accumulating: bool | None = Non
     """
     split = shards > 1 and config.adapter.name is AdapterKind.none
     kind, work = discover()[config.algo.name], workload(config)
-    new = config.generation.max_new_tokens
     # With later turns, all completions of a conversation are in memory at once, each with a prompt of its own; these
     # grow evenly from turn to turn.
     apart = work.later_turns > 0
@@ -294,7 +304,7 @@ def training_bytes(config: Config, prompts: int, accumulating: bool | None = Non
         prompts=prompts * work.learned * (1 + work.later_turns) if apart else prompts,
         completions=1 if apart else work.learned,
         prompt_tokens=prompt_tokens(config) + work.added_tokens // 2,
-        completion_tokens=new if kind.online else config.data.max_completion_tokens or new,
+        completion_tokens=completion_tokens(config),
         checkpointing=config.model.checkpointing,
         accumulating=prompts < config.train.batch_size if accumulating is None else accumulating,
         vocabulary=not issubclass(kind, FeedbackAlgorithm),

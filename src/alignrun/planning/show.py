@@ -32,7 +32,7 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
     if config.train.epochs is not None:
         length = f"train.epochs={config.train.epochs:g}: `alignrun data` with the same keys counts its steps"
         console.print(length, highlight=False)
-        # Memory depends on no number of steps; streams are declared for a first, a middle and a last one.
+        # Memory does not depend on the number of steps; streams are declared for the first, a middle and the last one.
         config = replace(config, train=replace(config.train, steps=100))
     device = resolve(config.model, config.adapter, planning=True).device
     free = free_memory(device)
@@ -51,7 +51,7 @@ def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZ
         f"{_precision(here.config)} base here, {_precision(on_gpu(config))} on a GPU; prompts of "
         f"{prompt_tokens(config)} tokens, {_later(config)}{config.generation.max_new_tokens} new tokens, batches of "
         f"{config.train.batch_size}. A run plans with its longest prompt and its GPU's free memory, of which it fills "
-        f"{USABLE:.0%}. The framework's own memory comes on top.",
+        f"{USABLE:.0%}. The framework's own memory comes on top of that.",
         highlight=False,
     )
     for judge in plans[0].judges:

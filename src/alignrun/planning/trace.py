@@ -66,7 +66,7 @@ def training_peak(
 def forward_peak(model: PreTrainedModel, rows: int, tokens: int) -> int:
     """Peak bytes besides the weights of a pass over rows of equal length that keeps nothing for a gradient.
 
-    A few layers tell that of any number, since what one layer holds is freed before the next.
+    It does not depend on the number of layers, since each frees its tensors before the next one.
     """
     model.config.get_text_config().use_cache = False
     with _without_data(model), torch.no_grad():
@@ -172,7 +172,7 @@ def _traced(
 
 @contextlib.contextmanager
 def _without_data(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context, a model on the meta device pretends to be on the CPU, as do new tensors."""
+    """Within the context, a model on the meta device and all new tensors pretend to be on the CPU."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         empty_weights(model, "cpu")
         yield
@@ -208,7 +208,7 @@ def _train(model: PreTrainedModel, work: Pass) -> None:
 
 
 def with_layers(architecture: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The same architecture with at most so many layers."""
+    """The same architecture with at most this many layers."""
     shape = copy.deepcopy(architecture)
     text = shape.get_text_config()
     layers = min(layers, text.num_hidden_layers)

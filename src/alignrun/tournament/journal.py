@@ -94,21 +94,26 @@ class Member(Preference):
 def journal_file(folder: Path, section: Any, content: Any) -> Path:
     """The file for a judge and its questions; depends on the judge's section and the files that it names."""
     plain = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)
-    asked = json.dumps([plain, list(_stamps(plain)), content], sort_keys=True, default=str)
+    asked = json.dumps([plain, list(stamps(plain)), content], sort_keys=True, default=str)
     return folder / f"{hashlib.sha256(asked.encode()).hexdigest()}.jsonl"
 
 
-def _stamps(section: Any) -> Iterator[tuple[str, int, int]]:
-    """Name, size and modification time of the judge's weight and code files, once it has been loaded."""
+def stamps(section: Any) -> Iterator[tuple[str, int, int]]:
+    """Name, size and modification time of the files of weights, code and games that a judge's section names.
+
+    The code counts once the judge has been built.
+    """
     children = section.items() if isinstance(section, dict) else enumerate(section) if isinstance(section, list) else ()
     for key, value in children:
-        yield from _stamps(value)
+        yield from stamps(value)
         files: list[Path] = []
         if key == "function" and isinstance(value, str):
             code = getattr(sys.modules.get(value.partition(":")[0]), "__file__", None)
             files = [Path(code)] if code else []
         if key == "path" and isinstance(value, str) and Path(value).expanduser().is_dir():
             files = sorted(Path(value).expanduser().rglob("*.safetensors"))
+        if key == "game" and isinstance(value, str):
+            files = [Path(value)]
         for file in files:
             with contextlib.suppress(OSError):
                 found = file.stat()

@@ -86,7 +86,7 @@ def line_up(config: TournamentConfig) -> Lineup:
     """
     agree = not config.names or len(config.names) == len(config.runs)
     found = ", ".join(clean(run, 60) for run in config.runs)
-    require(agree, "names", f"must be as many as runs, or none: {len(config.names)} names for {found}")
+    require(agree, "names", f"must have as many entries as runs, or none: {len(config.names)} names for {found}")
     names: Sequence[str | None] = list(config.names) or [None] * len(config.runs)
     # The runs' own data and preferences are used unless the command line names others.
     asked = config.preference is None or config.hacking_gap

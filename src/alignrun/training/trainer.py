@@ -72,6 +72,15 @@ class Trainer:
 
     Several processes run the same loop on the same batches, each with all the trained weights, or with a part of each;
     gradients are summed over them, and only the main process writes files.
+
+    Args:
+        config: the configuration, with nothing left `auto` that a plan chooses.
+        trained: the policy, or the feedback model.
+        algorithm: collects batches and computes their losses.
+        data: the training rows.
+        evaluate: measures the result.
+        run: the folder of the run.
+        chosen: key → what the plan chose, recorded in every checkpoint.
     """
 
     def __init__(
@@ -82,10 +91,11 @@ class Trainer:
         data: Dataset[Any],
         evaluate: Evaluator,
         run: RunDirectory,
+        chosen: Mapping[str, Any],
     ) -> None:
         self._config, self._trained, self._algorithm = config, trained, algorithm
         self._data, self._evaluate = data, evaluate
-        self._run = run
+        self._run, self._chosen = run, chosen
         self._weights, self._algorithm_weights = trained.trainable(), algorithm.trainable()
         self._trainable = {**self._weights, **self._algorithm_weights}
         self._sharded = any_sharded(self._trainable.values())
@@ -377,6 +387,7 @@ class Trainer:
                 "examples": progressed.examples,
                 "skipped": self._skipped,
                 "dtype": dtype_name(self._trained.backbone.dtype),
+                "chosen": self._chosen,
                 "measured": self._algorithm.measured,
             },
             self._config.train.keep_checkpoints,

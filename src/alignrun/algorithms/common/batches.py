@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alignrun import distributed
+from alignrun.models.fitting import Pieces
 from alignrun.types import map_parts
 
 Batch = TypeVar("Batch")
@@ -43,18 +44,21 @@ def pieces(batch: Batch, size: int | None) -> Iterator[Batch]:
         yield rows(batch, slice(start, start + each))
 
 
-def shared(batch: Any, compute: Callable[[Any], Tensor], size: int | None = None) -> Tensor:
-    """[B, …] the result of `compute` for each row of a batch, with the rows sharded over processes.
+def in_pieces(batch: Any, compute: Callable[[Any], Tensor], memory: Pieces) -> Tensor:
+    """[B, …] the result of `compute` for each row of a batch, of as many rows per call as fit the memory.
 
-    `compute` gets at most `size` rows per call, by default all; its results must agree in all other dimensions.
+    The results must agree in all other dimensions.
     """
+    return memory.that_fit(count(batch), lambda size: torch.cat([compute(piece) for piece in pieces(batch, size)]))
 
-    def in_pieces(batch: Any) -> Tensor:
-        return torch.cat([compute(piece) for piece in pieces(batch, size)])
 
+def shared(batch: Any, compute: Callable[[Any], Tensor], memory: Pieces) -> Tensor:
+    """The same, with the rows sharded over processes."""
     if distributed.size() == 1:
-        return in_pieces(batch)
-    return distributed.by_share(count(batch), lambda index: in_pieces(select(batch, torch.tensor(index))))
+        return in_pieces(batch, compute, memory)
+    return distributed.by_share(
+        count(batch), lambda index: in_pieces(select(batch, torch.tensor(index)), compute, memory)
+    )
 
 
 def as_json(batch: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from alignrun.algorithms.base import Tools
 from alignrun.algorithms.common.online import OnlineAlgorithm
 from alignrun.algorithms.common.stacking import pad_completions, stack
+from alignrun.config import Config
 from alignrun.data.dataset import Dataset
 from alignrun.data.encoding import Encoding
 from alignrun.data.follow_up import FollowUps
@@ -66,6 +67,12 @@ class ConversationAlgorithm(OnlineAlgorithm):
         rows = policy.model.get_input_embeddings().num_embeddings
         self.follow_ups = FollowUps(policy.tokenizer, settings.model.system_prompt, rows)
         self._room = context_length(policy.model.config) - settings.generation.max_new_tokens
+
+    @classmethod
+    def streams(cls, config: Config, step: int) -> Sequence[Stream]:
+        """The policy's first answers; what follows in a conversation is drawn after them, one of each."""
+        samples = config.algo.samples_per_prompt
+        return (Stream(Role.policy, samples, learned=samples),)
 
     @classmethod
     @abstractmethod

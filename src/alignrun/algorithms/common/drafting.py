@@ -25,6 +25,7 @@ from alignrun.generation.decode import Sampling
 from alignrun.generation.server.protocol import Drawn
 from alignrun.generation.streams import Mixture, Source, roles_of
 from alignrun.generation.verify import verify
+from alignrun.models.fitting import Pieces
 from alignrun.objectives.divergence import kl_k3
 from alignrun.types import Completions, PromptBatch, Role
 
@@ -52,10 +53,10 @@ class _Drafts:
 
 
 class Drafting:
-    """Turns drafts into completions, and counts what happens to them."""
+    """Turns drafts into completions, and counts what happens to them; `memory` is what fits while they are read."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._policy, self._config = tools.policy, tools.config
+    def __init__(self, tools: Tools, memory: Pieces) -> None:
+        self._policy, self._config, self._memory = tools.policy, tools.config, memory
         self._accepted = self._rejected = self._rounds = self._calls = 0
         self._divergence = self._tokens = self._largest = 0.0
 
@@ -141,8 +142,8 @@ class Drafting:
 
     def _verify(self, batch: _Drafts, source: Source, sampling: Sampling) -> "_Verified":
         """The verdict on R drafts, computed in the micro-batches of training and sharded over the processes."""
-        width, size = batch.completions.tokens.shape[2], self._config.train.micro
-        packed = shared(batch, lambda part: self._verified(part, source, sampling), size).flatten(0, 1)
+        width = batch.completions.tokens.shape[2]
+        packed = shared(batch, lambda part: self._verified(part, source, sampling), self._memory).flatten(0, 1)
         tokens, mask, log_probs, ended, rejected = packed.split([width, width, width, 1, 1], dim=1)
         prefix = Completions(tokens.long(), mask.bool())
         return _Verified(prefix, log_probs, ended.squeeze(1).bool(), rejected.squeeze(1).bool())

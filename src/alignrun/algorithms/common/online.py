@@ -23,8 +23,8 @@ class OnlineAlgorithm(Algorithm):
         """Weights for the gradient of samples that a server drew."""
 
     def report(self, note: Callable[[str], None]) -> None:
-        """Print what happens while sampling with `note`."""
-        self.rollouts.memory.note = note
+        """Print what happens while sampling and scoring with `note`."""
+        self.rollouts.memory.note = self.rollouts.scoring.note = note
 
     @property
     def asked(self) -> int:

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignrun import distributed
+from alignrun.algorithms.common.batches import in_pieces
+from alignrun.algorithms.common.scoring import scoring, token_scores
 from alignrun.data.pairs import PairSet
 from alignrun.models.device import batch_to
 from alignrun.models.policy import Policy
 from alignrun.models.sources import cache_folder
 from alignrun.run.directory import writing
-from alignrun.types import Role
+from alignrun.types import PairBatch, Role
 
 NAME = "log_probs"
 
@@ -64,15 +66,17 @@ def _write(path: Path, values: Tensor) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-@torch.no_grad()
 def _compute(policy: Policy, pairs: PairSet, batch_size: int) -> Tensor:
-    values = torch.zeros(len(pairs), 2)
+    values, memory = torch.zeros(len(pairs), 2), scoring(batch_size, "train.micro_batch_size")
+
+    def score(part: PairBatch) -> Tensor:
+        return token_scores(policy, [Role.reference], part.prompts, part.completions).squeeze(1).sum(2)
+
     batches = zip(pairs.all_rows(batch_size), pairs.all_batches(batch_size), strict=True)
     for (rows, batch), counts in distributed.round_robin(batches):
-        moved = batch_to(batch, policy.device)
-        log_probs = policy.log_probs(Role.reference, moved.prompts, moved.completions.flat())
+        log_probs = in_pieces(batch_to(batch, policy.device), score, memory)
         if counts:
-            values[rows] = log_probs.sum(1).reshape(-1, 2).float().cpu()
+            values[rows] = log_probs.float().cpu()
     return distributed.all_reduce_sum(values)
 
 

@@ -13,6 +13,7 @@ from alignrun.algorithms.common.batches import shared
 from alignrun.algorithms.common.online import OnlineAlgorithm
 from alignrun.algorithms.common.opponents import pairs_against
 from alignrun.algorithms.common.schedules import check_opponents
+from alignrun.algorithms.common.scoring import token_scores
 from alignrun.config import Config, require, schema
 from alignrun.errors import InputError
 from alignrun.generation.streams import Stream
@@ -125,16 +126,12 @@ class RewardAlgorithm(OnlineAlgorithm):
 
     def token_scores(self, drawn: Rewarded) -> Tensor:
         """[B, S, K, T] `_token_scores` of the completions, computed in the micro-batches of training."""
-        return shared(drawn, self._token_scores, self.tools.config.train.micro)
+        return shared(drawn, self._token_scores, self.rollouts.scoring)
 
     def _token_scores(self, drawn: Rewarded) -> Tensor:
         """[B, 2, K, T] log π and log μ of every completion token."""
-        completions, shape = drawn.completions.flat(), drawn.completions.mask.shape
-        log_probs = [
-            self.tools.policy.log_probs(role, drawn.prompts, completions, self.temperature).reshape(shape)
-            for role in (Role.policy, Role.reference)
-        ]
-        return torch.stack(log_probs, 1)
+        roles = Role.policy, Role.reference
+        return token_scores(self.tools.policy, roles, drawn.prompts, drawn.completions, self.temperature)
 
     def notes(self) -> Sequence[str]:
         """The source of the reward."""

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from alignrun import distributed
 from alignrun.algorithms.base import Tools
-from alignrun.algorithms.common.batches import pieces, rows, select, shared
+from alignrun.algorithms.common.batches import pieces, rows, select
 from alignrun.algorithms.common.opponents import BOTH_ORDERS, Comparisons, draw_against, draw_among, draw_apart
 from alignrun.algorithms.common.paired import Sides, always_paired, joined, may_pair, pair_uniforms, sample_pairs, worth
+from alignrun.algorithms.common.scoring import scoring
 from alignrun.algorithms.common.stacking import consecutive, pad_completions, stack
 from alignrun.config import Engine, Opponents
 from alignrun.data.completions import opened
@@ -20,7 +21,7 @@ from alignrun.generation.decode import Sampling, sample_completions
 from alignrun.generation.streams import Source, Stream, decoding_roles
 from alignrun.models.fitting import Pieces
 from alignrun.models.policy import Policy
-from alignrun.types import Completions, PromptBatch, Role
+from alignrun.types import Completions, PromptBatch
 
 PURPOSES = 101
 """The purposes of draws within a step; each has its own random numbers."""
@@ -127,30 +128,6 @@ class Pace:
     """Gets the prompts and completions of each of several chunks, once it is drawn."""
 
 
-@torch.no_grad()
-def log_ratio(policy: Policy, role: Role, prompts: PromptBatch, completions: Completions, temperature: float) -> Tensor:
-    """[B, T] log π/μ of a role at every token at the sampling temperature, with the prompts sharded over processes.
-
-    It refers to the untruncated distributions: for completions sampled with top-k or top-p its mean is not a KL.
-    """
-
-    def of(part: _Drawn) -> Tensor:
-        ours, base = (
-            policy.log_probs(name, part.prompts, part.completions, temperature) for name in (role, Role.reference)
-        )
-        return ours - base
-
-    return shared(_Drawn(prompts, completions), of)
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """One completion for each of B prompts."""
-
-    prompts: PromptBatch
-    completions: Completions
-
-
 def decode_texts(policy: Policy, completions: Completions) -> list[str]:
     """Decode completions to text, without special tokens and with the chat template's prefix of every answer."""
     lengths = completions.mask.sum(1).tolist()
@@ -169,6 +146,8 @@ class Rollouts:
         self._chunk = generation.chunk
         self.memory = fitting()
         """What has been found to fit while sampling."""
+        self.scoring = scoring(tools.config.train.micro, "train.micro_batch_size")
+        """What has been found to fit while scoring."""
         self._sampling = sampling_of(tools.policy, generation.max_new_tokens, generation.temperature)
         if generation.opponents is Opponents.drafted and not tools.policy.rereads:
             raise InputError(

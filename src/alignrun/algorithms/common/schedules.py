@@ -1,7 +1,6 @@
 """Schedules other than the learning rate, and checks of the iteration settings."""
 
-from alignrun.config import Config, require
-from alignrun.errors import InputError
+from alignrun.config import require
 
 
 def mix_beta_at(step: int, steps: int, start: float, end: float | None) -> float:
@@ -42,12 +41,3 @@ def check_minibatches(epochs: int, parts: int) -> None:
     """Require at least one epoch and one minibatch. Raises InputError."""
     require(epochs >= 1, "algo.epochs", f"must be at least 1, not {epochs}")
     require(parts >= 1, "algo.minibatches", f"must be at least 1, not {parts}")
-
-
-def check_batch(config: Config) -> None:
-    """Refuse more minibatches than prompts per step. Raises InputError."""
-    if config.algo.minibatches > config.train.batch_size:
-        raise InputError(
-            f"config: algo.minibatches={config.algo.minibatches} is more than train.batch_size="
-            f"{config.train.batch_size}, the prompts of which they are made"
-        )

@@ -39,7 +39,7 @@ class ServerRollouts(Rollouts):
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)
         self._server = ServedPolicy(tools.policy, tools.config.generation)
-        self._drafting = Drafting(tools)
+        self._drafting = Drafting(tools, self.scoring)
 
     def drain(self) -> dict[str, float]:
         """What happened to the drafts of mixtures since the last call."""

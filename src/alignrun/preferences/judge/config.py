@@ -46,7 +46,7 @@ class JudgeConfig(ServedConfig):
 
     name: str = "judge"
     url: str = MISSING
-    """What `/chat/completions` is appended to, as http://localhost:8000/v1."""
+    """What `/chat/completions` is appended to, such as http://localhost:8000/v1."""
     template: str = TEMPLATE
     """The user's message, with {prompt}, {first} and {second} once each."""
     system_prompt: str | None = None
