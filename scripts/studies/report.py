@@ -27,7 +27,7 @@ from studies.style_game import (
     win_rates_against,
     win_rates_between,
 )
-from studies.styles import METHODS, REFERENCE_SAMPLES, SAMPLES, TAU, TAUGHT, configuration, read
+from studies.styles import HELD_OUT, METHODS, REFERENCE_SAMPLES, SAMPLES, TAU, TAUGHT, configuration, read
 
 STYLES = list(configuration().preference.styles)
 
@@ -109,6 +109,29 @@ def responses(found: Measurements) -> Iterator[str]:
         yield f"- A best response trained against {METHODS[target].label} beats it with {beats}."
 
 
+def half_as_exploitable(found: Measurements) -> Iterator[str]:
+    """The methods that are exploitable by at most half of PPO's, beyond the interval, as a sentence."""
+    ppo = exploited(found.played["ppo"])
+    low = [
+        METHODS[name].label
+        for name, one in found.played.items()
+        if METHODS[name].against is None and interval(exploited(one), -ppo / 2)[2] < 0
+    ]
+    if low:
+        yield f"Exploitable by at most half as much as PPO, with the interval below a half: {', '.join(low)}."
+        yield ""
+
+
+def held_out(found: Measurements) -> Iterator[str]:
+    """How often completions have more of a measure that no style is made of than those of μ."""
+    yield f"| | {' | '.join(HELD_OUT)} |"
+    yield "|---" * (len(HELD_OUT) + 1) + "|"
+    for name, records in found.records.items():
+        if METHODS[name].against is None:
+            cells = [shown(np.array([record["held_out"][measure] for record in records])) for measure in HELD_OUT]
+            yield f"| {METHODS[name].label} | {' | '.join(cells)} |"
+
+
 def matrix(found: Measurements) -> Iterator[str]:
     """P(row ≻ column) between the methods; bold where the interval leaves out ½."""
     trained = {name: one for name, one in found.played.items() if METHODS[name].against is None}
@@ -185,7 +208,7 @@ HEADER = """\
 # Methods on a game that texts play
 
 Written by `python scripts/study.py write` from the measurements in `docs/styles/`. Each method trains a language model
-on eight prompts until its schedule ends, from three seeds. This is about where optimisation ends, not about
+on eight prompts until its schedule ends, from several seeds. This is about where optimisation ends, not about
 generalisation. The model is a student of SmolLM2-135M-Instruct: 1.1 million weights, trained on {taught} of its
 completions of each prompt, so that a run takes minutes on one core. LoRA, sampling and losses are those of any run.
 
@@ -231,7 +254,8 @@ def write(results: Path) -> None:
         "",
         *rows(found),
         "",
-        f"Steps of a run: {', '.join(map(str, steps))}. All runs took {hours:.1f} hours.",
+        *half_as_exploitable(found),
+        f"Steps of a run: {', '.join(map(str, steps))}. All runs together took {hours:.1f} hours on one core each.",
         "",
         f"![The way of each method through the styles, and its win rate by its KL]({figure.name})",
         "",
@@ -242,6 +266,13 @@ def write(results: Path) -> None:
         *matrix(found),
         "",
         *responses(found),
+        "",
+        "## By measures that no method saw",
+        "",
+        "How often a completion takes up more of the prompt's words (relevance), or has a richer vocabulary (diversity),",
+        "than one of μ.",
+        "",
+        *held_out(found),
         "",
     ]
     write_text_atomic(page, "\n".join(lines))
