@@ -5,9 +5,9 @@
     python scripts/study.py write
 
 `teach` trains a small student of SmolLM2 on which a run takes a minute, and prints the settings that `run` takes for
-it. `run` trains and measures what docs/styles/ has no measurements of; an interrupted run is resumed. The overrides are
-those of `alignrun` and hold for all methods. `write` makes docs/styles.md and docs/styles.svg from the measurements,
-without a model.
+it. `run` trains and measures what --results, by default docs/styles/, has no measurements of; an interrupted run is
+resumed. A student is another one on every machine: repeat the study with `--results FOLDER`. The overrides are those of
+`alignrun` and hold for all methods. `write` makes RESULTS.md and RESULTS.svg from the measurements, without a model.
 """
 
 import argparse
@@ -36,6 +36,8 @@ def main() -> None:
         parser.error(f"unknown method {unknown[0]}: choose from {', '.join(styles.METHODS)}")
     if unknown := [text for text in overrides if "=" not in text]:
         parser.error(f"unknown argument {unknown[0]}")
+    if overrides and given.command != "run":
+        parser.error(f"{given.command} takes no settings: leave out {overrides[0]}")
     if given.command == "teach":
         print(shlex.join(styles.teach(given.folder)))
     elif given.command == "run":

@@ -1,6 +1,7 @@
 """What `auto` becomes: the most prompts that fit, counted one by one; and what happens where they do not fit."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from alignrun.launch.compose import compose
 from alignrun.launch.train import with_recorded
 from alignrun.objectives.likelihood import CHUNK_SIZE
 from alignrun.planning import automatic
-from alignrun.planning.automatic import GIB, USABLE, choose, evenly, learning_bytes
+from alignrun.planning.automatic import GIB, USABLE, choices, choose, evenly, learning_bytes
 from alignrun.planning.gpus import GPU_SIZES, planned_gpus
 from alignrun.planning.plan import drawing_bytes, make_plan, resident_plan, training_bytes
 from alignrun.training.checkpoint import Checkpoint
@@ -74,6 +75,15 @@ def test_several_processes_share_the_batch() -> None:
     assert three.generation.batch_size >= one.generation.batch_size
 
 
+def test_the_sizes_of_a_job_are_named_as_they_are_typed() -> None:
+    """generation.batch_size counts the prompts of all processes, also where a larger one is compared."""
+    config = compose([*OPEN, "train.batch_size=24"])
+    said = next(line for line in choose(config, 7 * 2**20, processes=2).why if line.startswith("generation.batch_size"))
+    found = re.fullmatch(r"generation.batch_size=(\d+): .*; (\d+) would take .*", said)
+    assert found is not None, said
+    assert int(found[2]) > int(found[1])
+
+
 def test_a_sharded_base_leaves_more_room() -> None:
     """Llama's layer has 2·h² of q and o, 2·h·k of k and v, 3·h·f of the feed-forward and two norms."""
     config = compose(["model=llama-8b", "model.gradient_checkpointing=true"])
@@ -107,6 +117,7 @@ def test_a_cpu_keeps_the_whole_batch_and_what_is_typed_stays() -> None:
     assert (chosen.train.micro_batch_size, chosen.generation.batch_size) == (None, None)
     assert chosen.model.gradient_checkpointing is False
     assert chosen.model.cuda_graphs == "auto"
+    assert choices(config, chosen) == {}, "a GPU that resumes the run chooses for itself"
     typed = ["train.micro_batch_size=3", "generation.batch_size=null", "model.gradient_checkpointing=true"]
     config = compose(["experiment=smoke", *typed])
     assert choose(config, 1).config == choose(config, None).config == config
@@ -160,6 +171,8 @@ def test_gpus_by_name_and_size() -> None:
     assert planned_gpus([]) == (GPU_SIZES, 1)
     with pytest.raises(InputError, match="not a memory size or a known GPU"):
         planned_gpus(["plan.gpu=h1000"])
+    with pytest.raises(InputError, match="given twice"):
+        planned_gpus(["plan.shards=2", "plan.shards=4"])
     for number in ("0", "-2", "two", "1.5", ""):
         with pytest.raises(InputError, match="is not a number of processes"):
             planned_gpus([f"plan.shards={number}"])

@@ -103,7 +103,7 @@ def inpo_gaps(game: Game, kl_tau: float, step_eta: float, steps: int) -> list[fl
 def inpo_bound(reference: Tensor, kl_tau: float, step_eta: float, steps: int) -> float:
     """A bound on the duality gap of INPO's average iterate: 2D/(sT) + s/(4(1 − sτ)), D = max_y log 1/μ(y), π_1 = μ.
 
-    At 1/s = τ + √(T/8D) it is √(2D/T) + 2τD/T. Derived here; the constant of arXiv 2407.00617 was not within reach.
+    At 1/s = τ + √(T/8D) it is √(2D/T) + 2τD/T. Derived here; the constant of arXiv 2407.00617 could not be confirmed.
 
     With g = P(· ≻ π_t), an exact step is π_{t+1} = argmax_π s⟨g, π⟩ − sτ KL(π‖μ) − (1 − sτ) KL(π‖π_t). The objective is
     its maximum minus KL(π‖π_{t+1}), since the weights of its divergences sum to 1. So for every u, and with

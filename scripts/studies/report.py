@@ -22,6 +22,7 @@ from studies.style_game import (
     exploited,
     half_gaps,
     interval,
+    most_exploited,
     points,
     solved,
     win_rates_against,
@@ -78,7 +79,7 @@ def rows(found: Measurements) -> Iterator[str]:
     trained = {name: one for name, one in found.played.items() if METHODS[name].against is None}
     labels = {name: f"*{name}*" for name in exact} | {name: METHODS[name].label for name in trained}
     yield (
-        "| | seeds | shares of the styles | wins against μ | exploitable by at least | less than PPO by | "
+        "| | seeds | shares of the styles | wins against μ | exploitable by at least | less than PPO by at least | "
         "half the duality gap | entropy, nats | KL, nats |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -89,7 +90,7 @@ def rows(found: Measurements) -> Iterator[str]:
             ", ".join(f"{share:.2f}" for share in one.shares.mean((0, 1))),
             shown(win_rates_against(one, found.reference)),
             shown(exploited(one)),
-            "" if ppo is None or ppo is one else shown(exploited(ppo), -exploited(one)),
+            "" if ppo is None or ppo is one else shown(exploited(ppo), -most_exploited(one)),
             shown(half_gaps(one, found.reference, TAU)),
             shown(entropies(one)),
             shown(one.kl),
@@ -103,22 +104,25 @@ def responses(found: Measurements) -> Iterator[str]:
         if target is None or target not in found.played:
             continue
         seeds = [record["seed"] for record in found.records[target]]
-        paired = [seeds.index(record["seed"]) for record in found.records[name] if record["seed"] in seeds]
-        ours, theirs = found.played[name].shares, found.played[target].shares[paired]
+        own = [place for place, record in enumerate(found.records[name]) if record["seed"] in seeds]
+        paired = [seeds.index(found.records[name][place]["seed"]) for place in own]
+        ours, theirs = found.played[name].shares[own], found.played[target].shares[paired]
         beats = shown(np.einsum("sxi,ij,sxj->sx", ours, TABLE, theirs))
         yield f"- A best response trained against {METHODS[target].label} beats it with {beats}."
 
 
 def half_as_exploitable(found: Measurements) -> Iterator[str]:
-    """The methods that are exploitable by at most half of PPO's, beyond the interval, as a sentence."""
+    """The methods that are exploitable by less than half of PPO's, beyond the interval, as a sentence."""
+    if "ppo" not in found.played:
+        return
     ppo = exploited(found.played["ppo"])
     low = [
         METHODS[name].label
         for name, one in found.played.items()
-        if METHODS[name].against is None and interval(exploited(one), -ppo / 2)[2] < 0
+        if METHODS[name].against is None and interval(most_exploited(one), -ppo / 2)[2] < 0
     ]
     if low:
-        yield f"Exploitable by at most half as much as PPO, with the interval below a half: {', '.join(low)}."
+        yield f"Less than half as exploitable as PPO, beyond the interval: {', '.join(low)}."
         yield ""
 
 
@@ -219,9 +223,11 @@ so the exact end points follow from μ's shares of the styles, counted on {refer
 policy's exploitability from its own shares, counted on {samples}.
 
 - *Exploitable by at least*: the style that exploits a policy is chosen on one half of its completions and tried on the
-  other. *Less than PPO by*: the difference to PPO's, with its own interval.
+  other. *Less than PPO by at least*: this bound of PPO's, minus the method's own from above, which chooses and tries
+  the style on the same completions.
 - *Half the duality gap* at τ = {tau}: what a best response gains, KL included, plus what the KL costs.
-- Intervals are 95% bootstraps over prompts and seeds. The first rows, in italics, are exact solutions for μ's shares.
+- Intervals are 95% bootstraps over prompts and seeds, over prompts alone where there is one seed. They take μ's shares
+  as known, and are narrow for three seeds. The first rows, in italics, are exact solutions for μ's shares.
 
 ```
 python scripts/study.py teach --folder runs/styles
@@ -256,6 +262,9 @@ def write(results: Path) -> None:
         "",
         *half_as_exploitable(found),
         f"Steps of a run: {', '.join(map(str, steps))}. All runs together took {hours:.1f} hours on one core each.",
+        "",
+        "Paths are those of the completions that were trained on, averaged over prompts and 15 steps; dots are the",
+        "policies of the table.",
         "",
         f"![The way of each method through the styles, and its win rate by its KL]({figure.name})",
         "",

@@ -110,6 +110,11 @@ def exploited(played: Played) -> NDArray[np.float64]:
     return np.mean(tried, 0) - 0.5
 
 
+def most_exploited(played: Played) -> NDArray[np.float64]:
+    """max_k P(k ≻ π) − ½ against the shares of all completions; its expectation is at least the exploitability."""
+    return (played.shares @ TABLE.T).max(-1) - 0.5
+
+
 def half_gaps(played: Played, reference: Shares, kl_tau: float) -> NDArray[np.float64]:
     """τ log Σ_k μ_k exp(P(k ≻ π)/τ) + τ KL(π‖μ) − ½, half the duality gap."""
 

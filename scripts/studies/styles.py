@@ -1,4 +1,4 @@
-"""Which methods find a policy that no style beats: SmolLM2-135M on `experiment=styles`, several seeds each."""
+"""Which methods find a policy that no style beats: `experiment=styles` with a student, several seeds each."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -179,7 +179,10 @@ def teach(folder: Path) -> list[str]:
 
 
 def measure_reference(results: Path, overrides: Sequence[str]) -> Sampled:
-    """Draw μ's completions, and write how often each style is among them."""
+    """Draw μ's completions, and write how often each style is among them.
+
+    Raises SystemExit if `results` has other completions of μ: of another model, or drawn on another machine.
+    """
     config = configuration(*overrides)
     sampled = sample_reference(config, REFERENCE_SAMPLES)
     record = {
@@ -188,7 +191,10 @@ def measure_reference(results: Path, overrides: Sequence[str]) -> Sampled:
         "counts": counted(judge_of(config), sampled),
         "held_out": measured(sampled),
     }
-    _write(results / "reference.json", record)
+    file = results / "reference.json"
+    if file.is_file() and read(file)["counts"] != record["counts"]:
+        raise SystemExit(f"{results} has measurements of another model: choose another folder with --results")
+    _write(file, record)
     return sampled
 
 
@@ -238,10 +244,15 @@ def run(
         seeds: of the runs.
         at_once: runs at a time, which share the threads of the machine.
         overrides: settings for all methods.
+
+    Raises SystemExit if `results` has measurements under other settings, or of another model.
     """
+    file = results / "reference.json"
+    if file.is_file() and read(file)["overrides"] != list(overrides):
+        raise SystemExit(f"{results} has measurements under other settings: choose another folder with --results")
     judge = judge_of(configuration(*overrides))
     pairs, reward = folder / "pairs.jsonl", folder / "reward"
-    if not (results / "reference.json").is_file() or not pairs.is_file():
+    if not file.is_file() or not pairs.is_file():
         write_pairs(pairs, judge, measure_reference(results, overrides))
     if any("{reward}" in part for method in methods for part in METHODS[method].overrides):
         model = [override for override in overrides if override.startswith("model")]

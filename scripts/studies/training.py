@@ -34,7 +34,7 @@ def alignrun(*arguments: str, log: Path, at_once: int = 1) -> None:
 def finish(job: Job, at_once: int) -> float:
     """Run or resume a job; the seconds that all its steps took. Raises as `alignrun`."""
     if not (job.folder / "summary.json").is_file():
-        begun = any(job.folder.glob("checkpoints/step-*"))
+        begun = (job.folder / "config.yaml").is_file()
         arguments = ("resume", str(job.folder)) if begun else (*job.arguments, f"run.dir={job.folder}")
         alignrun(*arguments, log=job.log, at_once=at_once)
     return sum(step["seconds"] for step in metrics_of(job.folder))

@@ -5,6 +5,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, xlogy
 
+from alignrun.errors import RunError
 from alignrun.evaluation.abilities import abilities, fit, scaled
 from alignrun.evaluation.standings import ELO, elo
 
@@ -120,3 +121,18 @@ def test_a_judge_that_always_decides_alike_has_a_finite_ability() -> None:
     assert found is not None
     assert np.isfinite([one.value for one in (*found[0], *found[1])]).all()
     assert found[0][0].value > 1 > found[0][1].value > 0
+
+
+def test_members_who_nearly_cancel_have_no_abilities() -> None:
+    """The mean ability, which is the scale of the others, may then have either sign."""
+    noisy = votes(expected(np.array([1.0, -0.98])), 100, seed=2)
+    assert abilities(noisy, None, 0.95) is None
+    assert abilities(votes(expected(np.array([1.0, 0.98])), 100, seed=2), None, 0.95) is not None
+
+
+def test_a_likelihood_without_a_maximum_loses_no_tournament(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> np.ndarray:
+        raise RunError("abilities: no maximum of the likelihood")
+
+    monkeypatch.setattr("alignrun.evaluation.abilities.fit", fails)
+    assert abilities(votes(expected(ABILITIES), 5, seed=1), None, 0.95) is None

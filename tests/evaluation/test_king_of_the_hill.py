@@ -6,6 +6,7 @@ from scipy.optimize import LinearConstraint, minimize
 
 from alignrun.evaluation.king_of_the_hill import SLACK, copies, king_of_the_hill
 from alignrun.evaluation.standings import nash_average
+from alignrun.evaluation.tournament_results import separating
 from alignrun.games import CYC
 
 
@@ -122,3 +123,14 @@ def test_a_policy_that_wins_every_prompt_plays_alone() -> None:
 def test_many_prompts_are_solved() -> None:
     hill = king_of_the_hill(random_rates(300, 6, seed=13))
     assert hill is not None
+
+
+def test_where_one_policy_is_best_everywhere_no_prompt_is_listed() -> None:
+    """What is left of its separation is the equilibrium's slack."""
+    rates = np.full((6, 3, 3), 0.5)
+    rates[:, 0, 1:], rates[:, 1:, 0] = 0.9, 0.1
+    hill = king_of_the_hill(rates)
+    assert hill is not None
+    prompts = [f"prompt {place}" for place in range(6)]
+    assert separating(prompts, hill.separation.tolist(), 10) == ()
+    assert [one.prompt for one in separating(prompts[:3], [0.3, 0.0, 0.5], 10)] == ["prompt 2", "prompt 0"]

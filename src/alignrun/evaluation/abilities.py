@@ -94,7 +94,8 @@ def abilities(
     """The judges' abilities and the players' ratings by `fit`, with percentile intervals. [X, M, n, n] -> M and n.
 
     The games of a pair are one for each prompt and, as in `elo`, a drawn one for each judge, which keeps abilities
-    finite. None if the judges say ½ throughout or their abilities cancel: then nothing says which player is better.
+    finite. None if the judges say ½ throughout, or the interval of their mean ability has 0 in it: then nothing says
+    which player is better. None as well if the likelihood has no maximum that is found.
     """
     games, judges = len(rates), rates.shape[1]
 
@@ -102,16 +103,23 @@ def abilities(
         certain: Array = (games * means + 0.5) / (games + 1)
         return certain
 
-    point = fit(wins(rates.mean(0)))
-    theta = point[:judges]
-    if abs(theta.mean()) <= NOTHING * np.abs(theta).max() or np.abs(point).max() < NOTHING:
+    try:
+        point = fit(wins(rates.mean(0)))
+        theta = point[:judges]
+        if abs(theta.mean()) <= NOTHING * np.abs(theta).max() or np.abs(point).max() < NOTHING:
+            return None
+
+        def statistic(means: Array) -> Array:
+            """The scaled point of each row of means, and the mean ability relative to the largest."""
+            points = [fit(wins(one), point) for one in means]
+            scales = [[one[:judges].mean() / np.abs(one[:judges]).max()] for one in points]
+            return np.hstack([np.stack([scaled(one, judges, anchor) for one in points]), scales])
+
+        *found, scale = bootstrap_estimates(
+            rates, confidence, seed, statistic=statistic, draws=SHARE_DRAWS, method="percentile"
+        )
+    except RunError:  # the win rates are known without it
         return None
-    found = bootstrap_estimates(
-        rates,
-        confidence,
-        seed,
-        statistic=lambda means: np.stack([scaled(fit(wins(one), point), judges, anchor) for one in means]),
-        draws=SHARE_DRAWS,
-        method="percentile",
-    )
-    return found[:judges], found[judges:]
+    if scale.low <= 0 <= scale.high:  # its sign, and so who is better, is not settled
+        return None
+    return tuple(found[:judges]), tuple(found[judges:])

@@ -21,7 +21,7 @@ from alignrun.evaluation.cyclic_ratings import alpha_rank, deviation_ratings
 from alignrun.evaluation.diversity import distinct
 from alignrun.evaluation.exact import played
 from alignrun.evaluation.intervals import SHARE, UNBOUNDED, Limits
-from alignrun.evaluation.king_of_the_hill import king_of_the_hill
+from alignrun.evaluation.king_of_the_hill import SLACK, king_of_the_hill
 from alignrun.evaluation.results import (
     Answers,
     Bound,
@@ -259,9 +259,12 @@ def answers(prompts: Sequence[str], drawn: Sequence[Drawn], table: Array) -> Ite
 
 
 def separating(prompts: Sequence[str], separation: Sequence[float], count: int) -> tuple[SeparatingPrompt, ...]:
-    """The prompts that separate the policies most, in decreasing order."""
+    """The prompts that separate the policies most, in decreasing order; none where no prompt does.
+
+    Where one policy is best at every prompt it plays alone, and what is left is the slack of the equilibrium.
+    """
     found = sorted(map(SeparatingPrompt, prompts, separation), key=lambda one: -one.separation)
-    return tuple(found[:count])
+    return tuple(one for one in found[:count] if one.separation > 10 * SLACK)
 
 
 def examples(

@@ -418,7 +418,7 @@ def check_alike(assembly: Assembly, step: int) -> None:
         return
     trained, algorithm = assembly.trained, assembly.algorithm
     own = [*trained.trainable().values(), *algorithm.trainable().values(), *algorithm.state().values()]
-    sums = [float(whole(tensor).detach().double().sum()) for tensor in own]
+    sums = [float(whole(tensor).detach().sum(dtype=torch.float64)) for tensor in own]
     with distributed.raise_together():
         if not distributed.all_equal((step, len(assembly.data), trained.backbone.fingerprint, *sums)):
             raise RunError(

@@ -78,21 +78,24 @@ def choose(config: Config, memory: float | None, processes: int = 1, shards: int
     micro, chunk = config.train.micro_batch_size, config.generation.batch_size
     if micro == AUTO:
         micro = evenly(share, learned_that_fit(config, room, share, shards))
-        reason = _reason(micro, share, lambda rows: learning_bytes(config, rows, shards), room)
+        reason = _reason(micro, share, lambda rows: learning_bytes(config, rows, shards), room, 1)
         why.append(f"train.micro_batch_size={micro}: {reason}")
     if chunk == AUTO and discover()[config.algo.name].online:
         each = evenly(share, drawn_that_fit(config, room, share))
         chunk = min(each * processes, config.train.batch_size)
-        why.append(
-            f"generation.batch_size={chunk}: {_reason(each, share, lambda rows: drawing_bytes(config, rows), room)}"
-        )
+        reason = _reason(each, share, lambda rows: drawing_bytes(config, rows), room, processes)
+        why.append(f"generation.batch_size={chunk}: {reason}")
     chosen = {MICRO: micro, CHUNK: None if chunk == AUTO else chunk, CHECKPOINTING: recomputing}
     return Choice(with_choices(config, chosen), tuple(why))
 
 
 def choices(config: Config, chosen: Config) -> dict[str, Any]:
-    """Key → what was chosen where `config` says `auto`. Checkpoints record it: a resumed run keeps its choices."""
-    return {key: _get(chosen, key) for key in KEYS if _get(config, key) == AUTO != _get(chosen, key)}
+    """Key → what was chosen where `config` says `auto`. Checkpoints record it: a resumed run keeps its choices.
+
+    Empty if nothing was limited, as on a CPU, so that a GPU on which the run is resumed has its own.
+    """
+    found = {key: _get(chosen, key) for key in KEYS if _get(config, key) == AUTO != _get(chosen, key)}
+    return found if any(found.values()) else {}
 
 
 def with_choices(config: Config, chosen: Mapping[str, Any]) -> Config:
@@ -186,13 +189,16 @@ def _most(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _reason(rows: int, share: int, bytes_of: Callable[[int], int], room: float) -> str:
-    """The memory that pieces of this many rows need, and that larger ones, in one pass fewer, would."""
+def _reason(rows: int, share: int, bytes_of: Callable[[int], int], room: float, times: int) -> str:
+    """The memory that pieces of this many rows need, and that larger ones, in one pass fewer, would.
+
+    The setting that is explained is `times` the rows of a process.
+    """
     said = _needed(bytes_of(rows), room)
     if rows == share:
         return f"{said}, the whole batch"
     more = evenly(share, -(-share // (-(-share // rows) - 1)))
-    return f"{said}; {more} would take {bytes_of(more) / GIB:.1f}"
+    return f"{said}; {more * times} would take {bytes_of(more) / GIB:.1f}"
 
 
 def _needed(needed: int, room: float) -> str:

@@ -34,6 +34,8 @@ def planned_gpus(settings: Sequence[str]) -> tuple[Sequence[float], int]:
         InputError: another setting, not a valid size, or not a number of processes.
     """
     sizes: list[float] = []
+    if sum(setting.startswith("plan.shards=") for setting in settings) > 1:
+        raise InputError("config: plan.shards is given twice: leave one out")
     shards = 1
     for setting in settings:
         key, _, value = setting.partition("=")

@@ -231,7 +231,7 @@ def _continuing_bytes(config: Config, work: Workload, prompts: int, dtype: torch
 
 
 def evaluation_bytes(config: Config, shards: int = 1) -> int:
-    """Bytes of a decoding loop of the evaluation, in one of so many processes.
+    """Bytes of a decoding loop of the evaluation, in one of that many processes.
 
     The evaluation samples policy and reference in one loop; feedback models have none.
     """
@@ -290,7 +290,7 @@ def training_bytes(config: Config, prompts: int, accumulating: bool | None = Non
     """Bytes of a training pass over this many prompts, besides what stays in memory.
 
     `accumulating`: whether gradients of earlier passes are there already; by default if the batch has more prompts.
-    With `shards` and without adapters, gradients are split over so many processes: each holds its part of all, and
+    With `shards` and without adapters, gradients are split over that many processes: each holds its part of all, and
     those of two layers whole, of which one is being summed.
 
     Raises as `make_plan`.

@@ -22,13 +22,13 @@ from alignrun.security.text import counted
 def show_plan(config: Config, console: Console, sizes: Sequence[float] = GPU_SIZES, shards: int = 1) -> None:
     """Print the plan of a configuration here and on GPUs of the given sizes in GiB, and the batches that fit these.
 
-    With `shards` it is the plan of one of so many processes that share the base and the batch.
+    With `shards` it is the plan of one of that many processes that share the base and the batch.
 
     Raises:
         InputError: as `make_plan`, or the base cannot be sharded.
     """
     if shards > 1 and config.adapter.name is AdapterKind.qlora:
-        raise InputError("config: plan.shards splits no quantised base: use adapter=lora or none, or leave it out")
+        raise InputError("config: plan.shards cannot split a quantised base: use adapter=lora or none, or leave it out")
     if config.train.epochs is not None:
         length = f"train.epochs={config.train.epochs:g}: `alignrun data` with the same keys counts its steps"
         console.print(length, highlight=False)
@@ -144,7 +144,8 @@ def _fits(config: Config, sizes: Sequence[float], shards: int) -> Table:
         table.add_column(f"{size:g} GB", justify="right", no_wrap=True)
     kinds = [AdapterKind.none] if full else [AdapterKind.lora, AdapterKind.qlora][: 1 if shards > 1 else 2]
     for kind, fits in largest_batches(on_gpu(config), kinds, sizes, shards).items():
-        counts = [(fit.learned, fit.drawn) if online else (fit.learned,) for fit in fits]
+        # `generation.batch_size` is that of the whole job.
+        counts = [(fit.learned, fit.drawn * shards) if online else (fit.learned,) for fit in fits]
         shown = [
             " / ".join(map(str, pair)) + "*" * fit.recomputing if all(pair) else "does not fit"
             for pair, fit in zip(counts, fits, strict=True)

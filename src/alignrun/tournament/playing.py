@@ -233,7 +233,7 @@ def _judge(
     by_member = dict(zip(preference.members, votes, strict=True))
     standing = sampled_standing(entries, sampled, table, _settings(config, field, rules), by_member)
     if by_member and not standing.judges:
-        notes.append("No abilities of the panel's members: they are undecided, or they cancel each other.")
+        notes.append("No abilities of the panel's members: it is not settled which policies they agree on.")
     best = max(range(len(players)), key=lambda place: standing.players[place].average.value)
     comparisons = examples(names, questions.texts, drawn, table, best, config.tracker.samples)
     completions = tuple(
@@ -251,7 +251,8 @@ def _judge(
         tuple(notes),
         completions,
         judged,
-        separating(questions.texts, standing.separation, SEPARATING),
+        # One comparison of a pair decides nothing about a prompt.
+        () if config.samples_per_prompt == 1 else separating(questions.texts, standing.separation, SEPARATING),
         tuple(journals),
     )
 
