@@ -179,7 +179,7 @@ def test_a_wrong_file_ends_in_one_line(text: str, expected: str, capsys: pytest.
         (["--config", "absent.yaml"], "--config absent.yaml: there is no such file"),
         (["--config", "panel.yaml"], "did you mean experiment=panel?"),
         (["--config", "conf"], "conf is not a run: it has no config.yaml"),
-        (["--config-dir", "absent"], "absent is not a folder: name one with choices, as DIR/algo/mine.yaml"),
+        (["--config-dir", "absent"], "absent is not a folder: name one with choices, such as DIR/algo/mine.yaml"),
         (["--config-dir", "conf/algo"], "has no choices: put them into folders called adapter, algo"),
         (["hydra.searchpath=[pkg://absent.conf]"], "pkg://absent.conf is not an installed package"),
         (["resume", "x", "--config", "mine.yaml"], "alignrun resume does not take --config"),

@@ -1,5 +1,6 @@
 """Decoding in buffers that never move, as it is recorded on a GPU: the same logits. Here every step runs as it is."""
 
+import copy
 import gc
 import weakref
 from pathlib import Path
@@ -36,22 +37,31 @@ def test_fixed_buffers_give_the_same_logits_also_when_rows_leave(dtype: str, mon
         return attention(query, key, *rest, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    tolerance = 1e-5 if dtype == "float32" else 5e-2
+    exact = copy.deepcopy(policy.model).float()
     prompts, _ = random_batch(policy, prompts=4)
     assert (prompts.attention_mask == 0).any()
     plain = CachedDecoder(policy.model, prompts, [POLICY, None])
     fixed = CachedDecoder(policy.model, prompts, [POLICY, None], replay=12)
+    wide = CachedDecoder(exact, prompts, [POLICY, None])
     assert torch.equal(plain.prefill(), fixed.prefill())
+    wide.prefill()
+    errors = []
     generator = torch.Generator().manual_seed(0)
     rows = [0, 1, 2, 3, 0, 4, 5, 6, 7]
     for position in range(12):
         if position in (0, 5):
-            for decoder in (plain, fixed):
+            for decoder in (plain, fixed, wide):
                 decoder.select(rows)
         tokens = torch.randint(policy.model.config.vocab_size, (len(rows),), generator=generator)
-        torch.testing.assert_close(fixed.step(tokens), plain.step(tokens), atol=tolerance, rtol=tolerance)
+        true = wide.step(tokens)
+        errors.append([(decoder.step(tokens).float() - true).abs().max().item() for decoder in (fixed, plain)])
         if position == 4:
             rows = [1, 3, 5, 8]
+    ours, theirs = map(max, zip(*errors, strict=True))
+    if dtype == "float32":
+        assert ours < 1e-5
+    else:  # how far bfloat16 is from the exact logits depends on the processor's products
+        assert 0 < ours < 1.5 * theirs
     assert prefixes == {8, 12, 16, 20}  # of prompts of 6 tokens
 
 

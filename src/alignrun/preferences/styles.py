@@ -52,8 +52,7 @@ class StylesConfig:
 
     name: str = "styles"
     styles: dict[str, Any] = field(default_factory=_measured)
-    """One measure for each action of the game, in its order; NAME: null leaves one out. The constants were measured on
-    SmolLM2-135M's completions of 12 tokens."""
+    """One measure for each action of the game, in its order, on the scale of SmolLM2-135M; NAME=null leaves one out."""
     game: str = "cyc"
     """The game that the styles play: cyc, rps, dice, or a .json file with `preferences`, `reference` and `actions`."""
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignrun.algorithms.base import FeedbackTools, Loss, Measure, OfflineAlgorithm
 from alignrun.algorithms.common.pairs import correct
-from alignrun.config import AdapterKind, Config, ModelSource, ReferenceKind
+from alignrun.config import AUTO, AdapterKind, Config, ModelSource, ReferenceKind
 from alignrun.errors import InputError
 from alignrun.models.cards import AdapterCard
 from alignrun.types import PairBatch
@@ -43,11 +43,13 @@ class FeedbackAlgorithm(OfflineAlgorithm):
     @classmethod
     def card(cls, config: Config) -> AdapterCard:
         """The card written next to the adapter, without the fingerprint of the base."""
+        # What `auto` stood for in this run's memory says nothing of a judge's.
+        model = replace(config.model, gradient_checkpointing=AUTO, cuda_graphs=AUTO)
         return AdapterCard(
             kind=cls.kind,
             base="",
             template=cls.template(config.algo),
-            model=asdict(config.model),
+            model=asdict(model),
             seed=config.seed,
             adapter=config.adapter.name.value,
         )
