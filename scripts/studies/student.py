@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import manual_seed
 from transformers import PreTrainedTokenizerFast
 
-from alignrun.models.tiny import CHATML, random_llama
+from alignrun.models.tiny import random_llama, with_chat_marks
 from studies.sampling import Sampled
 from studies.training import Job, alignrun, finish
 
@@ -47,14 +47,7 @@ def tokenizer_of(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|pad|>",
-        additional_special_tokens=["<|im_start|>"],
-    )
-    fast.chat_template = CHATML
-    return fast
+    return with_chat_marks(tokenizer)
 
 
 def train_student(folder: Path, taught: Sampled) -> Path:

@@ -27,6 +27,11 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    return with_chat_marks(tokenizer)
+
+
+def with_chat_marks(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer with the ChatML marks and template; `<|im_end|>` ends a completion."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
