@@ -117,6 +117,20 @@ def test_columns_that_are_not_read_are_named(run: Path, questions: Path, capsys:
     assert "columns that are not read" not in capsys.readouterr().out
 
 
+def fails_once(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The judge of pairs fails when it is asked the second time. Returns the list of what it is asked."""
+    compare, asked = command.compare, list[Any]()
+
+    def failing(*given: Any) -> Any:
+        asked.append(given[1])
+        if len(asked) == 2:
+            raise RunError("the judge is gone")
+        return compare(*given)
+
+    monkeypatch.setattr(command, "compare", failing)
+    return asked
+
+
 def test_a_judge_that_changes_in_its_place_starts_again(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,15 +140,7 @@ def test_a_judge_that_changes_in_its_place_starts_again(
     monkeypatch.syspath_prepend(tmp_path)
     judge = ["preference=function", "preference.function=judging_in_place:longer", "preference.kind=reward"]
     arguments = ["generate", str(run), "format=pairs", "prompts=6", "samples=2", "batch_size=2", "out=p.jsonl", *judge]
-    compare, asked = command.compare, []
-
-    def failing(*given: Any) -> Any:
-        asked.append(given[1])
-        if len(asked) == 2:
-            raise RunError("the judge is gone")
-        return compare(*given)
-
-    monkeypatch.setattr(command, "compare", failing)
+    fails_once(monkeypatch)
     assert cli.main(arguments) == 1
     module.write_text("def longer(prompts, completions): return [-len(text) for text in completions]\n")
     capsys.readouterr()
@@ -219,15 +225,7 @@ def test_two_commands_are_a_round_of_iterated_preference_optimisation(
 
 def test_a_judge_that_fails_keeps_what_was_judged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["generate", str(run), "format=pairs", "prompts=6", "samples=2", "batch_size=2", "out=p.jsonl"]
-    compare, asked = command.compare, []
-
-    def failing(*given: Any) -> Any:
-        asked.append(given[1])
-        if len(asked) == 2:
-            raise RunError("the judge is gone")
-        return compare(*given)
-
-    monkeypatch.setattr(command, "compare", failing)
+    asked = fails_once(monkeypatch)
     assert cli.main(arguments) == 1
     assert cli.main(arguments) == 0
     assert len(asked) == 4, "the first batch is not judged again"

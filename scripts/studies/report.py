@@ -44,6 +44,11 @@ class Measurements:
     records: Mapping[str, Sequence[Mapping[str, Any]]]
     """method → the files of its runs, by seed."""
 
+    @property
+    def trained(self) -> dict[str, Played]:
+        """The methods that are compared: not the best responses to one of them."""
+        return {name: one for name, one in self.played.items() if METHODS[name].against is None}
+
 
 def load(results: Path) -> Measurements:
     """Read the folder of measurements."""
@@ -76,7 +81,7 @@ def rows(found: Measurements) -> Iterator[str]:
     """One line for each exact solution and each method, as Markdown."""
     ppo = found.played.get("ppo")
     exact = {name: exactly(shares, found.reference) for name, shares in points(found.reference, TAU).items()}
-    trained = {name: one for name, one in found.played.items() if METHODS[name].against is None}
+    trained = found.trained
     labels = {name: f"*{name}*" for name in exact} | {name: METHODS[name].label for name in trained}
     yield (
         "| | seeds | shares of the styles | wins against μ | exploitable by at least | less than PPO by at least | "
@@ -116,11 +121,7 @@ def half_as_exploitable(found: Measurements) -> Iterator[str]:
     if "ppo" not in found.played:
         return
     ppo = exploited(found.played["ppo"])
-    low = [
-        METHODS[name].label
-        for name, one in found.played.items()
-        if METHODS[name].against is None and interval(most_exploited(one), -ppo / 2)[2] < 0
-    ]
+    low = [METHODS[name].label for name, one in found.trained.items() if interval(most_exploited(one), -ppo / 2)[2] < 0]
     if low:
         yield f"Less than half as exploitable as PPO, beyond the interval: {', '.join(low)}."
         yield ""
@@ -130,15 +131,15 @@ def held_out(found: Measurements) -> Iterator[str]:
     """How often completions have more of a measure that no style is made of than those of μ."""
     yield f"| | {' | '.join(HELD_OUT)} |"
     yield "|---" * (len(HELD_OUT) + 1) + "|"
-    for name, records in found.records.items():
-        if METHODS[name].against is None:
-            cells = [shown(np.array([record["held_out"][measure] for record in records])) for measure in HELD_OUT]
-            yield f"| {METHODS[name].label} | {' | '.join(cells)} |"
+    for name in found.trained:
+        records = found.records[name]
+        cells = [shown(np.array([record["held_out"][measure] for record in records])) for measure in HELD_OUT]
+        yield f"| {METHODS[name].label} | {' | '.join(cells)} |"
 
 
 def matrix(found: Measurements) -> Iterator[str]:
     """P(row ≻ column) between the methods; bold where the interval leaves out ½."""
-    trained = {name: one for name, one in found.played.items() if METHODS[name].against is None}
+    trained = found.trained
     yield f"| | {' | '.join(METHODS[name].label for name in trained)} |"
     yield "|---" * (len(trained) + 1) + "|"
     for name, one in trained.items():
@@ -171,12 +172,10 @@ def draw(path: Path, found: Measurements) -> None:
         triangle.plot(*edge.T.tolist(), color="0.7", linewidth=0.8)
         for name, (x, y), side in zip(STYLES, edge.tolist(), ("right", "left", "center"), strict=False):
             triangle.text(x, y + (0.02 if y else -0.05), name, ha=side)
-        trained = {name: found.records[name] for name in found.records if METHODS[name].against is None}
-        for number, (name, records) in enumerate(trained.items()):
+        for number, (name, final) in enumerate(found.trained.items()):
             colour, label = f"C{number % 10}", METHODS[name].label
             line = "-" if number < 10 else "--"
-            steps = paths(records)
-            final = found.played[name]
+            steps = paths(found.records[name])
             end = placed([torch.tensor(final.shares.mean((0, 1)))])[0]
             triangle.plot(*end.tolist(), "o", color=colour, markersize=5, label=label)
             place = np.sqrt(final.kl.mean()), win_rates_against(final, found.reference).mean()

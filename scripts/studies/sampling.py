@@ -26,11 +26,11 @@ class Sampled:
     """[X] the mean of log π(y | x) − log μ(y | x), an estimate of KL(π‖μ) in nats."""
 
 
-def sample_reference(config: Config, samples: int, limit: int | None = None) -> Sampled:
+def sample_reference(config: Config, samples: int) -> Sampled:
     """Completions of the reference that a run with this configuration would have."""
     policy = load_trained(config, make_encoding(config).tokenizer)
     assert isinstance(policy, Policy)
-    return _sample(config, policy, Role.reference, samples, limit)
+    return _sample(config, policy, Role.reference, samples)
 
 
 def sample_run(run: Path, samples: int) -> Sampled:
@@ -39,8 +39,8 @@ def sample_run(run: Path, samples: int) -> Sampled:
     return _sample(player.config, Loader().load(player), player.role, samples)
 
 
-def _sample(config: Config, policy: Policy, role: Role, samples: int, limit: int | None = None) -> Sampled:
-    examples = distinct_prompts(load_examples(config.data).heldout)[:limit]
+def _sample(config: Config, policy: Policy, role: Role, samples: int) -> Sampled:
+    examples = distinct_prompts(load_examples(config.data).heldout)
     prompts = PromptSet.build(examples, make_encoding(config))
     generation = config.generation
     drawing = Drawing(samples, generation.max_new_tokens, generation.temperature, 0, 1.0, batch_size=1, seed=0)
