@@ -1,4 +1,4 @@
-"""Train every method on the game that styles play, and write what came of it.
+"""Train every method on a preference that has cycles, and write what came of it.
 
     python scripts/study.py teach --folder runs/styles
     python scripts/study.py run --folder runs/styles [--methods ppo,nash_md] [--seeds 0,1,2] [--at-once 2] [key=value …]
@@ -17,7 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from studies import report, styles
+from studies import panel_report, style_report, sweep
+from studies.methods import METHODS
+from studies.records import read
 
 RESULTS = Path(__file__).parents[1] / "docs/styles"
 
@@ -28,21 +30,22 @@ def main() -> None:
     parser.add_argument("command", choices=("teach", "run", "write"))
     parser.add_argument("--folder", type=Path, default=Path("runs/styles"), help="of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of the measurements")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(styles.METHODS))
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
     parser.add_argument("--seeds", type=lambda text: list(map(int, text.split(","))), default=[0, 1, 2])
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time")
     given, overrides = parser.parse_known_args()
-    if unknown := [name for name in given.methods if name not in styles.METHODS]:
-        parser.error(f"unknown method {unknown[0]}: choose from {', '.join(styles.METHODS)}")
+    if unknown := [name for name in given.methods if name not in METHODS]:
+        parser.error(f"unknown method {unknown[0]}: choose from {', '.join(METHODS)}")
     if unknown := [text for text in overrides if "=" not in text]:
         parser.error(f"unknown argument {unknown[0]}")
     if overrides and given.command != "run":
         parser.error(f"{given.command} takes no settings: leave out {overrides[0]}")
     if given.command == "teach":
-        print(shlex.join(styles.teach(given.folder)))
+        print(shlex.join(sweep.teach(given.folder)))
     elif given.command == "run":
-        styles.run(given.folder, given.results, given.methods, given.seeds, given.at_once, overrides)
+        sweep.run(given.folder, given.results, given.methods, given.seeds, given.at_once, overrides)
     else:
+        report = style_report if "counts" in read(given.results / "reference.json") else panel_report
         report.write(given.results)
 
 

@@ -20,7 +20,6 @@ from alignrun.games import CYC, Game, best_response, equilibrium, mixture_equili
 Shares = NDArray[np.float64]
 """[X, 3] how often a policy plays each style on each of X prompts."""
 TABLE = CYC.preferences.numpy()
-RESAMPLES = 2_000
 
 
 def centred(scores: NDArray[np.float64], shares: Sequence[float]) -> NDArray[np.float64]:
@@ -138,26 +137,3 @@ def _corrected(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], p
     """
     whole = function(played.shares[:, :, None])[:, :, 0]
     return 2 * whole - function(_normalised(played.counts)).mean(-1)
-
-
-def interval(*terms: NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float, float]:
-    """The sum of the terms' means, with its percentile bootstrap interval over prompts and seeds.
-
-    A term is [X], [S, X] or [S, S', X]. The prompts are drawn once for all terms, since all methods played the same;
-    seeds are drawn for each axis.
-    """
-    rng = np.random.default_rng(0)
-
-    def drawn(count: int) -> NDArray[np.float64]:
-        """[R, count] how often each is drawn, as shares."""
-        return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
-
-    prompts = drawn(terms[0].shape[-1])
-    sums = np.zeros(RESAMPLES)
-    for term in terms:
-        values = np.broadcast_to(term, (RESAMPLES, *term.shape))
-        for seeds in term.shape[:-1]:
-            values = np.einsum("rs,rs...->r...", drawn(seeds), values)
-        sums += np.einsum("rx,rx->r", prompts, values)
-    low, high = np.quantile(sums, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(sum(term.mean() for term in terms)), float(low), float(high)

@@ -13,7 +13,7 @@ from alignrun.games import CYC, best_response, duality_gap, exploitability, kl
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))  # last, and not for long: tests use some of its names for files of their own
 try:
-    from studies import report, style_game
+    from studies import bootstrap, style_game, style_report
     from studies.style_game import Played
 finally:
     sys.path.remove(str(SCRIPTS))
@@ -24,7 +24,7 @@ TAU = 0.05
 
 
 def known(shares: np.ndarray) -> Played:
-    return report.exactly(shares, MU)
+    return style_report.exactly(shares, MU)
 
 
 def test_of_known_shares_the_estimates_are_those_of_the_game() -> None:
@@ -84,7 +84,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     """Against a loop that draws prompts and seeds; of a difference, with the same prompts on both sides."""
     rng = np.random.default_rng(1)
     first, second = rng.normal(size=(3, 8)), rng.normal(size=(2, 8)) + 1
-    value, low, high = style_game.interval(first, -second)
+    value, low, high = bootstrap.interval(first, -second)
     draws = []
     for _ in range(4000):
         prompts = rng.integers(8, size=8)
@@ -93,7 +93,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     assert value == pytest.approx(first.mean() - second.mean())
     assert (low, high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.08)
     pairs = rng.normal(size=(3, 2, 8))
-    value, low, high = style_game.interval(pairs)
+    value, low, high = bootstrap.interval(pairs)
     assert value == pytest.approx(pairs.mean())
     assert low < value < high
 
@@ -102,9 +102,9 @@ def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
     """CI draws the figure and writes the tables again from the files in docs/styles."""
     results = tmp_path / "styles"
     results.symlink_to(SCRIPTS.parent / "docs/styles")
-    report.write(results)
+    style_report.write(results)
     written = (tmp_path / "styles.md").read_text("utf-8")
     assert written == (SCRIPTS.parent / "docs/styles.md").read_text("utf-8"), "run `python scripts/study.py write`"
-    found = report.load(results)
+    found = style_report.load(results)
     for name in found.played:
-        assert f">{report.METHODS[name].label}<" in (tmp_path / "styles.svg").read_text("utf-8")
+        assert f">{style_report.METHODS[name].label}<" in (tmp_path / "styles.svg").read_text("utf-8")

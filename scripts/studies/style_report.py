@@ -14,6 +14,9 @@ from trajectories import placed
 
 from alignrun.games import CYC, best_response
 from alignrun.run.directory import write_text_atomic
+from studies.bootstrap import interval
+from studies.methods import METHODS, TAU
+from studies.records import read
 from studies.style_game import (
     TABLE,
     Played,
@@ -21,14 +24,14 @@ from studies.style_game import (
     entropies,
     exploited,
     half_gaps,
-    interval,
     most_exploited,
     points,
     solved,
     win_rates_against,
     win_rates_between,
 )
-from studies.styles import HELD_OUT, METHODS, REFERENCE_SAMPLES, SAMPLES, TAU, TAUGHT, configuration, read
+from studies.sweep import REFERENCE_SAMPLES, SAMPLES, TAUGHT, configuration
+from studies.tables import Records, cost, head, held_out, labels_of, matrix, records_in, row, shown
 
 STYLES = list(configuration().preference.styles)
 
@@ -41,8 +44,7 @@ class Measurements:
     """[X, 3] μ's shares of the styles on each prompt."""
     played: Mapping[str, Played]
     """method → what its runs play."""
-    records: Mapping[str, Sequence[Mapping[str, Any]]]
-    """method → the files of its runs, by seed."""
+    records: Records
 
     @property
     def trained(self) -> dict[str, Played]:
@@ -53,9 +55,7 @@ class Measurements:
 def load(results: Path) -> Measurements:
     """Read the folder of measurements."""
     counts = np.array(read(results / "reference.json")["counts"], dtype=float).sum(1)
-    files = [read(path) for path in sorted(results.glob("*-*.json"))]
-    records = {name: [file for file in files if file["method"] == name] for name in METHODS}
-    records = {name: found for name, found in records.items() if found}
+    records = records_in(results)
     played = {
         name: Played(
             np.array([file["counts"] for file in found], dtype=float), np.array([file["kl"] for file in found])
@@ -63,12 +63,6 @@ def load(results: Path) -> Measurements:
         for name, found in records.items()
     }
     return Measurements(counts / counts.sum(-1, keepdims=True), played, records)
-
-
-def shown(*terms: NDArray[np.float64]) -> str:
-    """A sum of means with its interval."""
-    value, low, high = interval(*terms)
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def exactly(shares: Shares, reference: Shares) -> Played:
@@ -83,13 +77,19 @@ def rows(found: Measurements) -> Iterator[str]:
     exact = {name: exactly(shares, found.reference) for name, shares in points(found.reference, TAU).items()}
     trained = found.trained
     labels = {name: f"*{name}*" for name in exact} | {name: METHODS[name].label for name in trained}
-    yield (
-        "| | seeds | shares of the styles | wins against μ | exploitable by at least | less than PPO by at least | "
-        "half the duality gap | entropy, nats | KL, nats |"
+    yield from head(
+        "",
+        "seeds",
+        "shares of the styles",
+        "wins against μ",
+        "exploitable by at least",
+        "less than PPO by at least",
+        "half the duality gap",
+        "entropy, nats",
+        "KL, nats",
     )
-    yield "|---|---|---|---|---|---|---|---|---|"
     for name, one in {**exact, **trained}.items():
-        cells = [
+        yield row(
             labels[name],
             "" if name in exact else str(len(one.counts)),
             ", ".join(f"{share:.2f}" for share in one.shares.mean((0, 1))),
@@ -99,8 +99,7 @@ def rows(found: Measurements) -> Iterator[str]:
             shown(half_gaps(one, found.reference, TAU)),
             shown(entropies(one)),
             shown(one.kl),
-        ]
-        yield f"| {' | '.join(cells)} |"
+        )
 
 
 def responses(found: Measurements) -> Iterator[str]:
@@ -125,29 +124,6 @@ def half_as_exploitable(found: Measurements) -> Iterator[str]:
     if low:
         yield f"Less than half as exploitable as PPO, beyond the interval: {', '.join(low)}."
         yield ""
-
-
-def held_out(found: Measurements) -> Iterator[str]:
-    """How often completions have more of a measure that no style is made of than those of μ."""
-    yield f"| | {' | '.join(HELD_OUT)} |"
-    yield "|---" * (len(HELD_OUT) + 1) + "|"
-    for name in found.trained:
-        records = found.records[name]
-        cells = [shown(np.array([record["held_out"][measure] for record in records])) for measure in HELD_OUT]
-        yield f"| {METHODS[name].label} | {' | '.join(cells)} |"
-
-
-def matrix(found: Measurements) -> Iterator[str]:
-    """P(row ≻ column) between the methods; bold where the interval leaves out ½."""
-    trained = found.trained
-    yield f"| | {' | '.join(METHODS[name].label for name in trained)} |"
-    yield "|---" * (len(trained) + 1) + "|"
-    for name, one in trained.items():
-        cells = []
-        for other, against in trained.items():
-            value, low, high = interval(win_rates_between(one, against))
-            cells.append("" if name == other else f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}")
-        yield f"| {METHODS[name].label} | {' | '.join(cells)} |"
 
 
 def paths(records: Sequence[Mapping[str, Any]], width: int = 15) -> NDArray[np.float64]:
@@ -241,8 +217,6 @@ def write(results: Path) -> None:
     found = load(results)
     page, figure = results.with_suffix(".md"), results.with_suffix(".svg")
     draw(figure, found)
-    hours = sum(record["seconds"] for records in found.records.values() for record in records) / 3600
-    steps = sorted({record["steps"] for records in found.records.values() for record in records})
     wins = "; ".join(
         f"{STYLES[first]} beats {STYLES[second]} with {float(CYC.preferences[first, second]):.1f}"
         for first, second in ((0, 1), (1, 2), (2, 0))
@@ -260,7 +234,7 @@ def write(results: Path) -> None:
         *rows(found),
         "",
         *half_as_exploitable(found),
-        f"Steps of a run: {', '.join(map(str, steps))}. All runs together took {hours:.1f} hours on one core each.",
+        cost(found.records),
         "",
         "Paths are those of the completions that were trained on, averaged over prompts and 15 steps; Nash-MP draws",
         "them at temperature 2. Dots are the policies of the table. DPO and IPO learn from pairs and have no path.",
@@ -271,7 +245,7 @@ def write(results: Path) -> None:
         "",
         "P(row ≻ column), bold where the interval leaves out ½.",
         "",
-        *matrix(found),
+        *matrix(labels_of(found.trained), lambda one, other: win_rates_between(found.played[one], found.played[other])),
         "",
         *responses(found),
         "",
@@ -280,7 +254,7 @@ def write(results: Path) -> None:
         "How often a completion takes up more of the prompt's words (relevance), or has a richer vocabulary",
         "(diversity), than one of μ.",
         "",
-        *held_out(found),
+        *held_out({name: found.records[name] for name in found.trained}),
         "",
     ]
     write_text_atomic(page, "\n".join(lines))

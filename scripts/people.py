@@ -1,0 +1,43 @@
+"""Train reward and preference models on people's pairs, and compare them and what they choose.
+
+    python scripts/people.py run --people pandalm --data FILE [--folder runs/people] [--seeds 0,1,2] [--at-once 2]
+    python scripts/people.py write
+
+`run` trains and asks what --results, by default docs/people/, has no measurements of; an interrupted run is resumed.
+`write` makes RESULTS.md from the measurements, without a model.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from studies import people, people_report
+
+RESULTS = Path(__file__).parents[1] / "docs/people"
+
+
+def main() -> None:
+    """Do what the command says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "write"))
+    parser.add_argument("--people", choices=list(people.PEOPLE), help="the data set")
+    parser.add_argument("--data", type=Path, help="its file")
+    parser.add_argument("--folder", type=Path, default=Path("runs/people"), help="of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="of the measurements")
+    parser.add_argument("--seeds", type=lambda text: list(map(int, text.split(","))), default=[0, 1, 2])
+    parser.add_argument("--at-once", type=int, default=2, help="runs at a time")
+    given = parser.parse_args()
+    if given.command == "write":
+        people_report.write(given.results)
+    elif given.people is None or given.data is None:
+        parser.error("run needs --people and --data")
+    elif not given.data.is_file():
+        parser.error(f"no file {given.data}")
+    else:
+        people.run(given.people, given.data, given.folder, given.results, given.seeds, given.at_once)
+
+
+if __name__ == "__main__":
+    main()

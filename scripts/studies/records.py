@@ -1,0 +1,20 @@
+"""Files of measurements."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignrun.run.directory import write_text_atomic
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What was measured."""
+    record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return record
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Keep it, as one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")

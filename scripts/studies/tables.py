@@ -1,0 +1,72 @@
+"""Markdown tables of estimates with their intervals."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from studies.bootstrap import interval
+from studies.methods import METHODS
+from studies.records import read
+from studies.sweep import HELD_OUT
+
+Records = Mapping[str, Sequence[Mapping[str, Any]]]
+"""method → the files of its runs, by seed."""
+
+
+def records_in(results: Path) -> Records:
+    """The measurements of a folder, with the methods in the order of METHODS."""
+    files = [read(path) for path in sorted(results.glob("*-*.json"))]
+    records = {name: [file for file in files if file["method"] == name] for name in METHODS}
+    return {name: found for name, found in records.items() if found}
+
+
+def shown(*terms: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> str:
+    """A sum of means with its interval."""
+    value, low, high = interval(*terms, weights=weights)
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def row(*cells: object) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def head(*columns: str) -> Iterator[str]:
+    """The first two lines of a table."""
+    yield row(*columns)
+    yield "|---" * len(columns) + "|"
+
+
+def labels_of(methods: Iterable[str]) -> dict[str, str]:
+    """How the tables call them."""
+    return {name: METHODS[name].label for name in methods}
+
+
+def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.float64]]) -> Iterator[str]:
+    """P(row ≻ column) between those that have a label; bold where the interval leaves out ½."""
+    yield from head("", *labels.values())
+    for name, label in labels.items():
+        cells = []
+        for other in labels:
+            value, low, high = interval(between(name, other))
+            cells.append("" if name == other else f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}")
+        yield row(label, *cells)
+
+
+def held_out(records: Records) -> Iterator[str]:
+    """How often completions have more of a measure that no method sees than those of μ."""
+    yield from head("", *HELD_OUT)
+    for name, files in records.items():
+        cells = (shown(np.array([file["held_out"][measure] for file in files])) for measure in HELD_OUT)
+        yield row(METHODS[name].label, *cells)
+
+
+def cost(records: Records) -> str:
+    """How long the runs were, in a sentence."""
+    files = [file for found in records.values() for file in found]
+    steps = sorted({file["steps"] for file in files})
+    hours = sum(file["seconds"] for file in files) / 3600
+    return f"Steps of a run: {', '.join(map(str, steps))}. All runs together took {hours:.1f} hours on one core each."

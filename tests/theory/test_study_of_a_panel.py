@@ -1,0 +1,106 @@
+"""The study of a panel: its judge is the panel, its estimates are bounds, and its page is that of its measurements."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alignrun.games import Game, duality_gap, exploitability
+from alignrun.launch.compose import compose
+from alignrun.preferences.base import build_preference
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.append(str(SCRIPTS))  # last, and not for long: tests use some of its names for files of their own
+try:
+    from studies import panel_game, sweep
+    from studies.panel_game import Judged
+    from studies.sampling import Sampled
+finally:
+    sys.path.remove(str(SCRIPTS))
+
+PANEL = ("model=tiny", "preference=style_panel")
+TEXTS = ["A grey and quiet day.", "I was happy, and you were not!", "Rain; the city sleeps under old roofs.", "No."]
+CYCLE = np.array([[[0.0, 1, 2], [1, 2, 0], [2, 0, 1], [0.3, 0.2, 0.1]]])
+"""Measures of four completions of one prompt, of which the first three beat each other in a cycle."""
+POLICY = np.array([0.5, 0.3, 0.2, 0.0])
+TAU = 0.3
+
+
+def test_the_judge_of_the_measures_is_the_panel() -> None:
+    config = sweep.configuration(*PANEL)
+    sampled = Sampled(["Describe the weather."], [TEXTS], np.zeros(1))
+    scores = sweep.played(config, sampled)["scores"]
+    members = sweep.panel_of(config)
+    ours = panel_game.preferred(*[panel_game.in_votes(scores, members)[0]] * 2)
+    pairs = list(itertools.product(range(len(TEXTS)), repeat=2))
+    judge = build_preference(config.preference)
+    theirs = judge(["Describe the weather."] * len(pairs), [TEXTS[i] for i, _ in pairs], [TEXTS[j] for _, j in pairs])
+    np.testing.assert_allclose(ours.ravel(), theirs.numpy(), atol=1e-3)  # the measures are rounded
+
+
+def test_a_study_refuses_a_judge_that_it_cannot_recompute() -> None:
+    with pytest.raises(SystemExit, match="a majority of different text measures"):
+        sweep.panel_of(compose(["preference=style_panel", "preference.rule=mean"]))
+    with pytest.raises(SystemExit, match="a majority of different text measures"):
+        sweep.panel_of(compose(["preference=sentiment"]))
+
+
+def game() -> Game:
+    table = torch.as_tensor(panel_game.preferred(CYCLE[0], CYCLE[0]))
+    return Game(table, torch.full((4,), 0.25, dtype=torch.float64), tuple("abcd"))
+
+
+def expected(value: object, count: int) -> float:
+    """By enumeration of all ways to draw `count` completions from POLICY."""
+    total = 0.0
+    for drawn in itertools.product(range(4), repeat=count):
+        judged = Judged(CYCLE[:, list(drawn)][None], np.zeros((1, 1)))
+        total += float(np.prod(POLICY[list(drawn)])) * value(judged).item()  # type: ignore[operator]
+    return total
+
+
+def test_noise_does_not_make_a_policy_more_exploitable() -> None:
+    true = float(exploitability(game(), torch.as_tensor(POLICY)))
+    few, more = (expected(lambda one: panel_game.exploited(one, CYCLE), count) for count in (2, 6))
+    assert few < more <= true
+
+
+def test_the_gap_is_a_bound_from_below() -> None:
+    """Without the KL of the policy, which is measured apart."""
+    policy = torch.as_tensor(POLICY)
+    cost = float((policy * (policy.clamp_min(1e-300).log() - np.log(0.25))).sum())
+    true = float(duality_gap(game(), policy, TAU)) / 2 - TAU * cost
+    few, more = (expected(lambda one: panel_game.half_gaps(one, CYCLE, TAU), count) for count in (2, 6))
+    assert few < more <= true
+
+
+def test_win_rates_are_means_over_pairs() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (Judged(rng.normal(size=(runs, 2, 5, 3)), np.zeros((runs, 2))) for runs in (2, 3))
+    table = panel_game.win_rates_between(first, second)
+    one = panel_game.preferred(first.measures[1, 0], second.measures[2, 0])
+    assert table.shape == (2, 3, 2)
+    assert table[1, 2, 0] == pytest.approx(one.mean())
+    assert panel_game.win_rates_against(first, second.measures[2])[1, 0] == pytest.approx(one.mean())
+    np.testing.assert_allclose(one + panel_game.preferred(second.measures[2, 0], first.measures[1, 0]).T, 1)
+
+
+def test_equal_completions_are_one_action() -> None:
+    (found,) = panel_game.games(np.concatenate([CYCLE, CYCLE[:, :1]], 1))
+    assert sorted(found.reference.tolist()) == pytest.approx([0.2, 0.2, 0.2, 0.4])
+
+
+def test_the_solutions_keep_their_promises() -> None:
+    played = panel_game.games(CYCLE)
+    solved = panel_game.solutions(played, TAU)
+    end = solved["equilibrium"]
+    assert end.beaten.item() == pytest.approx(0.5)
+    for name, one in solved.items():
+        assert one.beaten.item() + TAU * (one.kl - end.kl).item() >= 0.5 - 1e-6, name  # nothing beats π*_τ, KL included
+        if name.endswith("equilibrium's KL"):
+            assert one.kl.item() == pytest.approx(end.kl.item(), abs=1e-6)
+    assert solved["RLHF on the win rate"].wins.item() >= end.wins.item()
+    assert panel_game.cyclic(played).item() == pytest.approx(0.25)  # one of the four triples
