@@ -14,8 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from studies import people, people_report
+from studies.arguments import add_running
 
-RESULTS = Path(__file__).parents[1] / "docs/people"
+from alignrun.errors import AlignrunError
 
 
 def main() -> None:
@@ -24,19 +25,17 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "write"))
     parser.add_argument("--people", choices=list(people.PEOPLE), help="the data set")
     parser.add_argument("--data", type=Path, help="its file")
-    parser.add_argument("--folder", type=Path, default=Path("runs/people"), help="of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="of the measurements")
-    parser.add_argument("--seeds", type=lambda text: list(map(int, text.split(","))), default=[0, 1, 2])
-    parser.add_argument("--at-once", type=int, default=2, help="runs at a time")
+    add_running(parser, "runs/people", Path(__file__).parents[1] / "docs/people")
     given = parser.parse_args()
-    if given.command == "write":
-        people_report.write(given.results)
-    elif given.people is None or given.data is None:
+    if given.command == "run" and (given.people is None or given.data is None):
         parser.error("run needs --people and --data")
-    elif not given.data.is_file():
-        parser.error(f"no file {given.data}")
-    else:
-        people.run(given.people, given.data, given.folder, given.results, given.seeds, given.at_once)
+    try:
+        if given.command == "run":
+            people.run(given.people, given.data, given.folder, given.results, given.seeds, given.at_once)
+        else:
+            people_report.write(given.results)
+    except AlignrunError as error:
+        parser.exit(error.exit_code, f"{parser.prog}: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -18,21 +18,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from studies import panel_report, style_report, sweep
+from studies.arguments import add_running
 from studies.methods import METHODS
 from studies.records import read
 
-RESULTS = Path(__file__).parents[1] / "docs/styles"
+from alignrun.errors import AlignrunError
 
 
 def main() -> None:
     """Do what the command says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("teach", "run", "write"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/styles"), help="of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="of the measurements")
+    add_running(parser, "runs/styles", Path(__file__).parents[1] / "docs/styles")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
-    parser.add_argument("--seeds", type=lambda text: list(map(int, text.split(","))), default=[0, 1, 2])
-    parser.add_argument("--at-once", type=int, default=2, help="runs at a time")
     given, overrides = parser.parse_known_args()
     if unknown := [name for name in given.methods if name not in METHODS]:
         parser.error(f"unknown method {unknown[0]}: choose from {', '.join(METHODS)}")
@@ -40,13 +38,16 @@ def main() -> None:
         parser.error(f"unknown argument {unknown[0]}")
     if overrides and given.command != "run":
         parser.error(f"{given.command} takes no settings: leave out {overrides[0]}")
-    if given.command == "teach":
-        print(shlex.join(sweep.teach(given.folder)))
-    elif given.command == "run":
-        sweep.run(given.folder, given.results, given.methods, given.seeds, given.at_once, overrides)
-    else:
-        report = style_report if "counts" in read(given.results / "reference.json") else panel_report
-        report.write(given.results)
+    try:
+        if given.command == "teach":
+            print(shlex.join(sweep.teach(given.folder)))
+        elif given.command == "run":
+            sweep.run(given.folder, given.results, given.methods, given.seeds, given.at_once, overrides)
+        else:
+            report = style_report if "counts" in read(given.results / "reference.json") else panel_report
+            report.write(given.results)
+    except AlignrunError as error:
+        parser.exit(error.exit_code, f"{parser.prog}: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ METHODS = {
     "nash_md_0": Method("Nash-MD, β from 0.125 to 0", _online("nash_md", "algo.mix_beta_end=0")),
     "nash_ema": Method("Nash-EMA, 0.9", _online("nash_ema", "algo.ema_decay=0.9")),
     "nash_mp": Method("Nash-MP", _online("nash_mp")),
+    "nash_mp_1": Method("Nash-MP, pairs at temperature 1", _online("nash_mp", "algo.explore_temperature=1")),
     "ipo_md": Method("IPO-MD, β = 0.125", _online("ipo_md")),
     "online_dpo": Method("online DPO", _online("online_dpo")),
     "inpo": Method("INPO", _online("inpo")),
@@ -63,3 +64,7 @@ METHODS = {
     "nash_pg": Method("NashPG, τ = 0", _online("nash_pg", "algo.refresh_every=15", "algo.epochs=1", kl_tau=0)),
 }
 METHODS |= {f"against_{method}": _response(method) for method in ("ppo", "nash_md", "online_ipo", "self_play")}
+AGAINST_MU = frozenset({"ppo", "ppo_bt", "grpo", "grpo_bt", "rebel", "best_response", "dpo", "ipo"})
+"""The methods whose opponent is μ: in a win rate, in labelled pairs or in a reward model of these.
+
+That of the others is the policy as it learns, or a mixture or an average of it."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import softmax, xlogy
 from solve_completions import bradley_terry_rewards, cyclic_share, tilted
 from torch import Tensor
 
@@ -57,24 +57,29 @@ def win_rates_between(first: Judged, second: Judged) -> NDArray[np.float64]:
     return np.stack([[preferred(one, other).mean((-2, -1)) for other in second.measures] for one in first.measures])
 
 
-def halves(judged: Judged, against: Measures) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """P(y ≻ π) [S, X, L] of L completions on each half of the policy's, each way round: to choose by, and to try on."""
-    first, second = (
-        np.stack([preferred(against, run).mean(-1) for run in half]) for half in np.array_split(judged.measures, 2, 2)
-    )
-    return [(first, second), (second, first)]
+def wins(texts: Measures, runs: Measures) -> NDArray[np.float64]:
+    """[S, X, L] P(y ≻ π) of texts [X, L, M] against the completions [S, X, K, M] of policies."""
+    return np.stack([preferred(texts, run).mean(-1) for run in runs])
 
 
-def exploited(judged: Judged, pool: Measures) -> NDArray[np.float64]:
+def exploited(judged: Judged, pools: Sequence[Measures]) -> NDArray[np.float64]:
     """max_y P(y ≻ π) − ½ over a pool [X, L, M], with y chosen on one half of π's completions and tried on the other.
 
-    Its expectation is at most the exploitability.
+    There is a pool for each half to choose on, without the completions of the other half. Then the expectation is at
+    most the exploitability.
     """
-    tried = [
-        np.take_along_axis(trying, choosing.argmax(-1)[..., None], -1)[..., 0]
-        for choosing, trying in halves(judged, pool)
-    ]
+    first, second = np.array_split(judged.measures, 2, 2)
+    tried = []
+    for pool, choosing, trying in zip(pools, (first, second), (second, first), strict=True):
+        best = wins(pool, choosing).argmax(-1)[..., None]
+        tried.append(np.take_along_axis(wins(pool, trying), best, -1)[..., 0])
     return np.mean(tried, 0) - 0.5
+
+
+def most_exploited(judged: Judged, pool: Measures) -> NDArray[np.float64]:
+    """max_y P(y ≻ π) − ½ over a pool, against all completions of π: on average no less than what the pool can win."""
+    best: NDArray[np.float64] = wins(pool, judged.measures).max(-1) - 0.5
+    return best
 
 
 def half_gaps(judged: Judged, reference: Measures, kl_tau: float) -> NDArray[np.float64]:
@@ -82,10 +87,11 @@ def half_gaps(judged: Judged, reference: Measures, kl_tau: float) -> NDArray[np.
 
     π' ∝ μ exp(P(y ≻ π)/τ) on the completions of μ, with P of one half of π's completions, tried on the other.
     """
+    first, second = (wins(reference, half) for half in np.array_split(judged.measures, 2, 2))
     values = []
-    for choosing, trying in halves(judged, reference):
+    for choosing, trying in ((first, second), (second, first)):
         response = softmax(choosing / kl_tau, -1)
-        cost = (response * np.log(np.maximum(response * response.shape[-1], 1e-300))).sum(-1)
+        cost = xlogy(response, response * response.shape[-1]).sum(-1)
         values.append((response * trying).sum(-1) - kl_tau * cost)
     gap: NDArray[np.float64] = np.mean(values, 0) + kl_tau * judged.kl - 0.5
     return gap

@@ -18,13 +18,14 @@ from studies.panel_game import (
     games,
     half_gaps,
     in_votes,
+    most_exploited,
     solutions,
     win_rates_against,
     win_rates_between,
 )
 from studies.records import read
 from studies.sweep import REFERENCE_SAMPLES, SAMPLES, configuration, panel_of
-from studies.tables import Records, cost, head, held_out, labels_of, matrix, records_in, row, shown
+from studies.tables import CAVEAT, Records, beside, cost, head, held_out, labels_of, matrix, records_in, row, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,15 @@ class Measurements:
     records: Records
 
     @property
-    def pool(self) -> Measures:
-        """[X, L, M] all completions that there are, of μ and of every run."""
+    def methods(self) -> dict[str, Judged]:
+        """The methods that are compared: not the best responses to one of them."""
+        return {name: one for name, one in self.judged.items() if METHODS[name].against is None}
+
+    def pools(self) -> list[Measures]:
+        """[X, L, M] the completions of μ with the first, and with the second halves of those of all runs."""
         runs = [run for one in self.judged.values() for run in one.measures]
-        return np.concatenate([self.reference, *runs], 1)
+        halves = [np.array_split(run, 2, 1) for run in runs]
+        return [np.concatenate([self.reference, *half], 1) for half in zip(*halves, strict=True)]
 
 
 def load(results: Path) -> Measurements:
@@ -63,7 +69,7 @@ def load(results: Path) -> Measurements:
 def solved(found: Measurements) -> Iterator[str]:
     """What could be won and lost without training, as Markdown."""
     played = games(found.reference)
-    yield f"Of the triples of completions, {shown(cyclic(played))} are cyclic."
+    yield f"Of the triples of completions that differ in a measure, a share of {shown(cyclic(played))} is cyclic."
     yield ""
     yield from head("", "wins against μ", "beaten by the equilibrium", "exploitability", "KL, nats")
     for name, one in solutions(played, TAU).items():
@@ -77,18 +83,19 @@ def trained(found: Measurements) -> Iterator[str]:
         "seeds",
         "wins against μ",
         "exploitable by at least",
-        "less than PPO, by the same completions",
+        "less than PPO by at least",
         "half the duality gap, at least",
         "KL, nats",
     )
-    losses = {name: exploited(one, found.pool) for name, one in found.judged.items()}
-    for name, one in found.judged.items():
+    pools, ppo = found.pools(), found.judged.get("ppo")
+    whole = np.concatenate(pools, 1)
+    for name, one in found.methods.items():
         yield row(
             METHODS[name].label,
             len(one.kl),
             shown(win_rates_against(one, found.reference)),
-            shown(losses[name]),
-            "" if name == "ppo" or "ppo" not in losses else shown(losses["ppo"], -losses[name]),
+            shown(exploited(one, pools)),
+            "" if ppo is None or ppo is one else shown(exploited(ppo, pools), -most_exploited(one, whole)),
             shown(half_gaps(one, found.reference, TAU)),
             shown(one.kl),
         )
@@ -97,8 +104,8 @@ def trained(found: Measurements) -> Iterator[str]:
 HEADER = """\
 # Methods on a panel of three measures
 
-Written by `python scripts/study.py write --results docs/panel` from the measurements in that folder. The prompts, the
-student, the methods and their settings are those of [styles.md](styles.md); the preference is another one. A completion
+Written by `python scripts/study.py write --results docs/{name}` from the measurements in that folder. The prompts, the
+student, the methods and their settings are those of [styles.md](styles.md); the preference differs. A completion
 is preferred to another with the probability that most members of a panel are for it. The members are published
 measures, {members}. Each is transitive; their majority is not.
 """
@@ -113,27 +120,37 @@ TRAINED = """\
 ## Trained
 
 ```
-python scripts/study.py run --folder runs/panel --results docs/panel {overrides}
+python scripts/study.py run --folder runs/panel --results docs/{name} {overrides}
 ```
 
 - *Exploitable by at least*: of all completions, those of μ ({reference} of each prompt) and of every run ({samples}),
   the one that most often beats half of a policy's is tried on the other half.
 - *Half the duality gap* at τ = {tau}: at least what a tilt of μ's completions gains, its KL included, plus what the
   policy's own KL costs.
-- Intervals are 95% bootstraps over prompts and seeds. They take the completions as given.
+- *Less than PPO by at least*: this bound of PPO's, minus the most that any of these completions wins against the
+  method, chosen and tried on the same completions. Other texts may win more.
+
+{caveat} They take the completions as given.
 """
 
 
 def write(results: Path) -> None:
     """Write RESULTS.md next to the folder of measurements."""
     found = load(results)
-    page = results.with_suffix(".md")
+    page = beside(results, ".md")
     lines = [
-        HEADER.format(members=", ".join(found.members)),
+        HEADER.format(name=results.name, members=", ".join(found.members)),
         SOLVED_BEFORE.format(solved=SOLVED, tau=TAU),
         *solved(found),
         "",
-        TRAINED.format(overrides=shlex.join(found.overrides), reference=REFERENCE_SAMPLES, samples=SAMPLES, tau=TAU),
+        TRAINED.format(
+            name=results.name,
+            overrides=shlex.join(found.overrides),
+            reference=REFERENCE_SAMPLES,
+            samples=SAMPLES,
+            tau=TAU,
+            caveat=CAVEAT,
+        ),
         *trained(found),
         "",
         cost(found.records),
@@ -142,14 +159,14 @@ def write(results: Path) -> None:
         "",
         "P(row ≻ column), bold where the interval leaves out ½.",
         "",
-        *matrix(labels_of(found.judged), lambda one, other: win_rates_between(found.judged[one], found.judged[other])),
+        *matrix(labels_of(found.methods), lambda one, other: win_rates_between(found.judged[one], found.judged[other])),
         "",
         "## By measures that no method saw",
         "",
         "How often a completion takes up more of the prompt's words (relevance), or has a richer vocabulary",
         "(diversity), than one of μ.",
         "",
-        *held_out(found.records),
+        *held_out({name: found.records[name] for name in found.methods}),
         "",
     ]
     write_text_atomic(page, "\n".join(lines))

@@ -1,13 +1,14 @@
 """Feedback models of people's pairs, several seeds each, and what each chooses of a model's completions.
 
-The prompts are split in two halves by their hash. The models that are compared learn from one half and are tested on
-the other; the judges of their choices learn from that other half, whose people no compared model has seen.
+The prompts are split in two halves by their hash. The models that are compared learn from the labels of one half and
+are tested on the other; the judges of their choices learn from that other half, which no compared model sees.
 """
 
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,14 +19,15 @@ from numpy.typing import NDArray
 from alignrun.assessment.command import judge
 from alignrun.config import ComparedPairs
 from alignrun.data.loading import load_examples
+from alignrun.errors import InputError
 from alignrun.evaluation.comparisons import compare
 from alignrun.evaluation.heldout import length_leads
 from alignrun.evaluation.preference_quality import AssessedPairs, measure_quality
 from alignrun.launch.build import make_encoding
 from alignrun.launch.compose import compose
 from alignrun.preferences.base import Preference, Reward, build_preference
-from alignrun.types import Example
-from studies.records import write
+from alignrun.types import Example, as_turns
+from studies.records import read, write
 from studies.sampling import Sampled, sample_reference
 from studies.training import Job, finish, metrics_of
 
@@ -74,14 +76,14 @@ HEADS = {
         "learned",
     ),
 }
-JUDGES = ("reward", "pair")
-"""The heads whose models of the other half judge the choices, by their mean."""
+JUDGE_SEED = 1000
+"""Of the judges, one of each head, who judge by their mean; no compared model starts from it."""
 TRAINING = ("train.steps=32", "train.batch_size=16", "train.micro_batch_size=4", "train.checkpoint_every=0")
 
 
 def split(people: People, path: Path, folder: Path, model: Sequence[str]) -> tuple[Path, Path]:
-    """Write the pairs that are short enough as two halves; their files."""
-    data = (f"data={people.data}", f"data.path={path}", "data.eval_fraction=0.5")
+    """Write the pairs of one question and two answers that are short enough as two halves; their files."""
+    data = (f"data={people.data}", f"data.path={path}", "data.eval_fraction=0.5", "data.eval_size=null")
     config = compose([*model, "algo=reward_model", *data])
     tokenizer, found = make_encoding(config).tokenizer, load_examples(config.data)
     files = folder / "first.jsonl", folder / "second.jsonl"
@@ -89,6 +91,8 @@ def split(people: People, path: Path, folder: Path, model: Sequence[str]) -> tup
     for file, examples in zip(files, (found.train, found.heldout), strict=True):
         rows = []
         for one in examples:
+            if len(as_turns(one.prompt)) > 1:
+                continue
             texts = (one.text, str(one.chosen), str(one.rejected))
             limits = (people.prompt_tokens, people.completion_tokens, people.completion_tokens)
             lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
@@ -98,34 +102,44 @@ def split(people: People, path: Path, folder: Path, model: Sequence[str]) -> tup
     return files
 
 
-def trained(
-    folder: Path, head: str, train: Path, test: Path, seed: int, at_once: int, model: Sequence[str]
-) -> tuple[Preference, list[Any]]:
-    """A feedback model, trained on one file if it is not yet, and the metrics of its steps."""
-    data = ("data=jsonl", f"data.path={train}", f"data.eval_path={test}", "data.columns.label=label")
-    own = (*HEADS[head].overrides, *TRAINING, *data, "evaluation.every=0", f"seed={seed}")
-    finish(Job(folder, ("tracker=none", *own, *model)), at_once)
-    asked = compose([f"preference={HEADS[head].preference}", f"preference.path={folder}"])
-    return build_preference(asked.preference), metrics_of(folder)
+def train(folder: Path, head: str, data: tuple[Path, Path], seed: int, at_once: int, model: Sequence[str]) -> float:
+    """Train a feedback model on the first of two files, if it is not yet; the seconds that its steps took."""
+    files = ("data=jsonl", f"data.path={data[0]}", f"data.eval_path={data[1]}", "data.columns.label=label")
+    own = (*HEADS[head].overrides, *TRAINING, *files, "evaluation.every=0", f"seed={seed}")
+    return finish(Job(folder, ("tracker=none", *own, *model)), at_once)
+
+
+def trained(folder: Path, head: str) -> Preference:
+    """What a finished run prefers."""
+    return build_preference(compose([f"preference={HEADS[head].preference}", f"preference.path={folder}"]).preference)
+
+
+def asked(preference: Preference, examples: Sequence[Example]) -> NDArray[np.float64]:
+    """[N] P(chosen ≻ rejected) of every pair."""
+    return judge(preference, examples, lambda _: None)[0]
 
 
 def quality(preference: Preference, examples: Sequence[Example]) -> dict[str, Any]:
     """P(chosen ≻ rejected) of every pair, and the share of intransitive triples of answers to one prompt."""
 
     def ask(more: Sequence[Example]) -> NDArray[np.float64]:
-        return judge(preference, more, lambda _: None)[0]
+        return asked(preference, more)
 
-    probabilities, orders = judge(preference, examples, lambda _: None)
+    probabilities = asked(preference, examples)
     transitive = isinstance(preference, Reward)
-    found = measure_quality(AssessedPairs(examples, probabilities, orders), None if transitive else ask, 20, 0.95, 0)
+    found = measure_quality(AssessedPairs(examples, probabilities, None), None if transitive else ask, 20, 0.95, 0)
     assert found is not None
     triples = found.intransitivity
     return {
-        "probabilities": [round(float(p), 4) for p in probabilities],
+        "probabilities": rounded(probabilities),
         "log_loss": round(found.calibration.log_loss, 4),
-        "calibration_error": round(found.calibration.ece, 4),
         "intransitive": None if triples is None else [round(triples.share, 4), triples.triples],
     }
+
+
+def rounded(values: NDArray[np.float64]) -> list[float]:
+    """Probabilities as they are kept."""
+    return [round(float(value), 6) for value in values]
 
 
 def choices(preference: Preference, sampled: Sampled) -> list[int]:
@@ -157,7 +171,14 @@ def prepared(people: People, path: Path, folder: Path, model: Sequence[str]) -> 
 def pairs_in(file: Path) -> list[Example]:
     """The labelled pairs of a half."""
     config = compose(
-        ["algo=reward_model", "data=jsonl", f"data.path={file}", f"data.eval_path={file}", "data.columns.label=label"]
+        [
+            "algo=reward_model",
+            "data=jsonl",
+            f"data.path={file}",
+            f"data.eval_path={file}",
+            "data.eval_size=null",
+            "data.columns.label=label",
+        ]
     )
     return list(load_examples(config.data).heldout)
 
@@ -181,38 +202,37 @@ def run(
         seeds: of the models.
         at_once: runs at a time.
         model: settings of what the models start from, and other settings for all of them.
+
+    Raises InputError if `results` or `folder` has something else than these settings give, RunError if a run fails.
     """
-    people, folder = PEOPLE[name], folder / name
+    people, folder, file = PEOPLE[name], folder / name, results / f"{name}.json"
     first, second, sampled = prepared(people, path, folder, model)
     examples = pairs_in(second)
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(one.text for one in examples))}
-    if not (results / f"{name}.json").is_file():
-        tables, judges = [], {}
-        for head in JUDGES:
-            preference, _ = trained(folder / f"judge-{head}", head, second, first, 0, 1, model)
-            tables.append(_table(preference, sampled))
-            judges[head] = quality(preference, pairs_in(first))
-        record = {
-            "pairs": [len(pairs_in(first)), len(examples)],
-            "prompts": [numbers[one.text] for one in examples],
-            "labels": [round(one.label, 4) for one in examples],
-            "longer": [int(np.sign(lead)) for lead in length_leads(examples)],
-            "judge_labels": [round(one.label, 4) for one in pairs_in(first)],
-            "judges": judges,
-            "judged": np.mean(tables, 0).round(4).tolist(),
-        }
-        write(results / f"{name}.json", record)
+    settings = {
+        "model": list(model),
+        "limits": [people.prompt_tokens, people.completion_tokens],
+        "training": list(TRAINING),
+        "heads": {head: list(one.overrides) for head, one in HEADS.items()},
+        "pairs": [len(pairs_in(first)), len(examples)],
+        "digests": [sha256(half.read_bytes()).hexdigest() for half in (first, second)],
+        "candidates": sha256(json.dumps(sampled.texts).encode()).hexdigest(),
+    }
+    if file.is_file() and read(file)["settings"] != settings:
+        raise InputError(f"{file} is of other data, settings or completions: choose another folder with --results")
+    if not file.is_file():
+        write(file, {"settings": settings, **_judged(folder, (first, second), sampled, model)})
     asking = Lock()
 
     def one(head: str, seed: int) -> None:
-        preference, steps = trained(folder / f"{head}-{seed}", head, first, second, seed, at_once, model)
+        own = folder / f"{head}-{seed}"
+        seconds = train(own, head, (first, second), seed, at_once, model)
         with asking:
+            preference = trained(own, head)
             record = {
                 "head": head,
                 "seed": seed,
-                "overrides": [*HEADS[head].overrides, *TRAINING],
-                "seconds": round(sum(step["seconds"] for step in steps)),
-                "training_loss": round(float(np.mean([step["loss"] for step in steps[-8:]])), 4),
+                "seconds": round(seconds),
+                "training_loss": round(float(np.mean([step["loss"] for step in metrics_of(own)[-8:]])), 4),
                 **quality(preference, examples),
                 "choices": choices(preference, sampled),
             }
@@ -223,3 +243,23 @@ def run(
     ]
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(lambda named: one(*named), waiting))
+
+
+def _judged(folder: Path, halves: tuple[Path, Path], sampled: Sampled, model: Sequence[str]) -> dict[str, Any]:
+    """The labels of the second half, and what the judges say of pairs of the first and of the candidates."""
+    (seen, tested), tables, judges = map(pairs_in, halves), [], {}
+    for head in HEADS:
+        own = folder / f"judge-{head}"
+        train(own, head, (halves[1], halves[0]), JUDGE_SEED, 1, model)
+        preference = trained(own, head)
+        tables.append(_table(preference, sampled))
+        judges[head] = rounded(asked(preference, seen))
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(one.text for one in tested))}
+    return {
+        "prompts": [numbers[one.text] for one in tested],
+        "labels": [round(one.label, 4) for one in tested],
+        "longer": [int(np.sign(lead)) for lead in length_leads(tested)],
+        "judge_labels": [round(one.label, 4) for one in seen],
+        "judges": judges,
+        "judged": np.mean(tables, 0).round(4).tolist(),
+    }

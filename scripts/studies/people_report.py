@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignrun.errors import InputError
 from alignrun.run.directory import write_text_atomic
 from studies.people import CANDIDATES, HEADS, PEOPLE, TRAINING
 from studies.records import read
-from studies.tables import head, matrix, row, shown
+from studies.tables import CAVEAT, beside, head, matrix, row, shown
 
 Scores = NDArray[np.float64]
 
@@ -110,8 +111,8 @@ def best_of_n(found: Measurements) -> Iterator[str]:
     """What the judges say of the choices."""
     judges = []
     for name, judge in found.data["judges"].items():
-        labels, probabilities = np.array(found.data["judge_labels"]), np.array(judge["probabilities"])
-        accuracy = right(probabilities - 0.5)[labels != 0.5].mean()
+        decided = np.array(found.data["judge_labels"]) != 0.5
+        accuracy = right(np.array(judge) - 0.5)[decided].mean()
         judges.append(f"the {HEADS[name].label} with {accuracy:.3f}")
     yield f"The judges' own accuracy, on the half that they have not seen: {', '.join(judges)}."
     yield ""
@@ -126,18 +127,20 @@ def best_of_n(found: Measurements) -> Iterator[str]:
 HEADER = """\
 # Feedback models of people's preferences
 
-Written by `python scripts/people.py write` from the measurements in `docs/people/`. SmolLM2-135M-Instruct learns from
-people's pairs with three heads: a reward for each answer, a preference that reads both answers, in an order drawn for
-each step, and a preference of embeddings, which can express cycles at the cost of a reward. The prompts are split in
-halves by their hash; all models learn from the first half and are tested on the second.
+Written by `python scripts/people.py write` from the measurements in `docs/{name}/`. SmolLM2-135M-Instruct learns from
+people's pairs with three heads: a reward for each answer; a preference that reads both answers, in an order drawn for
+each pair and step; and a preference of embeddings, which costs no more passes than a reward and can express cycles. The
+prompts are split in halves by their hash: all models learn from the first half and are tested on the second.
 
-Intervals are 95% bootstraps over prompts and seeds. Accuracy leaves ties out. An intransitive triple is one of three
-answers to a prompt, of at most 20 a prompt; a reward has none.
+Accuracy leaves ties out. A triple of answers is intransitive if they beat each other in a cycle; at most 20 triples of
+a prompt are asked, and a reward has none. The loss in training is that of the last eight steps.
 
 Best of {candidates}: of {candidates} completions of a prompt of the second half, each model chooses the one that wins
-most against the others. A reward model and a preference model judge the choices by their mean. They learned from the
-people of the second half, from whom no compared model has learned. The tables have P(row ≻ column), bold where the
-interval leaves out ½.
+most against the others. Three models, one of each kind, judge the choices by their mean. They learned from the labels
+of the second half, of which no compared model has seen any; their own accuracy is that on the first half. The tables
+have P(row ≻ column), bold where the interval leaves out ½.
+
+{caveat}
 
 Settings: `{training}`
 
@@ -152,10 +155,14 @@ Settings: `{training}`
 def write(results: Path) -> None:
     """Write RESULTS.md next to the folder of measurements."""
     names = [name for name in PEOPLE if (results / f"{name}.json").is_file()]
+    if not names:
+        raise InputError(f"no measurements in {results}: `people.py run` makes them")
     lines = [
         HEADER.format(
             training=" ".join(TRAINING),
             heads="\n".join(f"- {one.label}: `{' '.join(one.overrides)}`" for one in HEADS.values()),
+            name=results.name,
+            caveat=CAVEAT,
             candidates=CANDIDATES,
             commands="\n".join(
                 f"python scripts/people.py run --people {name} --data {PEOPLE[name].file}" for name in names
@@ -164,20 +171,20 @@ def write(results: Path) -> None:
     ]
     for name in names:
         found, people = load(results, name), PEOPLE[name]
-        first, second = found.data["pairs"]
+        first, second = found.data["settings"]["pairs"]
         hours = sum(model["seconds"] for models in found.models.values() for model in models) / 3600
         lines += [
             "",
             f"## {people.label}",
             "",
             f"Pairs whose prompt has at most {people.prompt_tokens} tokens and whose answers have at most "
-            f"{people.completion_tokens}: {first} to learn from, {second} to be tested on, of {len(found.weights)} "
-            f"prompts. Training took {hours:.1f} hours.",
+            f"{people.completion_tokens}, and is one question: {first} to learn from, and {second} to be tested on, "
+            f"which have {len(found.weights)} prompts with a decided pair. Training took {hours:.1f} hours.",
             "",
             *table(found),
             "",
             *best_of_n(found),
         ]
-    page = results.with_suffix(".md")
+    page = beside(results, ".md")
     write_text_atomic(page, "\n".join([*lines, ""]))
     print(page)

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignrun.errors import InputError
 from alignrun.run.directory import write_text_atomic
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What was measured."""
+    """What was measured. Raises InputError without such a file."""
+    if not path.is_file():
+        raise InputError(f"no measurements in {path.parent}: {path.name} is missing")
     record: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return record
 

@@ -51,7 +51,7 @@ def tokenizer_of(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def train_student(folder: Path, taught: Sampled) -> Path:
-    """The folder of the trained model, below `folder`. Raises CalledProcessError if a step fails."""
+    """The folder of the trained model, below `folder`. Raises RunError if a step fails."""
     student = folder / "student"
     if (student / "config.json").is_file():
         return student

@@ -1,7 +1,7 @@
 """The page and the figure of the study of styles, from its measurements alone."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from trajectories import placed
 from alignrun.games import CYC, best_response
 from alignrun.run.directory import write_text_atomic
 from studies.bootstrap import interval
-from studies.methods import METHODS, TAU
+from studies.methods import AGAINST_MU, METHODS, TAU
 from studies.records import read
 from studies.style_game import (
     TABLE,
@@ -31,20 +31,25 @@ from studies.style_game import (
     win_rates_between,
 )
 from studies.sweep import REFERENCE_SAMPLES, SAMPLES, TAUGHT, configuration
-from studies.tables import Records, cost, head, held_out, labels_of, matrix, records_in, row, shown
-
-STYLES = list(configuration().preference.styles)
+from studies.tables import CAVEAT, Records, beside, cost, head, held_out, labels_of, matrix, records_in, row, shown
 
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
     """All that was measured."""
 
+    overrides: list[str]
+    """The settings of all runs."""
     reference: Shares
     """[X, 3] μ's shares of the styles on each prompt."""
     played: Mapping[str, Played]
     """method → what its runs play."""
     records: Records
+
+    @property
+    def styles(self) -> list[str]:
+        """The names of the styles."""
+        return list(configuration(*self.overrides).preference.styles)
 
     @property
     def trained(self) -> dict[str, Played]:
@@ -54,7 +59,8 @@ class Measurements:
 
 def load(results: Path) -> Measurements:
     """Read the folder of measurements."""
-    counts = np.array(read(results / "reference.json")["counts"], dtype=float).sum(1)
+    reference = read(results / "reference.json")
+    counts = np.array(reference["counts"], dtype=float).sum(1)
     records = records_in(results)
     played = {
         name: Played(
@@ -62,7 +68,7 @@ def load(results: Path) -> Measurements:
         )
         for name, found in records.items()
     }
-    return Measurements(counts / counts.sum(-1, keepdims=True), played, records)
+    return Measurements(reference["overrides"], counts / counts.sum(-1, keepdims=True), played, records)
 
 
 def exactly(shares: Shares, reference: Shares) -> Played:
@@ -126,6 +132,12 @@ def half_as_exploitable(found: Measurements) -> Iterator[str]:
         yield ""
 
 
+def pathless(found: Measurements) -> Iterator[str]:
+    """The methods without a path, as a sentence."""
+    if names := [METHODS[name].label for name in found.trained if not len(paths(found.records[name]))]:
+        yield f"Without a path, since they learn from labelled pairs or a model of these: {'; '.join(names)}."
+
+
 def paths(records: Sequence[Mapping[str, Any]], width: int = 15) -> NDArray[np.float64]:
     """[steps, 1 + 3] KL and shares of the styles during training, averaged over seeds and the last few steps."""
     steps = np.mean([np.array(record["path"]).reshape(-1, 5)[:, 1:] for record in records], axis=0)
@@ -136,57 +148,89 @@ def paths(records: Sequence[Mapping[str, Any]], width: int = 15) -> NDArray[np.f
     return averaged
 
 
-def draw(path: Path, found: Measurements) -> None:
-    """The way of each method through the triangle of styles, and its win rate against μ by its KL."""
+COLOURS = {True: "C1", False: "C0"}
+"""Of the methods whose opponent is μ, and of those whose opponent moves."""
+SOLUTIONS = {"equilibrium": "k*", "RLHF on the win rate": "ks", "μ": "k+"}
+"""The exact solutions of the figures, and their marks."""
+
+
+def _figure(
+    path: Path, width: float, height: float, rows: int, columns: int, fill: Callable[[list[Any]], object]
+) -> None:
+    """Draw into the axes of a figure, and save it so that the same numbers give the same file."""
     from matplotlib.figure import Figure
 
-    solutions = points(found.reference, TAU)
-    with mpl.rc_context({"svg.hashsalt": "styles", "font.size": 9, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(12, 5.6), layout="constrained")
-        triangle, frontier = figure.subplots(1, 2)
-        edge = placed(torch.eye(3)[[0, 1, 2, 0]].unbind())
-        triangle.plot(*edge.T.tolist(), color="0.7", linewidth=0.8)
-        for name, (x, y), side in zip(STYLES, edge.tolist(), ("right", "left", "center"), strict=False):
-            triangle.text(x, y + (0.02 if y else -0.05), name, ha=side)
-        for number, (name, final) in enumerate(found.trained.items()):
-            colour, label = f"C{number % 10}", METHODS[name].label
-            line = "-" if number < 10 else "--"
-            steps = paths(found.records[name])
-            end = placed([torch.tensor(final.shares.mean((0, 1)))])[0]
-            triangle.plot(*end.tolist(), "o", color=colour, markersize=5, label=label)
-            place = np.sqrt(final.kl.mean()), win_rates_against(final, found.reference).mean()
-            frontier.plot(*place, "o", color=colour, markersize=5)
-            if len(steps):
-                way = placed(torch.tensor(steps[:, 1:]).unbind())
-                triangle.plot(*way.T.tolist(), line, color=colour, linewidth=0.8)
-                wins = steps[:, 1:] @ TABLE @ found.reference.mean(0)
-                frontier.plot(np.sqrt(np.maximum(steps[:, 0], 0)), wins, line, color=colour, linewidth=0.8)
-        for (name, shares), mark in zip(solutions.items(), ("k+", "kx", "k1", "kD", "ks", "k*"), strict=True):
-            spot = placed([torch.tensor(shares.mean(0))])[0]
-            triangle.plot(*spot.tolist(), mark, markersize=8, label=name, linestyle="none")
-            known = exactly(shares, found.reference)
-            frontier.plot(
-                np.sqrt(known.kl.mean()), win_rates_against(known, found.reference).mean(), mark, markersize=8
-            )
-        best = [
-            exactly(
-                solved(found.reference, lambda game, tau=tau: best_response(game, game.reference, tau)), found.reference
-            )
-            for tau in np.geomspace(0.02, 2, 40)
-        ]
-        reached = [(np.sqrt(one.kl.mean()), win_rates_against(one, found.reference).mean()) for one in best]
-        frontier.plot(*zip(*reached, strict=True), color="0.6", linewidth=0.8, label="the most that a KL can win")
-        frontier.set(xlabel="√KL(π‖μ), √nats", ylabel="win rate against μ")
-        triangle.set_aspect("equal")
-        triangle.axis("off")
-        figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    with mpl.rc_context({"svg.hashsalt": "styles", "font.size": 8, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        fill(np.ravel(figure.subplots(rows, columns)).tolist())
         figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def draw_triangles(path: Path, found: Measurements) -> None:
+    """A triangle of the styles for each method, with the path of its training and the ends of its runs."""
+    solutions = points(found.reference, TAU)
+    edge = placed(torch.eye(3)[[0, 1, 2, 0]].unbind())
+
+    def fill(axes: list[Any]) -> None:
+        for axis in axes:
+            axis.set_aspect("equal")
+            axis.axis("off")
+        for axis, (name, final) in zip(axes, found.trained.items(), strict=False):
+            colour, steps = COLOURS[name in AGAINST_MU], paths(found.records[name])
+            axis.plot(*edge.T.tolist(), color="0.7", linewidth=0.8)
+            for style, (x, y) in zip(found.styles, edge.tolist(), strict=False):
+                axis.text(x, y + (0.03 if y else -0.1), style, ha="center", fontsize=6, color="0.4")
+            for solution, mark in SOLUTIONS.items():
+                axis.plot(*_spot(solutions[solution].mean(0)), mark, markersize=6)
+            if len(steps):
+                axis.plot(*placed(torch.tensor(steps[:, 1:]).unbind()).T.tolist(), color=colour, linewidth=0.8)
+            for shares in final.shares.mean(1):
+                axis.plot(*_spot(shares), "o", color=colour, markersize=4)
+            axis.set_title(METHODS[name].label, fontsize=8, pad=10)
+
+    rows = -(-len(found.trained) // 5)
+    _figure(path, 12, 2.4 * rows, rows, 5, fill)
+
+
+def draw_frontier(path: Path, found: Measurements) -> None:
+    """Each method's win rate against μ and its exploitability, by its KL."""
+    best = [
+        exactly(
+            solved(found.reference, lambda game, tau=tau: best_response(game, game.reference, tau)), found.reference
+        )
+        for tau in np.geomspace(0.02, 2, 40)
+    ]
+    exact = {name: exactly(shares, found.reference) for name, shares in points(found.reference, TAU).items()}
+
+    def fill(axes: list[Any]) -> None:
+        for axis, measure, title in (
+            (axes[0], lambda one: win_rates_against(one, found.reference), "win rate against μ"),
+            (axes[1], exploited, "exploitable by at least"),
+        ):
+            for name, one in found.trained.items():
+                place = np.sqrt(one.kl.mean()), measure(one).mean()
+                axis.plot(*place, "o", color=COLOURS[name in AGAINST_MU], markersize=4)
+                axis.annotate(METHODS[name].label.split(",")[0], place, (3, 2), textcoords="offset points", fontsize=5)
+            for name, mark in SOLUTIONS.items():
+                axis.plot(np.sqrt(exact[name].kl.mean()), measure(exact[name]).mean(), mark, markersize=6, label=name)
+            axis.set(xlabel="√KL(π‖μ), √nats", ylabel=title)
+        reached = [(np.sqrt(one.kl.mean()), win_rates_against(one, found.reference).mean()) for one in best]
+        axes[0].plot(*zip(*reached, strict=True), color="0.6", linewidth=0.8, label="the most that a KL can win")
+        axes[0].legend(frameon=False)
+
+    _figure(path, 12, 4.5, 1, 2, fill)
+
+
+def _spot(shares: NDArray[np.float64]) -> list[float]:
+    """Where shares of the styles lie in the triangle."""
+    place: list[float] = placed([torch.tensor(shares)])[0].tolist()
+    return place
 
 
 HEADER = """\
 # Methods on a game that texts play
 
-Written by `python scripts/study.py write` from the measurements in `docs/styles/`. Each method trains a language model
+Written by `python scripts/study.py write` from the measurements in `docs/{name}/`. Each method trains a language model
 on eight prompts until its schedule ends, from several seeds. This is about where optimisation ends, not about
 generalisation. The model is a student of SmolLM2-135M-Instruct: 1.1 million weights, trained on {taught} of its
 completions of each prompt, so that a run takes minutes on one core. LoRA, sampling and losses are those of any run.
@@ -201,8 +245,8 @@ policy's exploitability from its own shares, counted on {samples}.
   other. *Less than PPO by at least*: this bound of PPO's, minus the method's own from above, which chooses and tries
   the style on the same completions.
 - *Half the duality gap* at τ = {tau}: what a best response gains, KL included, plus what the KL costs.
-- Intervals are 95% bootstraps over prompts and seeds, over prompts alone where there is one seed. They take μ's shares
-  as known, and are narrow for three seeds. The first rows, in italics, are exact solutions for μ's shares.
+
+{caveat} They take μ's shares as known. The first rows of the table, in italics, are exact solutions for μ's shares.
 
 ```
 python scripts/study.py teach --folder runs/styles
@@ -215,20 +259,23 @@ python scripts/study.py run --folder runs/styles {overrides}
 def write(results: Path) -> None:
     """Write RESULTS.md and RESULTS.svg next to the folder of measurements."""
     found = load(results)
-    page, figure = results.with_suffix(".md"), results.with_suffix(".svg")
-    draw(figure, found)
-    wins = "; ".join(
-        f"{STYLES[first]} beats {STYLES[second]} with {float(CYC.preferences[first, second]):.1f}"
+    page, triangles, frontier = (beside(results, suffix) for suffix in (".md", ".svg", "-frontier.svg"))
+    draw_triangles(triangles, found)
+    draw_frontier(frontier, found)
+    game = "; ".join(
+        f"{found.styles[first]} beats {found.styles[second]} with {float(CYC.preferences[first, second]):.1f}"
         for first, second in ((0, 1), (1, 2), (2, 0))
     )
     lines = [
         HEADER.format(
-            game=wins,
+            name=results.name,
+            game=game,
             tau=TAU,
             taught=TAUGHT,
+            caveat=CAVEAT,
             reference=REFERENCE_SAMPLES,
             samples=SAMPLES,
-            overrides=shlex.join(read(results / "reference.json")["overrides"]),
+            overrides=shlex.join(found.overrides),
         ).rstrip(),
         "",
         *rows(found),
@@ -236,10 +283,16 @@ def write(results: Path) -> None:
         *half_as_exploitable(found),
         cost(found.records),
         "",
-        "Paths are those of the completions that were trained on, averaged over prompts and 15 steps; Nash-MP draws",
-        "them at temperature 2. Dots are the policies of the table. DPO and IPO learn from pairs and have no path.",
+        "## Where they go",
         "",
-        f"![The way of each method through the styles, and its win rate by its KL]({figure.name})",
+        "A line is the path of the completions that were trained on, averaged over prompts, seeds and 15 steps.",
+        "Nash-MP draws them at temperature 2. A dot is the end of one run. Orange methods have μ as their opponent,",
+        "blue ones the policy as it learns. The star is the equilibrium, the square RLHF on the win rate, the cross μ.",
+        *pathless(found),
+        "",
+        f"![The path of each method through the triangle of styles]({triangles.name})",
+        "",
+        f"![Each method's win rate and exploitability, by its KL]({frontier.name})",
         "",
         "## Against each other",
         "",

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from alignrun.config import Config
+from alignrun.errors import InputError
 from alignrun.games import CYC
 from alignrun.launch.compose import compose, load
 from alignrun.preferences.base import Preference, build_preference
 from alignrun.preferences.measure import MeasureConfig
 from alignrun.preferences.panel import PanelConfig, PanelRule
-from alignrun.preferences.styles import Styles
+from alignrun.preferences.styles import Styles, StylesConfig
 from alignrun.preferences.text_measures import TEXT_MEASURES
 from studies.methods import METHODS
 from studies.records import read, write
@@ -49,7 +50,10 @@ def configuration(*overrides: str) -> Config:
 
 
 def panel_of(config: Config) -> dict[str, float]:
-    """The measures of a panel, each with the difference for which it votes with σ(1). Raises SystemExit."""
+    """The measures of a panel, each with the difference for which it votes with σ(1).
+
+    Raises InputError for another preference, and for a panel with a held-out measure.
+    """
     panel = config.preference
     majority = isinstance(panel, PanelConfig) and panel.rule is PanelRule.majority
     members = list(panel.members.values()) if majority else []
@@ -59,8 +63,30 @@ def panel_of(config: Config) -> dict[str, float]:
         if isinstance(one, MeasureConfig)
     }
     if not members or len(measures) < len(members):
-        raise SystemExit("a study needs preference=styles, or a majority of different text measures")
+        raise InputError("a study needs preference=styles, or a majority of different text measures")
+    if seen := set(measures) & set(HELD_OUT):
+        raise InputError(f"{', '.join(sorted(seen))}: measures that no method sees must not be members of the panel")
     return measures
+
+
+def checked(overrides: Sequence[str]) -> Config:
+    """The configuration of a study with these settings.
+
+    Raises InputError for settings under which its pages would say something else than what was measured.
+    """
+    for override in overrides:
+        if override.startswith("algo"):
+            raise InputError(f"{override}: a study trains its methods as studies/methods.py says")
+        if override.startswith("model.path=/"):
+            raise InputError(
+                f"{override}: name the model from the current folder, since the measurements keep its name"
+            )
+    config = configuration(*overrides)
+    if not isinstance(config.preference, StylesConfig):
+        panel_of(config)
+    elif config.preference.game != StylesConfig().game:
+        raise InputError(f"preference.game={config.preference.game}: the study solves {StylesConfig().game}")
+    return config
 
 
 def counted(judge: Styles, sampled: Sampled) -> list[list[list[int]]]:
@@ -104,16 +130,23 @@ def held_out_win_rates(ours: Sampled, theirs: Mapping[str, list[list[float]]]) -
 
 
 def write_pairs(path: Path, judge: Preference, reference: Sampled) -> None:
-    """Pairs of different completions of μ with P(chosen ≻ rejected), drawn with seed 0."""
+    """Pairs of different completions of μ with P(chosen ≻ rejected), drawn with seed 0.
+
+    Raises InputError if all completions of a prompt are equal.
+    """
     rng = np.random.default_rng(0)
     rows = []
     for prompt, texts in zip(reference.prompts, reference.texts, strict=True):
         written = [text for text in texts if text.strip()]
-        while sum(row["prompt"] == prompt for row in rows) < PAIRS:
+        if len({text.strip() for text in written}) < 2:
+            raise InputError(f"all completions of {prompt!r} are equal: choose other prompts")
+        drawn = 0
+        while drawn < PAIRS:
             first, second = (written[place] for place in rng.choice(len(written), 2, replace=False))
             if first.strip() != second.strip():
                 probability = float(judge([prompt], [first], [second]))
                 rows.append({"prompt": prompt, "chosen": first, "rejected": second, "probability": probability})
+                drawn += 1
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -138,7 +171,7 @@ def teach(folder: Path) -> list[str]:
 def measure_reference(results: Path, overrides: Sequence[str]) -> Sampled:
     """Draw μ's completions, and write what they play.
 
-    Raises SystemExit if `results` has other completions of μ: of another model, or drawn on another machine.
+    Raises InputError if `results` has other completions of μ: of another model, or drawn on another machine.
     """
     config = configuration(*overrides)
     sampled = sample_reference(config, REFERENCE_SAMPLES)
@@ -150,7 +183,7 @@ def measure_reference(results: Path, overrides: Sequence[str]) -> Sampled:
     }
     file = results / "reference.json"
     if file.is_file() and read(file) != record:
-        raise SystemExit(f"{results} has measurements of another model: choose another folder with --results")
+        raise InputError(f"{results} has measurements of another model: choose another folder with --results")
     write(file, record)
     return sampled
 
@@ -191,12 +224,16 @@ def run(
         at_once: runs at a time, which share the threads of the machine.
         overrides: settings for all methods.
 
-    Raises SystemExit if `results` has measurements under other settings, or of another model.
+    Raises InputError for settings that a study cannot have, if `folder` or `results` is that of a study with other
+    settings or of another model, and for a best response to a method that has no run in `folder`; RunError if a run
+    fails.
     """
-    file = results / "reference.json"
-    if file.is_file() and read(file)["overrides"] != list(overrides):
-        raise SystemExit(f"{results} has measurements under other settings: choose another folder with --results")
-    config = configuration(*overrides)
+    file, settings = results / "reference.json", folder / "settings.json"
+    for found, option in ((file, "--results"), (settings, "--folder")):
+        if found.is_file() and read(found)["overrides"] != list(overrides):
+            raise InputError(f"{found.parent} is of a study with other settings: choose another folder with {option}")
+    config = checked(overrides)
+    write(settings, {"overrides": list(overrides)})
     pairs, reward = folder / "pairs.jsonl", folder / "reward"
     if not file.is_file() or not pairs.is_file():
         write_pairs(pairs, build_preference(config.preference), measure_reference(results, overrides))
@@ -221,4 +258,10 @@ def run(
         (method, seed) for seed in seeds for method in methods if not (results / f"{method}-{seed}.json").is_file()
     ]
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(lambda named: one(*named), waiting))
+        list(pool.map(lambda named: one(*named), [job for job in waiting if METHODS[job[0]].against is None]))
+        responses = [job for job in waiting if METHODS[job[0]].against is not None]
+        for method, seed in responses:
+            target = folder / f"{METHODS[method].against}-{seed}"
+            if not (target / "summary.json").is_file():
+                raise InputError(f"{method} needs the finished run {target}: train {METHODS[method].against} too")
+        list(pool.map(lambda named: one(*named), responses))

@@ -7,20 +7,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignrun.errors import InputError
 from studies.bootstrap import interval
 from studies.methods import METHODS
 from studies.records import read
 from studies.sweep import HELD_OUT
+
+CAVEAT = """\
+Intervals are 95% bootstraps over prompts and seeds, over prompts alone where there is one seed. They are narrow for
+three seeds, and none is corrected for the number of comparisons."""
+"""What every page says of its intervals."""
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
 """method → the files of its runs, by seed."""
 
 
 def records_in(results: Path) -> Records:
-    """The measurements of a folder, with the methods in the order of METHODS."""
+    """The measurements of a folder, with the methods in the order of METHODS.
+
+    Raises InputError for measurements of a method that is no longer, or that is now trained otherwise.
+    """
     files = [read(path) for path in sorted(results.glob("*-*.json"))]
+    for file in files:
+        method = METHODS.get(file["method"])
+        if method is None or list(method.overrides) != file["overrides"]:
+            raise InputError(f"{results} has measurements of another {file['method']} than today's: measure it again")
     records = {name: [file for file in files if file["method"] == name] for name in METHODS}
     return {name: found for name, found in records.items() if found}
+
+
+def beside(results: Path, suffix: str) -> Path:
+    """The file of that name next to a folder of measurements."""
+    return results.parent / f"{results.name}{suffix}"
 
 
 def shown(*terms: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> str:
@@ -51,8 +69,11 @@ def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.f
     for name, label in labels.items():
         cells = []
         for other in labels:
+            if name == other:
+                cells.append("")
+                continue
             value, low, high = interval(between(name, other))
-            cells.append("" if name == other else f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}")
+            cells.append(f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}")
         yield row(label, *cells)
 
 
@@ -69,4 +90,4 @@ def cost(records: Records) -> str:
     files = [file for found in records.values() for file in found]
     steps = sorted({file["steps"] for file in files})
     hours = sum(file["seconds"] for file in files) / 3600
-    return f"Steps of a run: {', '.join(map(str, steps))}. All runs together took {hours:.1f} hours on one core each."
+    return f"Steps of a run: {', '.join(map(str, steps))}. Summed over the runs, the steps took {hours:.1f} hours."

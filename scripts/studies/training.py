@@ -7,6 +7,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from alignrun.errors import InputError, RunError
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -22,21 +26,27 @@ class Job:
 
 
 def alignrun(*arguments: str, log: Path, at_once: int = 1) -> None:
-    """A command, with its share of the machine's threads. Raises CalledProcessError; the log has its messages."""
+    """A command, with its share of the machine's threads. Raises RunError if it fails; the log has its messages."""
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        subprocess.run(
-            [sys.executable, "-m", "alignrun", *arguments], check=True, stdout=file, stderr=file, env=environment
-        )
+        command = [sys.executable, "-m", "alignrun", *arguments]
+        code = subprocess.run(command, check=False, stdout=file, stderr=file, env=environment).returncode
+    if code:
+        raise RunError(f"a run failed: {log} says why")
 
 
 def finish(job: Job, at_once: int) -> float:
-    """Run or resume a job; the seconds that all its steps took. Raises as `alignrun`."""
+    """Run or resume a job; the seconds that all its steps took.
+
+    Raises InputError if its folder is a run with other settings, and as `alignrun`.
+    """
+    arguments, typed = (*job.arguments, f"run.dir={job.folder}"), job.folder / "overrides.yaml"
+    begun = typed.is_file()
+    if begun and yaml.safe_load(typed.read_text("utf-8")) != list(arguments):
+        raise InputError(f"{job.folder} is a run with other settings: choose another --folder, or remove it")
     if not (job.folder / "summary.json").is_file():
-        begun = (job.folder / "config.yaml").is_file()
-        arguments = ("resume", str(job.folder)) if begun else (*job.arguments, f"run.dir={job.folder}")
-        alignrun(*arguments, log=job.log, at_once=at_once)
+        alignrun(*(("resume", str(job.folder)) if begun else arguments), log=job.log, at_once=at_once)
     return sum(step["seconds"] for step in metrics_of(job.folder))
 
 

@@ -2,14 +2,15 @@
 
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from alignrun.errors import InputError
 from alignrun.games import Game, duality_gap, exploitability
-from alignrun.launch.compose import compose
 from alignrun.preferences.base import build_preference
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -25,6 +26,7 @@ PANEL = ("model=tiny", "preference=style_panel")
 TEXTS = ["A grey and quiet day.", "I was happy, and you were not!", "Rain; the city sleeps under old roofs.", "No."]
 CYCLE = np.array([[[0.0, 1, 2], [1, 2, 0], [2, 0, 1], [0.3, 0.2, 0.1]]])
 """Measures of four completions of one prompt, of which the first three beat each other in a cycle."""
+SEEN = "a: {name: measure, measure: relevance}, b: {name: measure, measure: brevity}"
 POLICY = np.array([0.5, 0.3, 0.2, 0.0])
 TAU = 0.3
 
@@ -42,10 +44,16 @@ def test_the_judge_of_the_measures_is_the_panel() -> None:
 
 
 def test_a_study_refuses_a_judge_that_it_cannot_recompute() -> None:
-    with pytest.raises(SystemExit, match="a majority of different text measures"):
-        sweep.panel_of(compose(["preference=style_panel", "preference.rule=mean"]))
-    with pytest.raises(SystemExit, match="a majority of different text measures"):
-        sweep.panel_of(compose(["preference=sentiment"]))
+    for overrides, problem in (
+        (["preference=style_panel", "preference.rule=mean"], "a majority of different text measures"),
+        (["preference=sentiment"], "a majority of different text measures"),
+        (["preference=panel", f"preference.members={{{SEEN}}}"], "relevance: measures that no method sees"),
+        (["preference.game=rps"], "the study solves cyc"),
+        (["algo.kl_tau=0.1"], "trains its methods as"),
+        (["model=path", "model.path=/models/mine"], "from the current folder"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            sweep.checked(overrides)
 
 
 def game() -> Game:
@@ -53,19 +61,32 @@ def game() -> Game:
     return Game(table, torch.full((4,), 0.25, dtype=torch.float64), tuple("abcd"))
 
 
-def expected(value: object, count: int) -> float:
-    """By enumeration of all ways to draw `count` completions from POLICY."""
+def expected(value: Callable[[Judged], np.ndarray], count: int, policy: np.ndarray = POLICY) -> float:
+    """By enumeration of all ways to draw `count` completions of a policy."""
     total = 0.0
-    for drawn in itertools.product(range(4), repeat=count):
+    for drawn in itertools.product(np.flatnonzero(policy), repeat=count):
         judged = Judged(CYCLE[:, list(drawn)][None], np.zeros((1, 1)))
-        total += float(np.prod(POLICY[list(drawn)])) * value(judged).item()  # type: ignore[operator]
+        total += float(np.prod(policy[list(drawn)])) * value(judged).item()
     return total
 
 
 def test_noise_does_not_make_a_policy_more_exploitable() -> None:
     true = float(exploitability(game(), torch.as_tensor(POLICY)))
-    few, more = (expected(lambda one: panel_game.exploited(one, CYCLE), count) for count in (2, 6))
-    assert few < more <= true
+    few, more = (expected(lambda one: panel_game.exploited(one, [CYCLE, CYCLE]), count) for count in (2, 6))
+    above = expected(lambda one: panel_game.most_exploited(one, CYCLE), 2)
+    assert few < more <= true < above
+
+
+def test_a_policy_does_not_exploit_itself_by_what_it_is_tried_on() -> None:
+    """Its own completions are in the pools: of each half in that which is chosen from on this half."""
+
+    def own(judged: Judged) -> np.ndarray:
+        halves = np.array_split(judged.measures[0], 2, 1)
+        return panel_game.exploited(judged, [np.concatenate([half, CYCLE[:, 3:]], 1) for half in halves])
+
+    uniform = np.array([1 / 3, 1 / 3, 1 / 3, 0.0])
+    assert expected(own, 2, uniform) == pytest.approx(0, abs=1e-9)
+    assert expected(own, 4, uniform) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_gap_is_a_bound_from_below() -> None:
