@@ -82,3 +82,14 @@ def test_the_page_says_what_the_plan_predicts() -> None:
         assert peak / GIB == pytest.approx(float(said), abs=0.051), command
         if command == "algo=nash_md model=llama-8b":
             assert chosen.model.checkpointing is (size == "48"), "only where it is needed"
+
+
+def test_the_methods_that_an_experiment_is_compared_with_take_its_settings() -> None:
+    """Those of the sweeps that the page shows, and those that EGPO's configuration names."""
+    page = (ROOT / "docs/recipes.md").read_text("utf-8")
+    sweeps = re.findall(r"alignrun -m (experiment=\w+) algo=([\w,]+)", page)
+    sweeps.append(("experiment=egpo_qwen", "self_play,online_ipo,nash_md,nash_mp"))
+    assert len(sweeps) >= 5
+    for experiment, methods in sweeps:
+        for method in methods.split(","):
+            assert compose([experiment, f"algo={method}"]).algo.name == method

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import softmax, xlogy
 from solve_completions import bradley_terry_rewards, cyclic_share, tilted
 from torch import Tensor
 
@@ -71,8 +70,8 @@ def exploited(judged: Judged, pools: Sequence[Measures]) -> NDArray[np.float64]:
     first, second = np.array_split(judged.measures, 2, 2)
     tried = []
     for pool, choosing, trying in zip(pools, (first, second), (second, first), strict=True):
-        best = wins(pool, choosing).argmax(-1)[..., None]
-        tried.append(np.take_along_axis(wins(pool, trying), best, -1)[..., 0])
+        best = pool[np.arange(len(pool)), wins(pool, choosing).argmax(-1)]
+        tried.append(preferred(best[..., None, :], trying).mean((-2, -1)))
     return np.mean(tried, 0) - 0.5
 
 
@@ -80,21 +79,6 @@ def most_exploited(judged: Judged, pool: Measures) -> NDArray[np.float64]:
     """max_y P(y ≻ π) − ½ over a pool, against all completions of π: on average no less than what the pool can win."""
     best: NDArray[np.float64] = wins(pool, judged.measures).max(-1) - 0.5
     return best
-
-
-def half_gaps(judged: Judged, reference: Measures, kl_tau: float) -> NDArray[np.float64]:
-    """P(π' ≻ π) − τ KL(π'‖μ) + τ KL(π‖μ) − ½, at most half the duality gap on average.
-
-    π' ∝ μ exp(P(y ≻ π)/τ) on the completions of μ, with P of one half of π's completions, tried on the other.
-    """
-    first, second = (wins(reference, half) for half in np.array_split(judged.measures, 2, 2))
-    values = []
-    for choosing, trying in ((first, second), (second, first)):
-        response = softmax(choosing / kl_tau, -1)
-        cost = xlogy(response, response * response.shape[-1]).sum(-1)
-        values.append((response * trying).sum(-1) - kl_tau * cost)
-    gap: NDArray[np.float64] = np.mean(values, 0) + kl_tau * judged.kl - 0.5
-    return gap
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from studies.panel_game import (
     cyclic,
     exploited,
     games,
-    half_gaps,
     in_votes,
     most_exploited,
     solutions,
@@ -84,7 +83,6 @@ def trained(found: Measurements) -> Iterator[str]:
         "wins against μ",
         "exploitable by at least",
         "less than PPO by at least",
-        "half the duality gap, at least",
         "KL, nats",
     )
     pools, ppo = found.pools(), found.judged.get("ppo")
@@ -96,7 +94,6 @@ def trained(found: Measurements) -> Iterator[str]:
             shown(win_rates_against(one, found.reference)),
             shown(exploited(one, pools)),
             "" if ppo is None or ppo is one else shown(exploited(ppo, pools), -most_exploited(one, whole)),
-            shown(half_gaps(one, found.reference, TAU)),
             shown(one.kl),
         )
 
@@ -107,7 +104,7 @@ HEADER = """\
 Written by `python scripts/study.py write --results docs/{name}` from the measurements in that folder. The prompts, the
 student, the methods and their settings are those of [styles.md](styles.md); the preference differs. A completion
 is preferred to another with the probability that most members of a panel are for it. The members are published
-measures, {members}. Each is transitive; their majority is not.
+measures: {members}. Each is transitive; their majority is not.
 """
 SOLVED_BEFORE = """\
 ## Without training
@@ -123,10 +120,8 @@ TRAINED = """\
 python scripts/study.py run --folder runs/panel --results docs/{name} {overrides}
 ```
 
-- *Exploitable by at least*: of all completions, those of μ ({reference} of each prompt) and of every run ({samples}),
-  the one that most often beats half of a policy's is tried on the other half.
-- *Half the duality gap* at τ = {tau}: at least what a tilt of μ's completions gains, its KL included, plus what the
-  policy's own KL costs.
+- *Exploitable by at least*: of the completions of μ ({reference} of each prompt) and of every run ({samples}), the one
+  that most often beats half of a policy's is tried on the other half.
 - *Less than PPO by at least*: this bound of PPO's, minus the most that any of these completions wins against the
   method, chosen and tried on the same completions. Other texts may win more.
 
@@ -148,7 +143,6 @@ def write(results: Path) -> None:
             overrides=shlex.join(found.overrides),
             reference=REFERENCE_SAMPLES,
             samples=SAMPLES,
-            tau=TAU,
             caveat=CAVEAT,
         ),
         *trained(found),

@@ -18,6 +18,8 @@ Intervals are 95% bootstraps over prompts and seeds, over prompts alone where th
 three seeds, and none is corrected for the number of comparisons."""
 """What every page says of its intervals."""
 
+SMALL = 6
+"""The most rows of a matrix that shows its intervals."""
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
 """method → the files of its runs, by seed."""
 
@@ -64,7 +66,10 @@ def labels_of(methods: Iterable[str]) -> dict[str, str]:
 
 
 def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.float64]]) -> Iterator[str]:
-    """P(row ≻ column) between those that have a label; bold where the interval leaves out ½."""
+    """P(row ≻ column) between those that have a label; bold where the interval leaves out ½.
+
+    The intervals of a small table are shown.
+    """
     yield from head("", *labels.values())
     for name, label in labels.items():
         cells = []
@@ -73,7 +78,8 @@ def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.f
                 cells.append("")
                 continue
             value, low, high = interval(between(name, other))
-            cells.append(f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}")
+            apart = f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}"
+            cells.append(f"{apart} ({low:.3f} to {high:.3f})" if len(labels) <= SMALL else apart)
         yield row(label, *cells)
 
 

@@ -1,6 +1,7 @@
 """The study of styles: its estimates are those of known policies, and its page is that of its measurements."""
 
 import itertools
+import re
 import sys
 from pathlib import Path
 
@@ -108,3 +109,17 @@ def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
     found = style_report.load(results)
     for name in found.played:
         assert f">{style_report.METHODS[name].label}<" in (tmp_path / "styles.svg").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "heading"),
+    [("README.md", "## Does it matter?"), ("docs/results.md", "## Methods trained to their end points")],
+)
+def test_what_is_quoted_is_on_the_pages(file: str, heading: str) -> None:
+    """Every number with three digits, with the interval that stands by it."""
+    root = SCRIPTS.parent
+    section = (root / file).read_text("utf-8").partition(heading)[2].partition("\n## ")[0]
+    pages = "".join((root / "docs" / name).read_text("utf-8") for name in ("styles.md", "panel.md"))
+    quoted = re.findall(r"0\.\d{3}(?: \(0\.\d{3} to 0\.\d{3}\))?", " ".join(section.split()))
+    assert quoted
+    assert [number for number in quoted if number not in pages] == []
