@@ -24,7 +24,7 @@ from studies.panel_game import (
 )
 from studies.records import read
 from studies.sweep import REFERENCE_SAMPLES, SAMPLES, configuration, panel_of
-from studies.tables import CAVEAT, Records, beside, cost, head, held_out, labels_of, matrix, records_in, row, shown
+from studies.tables import CAVEAT, Records, cost, head, held_out, labels_of, matrix, next_to, records_in, row, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ python scripts/study.py run --folder runs/panel --results docs/{name} {overrides
 def write(results: Path) -> None:
     """Write RESULTS.md next to the folder of measurements."""
     found = load(results)
-    page = beside(results, ".md")
+    page = next_to(results, ".md")
     lines = [
         HEADER.format(name=results.name, members=", ".join(found.members)),
         SOLVED_BEFORE.format(solved=SOLVED, tau=TAU),

@@ -12,7 +12,7 @@ from alignrun.errors import InputError
 from alignrun.run.directory import write_text_atomic
 from studies.people import CANDIDATES, HEADS, PEOPLE, TRAINING
 from studies.records import read
-from studies.tables import CAVEAT, beside, head, matrix, row, shown
+from studies.tables import CAVEAT, head, matrix, next_to, row, shown
 
 Scores = NDArray[np.float64]
 
@@ -185,6 +185,6 @@ def write(results: Path) -> None:
             "",
             *best_of_n(found),
         ]
-    page = beside(results, ".md")
+    page = next_to(results, ".md")
     write_text_atomic(page, "\n".join([*lines, ""]))
     print(page)

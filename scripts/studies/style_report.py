@@ -31,7 +31,7 @@ from studies.style_game import (
     win_rates_between,
 )
 from studies.sweep import REFERENCE_SAMPLES, SAMPLES, TAUGHT, configuration
-from studies.tables import CAVEAT, Records, beside, cost, head, held_out, labels_of, matrix, records_in, row, shown
+from studies.tables import CAVEAT, Records, cost, head, held_out, labels_of, matrix, next_to, records_in, row, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ python scripts/study.py run --folder runs/styles {overrides}
 def write(results: Path) -> None:
     """Write RESULTS.md and RESULTS.svg next to the folder of measurements."""
     found = load(results)
-    page, triangles, frontier = (beside(results, suffix) for suffix in (".md", ".svg", "-frontier.svg"))
+    page, triangles, frontier = (next_to(results, suffix) for suffix in (".md", ".svg", "-frontier.svg"))
     draw_triangles(triangles, found)
     draw_frontier(frontier, found)
     game = "; ".join(

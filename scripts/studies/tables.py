@@ -38,7 +38,7 @@ def records_in(results: Path) -> Records:
     return {name: found for name, found in records.items() if found}
 
 
-def beside(results: Path, suffix: str) -> Path:
+def next_to(results: Path, suffix: str) -> Path:
     """The file of that name next to a folder of measurements."""
     return results.parent / f"{results.name}{suffix}"
 
