@@ -207,10 +207,12 @@ def draw_frontier(path: Path, found: Measurements) -> None:
             (axes[0], lambda one: win_rates_against(one, found.reference), "win rate against μ"),
             (axes[1], exploited, "exploitable by at least"),
         ):
-            for name, one in found.trained.items():
-                place = np.sqrt(one.kl.mean()), measure(one).mean()
-                axis.plot(*place, "o", color=COLOURS[name in AGAINST_MU], markersize=4)
-                axis.annotate(METHODS[name].label.split(",")[0], place, (3, 2), textcoords="offset points", fontsize=5)
+            places = {name: (np.sqrt(one.kl.mean()), measure(one).mean()) for name, one in found.trained.items()}
+            for fixed, label in ((True, "opponent: μ"), (False, "opponent: the policy as it learns")):
+                dots = [place for name, place in places.items() if (name in AGAINST_MU) is fixed]
+                axis.plot(*np.reshape(dots, (-1, 2)).T, "o", color=COLOURS[fixed], markersize=4, label=label)
+            for name in _legible(places):
+                axis.annotate(METHODS[name].label, places[name], (4, 3), textcoords="offset points", fontsize=6)
             for name, mark in SOLUTIONS.items():
                 axis.plot(np.sqrt(exact[name].kl.mean()), measure(exact[name]).mean(), mark, markersize=6, label=name)
             axis.set(xlabel="√KL(π‖μ), √nats", ylabel=title)
@@ -219,6 +221,16 @@ def draw_frontier(path: Path, found: Measurements) -> None:
         axes[0].legend(frameon=False)
 
     _figure(path, 12, 4.5, 1, 2, fill)
+
+
+def _legible(places: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Those of the dots that can be labelled without writing over another label: the first of every cluster."""
+    size = np.ptp(list(places.values()), 0) * (0.3, 0.04)
+    written: list[str] = []
+    for name, place in places.items():
+        if all((np.abs(np.subtract(place, places[other])) > size).any() for other in written):
+            written.append(name)
+    return written
 
 
 def _spot(shares: NDArray[np.float64]) -> list[float]:
@@ -293,6 +305,8 @@ def write(results: Path) -> None:
         f"![The path of each method through the triangle of styles]({triangles.name})",
         "",
         f"![Each method's win rate and exploitability, by its KL]({frontier.name})",
+        "",
+        "Where dots lie close together, only the first has its name; the table has the numbers of all.",
         "",
         "## Against each other",
         "",
