@@ -68,7 +68,8 @@ def load(results: Path) -> Measurements:
 def solved(found: Measurements) -> Iterator[str]:
     """What could be won and lost without training, as Markdown."""
     played = games(found.reference)
-    yield f"Of the triples of completions that differ in a measure, a share of {shown(cyclic(played))} is cyclic."
+    yield f"Of the triples of completions with different measures, a share of {shown(cyclic(played))} forms a cycle;"
+    yield "three independent rankings would give 1/18."
     yield ""
     yield from head("", "wins against μ", "beaten by the equilibrium", "exploitability", "KL, nats")
     for name, one in solutions(played, TAU).items():
@@ -102,28 +103,31 @@ HEADER = """\
 # Methods on a panel of three measures
 
 Written by `python scripts/study.py write --results docs/{name}` from the measurements in that folder. The prompts, the
-student, the methods and their settings are those of [styles.md](styles.md); the preference differs. A completion
-is preferred to another with the probability that most members of a panel are for it. The members are published
-measures: {members}. Each is transitive; their majority is not.
+student, the methods and their settings are those of [styles.md](styles.md); the preference differs. A completion is
+preferred to another with the probability that a majority of a panel votes for it. The members are published measures:
+{members}. Each is transitive; their majority is not.
+μ is the student before training, τ = {tau} weighs KL(π‖μ), and β is the share of μ in the opponent of Nash-MD.
 """
 SOLVED_BEFORE = """\
 ## Without training
 
-{solved} of μ's completions of each prompt are the actions of a game that is solved exactly: for the equilibrium at
-τ = {tau}, for RLHF at the same τ, and for RLHF at the τ that has the KL of the equilibrium. Exploitability is that by
-the best of these completions.
+{solved} of μ's completions of each prompt are the actions of a game that is solved exactly: for the equilibrium, for
+RLHF at the same τ, and for RLHF with τ chosen so that its KL equals the equilibrium's. Exploitability is that by the
+best of these completions. A policy on these has a KL of at most log {solved} ≈ {bound:.1f} nats, if they are all
+different; the trained policies are not bound by this.
 """
 TRAINED = """\
 ## Trained
 
 ```
-python scripts/study.py run --folder runs/panel --results docs/{name} {overrides}
+python scripts/study.py run --folder runs/panel --results runs/panel-results --methods {methods} {overrides}
+python scripts/study.py write --results runs/panel-results
 ```
 
 - *Exploitable by at least*: of the completions of μ ({reference} of each prompt) and of every run ({samples}), the one
   that most often beats half of a policy's is tried on the other half.
-- *Less than PPO by at least*: this bound of PPO's, minus the most that any of these completions wins against the
-  method, chosen and tried on the same completions. Other texts may win more.
+- *Less than PPO by at least*: PPO's bound minus the most that any of these completions wins against the method, chosen
+  and tried on the same completions. Other texts may win more. A negative value shows nothing.
 
 {caveat} They take the completions as given.
 """
@@ -134,12 +138,12 @@ def write(results: Path) -> None:
     found = load(results)
     page = next_to(results, ".md")
     lines = [
-        HEADER.format(name=results.name, members=", ".join(found.members)),
-        SOLVED_BEFORE.format(solved=SOLVED, tau=TAU),
+        HEADER.format(name=results.name, tau=TAU, members=", ".join(found.members)),
+        SOLVED_BEFORE.format(solved=SOLVED, bound=np.log(SOLVED)),
         *solved(found),
         "",
         TRAINED.format(
-            name=results.name,
+            methods=",".join(found.judged),
             overrides=shlex.join(found.overrides),
             reference=REFERENCE_SAMPLES,
             samples=SAMPLES,

@@ -243,28 +243,42 @@ HEADER = """\
 # Methods on a game that texts play
 
 Written by `python scripts/study.py write` from the measurements in `docs/{name}/`. Each method trains a language model
-on eight prompts until its schedule ends, from several seeds. This is about where optimisation ends, not about
-generalisation. The model is a student of SmolLM2-135M-Instruct: 1.1 million weights, trained on {taught} of its
-completions of each prompt, so that a run takes minutes on one core. LoRA, sampling and losses are those of any run.
+on eight prompts, with one to three seeds. This is about optimisation, not about generalisation. The model is a student
+of SmolLM2-135M-Instruct: 1.1 million weights, trained on {taught} of its completions of each prompt, so that a run
+takes minutes on one core. LoRA, sampling and losses are those of any run.
 
-A completion plays the style that published measures find strongest in it, and styles play the game CYC:
+The style of a completion is the one whose published measure is highest, standardised. Styles beat each other in a
+cycle, the game CYC:
 {game}.
-`preference=styles` is constructed to be intransitive; nobody's taste is claimed to be. It depends on the styles alone,
-so the exact end points follow from μ's shares of the styles, counted on {reference} completions of each prompt, and a
-policy's exploitability from its own shares, counted on {samples}.
 
-- *Exploitable by at least*: the style that exploits a policy is chosen on one half of its completions and tried on the
-  other. *Less than PPO by at least*: this bound of PPO's, minus the method's own from above, which chooses and tries
-  the style on the same completions.
-- *Half the duality gap* at τ = {tau}: what a best response gains, KL included, plus what the KL costs.
+`preference=styles` is constructed to be intransitive, and claims to be nobody's taste. The prompts are the eight of 32
+on which the shares of the styles were nearest to 0.5, 0.3 and 0.2, and the measures are centred so that μ, the student
+before training, has about these shares. The preference depends on the styles alone. So the exact solutions follow from
+μ's shares, counted on {reference} completions of each prompt, and a policy's exploitability from its own, counted on
+{samples}.
 
-{caveat} They take μ's shares as known. The first rows of the table, in italics, are exact solutions for μ's shares.
+- *Shares* are those of {styles}, in this order.
+- *Wins against μ* is P(π ≻ μ). *Entropy* is that of the styles, log 3 = 1.099 at most.
+- *Exploitable by* 0.1: some style wins 0.6 against the policy. The lower bound chooses the style on one half of the
+  completions and tries it on the other.
+- *Less than PPO by at least*: PPO's lower bound minus an upper bound of the method's, for which the style is chosen and
+  tried on the same completions. A negative value shows nothing: it does not say that the method is more exploitable.
+- *Half the duality gap*: max over ρ of P(ρ ≻ π) − τ KL(ρ‖μ), plus τ KL(π‖μ), minus ½; 0 at the equilibrium. τ = {tau}
+  weighs the KL in every objective; β is the share of μ in the opponent of Nash-MD and IPO-MD.
+- *KL*: of whole completions; for the exact solutions, of the styles alone, the least with which they can be played.
+
+{caveat} They take μ's shares as known.
+The first rows of the table, in italics, are exact solutions for μ's shares.
+
+A student differs between machines, and so do the settings that `teach` prints. Here they were:
 
 ```
 python scripts/study.py teach --folder runs/styles
-python scripts/study.py run --folder runs/styles {overrides}
+python scripts/study.py run --folder runs/styles --results runs/results {overrides}
+python scripts/study.py write --results runs/results
 ```
 
+`--methods` and `--seeds` choose what is trained.
 """
 
 
@@ -282,6 +296,7 @@ def write(results: Path) -> None:
         HEADER.format(
             name=results.name,
             game=game,
+            styles=", ".join(found.styles),
             tau=TAU,
             taught=TAUGHT,
             caveat=CAVEAT,

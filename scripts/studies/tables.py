@@ -14,8 +14,8 @@ from studies.records import read
 from studies.sweep import HELD_OUT
 
 CAVEAT = """\
-Intervals are 95% bootstraps over prompts and seeds, over prompts alone where there is one seed. They are narrow for
-three seeds, and none is corrected for the number of comparisons."""
+Intervals are 95% bootstraps over prompts and seeds. With three seeds or fewer they are too narrow; with one they leave
+out how runs differ. None is corrected for the number of comparisons."""
 """What every page says of its intervals."""
 
 SMALL = 6

@@ -113,7 +113,7 @@ def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "heading"),
-    [("README.md", "## Does it matter?"), ("docs/results.md", "## Methods trained to their end points")],
+    [("README.md", "## Does it matter?"), ("docs/results.md", "## Methods trained for 150 steps")],
 )
 def test_what_is_quoted_is_on_the_pages(file: str, heading: str) -> None:
     """Every number with three digits, with the interval that stands by it."""
