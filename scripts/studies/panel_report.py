@@ -24,7 +24,7 @@ from studies.panel_game import (
 )
 from studies.records import read
 from studies.sweep import REFERENCE_SAMPLES, SAMPLES, configuration, panel_of
-from studies.tables import CAVEAT, Records, cost, head, held_out, labels_of, matrix, next_to, records_in, row, shown
+from studies.tables import CAVEAT, Records, between_methods, cost, head, held_out, next_to, records_in, row, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +153,7 @@ def write(results: Path) -> None:
         "",
         cost(found.records),
         "",
-        "## Against each other",
-        "",
-        "P(row ≻ column), bold where the interval leaves out ½.",
-        "",
-        *matrix(labels_of(found.methods), lambda one, other: win_rates_between(found.judged[one], found.judged[other])),
-        "",
-        "## By measures that no method saw",
-        "",
-        "How often a completion takes up more of the prompt's words (relevance), or has a richer vocabulary",
-        "(diversity), than one of μ.",
+        *between_methods(found.methods, lambda one, other: win_rates_between(found.judged[one], found.judged[other])),
         "",
         *held_out({name: found.records[name] for name in found.methods}),
         "",

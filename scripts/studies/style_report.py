@@ -31,7 +31,7 @@ from studies.style_game import (
     win_rates_between,
 )
 from studies.sweep import REFERENCE_SAMPLES, SAMPLES, TAUGHT, configuration
-from studies.tables import CAVEAT, Records, cost, head, held_out, labels_of, matrix, next_to, records_in, row, shown
+from studies.tables import CAVEAT, Records, between_methods, cost, head, held_out, next_to, records_in, row, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,18 +323,9 @@ def write(results: Path) -> None:
         "",
         "Where dots lie close together, only the first has its name; the table has the numbers of all.",
         "",
-        "## Against each other",
-        "",
-        "P(row ≻ column), bold where the interval leaves out ½.",
-        "",
-        *matrix(labels_of(found.trained), lambda one, other: win_rates_between(found.played[one], found.played[other])),
+        *between_methods(found.trained, lambda one, other: win_rates_between(found.played[one], found.played[other])),
         "",
         *responses(found),
-        "",
-        "## By measures that no method saw",
-        "",
-        "How often a completion takes up more of the prompt's words (relevance), or has a richer vocabulary",
-        "(diversity), than one of μ.",
         "",
         *held_out({name: found.records[name] for name in found.trained}),
         "",

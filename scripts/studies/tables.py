@@ -60,9 +60,13 @@ def head(*columns: str) -> Iterator[str]:
     yield "|---" * len(columns) + "|"
 
 
-def labels_of(methods: Iterable[str]) -> dict[str, str]:
-    """How the tables call them."""
-    return {name: METHODS[name].label for name in methods}
+def between_methods(methods: Iterable[str], between: Callable[[str, str], NDArray[np.float64]]) -> Iterator[str]:
+    """P(row ≻ column) between methods, with its heading."""
+    yield "## Against each other"
+    yield ""
+    yield "P(row ≻ column), bold where the interval leaves out ½."
+    yield ""
+    yield from matrix({name: METHODS[name].label for name in methods}, between)
 
 
 def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.float64]]) -> Iterator[str]:
@@ -84,7 +88,12 @@ def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.f
 
 
 def held_out(records: Records) -> Iterator[str]:
-    """How often completions have more of a measure that no method sees than those of μ."""
+    """How often completions have more of a measure that no method sees than those of μ, with its heading."""
+    yield "## By measures that no method saw"
+    yield ""
+    yield "How often a completion takes up more of the prompt's words (relevance), or has a richer vocabulary"
+    yield "(diversity), than one of μ."
+    yield ""
     yield from head("", *HELD_OUT)
     for name, files in records.items():
         cells = (shown(np.array([file["held_out"][measure] for file in files])) for measure in HELD_OUT)
