@@ -4,9 +4,9 @@
     python scripts/study.py run --folder runs/styles [--methods ppo,nash_md] [--seeds 0,1,2] [--at-once 2] [key=value …]
     python scripts/study.py write
 
-`teach` trains a small student of SmolLM2 on which a run takes a minute, and prints the settings that `run` takes for
+`teach` trains a small student of SmolLM2 on which a run takes minutes, and prints the settings that `run` takes for
 it. `run` trains and measures what --results, by default docs/styles/, has no measurements of; an interrupted run is
-resumed. A student is another one on every machine: repeat the study with `--results FOLDER`. The overrides are those of
+resumed. Each machine trains a different student: repeat the study with `--results FOLDER`. The overrides are those of
 `alignrun` and hold for all methods. `write` makes RESULTS.md and RESULTS.svg from the measurements, without a model.
 """
 

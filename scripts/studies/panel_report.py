@@ -24,7 +24,19 @@ from studies.panel_game import (
 )
 from studies.records import read
 from studies.sweep import REFERENCE_SAMPLES, SAMPLES, configuration, panel_of
-from studies.tables import CAVEAT, Records, between_methods, cost, head, held_out, next_to, records_in, row, shown
+from studies.tables import (
+    CAVEAT,
+    Records,
+    between_methods,
+    compared,
+    cost,
+    head,
+    held_out,
+    next_to,
+    records_in,
+    row,
+    shown,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +50,6 @@ class Measurements:
     judged: Mapping[str, Judged]
     """method → the completions of its runs."""
     records: Records
-
-    @property
-    def methods(self) -> dict[str, Judged]:
-        """The methods that are compared: not the best responses to one of them."""
-        return {name: one for name, one in self.judged.items() if METHODS[name].against is None}
 
     def pools(self) -> list[Measures]:
         """[X, L, M] the completions of μ with the first, and with the second halves of those of all runs."""
@@ -86,15 +93,16 @@ def trained(found: Measurements) -> Iterator[str]:
         "less than PPO by at least",
         "KL, nats",
     )
-    pools, ppo = found.pools(), found.judged.get("ppo")
+    pools, methods = found.pools(), compared(found.judged)
     whole = np.concatenate(pools, 1)
-    for name, one in found.methods.items():
+    losses = {name: exploited(one, pools) for name, one in methods.items()}
+    for name, one in methods.items():
         yield row(
             METHODS[name].label,
             len(one.kl),
             shown(win_rates_against(one, found.reference)),
-            shown(exploited(one, pools)),
-            "" if ppo is None or ppo is one else shown(exploited(ppo, pools), -most_exploited(one, whole)),
+            shown(losses[name]),
+            "" if name == "ppo" or "ppo" not in losses else shown(losses["ppo"], -most_exploited(one, whole)),
             shown(one.kl),
         )
 
@@ -153,9 +161,11 @@ def write(results: Path) -> None:
         "",
         cost(found.records),
         "",
-        *between_methods(found.methods, lambda one, other: win_rates_between(found.judged[one], found.judged[other])),
+        *between_methods(
+            compared(found.judged), lambda one, other: win_rates_between(found.judged[one], found.judged[other])
+        ),
         "",
-        *held_out({name: found.records[name] for name in found.methods}),
+        *held_out(compared(found.records)),
         "",
     ]
     write_text_atomic(page, "\n".join(lines))

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -29,7 +30,7 @@ from alignrun.preferences.base import Preference, Reward, build_preference
 from alignrun.types import Example, as_turns
 from studies.records import read, write
 from studies.sampling import Sampled, sample_reference
-from studies.training import Job, finish, metrics_of
+from studies.training import Job, finish, labelled_pairs, metrics_of
 
 MODEL = ("model=smollm2-135m",)
 """What all models start from."""
@@ -97,15 +98,16 @@ def split(people: People, path: Path, folder: Path, model: Sequence[str]) -> tup
             limits = (people.prompt_tokens, people.completion_tokens, people.completion_tokens)
             lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
             if all(length <= limit for length, limit in zip(lengths, limits, strict=True)):
-                rows.append(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)) | {"label": one.label})
+                rows.append(
+                    dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)) | {"probability": one.label}
+                )
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return files
 
 
 def train(folder: Path, head: str, data: tuple[Path, Path], seed: int, at_once: int, model: Sequence[str]) -> float:
     """Train a feedback model on the first of two files, if it is not yet; the seconds that its steps took."""
-    files = ("data=jsonl", f"data.path={data[0]}", f"data.eval_path={data[1]}", "data.columns.label=label")
-    own = (*HEADS[head].overrides, *TRAINING, *files, "evaluation.every=0", f"seed={seed}")
+    own = (*HEADS[head].overrides, *TRAINING, *labelled_pairs(*data), "evaluation.every=0", f"seed={seed}")
     return finish(Job(folder, ("tracker=none", *own, *model)), at_once)
 
 
@@ -121,13 +123,9 @@ def asked(preference: Preference, examples: Sequence[Example]) -> NDArray[np.flo
 
 def quality(preference: Preference, examples: Sequence[Example]) -> dict[str, Any]:
     """P(chosen ≻ rejected) of every pair, and the share of intransitive triples of answers to one prompt."""
-
-    def ask(more: Sequence[Example]) -> NDArray[np.float64]:
-        return asked(preference, more)
-
     probabilities = asked(preference, examples)
-    transitive = isinstance(preference, Reward)
-    found = measure_quality(AssessedPairs(examples, probabilities, None), None if transitive else ask, 20, 0.95, 0)
+    ask = None if isinstance(preference, Reward) else partial(asked, preference)
+    found = measure_quality(AssessedPairs(examples, probabilities, None), ask, 20, 0.95, 0)
     assert found is not None
     triples = found.intransitivity
     return {
@@ -170,16 +168,7 @@ def prepared(people: People, path: Path, folder: Path, model: Sequence[str]) -> 
 
 def pairs_in(file: Path) -> list[Example]:
     """The labelled pairs of a half."""
-    config = compose(
-        [
-            "algo=reward_model",
-            "data=jsonl",
-            f"data.path={file}",
-            f"data.eval_path={file}",
-            "data.eval_size=null",
-            "data.columns.label=label",
-        ]
-    )
+    config = compose(["algo=reward_model", *labelled_pairs(file, file), "data.eval_size=null"])
     return list(load_examples(config.data).heldout)
 
 
@@ -207,20 +196,24 @@ def run(
     """
     people, folder, file = PEOPLE[name], folder / name, results / f"{name}.json"
     first, second, sampled = prepared(people, path, folder, model)
-    examples = pairs_in(second)
+    seen, tested = pairs_in(first), pairs_in(second)
     settings = {
         "model": list(model),
         "limits": [people.prompt_tokens, people.completion_tokens],
         "training": list(TRAINING),
         "heads": {head: list(one.overrides) for head, one in HEADS.items()},
-        "pairs": [len(pairs_in(first)), len(examples)],
+        "pairs": [len(seen), len(tested)],
         "digests": [sha256(half.read_bytes()).hexdigest() for half in (first, second)],
         "candidates": sha256(json.dumps(sampled.texts).encode()).hexdigest(),
     }
     if file.is_file() and read(file)["settings"] != settings:
         raise InputError(f"{file} is of other data, settings or completions: choose another folder with --results")
     if not file.is_file():
-        write(file, {"settings": settings, **_judged(folder, (first, second), sampled, model)})
+        preferences = []
+        for head in HEADS:
+            train(folder / f"judge-{head}", head, (second, first), JUDGE_SEED, 1, model)
+            preferences.append(trained(folder / f"judge-{head}", head))
+        write(file, {"settings": settings, **_judged(preferences, seen, tested, sampled)})
     asking = Lock()
 
     def one(head: str, seed: int) -> None:
@@ -233,7 +226,7 @@ def run(
                 "seed": seed,
                 "seconds": round(seconds),
                 "training_loss": round(float(np.mean([step["loss"] for step in metrics_of(own)[-8:]])), 4),
-                **quality(preference, examples),
+                **quality(preference, tested),
                 "choices": choices(preference, sampled),
             }
         write(results / f"{name}-{head}-{seed}.json", record)
@@ -245,21 +238,16 @@ def run(
         list(pool.map(lambda named: one(*named), waiting))
 
 
-def _judged(folder: Path, halves: tuple[Path, Path], sampled: Sampled, model: Sequence[str]) -> dict[str, Any]:
-    """The labels of the second half, and what the judges say of pairs of the first and of the candidates."""
-    (seen, tested), tables, judges = map(pairs_in, halves), [], {}
-    for head in HEADS:
-        own = folder / f"judge-{head}"
-        train(own, head, (halves[1], halves[0]), JUDGE_SEED, 1, model)
-        preference = trained(own, head)
-        tables.append(_table(preference, sampled))
-        judges[head] = rounded(asked(preference, seen))
+def _judged(
+    judges: Sequence[Preference], seen: Sequence[Example], tested: Sequence[Example], sampled: Sampled
+) -> dict[str, Any]:
+    """The labels of the second half, and what a judge of each head says of the first and of the candidates."""
     numbers = {text: number for number, text in enumerate(dict.fromkeys(one.text for one in tested))}
     return {
         "prompts": [numbers[one.text] for one in tested],
         "labels": [round(one.label, 4) for one in tested],
         "longer": [int(np.sign(lead)) for lead in length_leads(tested)],
         "judge_labels": [round(one.label, 4) for one in seen],
-        "judges": judges,
-        "judged": np.mean(tables, 0).round(4).tolist(),
+        "judges": {head: rounded(asked(one, seen)) for head, one in zip(HEADS, judges, strict=True)},
+        "judged": np.mean([_table(one, sampled) for one in judges], 0).round(4).tolist(),
     }

@@ -31,7 +31,19 @@ from studies.style_game import (
     win_rates_between,
 )
 from studies.sweep import REFERENCE_SAMPLES, SAMPLES, TAUGHT, configuration
-from studies.tables import CAVEAT, Records, between_methods, cost, head, held_out, next_to, records_in, row, shown
+from studies.tables import (
+    CAVEAT,
+    Records,
+    between_methods,
+    compared,
+    cost,
+    head,
+    held_out,
+    next_to,
+    records_in,
+    row,
+    shown,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +52,15 @@ class Measurements:
 
     overrides: list[str]
     """The settings of all runs."""
+    styles: list[str]
+    """Their names."""
     reference: Shares
     """[X, 3] μ's shares of the styles on each prompt."""
+    exact: Mapping[str, Played]
+    """The exact solutions for these shares."""
     played: Mapping[str, Played]
     """method → what its runs play."""
     records: Records
-
-    @property
-    def styles(self) -> list[str]:
-        """The names of the styles."""
-        return list(configuration(*self.overrides).preference.styles)
-
-    @property
-    def trained(self) -> dict[str, Played]:
-        """The methods that are compared: not the best responses to one of them."""
-        return {name: one for name, one in self.played.items() if METHODS[name].against is None}
 
 
 def load(results: Path) -> Measurements:
@@ -68,7 +74,15 @@ def load(results: Path) -> Measurements:
         )
         for name, found in records.items()
     }
-    return Measurements(reference["overrides"], counts / counts.sum(-1, keepdims=True), played, records)
+    overrides, shares = reference["overrides"], counts / counts.sum(-1, keepdims=True)
+    return Measurements(
+        overrides,
+        list(configuration(*overrides).preference.styles),
+        shares,
+        {name: exactly(solution, shares) for name, solution in points(shares, TAU).items()},
+        played,
+        records,
+    )
 
 
 def exactly(shares: Shares, reference: Shares) -> Played:
@@ -80,9 +94,8 @@ def exactly(shares: Shares, reference: Shares) -> Played:
 def rows(found: Measurements) -> Iterator[str]:
     """One line for each exact solution and each method, as Markdown."""
     ppo = found.played.get("ppo")
-    exact = {name: exactly(shares, found.reference) for name, shares in points(found.reference, TAU).items()}
-    trained = found.trained
-    labels = {name: f"*{name}*" for name in exact} | {name: METHODS[name].label for name in trained}
+    trained = compared(found.played)
+    labels = {name: f"*{name}*" for name in found.exact} | {name: METHODS[name].label for name in trained}
     yield from head(
         "",
         "seeds",
@@ -94,10 +107,10 @@ def rows(found: Measurements) -> Iterator[str]:
         "entropy, nats",
         "KL, nats",
     )
-    for name, one in {**exact, **trained}.items():
+    for name, one in {**found.exact, **trained}.items():
         yield row(
             labels[name],
-            "" if name in exact else str(len(one.counts)),
+            "" if name in found.exact else str(len(one.counts)),
             ", ".join(f"{share:.2f}" for share in one.shares.mean((0, 1))),
             shown(win_rates_against(one, found.reference)),
             shown(exploited(one)),
@@ -126,7 +139,11 @@ def half_as_exploitable(found: Measurements) -> Iterator[str]:
     if "ppo" not in found.played:
         return
     ppo = exploited(found.played["ppo"])
-    low = [METHODS[name].label for name, one in found.trained.items() if interval(most_exploited(one), -ppo / 2)[2] < 0]
+    low = [
+        METHODS[name].label
+        for name, one in compared(found.played).items()
+        if interval(most_exploited(one), -ppo / 2)[2] < 0
+    ]
     if low:
         yield f"Less than half as exploitable as PPO, beyond the interval: {', '.join(low)}."
         yield ""
@@ -134,7 +151,7 @@ def half_as_exploitable(found: Measurements) -> Iterator[str]:
 
 def pathless(found: Measurements) -> Iterator[str]:
     """The methods without a path, as a sentence."""
-    if names := [METHODS[name].label for name in found.trained if not len(paths(found.records[name]))]:
+    if names := [METHODS[name].label for name in compared(found.records) if not len(paths(found.records[name]))]:
         yield f"Without a path, since they learn from labelled pairs or a model of these: {'; '.join(names)}."
 
 
@@ -168,53 +185,58 @@ def _figure(
 
 def draw_triangles(path: Path, found: Measurements) -> None:
     """A triangle of the styles for each method, with the path of its training and the ends of its runs."""
-    solutions = points(found.reference, TAU)
-    edge = placed(torch.eye(3)[[0, 1, 2, 0]].unbind())
+    methods, edge = compared(found.played), placed(torch.eye(3)[[0, 1, 2, 0]].unbind())
 
     def fill(axes: list[Any]) -> None:
         for axis in axes:
             axis.set_aspect("equal")
             axis.axis("off")
-        for axis, (name, final) in zip(axes, found.trained.items(), strict=False):
+        for axis, (name, final) in zip(axes, methods.items(), strict=False):
             colour, steps = COLOURS[name in AGAINST_MU], paths(found.records[name])
             axis.plot(*edge.T.tolist(), color="0.7", linewidth=0.8)
             for style, (x, y) in zip(found.styles, edge.tolist(), strict=False):
                 axis.text(x, y + (0.03 if y else -0.1), style, ha="center", fontsize=6, color="0.4")
             for solution, mark in SOLUTIONS.items():
-                axis.plot(*_spot(solutions[solution].mean(0)), mark, markersize=6)
+                axis.plot(*_spot(found.exact[solution].shares.mean((0, 1))), mark, markersize=6)
             if len(steps):
                 axis.plot(*placed(torch.tensor(steps[:, 1:]).unbind()).T.tolist(), color=colour, linewidth=0.8)
             for shares in final.shares.mean(1):
                 axis.plot(*_spot(shares), "o", color=colour, markersize=4)
             axis.set_title(METHODS[name].label, fontsize=8, pad=10)
 
-    rows = -(-len(found.trained) // 5)
+    rows = -(-len(methods) // 5)
     _figure(path, 12, 2.4 * rows, rows, 5, fill)
 
 
 def draw_frontier(path: Path, found: Measurements) -> None:
     """Each method's win rate against μ and its exploitability, by its KL."""
+    methods = compared(found.played)
     best = [
         exactly(
             solved(found.reference, lambda game, tau=tau: best_response(game, game.reference, tau)), found.reference
         )
         for tau in np.geomspace(0.02, 2, 40)
     ]
-    exact = {name: exactly(shares, found.reference) for name, shares in points(found.reference, TAU).items()}
 
     def fill(axes: list[Any]) -> None:
         for axis, measure, title in (
             (axes[0], lambda one: win_rates_against(one, found.reference), "win rate against μ"),
             (axes[1], exploited, "exploitable by at least"),
         ):
-            places = {name: (np.sqrt(one.kl.mean()), measure(one).mean()) for name, one in found.trained.items()}
+            places = {name: (np.sqrt(one.kl.mean()), measure(one).mean()) for name, one in methods.items()}
             for fixed, label in ((True, "opponent: μ"), (False, "opponent: the policy as it learns")):
                 dots = [place for name, place in places.items() if (name in AGAINST_MU) is fixed]
                 axis.plot(*np.reshape(dots, (-1, 2)).T, "o", color=COLOURS[fixed], markersize=4, label=label)
             for name in _legible(places):
                 axis.annotate(METHODS[name].label, places[name], (4, 3), textcoords="offset points", fontsize=6)
             for name, mark in SOLUTIONS.items():
-                axis.plot(np.sqrt(exact[name].kl.mean()), measure(exact[name]).mean(), mark, markersize=6, label=name)
+                axis.plot(
+                    np.sqrt(found.exact[name].kl.mean()),
+                    measure(found.exact[name]).mean(),
+                    mark,
+                    markersize=6,
+                    label=name,
+                )
             axis.set(xlabel="√KL(π‖μ), √nats", ylabel=title)
         reached = [(np.sqrt(one.kl.mean()), win_rates_against(one, found.reference).mean()) for one in best]
         axes[0].plot(*zip(*reached, strict=True), color="0.6", linewidth=0.8, label="the most that a KL can win")
@@ -323,11 +345,13 @@ def write(results: Path) -> None:
         "",
         "Where dots lie close together, only the first has its name; the table has the numbers of all.",
         "",
-        *between_methods(found.trained, lambda one, other: win_rates_between(found.played[one], found.played[other])),
+        *between_methods(
+            compared(found.played), lambda one, other: win_rates_between(found.played[one], found.played[other])
+        ),
         "",
         *responses(found),
         "",
-        *held_out({name: found.records[name] for name in found.trained}),
+        *held_out(compared(found.records)),
         "",
     ]
     write_text_atomic(page, "\n".join(lines))

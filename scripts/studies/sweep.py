@@ -27,7 +27,7 @@ from studies.records import read, write
 from studies.sampling import Sampled, sample_reference, sample_run
 from studies.student import train_student
 from studies.style_game import centred
-from studies.training import Job, finish, metrics_of
+from studies.training import Job, finish, labelled_pairs, metrics_of
 
 EXPERIMENT = "experiment=styles"
 TAUGHT = 512
@@ -239,7 +239,7 @@ def run(
         write_pairs(pairs, build_preference(config.preference), measure_reference(results, overrides))
     if any("{reward}" in part for method in methods for part in METHODS[method].overrides):
         model = [override for override in overrides if override.startswith("model")]
-        data = ("data=jsonl", f"data.path={pairs}", f"data.eval_path={pairs}", "data.columns.label=probability")
+        data = labelled_pairs(pairs, pairs)
         finish(Job(reward, ("algo=reward_model", "tracker=none", *model, *data, *REWARD_MODEL)), 1)
     measuring = Lock()
 

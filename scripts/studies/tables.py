@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from studies.bootstrap import interval
 from studies.methods import METHODS
 from studies.records import read
 from studies.sweep import HELD_OUT
+
+Value = TypeVar("Value")
 
 CAVEAT = """\
 Intervals are 95% bootstraps over prompts and seeds. With three seeds or fewer they are too narrow; with one they leave
@@ -36,6 +38,11 @@ def records_in(results: Path) -> Records:
             raise InputError(f"{results} has measurements of another {file['method']} than today's: measure it again")
     records = {name: [file for file in files if file["method"] == name] for name in METHODS}
     return {name: found for name, found in records.items() if found}
+
+
+def compared(by_method: Mapping[str, Value]) -> dict[str, Value]:
+    """Those of the methods that are compared: not of the best responses to one of them."""
+    return {name: one for name, one in by_method.items() if METHODS[name].against is None}
 
 
 def next_to(results: Path, suffix: str) -> Path:

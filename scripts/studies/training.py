@@ -25,6 +25,11 @@ class Job:
         return self.folder.with_suffix(".log")
 
 
+def labelled_pairs(train: Path, test: Path) -> tuple[str, ...]:
+    """The settings of two files of pairs with a column `probability`, P(chosen ≻ rejected)."""
+    return "data=jsonl", f"data.path={train}", f"data.eval_path={test}", "data.columns.label=probability"
+
+
 def alignrun(*arguments: str, log: Path, at_once: int = 1) -> None:
     """A command, with its share of the machine's threads. Raises RunError if it fails; the log has its messages."""
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}

@@ -16,6 +16,7 @@ sys.path.append(str(SCRIPTS))  # last, and not for long: tests use some of its n
 try:
     from studies import bootstrap, style_game, style_report
     from studies.style_game import Played
+    from studies.tables import compared
 finally:
     sys.path.remove(str(SCRIPTS))
 
@@ -107,7 +108,7 @@ def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
     written = (tmp_path / "styles.md").read_text("utf-8")
     assert written == (SCRIPTS.parent / "docs/styles.md").read_text("utf-8"), "run `python scripts/study.py write`"
     found = style_report.load(results)
-    for name in found.trained:
+    for name in compared(found.played):
         assert f">{style_report.METHODS[name].label}<" in (tmp_path / "styles.svg").read_text("utf-8")
 
 
