@@ -284,6 +284,21 @@ def test_a_single_prompt_supports_no_claim(runs: Path, tmp_path: Path, capsys: p
     assert "1 prompt" in " ".join(results["notes"])
 
 
+def test_rows_that_cannot_be_used_are_counted(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the screen as in a training run, and in what is kept."""
+    rows = tmp_path / "asked.jsonl"
+    rows.write_text('{"prompt": "Say a word."}\n{"prompt": 7}\n{"prompt": "Say two."}\n{"prompt": "Say three."}\n')
+    data = ["data=jsonl", f"data.path={rows}", f"data.eval_path={rows}", "data.bad_rows=skip", "data.eval_size=2"]
+    results = play(tmp_path / "t", [runs / "a"], *data)
+    out = capsys.readouterr().out
+    assert "data: skipped 2 rows that cannot be used" in out
+    assert "data: 2 of 3 held-out rows are evaluated on" in out
+    assert results["prompts"] == 2
+    assert "Left out: 2 rows that cannot be used." in results["notes"]
+    play(tmp_path / "u", [runs / "a"], "prompts=2")
+    assert "data:" not in capsys.readouterr().out, "of its own data, the run has said it"
+
+
 def test_truncated_sampling_has_no_kl_and_no_regularised_game(runs: Path, tmp_path: Path) -> None:
     results = play(tmp_path / "t", [runs / "a"], "top_p=0.9", "prompts=3")
     assert all(player["kl"] is None and player["regularised"] is None for player in results["players"])

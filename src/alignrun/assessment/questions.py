@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from alignrun.config import JudgedRows, PreferenceEvaluationConfig
-from alignrun.data.loading import load_examples, load_in_order
+from alignrun.data.loading import Ordered, load_examples, load_in_order, remarks, unusable
 from alignrun.data.shapes import CATEGORIES, category_column, recognised
 from alignrun.data.store import Examples, Kind, first_below
 from alignrun.errors import InputError
@@ -39,16 +39,10 @@ def read_pairs(
         report(f"data: read as {shape}'s columns; set data.columns to read them otherwise")
     read = kind.columns(config.preference)
     wanted = None if read is None else {*read, *([config.category] if config.category else CATEGORIES)}
-    if config.rows is JudgedRows.all:
-        whole = load_in_order(data, wanted)
-        found, skipped, notes = whole.examples, whole.skipped, whole.notes
-    else:
-        split = load_examples(data, wanted)
-        found, skipped, notes = split.heldout, split.skipped, split.notes
-    if skipped:
-        report(f"data: skipped {counted(skipped, 'row')} that cannot be used")
-    for note in notes:
-        report(f"data: {note}")
+    loaded = load_in_order(data, wanted) if config.rows is JudgedRows.all else load_examples(data, wanted)
+    found = loaded.examples if isinstance(loaded, Ordered) else loaded.heldout
+    for line in remarks(loaded):
+        report(line)
     if (example := first_below(found, Kind.tie)) is not None:
         raise InputError(
             f"data: {example.origin} holds no pair of answers: name data.columns.chosen and data.columns.rejected, or "
@@ -62,9 +56,8 @@ def read_pairs(
     # A column that nobody has named may say something else in every row.
     most = len(values) if config.category else len(values) // 2
     sorted_into = 1 < len(set(values)) <= most
-    left_out = (f"Left out: {counted(skipped, 'row')} that cannot be used.",) if skipped else ()
     return PairQuestions(
-        _for_preference(examples, read), values if sorted_into else None, column, (*left_out, *sampled)
+        _for_preference(examples, read), values if sorted_into else None, column, (*unusable(loaded), *sampled)
     )
 
 

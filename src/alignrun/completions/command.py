@@ -27,7 +27,7 @@ from alignrun.completions.rows import (
 )
 from alignrun.config import ComparedPairs, Config, DataConfig, Format, GenerateConfig, Rows
 from alignrun.config.selection import check_unused
-from alignrun.data.loading import load_examples, load_in_order
+from alignrun.data.loading import load_examples, load_in_order, remarks
 from alignrun.data.prompts import PromptSet
 from alignrun.errors import InputError, RunError, one_line
 from alignrun.evaluation.comparisons import compare
@@ -165,17 +165,14 @@ def _examples(
     found: Sequence[Example]
     if config.rows in (None, Rows.all):
         ordered = load_in_order(data, wanted, apart=config.rows is Rows.all or config.format is not Format.pairs)
-        found, skipped, notes = ordered.examples, ordered.skipped, ordered.notes
+        found, lines = ordered.examples, remarks(ordered)
         if ordered.apart:
             report("data: its held-out rows are left out (rows=all takes them too)")
     else:
         loaded = load_examples(data, wanted)
-        found, skipped = (loaded.train if config.rows is Rows.train else loaded.heldout), loaded.skipped
-        notes = loaded.notes
-    if skipped:
-        report(f"data: skipped {counted(skipped, 'row')} that cannot be used")
-    for note in notes:
-        report(f"data: {note}")
+        found, lines = (loaded.train if config.rows is Rows.train else loaded.heldout), remarks(loaded)
+    for line in lines:
+        report(line)
     examples = distinct_prompts(found) if config.format is Format.pairs else list(found)
     if len(examples) < len(found):
         report(f"data: {counted(len(found), 'row')} with {counted(len(examples), 'different prompt')}")

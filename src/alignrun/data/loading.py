@@ -92,6 +92,19 @@ class Ordered:
     """As in `Loaded`."""
 
 
+def remarks(loaded: Loaded | Ordered) -> Iterator[str]:
+    """What a user should know about the rows, one line each: how many cannot be used, and the notes."""
+    if loaded.skipped:
+        yield f"data: skipped {counted(loaded.skipped, 'row')} that cannot be used"
+    for note in loaded.notes:
+        yield f"data: {note}"
+
+
+def unusable(loaded: Loaded | Ordered) -> tuple[str, ...]:
+    """For a report on the rows: that some of them cannot be used, if so."""
+    return (f"Left out: {counted(loaded.skipped, 'row')} that cannot be used.",) if loaded.skipped else ()
+
+
 def load_in_order(config: DataConfig, wanted: Wanted = (), *, apart: bool = True) -> Ordered:
     """The examples in the order of the source; with `apart`, separate held-out rows follow those to train on.
 

@@ -26,7 +26,7 @@ from alignrun.data.completions import end_of_turn
 from alignrun.data.dataset import Dataset
 from alignrun.data.demonstrations import DemonstrationSet
 from alignrun.data.encoding import Encoding
-from alignrun.data.loading import load_examples
+from alignrun.data.loading import load_examples, remarks
 from alignrun.data.pairs import PairSet, check_labels
 from alignrun.data.prompts import PromptSet
 from alignrun.errors import InputError, RunError, one_line
@@ -109,10 +109,8 @@ def assemble(
         preference = build_preference(config.preference) if trains_policy and not judging.on_base else None
         report(f"data: {config.data.name}")
         loaded = load_examples(config.data, judging.columns(config.preference) if trains_policy else ())
-        if loaded.skipped:
-            report(f"data: skipped {counted(loaded.skipped, 'row')} that cannot be used")
-        for note in loaded.notes:
-            report(f"data: {note}")
+        for line in remarks(loaded):
+            report(line)
         if preference is not None:
             preference.check(chain(loaded.train, loaded.heldout))
         report(f"model: {config.model.name}")

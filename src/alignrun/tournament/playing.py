@@ -71,7 +71,7 @@ def standing_of(
     Raises:
         AlignrunError: a model or the data is not available, a failing preference, or out of memory.
     """
-    questions = read_by_all(config, rules, lineup.players)
+    questions = read_by_all(config, rules, lineup.players, report)
     loader = Loader(config.device, config.dtype)
     try:
         if rules.exact:
@@ -107,7 +107,7 @@ def _exact(
     standing = exact_standing(
         entries, [policies[place] for place in field.places], game, _settings(config, field, rules)
     )
-    notes = (note, *selection_note(field.players, config.selector, rules.preference), *_about(field))
+    notes = (note, *selection_note(field.players, config.selector, rules.preference), *_about(field), *questions.notes)
     return standing, Played(len(questions.texts), field.reference, notes=notes)
 
 
@@ -199,8 +199,7 @@ def _judge(
         notes.append(truncated)
     elif any(one.log_ratio is None for one in unscored):
         notes.append("No KL for a policy whose vocabulary differs from its reference's.")
-    if questions.left_out:
-        notes.append(f"Left out, as too long for one of the policies: {counted(questions.left_out, 'prompt')}.")
+    notes += questions.notes
     if config.pairing is ComparedPairs.matched or config.samples_per_prompt == 1:
         notes.append("No exploitability: it needs several samples of each policy, and pairing=all.")
     training: dict[int, NDArray[np.float64]] = {}

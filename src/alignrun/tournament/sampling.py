@@ -11,7 +11,7 @@ import numpy as np
 from alignrun.config import TournamentConfig
 from alignrun.data.columns import Wanted
 from alignrun.data.encoding import Encoding
-from alignrun.data.loading import load_examples
+from alignrun.data.loading import load_examples, remarks, unusable
 from alignrun.data.prompts import PromptSet
 from alignrun.errors import InputError
 from alignrun.evaluation.completions import CompletionCache, Drawn, content_key, draw, score
@@ -20,6 +20,7 @@ from alignrun.evaluation.truncation import truncation
 from alignrun.launch.build import distinct_prompts, make_encoding, skipping
 from alignrun.models.policy import Policy
 from alignrun.preferences.base import discover
+from alignrun.security.text import counted
 from alignrun.tournament.choosing import candidates
 from alignrun.tournament.lineup import Field, Lineup
 from alignrun.tournament.players import Loader, Player
@@ -34,17 +35,22 @@ class Questions:
     texts: tuple[str, ...]
     encoded: tuple[PromptSet, ...]
     """One set of the same prompts per player."""
-    left_out: int
-    """The number of prompts that are too long for some player."""
+    notes: tuple[str, ...]
+    """What was left out, for the report."""
 
 
-def read_by_all(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Questions:
+def read_by_all(
+    config: TournamentConfig, rules: Rules, players: Sequence[Player], report: Callable[[str], None]
+) -> Questions:
     """Encode the held-out prompts for every player; drop prompts that are too long for any of them.
 
     Raises:
         InputError: the data or a tokenizer is not available, or no prompt is left.
     """
-    examples = distinct_prompts(load_examples(rules.data, _wanted(config, rules, players)).heldout)[: config.prompts]
+    loaded = load_examples(rules.data, _wanted(config, rules, players))
+    for line in remarks(loaded) if config.data is not None else ():  # of their own data, training has made them
+        report(line)
+    examples = distinct_prompts(loaded.heldout)[: config.prompts]
     encodings = [skipping(make_encoding(played_on(player.config, rules))) for player in players]
     sets = [_encoded(examples, encoding, player) for encoding, player in zip(encodings, players, strict=True)]
     common = set.intersection(*(set(prompts.texts) for prompts in sets))
@@ -53,7 +59,10 @@ def read_by_all(config: TournamentConfig, rules: Rules, players: Sequence[Player
         raise InputError("data: no held-out prompt fits into the context of every policy: raise data.max_prompt_tokens")
     if len(kept) < len(examples):
         sets = [_encoded(kept, encoding, player) for encoding, player in zip(encodings, players, strict=True)]
-    return Questions(tuple(sets[0].texts), tuple(sets), len(examples) - len(kept))
+    notes = [*unusable(loaded)]
+    if too_long := len(examples) - len(kept):
+        notes.append(f"Left out, as too long for one of the policies: {counted(too_long, 'prompt')}.")
+    return Questions(tuple(sets[0].texts), tuple(sets), tuple(notes))
 
 
 def _wanted(config: TournamentConfig, rules: Rules, players: Sequence[Player]) -> Wanted:
