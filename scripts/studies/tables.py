@@ -1,6 +1,7 @@
 """Markdown tables of estimates with their intervals."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,8 +80,12 @@ def between_methods(methods: Iterable[str], between: Callable[[str, str], NDArra
 def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.float64]]) -> Iterator[str]:
     """P(row ≻ column) between those that have a label; bold where the interval leaves out ½.
 
-    The intervals of a small table are shown.
+    The intervals of a small table are shown. `between` is asked once for two of them, since P(b ≻ a) = 1 − P(a ≻ b).
     """
+    found = {}
+    for first, second in combinations(labels, 2):
+        value, low, high = interval(between(first, second))
+        found[first, second], found[second, first] = (value, low, high), (1 - value, 1 - high, 1 - low)
     yield from head("", *labels.values())
     for name, label in labels.items():
         cells = []
@@ -88,7 +93,7 @@ def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.f
             if name == other:
                 cells.append("")
                 continue
-            value, low, high = interval(between(name, other))
+            value, low, high = found[name, other]
             apart = f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}"
             cells.append(f"{apart} ({low:.3f} to {high:.3f})" if len(labels) <= SMALL else apart)
         yield row(label, *cells)
