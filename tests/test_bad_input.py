@@ -33,6 +33,11 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
             "algo.kl_tau is not valid here: it belongs to algo=best_response, algo=comal, algo=dno, algo=dpo, ",
         ),
         (
+            ["experiment=ultrafeedback_8b", "algo=nash_md"],
+            "error: experiment=ultrafeedback_8b: algo.step_eta is not valid here: it belongs to algo=dno, algo=inpo, ",
+        ),
+        (["experiment=ultrafeedback_8b", "algo=nash_md"], "`alignrun cp experiment/ultrafeedback_8b FILE.yaml` copies"),
+        (
             ["preference.path=x"],
             "belongs to preference=armorm, preference=bradley_terry, ",
         ),

@@ -15,7 +15,7 @@ from alignrun.config import Config
 from alignrun.config.literal import literal
 from alignrun.config.roots import ROOTS
 from alignrun.errors import InputError, one_line, suggestion
-from alignrun.launch.choices import choices, groups
+from alignrun.launch.choices import choice_files, choices, groups
 from alignrun.launch.overrides import section_classes
 from alignrun.launch.own_files import file_of, named
 from alignrun.run.directory import RunDirectory
@@ -221,15 +221,23 @@ def parsed(file: Path) -> Content:
 
 
 def blamed(message: str, overrides: Sequence[str]) -> str:
-    """An error of the configuration, with the file that gives the key it names."""
+    """An error of the configuration, with the file or the experiment that gives the key it names."""
     found = re.match(r"config: (?:unknown (?:key|group) )?([\w.]+)", message)
-    given = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    if found is None or found[1].rstrip(".") in given:
+    given = {key.lstrip("+~"): choice for key, _, choice in (override.partition("=") for override in overrides)}
+    if found is None or (key := found[1].rstrip(".")) in given:
         return message
+    problem = message.removeprefix("config: ")
     for file in named().configs:
-        node: Any = {} if is_run_or_folder(file) else parsed(file)
-        for name in found[1].rstrip(".").split("."):
-            node = node.get(name, None) if isinstance(node, dict) else None
-        if node is not None:
-            return f"{file}: {message.removeprefix('config: ')}"
+        if not is_run_or_folder(file) and _gives(file, key):
+            return f"{file}: {problem}"
+    experiment = given.get("experiment", "")
+    if (shipped := choice_files("experiment").get(experiment)) and _gives(shipped, key):
+        return f"experiment={experiment}: {problem}; `alignrun cp experiment/{experiment} FILE.yaml` copies it to edit"
     return message
+
+
+def _gives(file: Path, key: str) -> bool:
+    node: Any = parsed(file)
+    for name in key.split("."):
+        node = node.get(name, None) if isinstance(node, dict) else None
+    return node is not None
