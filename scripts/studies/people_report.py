@@ -9,12 +9,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignrun.errors import InputError
+from alignrun.evaluation.calibration import label_entropy
 from alignrun.run.directory import write_text_atomic
-from studies.people import CANDIDATES, HEADS, PEOPLE, TRAINING
+from studies.people import HEADS, MODEL, TRAINING, TRIPLES, digest, settings_of
+from studies.people_data import ASKED, CANDIDATES, PEOPLE, TEMPERATURE
 from studies.records import read
 from studies.tables import CAVEAT, head, matrix, next_to, row, shown
 
 Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """The labelled pairs of a half."""
+
+    prompts: NDArray[np.int64]
+    """[N] the number of the prompt."""
+    labels: Scores
+    """[N] the share of people for `chosen`, ½ or more."""
+    longer: Scores
+    """[N] 1 if `chosen` is longer, −1 if it is shorter, 0 if neither."""
+    distinct: int
+    """Pairs if those with the same prompt and answers count once."""
+
+    @property
+    def decided(self) -> NDArray[np.bool_]:
+        """[N] whether people are for one of the two."""
+        return self.labels != 0.5
+
+    @property
+    def longer_is_worse(self) -> NDArray[np.bool_]:
+        """[N] whether people are for the shorter one."""
+        return self.decided & (self.longer < 0)
+
+    def weights(self, of: NDArray[np.bool_]) -> Scores:
+        """[X] how many of these pairs each prompt has that has any."""
+        counts = np.bincount(self.prompts[of])
+        return counts[counts > 0].astype(float)
+
+    def by_prompt(self, values: Scores, of: NDArray[np.bool_]) -> Scores:
+        """[..., X] the means of [..., N] over these pairs of each prompt that has any."""
+        numbers = np.unique(self.prompts[of], return_inverse=True)[1]
+        kept, weights = values[..., of], self.weights(of)
+        sums = np.zeros((*kept.shape[:-1], len(weights)))
+        np.add.at(sums, (..., numbers), kept)
+        means: Scores = sums / weights
+        return means
+
+    def right(self, probabilities: Scores, of: NDArray[np.bool_]) -> Scores:
+        """[..., X] how often P(chosen ≻ rejected) [..., N] is above ½ on these pairs; ½ counts half."""
+        return self.by_prompt((np.sign(probabilities - 0.5) + 1) / 2, of)
+
+    def shown(self, *terms: Scores) -> str:
+        """A sum of shares of the decided pairs, with its interval."""
+        return shown(*terms, weights=self.weights(self.decided))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,123 +74,146 @@ class Measurements:
     models: dict[str, Sequence[dict[str, Any]]]
     """head → its models, by seed."""
 
-    @property
-    def decided(self) -> NDArray[np.bool_]:
-        """[N] whether more people are for one of the two."""
-        return np.array(self.data["labels"]) != 0.5
+    def half(self, name: str) -> Half:
+        """The pairs that the compared models have `seen`, or are `tested` on."""
+        one = self.data[name]
+        labels, longer = np.array(one["labels"], dtype=float), np.array(one["longer"], dtype=float)
+        return Half(np.array(one["prompts"]), labels, longer, one["distinct"])
 
-    @property
-    def weights(self) -> Scores:
-        """[X] the decided pairs of each prompt that has any."""
-        counts = np.bincount(np.array(self.data["prompts"])[self.decided])
-        return counts[counts > 0].astype(float)
+    def probabilities(self, name: str) -> Scores:
+        """[S, N] P(chosen ≻ rejected) of its models on the tested half."""
+        return np.array([model["probabilities"] for model in self.models[name]])
 
-    def by_prompt(self, values: Scores) -> Scores:
-        """[..., X] the means of [..., N] over the decided pairs of each prompt."""
-        prompts = np.unique(np.array(self.data["prompts"])[self.decided], return_inverse=True)[1]
-        kept = values[..., self.decided]
-        sums = np.zeros((*kept.shape[:-1], len(self.weights)))
-        np.add.at(sums, (..., prompts), kept)
-        means: Scores = sums / self.weights
-        return means
+    def judged(self, *left_out: str) -> Scores:
+        """[X, K, K] P between the candidates: the mean of the judges, but for those left out."""
+        return np.mean([table for name, table in self.data["judged"].items() if name not in left_out], 0)
 
-    def accuracy(self, head: str) -> Scores:
-        """[S, X] how often its models are right."""
-        return self.by_prompt(right(np.array([model["probabilities"] for model in self.models[head]]) - 0.5))
-
-    @property
-    def longer(self) -> Scores:
-        """[X] how often the longer completion is right."""
-        return self.by_prompt(right(np.array(self.data["longer"])))
-
-    def choices(self, head: str) -> NDArray[np.int64]:
+    def choices(self, name: str) -> NDArray[np.int64]:
         """[S, X] the candidates that its models choose."""
-        return np.array([model["choices"] for model in self.models[head]])
+        return np.array([model["choices"] for model in self.models[name]])
 
     def between(self, first: str, second: str) -> Scores:
         """[S, S', X] P of the judges that the first's choice is preferred to the second's."""
-        judged = np.array(self.data["judged"])
-        ours, theirs = self.choices(first)[:, None], self.choices(second)[None]
-        found: Scores = judged[np.arange(judged.shape[0]), ours, theirs]
-        return found
-
-    def against_a_draw(self, head: str) -> Scores:
-        """[S, X] P of the judges that the choice is preferred to another of the candidates."""
-        judged = np.array(self.data["judged"])
-        size = judged.shape[-1]
-        against = (judged.sum(-1) - 0.5) / (size - 1)
-        found: Scores = against[np.arange(len(against)), self.choices(head)]
+        judged = self.judged()
+        found: Scores = judged[np.arange(len(judged)), self.choices(first)[:, None], self.choices(second)[None]]
         return found
 
 
-def right(leads: Scores) -> Scores:
-    """1 for a positive lead, 0 for a negative one, and a half for none."""
-    scores: Scores = (np.sign(leads) + 1) / 2
-    return scores
+def against_another(judged: Scores, choices: NDArray[np.int64]) -> Scores:
+    """[..., X] P that the choice [..., X] is preferred to another of the candidates, drawn at random."""
+    against = (judged.sum(-1) - 0.5) / (judged.shape[-1] - 1)
+    found: Scores = against[np.arange(len(against)), choices]
+    return found
 
 
 def load(results: Path, name: str) -> Measurements:
-    """Read the files of a data set."""
-    models = {head: [read(path) for path in sorted(results.glob(f"{name}-{head}-*.json"))] for head in HEADS}
-    return Measurements(read(results / f"{name}.json"), {head: found for head, found in models.items() if found})
+    """Read the files of a data set.
+
+    Raises InputError for measurements under other settings than today's, or of models that are not of the data set's.
+    """
+    data = read(results / f"{name}.json")
+    settings = data["settings"]
+    today = settings_of(PEOPLE[name], MODEL)
+    if {key: settings.get(key) for key in today} != today:
+        raise InputError(f"{results / name}.json was measured under other settings than today's: measure it again")
+    models: dict[str, list[dict[str, Any]]] = {}
+    for head_name in HEADS:
+        for path in sorted(results.glob(f"{name}-{head_name}-*.json")):
+            model = read(path)
+            if model["settings"] != digest(settings):
+                raise InputError(f"{path} was measured with other settings or data than {name}.json: measure it again")
+            models.setdefault(head_name, []).append(model)
+    return Measurements(data, models)
 
 
-def table(found: Measurements) -> Iterator[str]:
-    """How good each kind of model is, as Markdown."""
-    yield from head(
-        "", "seeds", "accuracy", "more than the longer answer", "log loss", "loss in training", "intransitive triples"
-    )
-    yield row("the longer answer", "", shown(found.longer, weights=found.weights), "", "", "", "")
-    for name, models in found.models.items():
-        accuracy = found.accuracy(name)
-        triples = [model["intransitive"] for model in models if model["intransitive"]]
+def accuracies(found: Measurements) -> Iterator[str]:
+    """How often each kind of model is right."""
+    half = found.half("tested")
+    decided, worse = half.decided, half.longer_is_worse
+    longer = half.right((half.longer + 1) / 2, decided)
+    yield from head("", "seeds", "accuracy", "more than the longer answer", "where the longer answer is worse")
+    yield row("the longer answer", "", half.shown(longer), "", "0")
+    for name in found.models:
+        p = found.probabilities(name)
+        accuracy = half.right(p, decided)
         yield row(
             HEADS[name].label,
-            len(models),
-            shown(accuracy, weights=found.weights),
-            shown(accuracy, -found.longer, weights=found.weights),
-            f"{np.mean([model['log_loss'] for model in models]):.3f}",
-            f"{np.mean([model['training_loss'] for model in models]):.3f}",
-            f"{np.mean([share for share, _ in triples]):.3f}, of {triples[0][1]}" if triples else "",
+            len(p),
+            half.shown(accuracy),
+            half.shown(accuracy, -longer),
+            shown(half.right(p, worse), weights=half.weights(worse)) if worse.any() else "",
         )
+
+
+def losses(found: Measurements) -> Iterator[str]:
+    """How well each kind of model is calibrated, and how often it is intransitive."""
+    yield from head("", "log loss", "loss in training", "intransitive triples")
+    floors = (f"{label_entropy(found.half(name).labels):.3f}" for name in ("tested", "seen"))
+    yield row("the entropy of the labels", *floors, "")
+    for name, models in found.models.items():
+        triples = np.array([model["intransitive"] for model in models if model["intransitive"]])
+        share = "none by construction"
+        if len(triples):
+            share = f"{triples[:, 0].mean():.3f} ({triples[:, 1].min():.3f} to {triples[:, 2].max():.3f})"
+            share += f", of {triples[0, 3]:.0f}"
+        elif name != "reward":
+            share = "no prompt has three answers"
+        losses = (f"{np.mean([model[key] for model in models]):.3f}" for key in ("log_loss", "training_loss"))
+        yield row(HEADS[name].label, *losses, share)
+
+
+def judges(found: Measurements) -> Iterator[str]:
+    """How often the judges are right on the half that they have not seen."""
+    half = found.half("seen")
+    yield from head("judge", "accuracy on the first half")
+    yield row("the longer answer", half.shown(half.right((half.longer + 1) / 2, half.decided)))
+    answers = {name: np.array(values) for name, values in found.data["judges"].items()}
+    for name, p in answers.items():
+        yield row(HEADS[name].label, half.shown(half.right(p, half.decided)))
+    yield row("the mean of the three", half.shown(half.right(np.mean(list(answers.values()), 0), half.decided)))
 
 
 def best_of_n(found: Measurements) -> Iterator[str]:
     """What the judges say of the choices."""
-    judges = []
-    for name, judge in found.data["judges"].items():
-        decided = np.array(found.data["judge_labels"]) != 0.5
-        accuracy = right(np.array(judge) - 0.5)[decided].mean()
-        judges.append(f"the {HEADS[name].label} with {accuracy:.3f}")
-    yield f"The judges' own accuracy, on the half that they have not seen: {', '.join(judges)}."
-    yield ""
-    labels = {name: HEADS[name].label for name in found.models}
-    yield from matrix(labels, found.between)
-    yield ""
-    yield from head("", "preferred to another candidate")
-    for name, label in labels.items():
-        yield row(label, shown(found.against_a_draw(name)))
+    judged = found.judged()
+    longest = np.array(found.data["lengths"]).argmax(1)
+    best = judged.mean(2).argmax(1)
+    yield from head("chooses", "preferred to another candidate", "by the judges of the other two kinds")
+    yield row("the longest", shown(against_another(judged, longest)), "")
+    for name in found.models:
+        choices = found.choices(name)
+        by_others = against_another(found.judged(name), choices)
+        yield row(HEADS[name].label, shown(against_another(judged, choices)), shown(by_others))
+    yield row("the judges themselves", shown(against_another(judged, best)), "")
 
 
 HEADER = """\
 # Feedback models of people's preferences
 
 Written by `python scripts/people.py write` from the measurements in `docs/{name}/`. SmolLM2-135M-Instruct learns from
-people's pairs with three heads: a reward for each answer; a preference that reads both answers, in an order drawn for
-each pair and step; and a preference of embeddings, which costs no more passes than a reward and can express cycles. The
-prompts are split in halves by their hash: all models learn from the first half and are tested on the second.
+people's pairs, by LoRA and with three heads: a reward for each answer; a preference that reads both answers; and a
+preference of embeddings, which costs no more passes than a reward and can express cycles. The prompts are split in
+halves by their hash. The compared models learn from the first half and are tested on the second.
 
-Accuracy leaves ties out. A triple of answers is intransitive if they beat each other in a cycle; at most 20 triples of
-a prompt are asked, and a reward has none. The loss in training is that of the last eight steps.
-
-Best of {candidates}: of {candidates} completions of a prompt of the second half, each model chooses the one that wins
-most against the others. Three models, one of each kind, judge the choices by their mean. They learned from the labels
-of the second half, of which no compared model has seen any; their own accuracy is that on the first half. The tables
-have P(row ≻ column), bold where the interval leaves out ½.
+- **Labels.** The share of votes is the label, and ties are learned from; accuracy leaves them out. Longer means more
+  characters. The intervals hold for this split: they draw prompts of the half, and seeds.
+- **Both answers at once.** The model sees each pair in both orders, so that P(a ≻ b) = 1 − P(b ≻ a), for twice the
+  passes.
+- **Losses** count ties too. No model can have less than the entropy of the labels; saying ½ to everything has 0.693. In
+  training it is the mean of the last eight steps.
+- **Triples.** Three answers to a prompt are intransitive if they beat each other in a cycle, by however little; coin
+  tosses would in a quarter of all. At most {triples} of a prompt are asked. The interval reaches from the lowest to the
+  highest of the seeds' own.
+- **Best of {candidates}.** Of {candidates} completions of each of the first {asked} prompts of the second half, by
+  SmolLM2 itself at temperature {temperature}, each model chooses the one that wins most against the others. Three
+  judges, one of each kind, judge the choices by their mean. They learned from the labels of the second half, of which
+  no compared model has seen any, with the same settings and one seed; the intervals take them as they are. Their own
+  accuracy is that on the first half, with the answers that people judged: how right they are about completions of
+  SmolLM2 is not known.
 
 {caveat}
 
-Settings: `{training}`
+Settings of all: `{training}`.
 
 {heads}
 
@@ -164,6 +235,9 @@ def write(results: Path) -> None:
             name=results.name,
             caveat=CAVEAT,
             candidates=CANDIDATES,
+            asked=ASKED,
+            temperature=TEMPERATURE,
+            triples=TRIPLES,
             commands="\n".join(
                 f"python scripts/people.py run --people {name} --data {PEOPLE[name].file}" for name in names
             ),
@@ -171,20 +245,37 @@ def write(results: Path) -> None:
     ]
     for name in names:
         found, people = load(results, name), PEOPLE[name]
-        first, second = found.data["settings"]["pairs"]
-        hours = sum(model["seconds"] for models in found.models.values() for model in models) / 3600
+        first, second = found.half("seen"), found.half("tested")
+        models = [model for models in found.models.values() for model in models]
+        hours = sum(model["seconds"] for model in models) / 3600
         lines += [
             "",
             f"## {people.label}",
             "",
-            f"Pairs whose prompt has at most {people.prompt_tokens} tokens and whose answers have at most "
-            f"{people.completion_tokens}, and is one question: {first} to learn from, and {second} to be tested on, "
-            f"which have {len(found.weights)} prompts with a decided pair. Training took {hours:.1f} hours.",
+            f"Pairs of answers of at most {people.completion_tokens} tokens to a single question of at most "
+            f"{people.prompt_tokens}. To learn from: {counts(first)}. To be tested on: {counts(second)}. Summed over "
+            f"the {len(models)} compared models, the steps took {hours:.1f} hours of one core.",
             "",
-            *table(found),
+            *accuracies(found),
+            "",
+            *losses(found),
+            "",
+            *judges(found),
             "",
             *best_of_n(found),
+            "",
+            "P(row ≻ column) between their choices, by all judges; bold where the interval leaves out ½:",
+            "",
+            *matrix({head_name: HEADS[head_name].label for head_name in found.models}, found.between),
         ]
     page = next_to(results, ".md")
     write_text_atomic(page, "\n".join([*lines, ""]))
     print(page)
+
+
+def counts(half: Half) -> str:
+    """How many pairs a half has, in words."""
+    return (
+        f"{len(half.labels)} pairs, {half.distinct} of them different, {half.decided.sum()} decided, to "
+        f"{len(half.weights(half.decided))} prompts"
+    )

@@ -47,8 +47,8 @@ def finish(job: Job, at_once: int) -> float:
     Raises InputError if its folder is a run with other settings, and as `alignrun`.
     """
     arguments, typed = (*job.arguments, f"run.dir={job.folder}"), job.folder / "overrides.yaml"
-    begun = typed.is_file()
-    if begun and yaml.safe_load(typed.read_text("utf-8")) != list(arguments):
+    begun = (job.folder / "config.yaml").is_file()  # a run that is killed before has nothing to resume
+    if typed.is_file() and yaml.safe_load(typed.read_text("utf-8")) != list(arguments):
         raise InputError(f"{job.folder} is a run with other settings: choose another --folder, or remove it")
     if not (job.folder / "summary.json").is_file():
         alignrun(*(("resume", str(job.folder)) if begun else arguments), log=job.log, at_once=at_once)

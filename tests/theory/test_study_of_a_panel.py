@@ -1,26 +1,21 @@
 """The study of a panel: its judge is the panel, its estimates are bounds, and its page is that of its measurements."""
 
 import itertools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from studies import panel_game, panel_report, sweep
+from studies.panel_game import Judged
+from studies.sampling import Sampled
 
 from alignrun.errors import InputError
 from alignrun.games import Game, exploitability
 from alignrun.preferences.base import build_preference
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.append(str(SCRIPTS))  # last, and not for long: tests use some of its names for files of their own
-try:
-    from studies import panel_game, panel_report, sweep
-    from studies.panel_game import Judged
-    from studies.sampling import Sampled
-finally:
-    sys.path.remove(str(SCRIPTS))
+ROOT = Path(__file__).parents[2]
 
 PANEL = ("model=tiny", "preference=style_panel")
 TEXTS = ["A grey and quiet day.", "I was happy, and you were not!", "Rain; the city sleeps under old roofs.", "No."]
@@ -121,9 +116,9 @@ def test_the_solutions_keep_their_promises() -> None:
 def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
     """CI writes the tables again from the files in docs/panel."""
     results = tmp_path / "panel"
-    results.symlink_to(SCRIPTS.parent / "docs/panel")
+    results.symlink_to(ROOT / "docs/panel")
     panel_report.write(results)
     written = (tmp_path / "panel.md").read_text("utf-8")
-    assert written == (SCRIPTS.parent / "docs/panel.md").read_text("utf-8"), (
+    assert written == (ROOT / "docs/panel.md").read_text("utf-8"), (
         "run `python scripts/study.py write --results docs/panel`"
     )

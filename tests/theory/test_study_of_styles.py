@@ -2,23 +2,18 @@
 
 import itertools
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from studies import bootstrap, style_game, style_report
+from studies.style_game import Played
+from studies.tables import compared
 
 from alignrun.games import CYC, best_response, duality_gap, exploitability, kl
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.append(str(SCRIPTS))  # last, and not for long: tests use some of its names for files of their own
-try:
-    from studies import bootstrap, style_game, style_report
-    from studies.style_game import Played
-    from studies.tables import compared
-finally:
-    sys.path.remove(str(SCRIPTS))
+ROOT = Path(__file__).parents[2]
 
 MU = CYC.reference.numpy()[None]
 POLICY = np.array([[0.6, 0.1, 0.3]])
@@ -103,10 +98,10 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
 def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
     """CI draws the figure and writes the tables again from the files in docs/styles."""
     results = tmp_path / "styles"
-    results.symlink_to(SCRIPTS.parent / "docs/styles")
+    results.symlink_to(ROOT / "docs/styles")
     style_report.write(results)
     written = (tmp_path / "styles.md").read_text("utf-8")
-    assert written == (SCRIPTS.parent / "docs/styles.md").read_text("utf-8"), "run `python scripts/study.py write`"
+    assert written == (ROOT / "docs/styles.md").read_text("utf-8"), "run `python scripts/study.py write`"
     found = style_report.load(results)
     for name in compared(found.played):
         assert f">{style_report.METHODS[name].label}<" in (tmp_path / "styles.svg").read_text("utf-8")
@@ -118,9 +113,8 @@ def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
 )
 def test_what_is_quoted_is_on_the_pages(file: str, heading: str) -> None:
     """Every number with three digits, with the interval that stands by it."""
-    root = SCRIPTS.parent
-    section = (root / file).read_text("utf-8").partition(heading)[2].partition("\n## ")[0]
-    pages = "".join((root / "docs" / name).read_text("utf-8") for name in ("styles.md", "panel.md")).replace("**", "")
+    section = (ROOT / file).read_text("utf-8").partition(heading)[2].partition("\n## ")[0]
+    pages = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("styles.md", "panel.md")).replace("**", "")
     quoted = re.findall(r"0\.\d{3}(?: \(0\.\d{3} to 0\.\d{3}\))?", " ".join(section.split()))
     assert quoted
     assert [number for number in quoted if number not in pages] == []
