@@ -61,7 +61,7 @@ HEADS = {
     "embedding": Head("preference model of embeddings", ("algo=preference_model", "algo.head=embedding"), "learned"),
 }
 JUDGE_SEED = 1000
-"""Of the judges, one of each head; no compared model starts from it."""
+"""Of the judges, one of each head; the compared models have others."""
 TRAINING = (
     "optim.learning_rate=1e-3",
     "train.steps=32",
@@ -86,7 +86,7 @@ def settings_of(people: People, model: Sequence[str]) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """Of what can be written as JSON."""
+    """The SHA-256 of a JSON value."""
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -112,7 +112,7 @@ def rounded(values: NDArray[np.float64]) -> list[Any]:
 
 
 def quality(preference: Preference, examples: Sequence[Example]) -> dict[str, Any]:
-    """P(chosen ≻ rejected) of every pair, and the share of intransitive triples of answers to one prompt."""
+    """P(chosen ≻ rejected) of every pair, the log loss, and the share of intransitive triples with its interval."""
     probabilities = asked(preference, examples)
     ask = None if isinstance(preference, Reward) else partial(asked, preference)
     found = measure_quality(AssessedPairs(examples, probabilities, None), ask, TRIPLES, 0.95, 0)
@@ -131,12 +131,12 @@ def table(preference: Preference, drawn: Candidates) -> NDArray[np.float64]:
 
 
 def choices(preference: Preference, drawn: Candidates) -> list[int]:
-    """[X] the candidate that wins most against the others of its prompt."""
+    """[X] the candidate with the highest mean P against the others of its prompt."""
     return [int(row) for row in table(preference, drawn).mean(2).argmax(1)]
 
 
 def labels(pairs: Sequence[Example]) -> dict[str, list[float]]:
-    """Of each pair: the number of its prompt, the share of people for `chosen`, and whether that is the longer."""
+    """Of each pair: the number of its prompt, the share of people for `chosen`, and the sign of its lead in length."""
     numbers = {text: number for number, text in enumerate(dict.fromkeys(one.text for one in pairs))}
     return {
         "prompts": [numbers[one.text] for one in pairs],
@@ -165,8 +165,11 @@ def run(
         at_once: runs at a time.
         model: settings of what the models start from, and other settings for all of them.
 
-    Raises InputError if `results` or `folder` has something else than these settings give, RunError if a run fails.
+    Raises InputError if `results` or `folder` has something else than these settings give, or for the judges' seed;
+    RunError if a run fails.
     """
+    if JUDGE_SEED in seeds:
+        raise InputError(f"--seeds: {JUDGE_SEED} is the judges' seed: choose another")
     people, folder, file = PEOPLE[name], folder / name, results / f"{name}.json"
     texts = halves(people, path, model)
     settings = {**settings_of(people, model), "halves": [digest(text) for text in texts]}
@@ -180,9 +183,10 @@ def run(
     seen, tested = pairs_in(first), pairs_in(second)
     drawn = candidates(people, tested, folder, model)
     settings |= {"candidates": digest(drawn.texts)}
-    if file.is_file() and read(file)["settings"] != settings:
-        raise InputError(f"{file} is of other data, settings or completions: choose another folder with --results")
     records = {(head, seed): results / f"{name}-{head}-{seed}.json" for seed in seeds for head in HEADS}
+    for found, expected in ((file, settings), *((record, digest(settings)) for record in records.values())):
+        if found.is_file() and read(found)["settings"] != expected:
+            raise InputError(f"{found} is of other data, settings or completions: choose another folder with --results")
     models = {key: folder / f"{key[0]}-{key[1]}" for key, record in records.items() if not record.is_file()}
     judges = {} if file.is_file() else {head: folder / f"judge-{head}" for head in HEADS}
     jobs = [partial(train, own, head, (second, first), JUDGE_SEED, at_once, model) for head, own in judges.items()]

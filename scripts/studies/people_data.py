@@ -57,7 +57,8 @@ def halves(people: People, path: Path, model: Sequence[str]) -> tuple[str, str]:
         for one in examples:
             texts = (one.text, str(one.chosen), str(one.rejected))
             lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
-            if len(as_turns(one.prompt)) == 1 and all(map(int.__le__, lengths, limits)):
+            single = len(as_turns(one.prompt)) == 1 and not one.chosen_turns and not one.rejected_turns
+            if single and all(map(int.__le__, lengths, limits)):
                 named = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
                 yield json.dumps(named | {"probability": one.label}) + "\n"
 

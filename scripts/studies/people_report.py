@@ -60,6 +60,11 @@ class Half:
         """[..., X] how often P(chosen ≻ rejected) [..., N] is above ½ on these pairs; ½ counts half."""
         return self.by_prompt((np.sign(probabilities - 0.5) + 1) / 2, of)
 
+    @property
+    def longer_right(self) -> Scores:
+        """[X] how often the longer answer is the better one; equal lengths count half."""
+        return self.right((self.longer + 1) / 2, self.decided)
+
     def shown(self, *terms: Scores) -> str:
         """A sum of shares of the decided pairs, with its interval."""
         return shown(*terms, weights=self.weights(self.decided))
@@ -85,7 +90,7 @@ class Measurements:
         return np.array([model["probabilities"] for model in self.models[name]])
 
     def judged(self, *left_out: str) -> Scores:
-        """[X, K, K] P between the candidates: the mean of the judges, but for those left out."""
+        """[X, K, K] P between the candidates: the mean of the judges, except those left out."""
         return np.mean([table for name, table in self.data["judged"].items() if name not in left_out], 0)
 
     def choices(self, name: str) -> NDArray[np.int64]:
@@ -109,20 +114,23 @@ def against_another(judged: Scores, choices: NDArray[np.int64]) -> Scores:
 def load(results: Path, name: str) -> Measurements:
     """Read the files of a data set.
 
-    Raises InputError for measurements under other settings than today's, or of models that are not of the data set's.
+    Raises InputError for measurements under other settings than today's, of models measured with other settings or
+    data, and of no models.
     """
     data = read(results / f"{name}.json")
     settings = data["settings"]
     today = settings_of(PEOPLE[name], MODEL)
     if {key: settings.get(key) for key in today} != today:
-        raise InputError(f"{results / name}.json was measured under other settings than today's: measure it again")
+        raise InputError(f"{results}: {name}*.json are of other settings than today's: remove them, and measure again")
     models: dict[str, list[dict[str, Any]]] = {}
     for head_name in HEADS:
         for path in sorted(results.glob(f"{name}-{head_name}-*.json")):
             model = read(path)
             if model["settings"] != digest(settings):
-                raise InputError(f"{path} was measured with other settings or data than {name}.json: measure it again")
+                raise InputError(f"{path} was measured with other settings or data than {name}.json: remove it")
             models.setdefault(head_name, []).append(model)
+    if not models:
+        raise InputError(f"{results} has no models of {name}: `people.py run` trains them")
     return Measurements(data, models)
 
 
@@ -130,9 +138,8 @@ def accuracies(found: Measurements) -> Iterator[str]:
     """How often each kind of model is right."""
     half = found.half("tested")
     decided, worse = half.decided, half.longer_is_worse
-    longer = half.right((half.longer + 1) / 2, decided)
-    yield from head("", "seeds", "accuracy", "more than the longer answer", "where the longer answer is worse")
-    yield row("the longer answer", "", half.shown(longer), "", "0")
+    yield from head("", "seeds", "accuracy", "gain over the longer answer", "accuracy where the longer answer is worse")
+    yield row("the longer answer", "", half.shown(half.longer_right), "", "0 by definition")
     for name in found.models:
         p = found.probabilities(name)
         accuracy = half.right(p, decided)
@@ -140,37 +147,34 @@ def accuracies(found: Measurements) -> Iterator[str]:
             HEADS[name].label,
             len(p),
             half.shown(accuracy),
-            half.shown(accuracy, -longer),
+            half.shown(accuracy, -half.longer_right),
             shown(half.right(p, worse), weights=half.weights(worse)) if worse.any() else "",
         )
 
 
 def losses(found: Measurements) -> Iterator[str]:
     """How well each kind of model is calibrated, and how often it is intransitive."""
-    yield from head("", "log loss", "loss in training", "intransitive triples")
-    floors = (f"{label_entropy(found.half(name).labels):.3f}" for name in ("tested", "seen"))
-    yield row("the entropy of the labels", *floors, "")
+    yield from head("", "log loss", "training loss of the last 8 steps", "intransitive triples")
+    yield row("the entropy of the labels", f"{label_entropy(found.half('tested').labels):.3f}", "", "")
     for name, models in found.models.items():
         triples = np.array([model["intransitive"] for model in models if model["intransitive"]])
-        share = "none by construction"
+        share = "none by construction" if name == "reward" else "no prompt has three answers"
         if len(triples):
             share = f"{triples[:, 0].mean():.3f} ({triples[:, 1].min():.3f} to {triples[:, 2].max():.3f})"
             share += f", of {triples[0, 3]:.0f}"
-        elif name != "reward":
-            share = "no prompt has three answers"
-        losses = (f"{np.mean([model[key] for model in models]):.3f}" for key in ("log_loss", "training_loss"))
-        yield row(HEADS[name].label, *losses, share)
+        tested, training = (np.mean([model[key] for model in models]) for key in ("log_loss", "training_loss"))
+        yield row(HEADS[name].label, f"{tested:.3f}", f"{training:.3f}", share)
 
 
 def judges(found: Measurements) -> Iterator[str]:
     """How often the judges are right on the half that they have not seen."""
     half = found.half("seen")
     yield from head("judge", "accuracy on the first half")
-    yield row("the longer answer", half.shown(half.right((half.longer + 1) / 2, half.decided)))
+    yield row("the longer answer", half.shown(half.longer_right))
     answers = {name: np.array(values) for name, values in found.data["judges"].items()}
     for name, p in answers.items():
         yield row(HEADS[name].label, half.shown(half.right(p, half.decided)))
-    yield row("the mean of the three", half.shown(half.right(np.mean(list(answers.values()), 0), half.decided)))
+    yield row("the judges' mean", half.shown(half.right(np.mean(list(answers.values()), 0), half.decided)))
 
 
 def best_of_n(found: Measurements) -> Iterator[str]:
@@ -178,8 +182,8 @@ def best_of_n(found: Measurements) -> Iterator[str]:
     judged = found.judged()
     longest = np.array(found.data["lengths"]).argmax(1)
     best = judged.mean(2).argmax(1)
-    yield from head("chooses", "preferred to another candidate", "by the judges of the other two kinds")
-    yield row("the longest", shown(against_another(judged, longest)), "")
+    yield from head("choice of", "P(choice ≻ another candidate)", "without the judge of the same kind")
+    yield row("length: the longest", shown(against_another(judged, longest)), "")
     for name in found.models:
         choices = found.choices(name)
         by_others = against_another(found.judged(name), choices)
@@ -191,29 +195,30 @@ HEADER = """\
 # Feedback models of people's preferences
 
 Written by `python scripts/people.py write` from the measurements in `docs/{name}/`. SmolLM2-135M-Instruct learns from
-people's pairs, by LoRA and with three heads: a reward for each answer; a preference that reads both answers; and a
-preference of embeddings, which costs no more passes than a reward and can express cycles. The prompts are split in
-halves by their hash. The compared models learn from the first half and are tested on the second.
+pairs that people labelled, with LoRA and three kinds of head: a reward of each answer; a preference that reads both
+answers; and a preference of embeddings, which costs no more passes than a reward and can express cycles. A hash of the
+prompt splits the pairs into two halves. The compared models learn from the first half and are tested on the second.
 
-- **Labels.** The share of votes is the label, and ties are learned from; accuracy leaves them out. Longer means more
-  characters. The intervals hold for this split: they draw prompts of the half, and seeds.
-- **Both answers at once.** The model sees each pair in both orders, so that P(a ≻ b) = 1 − P(b ≻ a), for twice the
-  passes.
-- **Losses** count ties too. No model can have less than the entropy of the labels; saying ½ to everything has 0.693. In
-  training it is the mean of the last eight steps.
-- **Triples.** Three answers to a prompt are intransitive if they beat each other in a cycle, by however little; coin
-  tosses would in a quarter of all. At most {triples} of a prompt are asked. The interval reaches from the lowest to the
-  highest of the seeds' own.
-- **Best of {candidates}.** Of {candidates} completions of each of the first {asked} prompts of the second half, by
-  SmolLM2 itself at temperature {temperature}, each model chooses the one that wins most against the others. Three
-  judges, one of each kind, judge the choices by their mean. They learned from the labels of the second half, of which
-  no compared model has seen any, with the same settings and one seed; the intervals take them as they are. Their own
-  accuracy is that on the first half, with the answers that people judged: how right they are about completions of
-  SmolLM2 is not known.
+- **Labels.** The label is the share of people who prefer an answer; a tie vote counts half. Pairs whose label is ½ are
+  trained on, but excluded from accuracy. The longer answer has more characters. The intervals resample prompts and
+  seeds, and do not cover the choice of the split.
+- **Both answers at once.** This model reads each pair in both orders and averages the log-odds, so that
+  P(a ≻ b) = 1 − P(b ≻ a).
+- **Losses** include the pairs with label ½. A model that always answers ½ scores 0.693, and none scores less than the
+  entropy of the labels. The training loss is that of 64 pairs, each before the step that learns from it.
+- **Triples.** Three answers to a prompt are intransitive if they form a cycle, however narrow the preferences. Random
+  answers would give a quarter. At most {triples} triples per prompt are tested. The range runs from the lowest to the
+  highest bound of the seeds' own intervals.
+- **Best of {candidates}.** SmolLM2-135M-Instruct answers each of the first {asked} prompts of the second half
+  {candidates} times, at temperature {temperature} and cut at the limit below. Each model chooses the candidate with the
+  highest mean P against the others. Three judges, one of each kind, score the choices by the mean of their
+  probabilities. They were trained on the second half, whose labels no compared model has seen, with the same settings
+  and one seed. The intervals treat the judges as fixed. Their accuracy is known on people's pairs, but not on
+  completions of SmolLM2. A random choice scores ½. The judges' own choice is the best possible by construction.
 
 {caveat}
 
-Settings of all: `{training}`.
+Common settings: `{training}`.
 
 {heads}
 
@@ -253,8 +258,8 @@ def write(results: Path) -> None:
             f"## {people.label}",
             "",
             f"Pairs of answers of at most {people.completion_tokens} tokens to a single question of at most "
-            f"{people.prompt_tokens}. To learn from: {counts(first)}. To be tested on: {counts(second)}. Summed over "
-            f"the {len(models)} compared models, the steps took {hours:.1f} hours of one core.",
+            f"{people.prompt_tokens}. First half: {counts(first)}. Second half: {counts(second)}. Summed over the "
+            f"{len(models)} compared models, the steps took {hours:.1f} hours.",
             "",
             *accuracies(found),
             "",
@@ -264,7 +269,7 @@ def write(results: Path) -> None:
             "",
             *best_of_n(found),
             "",
-            "P(row ≻ column) between their choices, by all judges; bold where the interval leaves out ½:",
+            "P(row ≻ column) between their choices, by all three judges, bold where the interval excludes ½:",
             "",
             *matrix({head_name: HEADS[head_name].label for head_name in found.models}, found.between),
         ]
@@ -276,6 +281,6 @@ def write(results: Path) -> None:
 def counts(half: Half) -> str:
     """How many pairs a half has, in words."""
     return (
-        f"{len(half.labels)} pairs, {half.distinct} of them different, {half.decided.sum()} decided, to "
-        f"{len(half.weights(half.decided))} prompts"
+        f"{len(half.labels)} pairs ({half.distinct} distinct) of {len(set(half.prompts))} prompts, of which "
+        f"{half.decided.sum()} pairs of {len(half.weights(half.decided))} prompts are not ties"
     )

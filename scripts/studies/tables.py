@@ -54,7 +54,7 @@ def next_to(results: Path, suffix: str) -> Path:
 def shown(*terms: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> str:
     """A sum of means with its interval."""
     value, low, high = interval(*terms, weights=weights)
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return f"{value:z.3f} ({low:z.3f} to {high:z.3f})"
 
 
 def row(*cells: object) -> str:
@@ -80,7 +80,7 @@ def between_methods(methods: Iterable[str], between: Callable[[str, str], NDArra
 def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.float64]]) -> Iterator[str]:
     """P(row ≻ column) between those that have a label; bold where the interval leaves out ½.
 
-    The intervals of a small table are shown. `between` is asked once for two of them, since P(b ≻ a) = 1 − P(a ≻ b).
+    The intervals of a small table are shown. `between` is asked once per pair, since P(b ≻ a) = 1 − P(a ≻ b).
     """
     found = {}
     for first, second in combinations(labels, 2):
@@ -94,8 +94,8 @@ def matrix(labels: Mapping[str, str], between: Callable[[str, str], NDArray[np.f
                 cells.append("")
                 continue
             value, low, high = found[name, other]
-            apart = f"**{value:.3f}**" if low > 0.5 or high < 0.5 else f"{value:.3f}"
-            cells.append(f"{apart} ({low:.3f} to {high:.3f})" if len(labels) <= SMALL else apart)
+            apart = f"**{value:z.3f}**" if low > 0.5 or high < 0.5 else f"{value:z.3f}"
+            cells.append(f"{apart} ({low:z.3f} to {high:z.3f})" if len(labels) <= SMALL else apart)
         yield row(label, *cells)
 
 

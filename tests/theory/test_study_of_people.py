@@ -22,7 +22,7 @@ MEAN = [[[0.5, 0.9, 0.7], [0.1, 0.5, 0.2], [0.3, 0.8, 0.5]], [[0.5, 0.6, 0.4], [
 
 
 def found() -> Measurements:
-    """Five pairs of three prompts, one of them a tie, and two candidates' prompts."""
+    """Five pairs of three prompts, one of them a tie, and the candidates of two prompts."""
     half = {
         "prompts": [0, 1, 1, 2, 0],
         "labels": [1.0, 0.667, 0.5, 1.0, 1.0],
@@ -44,8 +44,7 @@ def test_accuracy_is_a_mean_over_decided_pairs() -> None:
     accuracy = half.right(found().probabilities("reward"), half.decided)
     mean, _, _ = bootstrap.interval(accuracy, weights=weights)
     assert mean == pytest.approx(np.mean([[1, 0, 0.5, 0], [1, 1, 1, 1]]))
-    longer = half.right((half.longer + 1) / 2, half.decided)
-    mean, low, high = bootstrap.interval(longer, weights=weights)
+    mean, low, high = bootstrap.interval(half.longer_right, weights=weights)
     assert mean == pytest.approx(np.mean([1, 0, 0.5, 1]))
     assert low < mean < high
     worse = half.longer_is_worse
@@ -125,7 +124,7 @@ def test_a_study_trains_and_asks_what_is_missing_and_mixes_nothing(
     tested, seen = one.half("tested"), one.half("seen")
     assert len(tested.labels) + len(seen.labels) == 24
     assert tested.distinct == len(tested.labels)
-    assert tested.right((tested.longer + 1) / 2, tested.decided).mean() == 1
+    assert tested.longer_right.mean() == 1
     assert one.models["reward"][0]["intransitive"] is None
     assert one.models["embedding"][0]["intransitive"][-1] == len(tested.labels) / 3
     small.clear()
@@ -133,7 +132,7 @@ def test_a_study_trains_and_asks_what_is_missing_and_mixes_nothing(
     assert sorted(small) == ["embedding-1", "reward-1"], "what has been measured is not trained again"
     people_report.write(tmp_path / "people")
     page = (tmp_path / "people.md").read_text()
-    assert f"To be tested on: {len(tested.labels)} pairs, {tested.distinct} of them different" in page
+    assert f"Second half: {len(tested.labels)} pairs ({tested.distinct} distinct) of" in page
     with pytest.raises(InputError, match="runs on other data or settings: choose another one with --folder"):
         run(other)
     with pytest.raises(InputError, match="other data, settings or completions: choose another folder with --results"):
