@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
+from studies.triangle import placed
 from torch import Tensor
 
 from alignrun.games import (
@@ -173,12 +174,6 @@ def _magnetic(policy: Tensor) -> Tensor:
 def _natural(policy: Tensor) -> Tensor:
     """REBEL: π' ∝ μ^(ητ) π^(1−ητ) exp(ηr), η = 1, with the win rate against μ as r."""
     return torch.softmax(TAU * MU.log() + (1 - TAU) * policy.log() + win_rates(CYC, MU), 0)
-
-
-def placed(policies: Sequence[Tensor]) -> Tensor:
-    """Points of the triangle with the corners a (left), b (right) and c (top). [steps, 3] -> [steps, 2]."""
-    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]], dtype=torch.float64)
-    return torch.stack(list(policies)).double() @ corners
 
 
 def thinned(points: Tensor, least: float = 0.01) -> Tensor:

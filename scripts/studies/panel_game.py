@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from solve_completions import bradley_terry_rewards, cyclic_share, tilted
 from torch import Tensor
 
 from alignrun.games import Game, best_response, equilibrium, exploitability, kl, win_rate, win_rates
 from alignrun.objectives.votes import majority
+from studies.solutions import bradley_terry_rewards, cyclic_share, tilted
 
 Measures = NDArray[np.float64]
 """[..., K, M] the M members' measures of K completions, in units of t_m."""

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import entr, logsumexp
-from solve_completions import bradley_terry_rewards
 from torch import Tensor
 
 from alignrun.games import CYC, Game, best_response, equilibrium, mixture_equilibrium, nash_equilibrium
+from studies.solutions import bradley_terry_rewards
 
 Shares = NDArray[np.float64]
 """[X, 3] how often a policy plays each style on each of X prompts."""

@@ -10,7 +10,6 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from trajectories import placed
 
 from alignrun.games import CYC, best_response
 from alignrun.run.directory import write_text_atomic
@@ -44,6 +43,7 @@ from studies.tables import (
     row,
     shown,
 )
+from studies.triangle import placed
 
 
 @dataclass(frozen=True, slots=True)
