@@ -92,7 +92,8 @@ def digest(value: Any) -> str:
 
 def train(folder: Path, head: str, data: tuple[Path, Path], seed: int, at_once: int, model: Sequence[str]) -> float:
     """Train a feedback model on the first of two files, if it is not yet; the seconds that its steps took."""
-    own = (*HEADS[head].overrides, *TRAINING, *labelled_pairs(*data), "evaluation.every=0", f"seed={seed}")
+    evaluation = ("evaluation.every=0", "data.eval_size=8")  # it is asked about all pairs afterwards
+    own = (*HEADS[head].overrides, *TRAINING, *labelled_pairs(*data), *evaluation, f"seed={seed}")
     return finish(Job(folder, ("tracker=none", *own, *model)), at_once)
 
 

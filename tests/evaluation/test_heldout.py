@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from alignrun import cli
 from alignrun.algorithms.common.batches import rows
-from alignrun.evaluation.heldout import measure
+from alignrun.evaluation import human_agreement
+from alignrun.evaluation.heldout import Measured, measure
 from alignrun.launch.build import assemble
 from alignrun.launch.compose import compose
 from alignrun.types import PairBatch
@@ -51,6 +53,26 @@ def test_probabilities_stand_in_the_order_of_the_data(name: str, tmp_path: Path)
     expected = [alone[str(row["prompt"])] for row in ROWS]
     assert np.ptp(expected) > 0.01
     np.testing.assert_allclose(measured.probabilities, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "asked"), [("preference_model", [5, 1]), ("reward_model", [5])])
+def test_pairs_that_people_judged_are_asked_once(
+    name: str, asked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two triples need one further pair; a reward has no use for it."""
+    pairs = [("p", "a", "b"), ("p", "c", "b"), ("q", "x", "y"), ("q", "z", "y"), ("q", "x", "z")]
+    named = [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs]
+    path = write(tmp_path / "pairs.jsonl", named)
+    assembly = assemble(compose(overrides(path, f"algo={name}")))
+    sizes = []
+
+    def counting(algorithm: Any, data: Any, *rest: Any) -> Measured:
+        sizes.append(len(data))
+        return measure(algorithm, data, *rest)
+
+    monkeypatch.setattr(human_agreement, "measure", counting)
+    assert 0 <= assembly.evaluate().metrics["intransitive"] <= 1
+    assert sizes == asked
 
 
 def test_only_ties_have_no_accuracy(tmp_path: Path) -> None:

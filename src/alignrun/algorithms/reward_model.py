@@ -35,6 +35,7 @@ class RewardModel(FeedbackAlgorithm):
     """
 
     kind = "reward"
+    transitive = True
     config: RewardTrainingConfig
 
     @classmethod

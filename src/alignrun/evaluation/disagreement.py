@@ -5,7 +5,7 @@ Legend: N held-out pairs; `predicted` [N] is the model's P(chosen ≻ rejected),
 """
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -20,6 +20,8 @@ from alignrun.types import Example
 
 Votes = Sequence[Sequence[float]]
 Completion = TypeVar("Completion", bound=Hashable)
+Ask = Callable[[Sequence[Example]], Floats]
+"""P(chosen ≻ rejected) [N] of further pairs; NaN for those that it cannot judge."""
 
 
 def _check(votes: Votes) -> None:
@@ -201,3 +203,36 @@ def intransitive_share(
     cyclic = ((around > 0.5).all(1) | (around < 0.5).all(1)).astype(np.float64)
     low, high = clustered_mean_interval(cyclic, prompts, confidence, seed, SHARE)
     return Intransitivity(float(cyclic.mean()), low, high, len(p))
+
+
+def intransitivity_of_pairs(
+    examples: Sequence[Example], probabilities: Floats, ask: Ask, cap: int, confidence: float, seed: int
+) -> Intransitivity | None:
+    """`intransitive_share` of the completions of judged pairs; None if no triple is judged.
+
+    Args:
+        examples: N pairs.
+        probabilities: [N] P(chosen ≻ rejected), of which P(rejected ≻ chosen) is the complement.
+        ask: judges the further pairs that the triples need.
+        cap: the maximum number of triples per prompt.
+        confidence: the level of the interval, which is over prompts.
+        seed: for the choice of triples and the interval.
+    """
+    prompts, asked = triples_of_pairs(examples, cap, seed)
+    known: dict[tuple[str, str, str], float] = {}
+    for example, probability in zip(examples, probabilities.tolist(), strict=True):
+        chosen, rejected = str(example.chosen), str(example.rejected)
+        known[example.text, chosen, rejected] = probability
+        known[example.text, rejected, chosen] = 1 - probability
+    missing = [
+        Example(prompts[place].prompt, prompts[place].origin, first, second, columns=prompts[place].columns)
+        for place, first, second in asked.pairs
+        if (prompts[place].text, first, second) not in known
+    ]
+    if missing:
+        for example, probability in zip(missing, ask(missing).tolist(), strict=True):
+            known[example.text, str(example.chosen), str(example.rejected)] = probability
+    answers = np.array([known[prompts[place].text, first, second] for place, first, second in asked.pairs])
+    whole = ~np.isnan(answers[asked.questions]).any(1) if len(asked.questions) else np.zeros(0, dtype=bool)
+    tables = asked.tables(answers)[whole]
+    return intransitive_share(tables, asked.prompts[whole], confidence, seed)

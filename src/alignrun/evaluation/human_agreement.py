@@ -8,18 +8,18 @@ import torch
 from numpy.typing import ArrayLike
 
 from alignrun.algorithms.base import Algorithm
+from alignrun.algorithms.common.feedback import FeedbackAlgorithm
 from alignrun.config import Config
 from alignrun.data.dataset import Dataset
 from alignrun.data.pairs import PairSet
 from alignrun.errors import InputError
-from alignrun.evaluation.calibration import accuracy, brier, label_entropy, log_loss, reliability
+from alignrun.evaluation.calibration import Floats, accuracy, brier, label_entropy, log_loss, reliability
 from alignrun.evaluation.disagreement import (
     Intransitivity,
     Votes,
     agreement_with_disagreement,
     human_ceiling,
-    intransitive_share,
-    triples_of_pairs,
+    intransitivity_of_pairs,
 )
 from alignrun.evaluation.heldout import accuracy_line, measure, with_accuracy
 from alignrun.evaluation.plots import as_svg, reliability_plot
@@ -35,7 +35,7 @@ class FeedbackEvaluator:
     """Accuracy, calibration, agreement with the annotators' disagreement, and intransitivity.
 
     Args:
-        algorithm: the algorithm that trains the model.
+        algorithm: the FeedbackAlgorithm that trains the model.
         data: the held-out pairs, a PairSet.
         encode: encodes further examples as such a set, without those that are too long.
         device: the model's device.
@@ -51,6 +51,7 @@ class FeedbackEvaluator:
         config: Config,
     ) -> None:
         assert isinstance(data, PairSet)
+        assert isinstance(algorithm, FeedbackAlgorithm)
         self._algorithm, self._data, self._encode, self._device = algorithm, data, encode, device
         self._config, self._confidence, self._seed = config, config.evaluation.confidence, config.seed
 
@@ -78,8 +79,9 @@ class FeedbackEvaluator:
         if found := agreement(predicted, [example.votes for example in examples]):
             metrics |= found
             lines.append(("agreement with people", agreement_in_words(found)))
-        circles = self._intransitivity()
-        if circles is None:
+        if self._algorithm.transitive:  # further pairs would cost passes and say nothing
+            metrics |= {"intransitive": 0.0, "intransitive_high": 0.0}
+        elif (circles := self._intransitivity(predicted)) is None:
             lines.append(("intransitive triples", "none to ask: no held-out prompt has three completions"))
         else:
             metrics |= {"intransitive": circles.share, "intransitive_high": circles.high}
@@ -93,33 +95,25 @@ class FeedbackEvaluator:
         title = f"{self._config.algo.name} on {self._config.model.name}, held-out pairs"
         return Evaluation(metrics, lines, files={RELIABILITY_FILE: as_svg(reliability_plot(diagram, title))})
 
-    def _intransitivity(self) -> Intransitivity | None:
+    def _intransitivity(self, predicted: Floats) -> Intransitivity | None:
         """How often the model is intransitive on three completions of a prompt, including pairs not in the data."""
-        prompts, asked = triples_of_pairs(self._data.examples, TRIPLES_PER_PROMPT, self._seed)
-        if not asked.pairs:
-            return None
-        questions = [
-            Example(prompts[prompt].prompt, prompts[prompt].origin, chosen=first, rejected=second)
-            for prompt, first, second in asked.pairs
-        ]
+        return intransitivity_of_pairs(
+            self._data.examples, predicted, self._further, TRIPLES_PER_PROMPT, self._confidence, self._seed
+        )
+
+    def _further(self, pairs: Sequence[Example]) -> Floats:
+        """P of pairs that nobody labelled; NaN where two completions do not fit together, as each does in its own."""
         try:
-            # Two long completions may not fit together, although each fits in its own pair.
-            fitting = self._encode(questions)
+            fitting = self._encode(pairs)
         except InputError:  # none of them fits
-            return None
+            return np.full(len(pairs), np.nan)
         assert isinstance(fitting, PairSet)
-        size = self._config.evaluation.batch_size
-        answers = measure(self._algorithm, fitting, size, self._device).probabilities
+        answers = measure(self._algorithm, fitting, self._config.evaluation.batch_size, self._device).probabilities
         known = {
             (example.text, example.chosen, example.rejected): answer
             for example, answer in zip(fitting.examples, answers, strict=True)
         }
-        answered = np.array(
-            [known.get((prompts[prompt].text, first, second), np.nan) for prompt, first, second in asked.pairs]
-        )
-        whole = ~np.isnan(answered[asked.questions]).any(1)
-        tables = asked.tables(answered)[whole]
-        return intransitive_share(tables, asked.prompts[whole], self._confidence, self._seed)
+        return np.array([known.get((pair.text, pair.chosen, pair.rejected), np.nan) for pair in pairs])
 
 
 def agreement(predicted: ArrayLike, votes: Votes) -> dict[str, float]:

@@ -12,15 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignrun.evaluation.calibration import Floats, accuracy, brier, label_entropy, log_loss, reliability
-from alignrun.evaluation.disagreement import Intransitivity, intransitive_share, triples_of_pairs
+from alignrun.evaluation.disagreement import Ask, Intransitivity, intransitivity_of_pairs
 from alignrun.evaluation.heldout import length_leads
 from alignrun.evaluation.human_agreement import agreement
 from alignrun.evaluation.intervals import SHARE, clustered_mean_interval
 from alignrun.evaluation.results import Estimate
 from alignrun.types import Example
-
-Ask = Callable[[Sequence[Example]], Floats]
-"""P(chosen ≻ rejected) [N] of further pairs; NaN for those it cannot judge."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -157,7 +154,9 @@ def measure_quality(
             reliability(p, labels).ece, brier(p, labels), log_loss(p, labels), label_entropy(labels)
         ),
         agreement=agreement(p, [example.votes for example in examples]),
-        intransitivity=None if ask is None or not triples else _intransitivity(judged, ask, triples, confidence, seed),
+        intransitivity=(
+            None if ask is None or not triples else intransitivity_of_pairs(examples, p, ask, triples, confidence, seed)
+        ),
     )
 
 
@@ -206,25 +205,3 @@ def _length(leads: NDArray[np.int64], scores: Floats, decided: NDArray[np.bool_]
     if preferred is None or right is None:
         return None
     return Length(preferred, right, over(scores, longer), over(scores, shorter))
-
-
-def _intransitivity(judged: AssessedPairs, ask: Ask, cap: int, confidence: float, seed: int) -> Intransitivity | None:
-    """Intransitivity on three completions of a prompt; pairs that have not been judged yet are judged now."""
-    prompts, asked = triples_of_pairs(judged.examples, cap, seed)
-    known: dict[tuple[str, str, str], float] = {}
-    for example, probability in zip(judged.examples, judged.probabilities.tolist(), strict=True):
-        chosen, rejected = str(example.chosen), str(example.rejected)
-        known[example.text, chosen, rejected] = probability
-        known[example.text, rejected, chosen] = 1 - probability
-    missing = [
-        Example(prompts[place].prompt, prompts[place].origin, first, second, columns=prompts[place].columns)
-        for place, first, second in asked.pairs
-        if (prompts[place].text, first, second) not in known
-    ]
-    if missing:
-        for example, probability in zip(missing, ask(missing).tolist(), strict=True):
-            known[example.text, str(example.chosen), str(example.rejected)] = probability
-    answers = np.array([known[prompts[place].text, first, second] for place, first, second in asked.pairs])
-    whole = ~np.isnan(answers[asked.questions]).any(1) if len(asked.questions) else np.zeros(0, dtype=bool)
-    tables = asked.tables(answers)[whole]
-    return intransitive_share(tables, asked.prompts[whole], confidence, seed)
