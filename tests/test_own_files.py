@@ -171,6 +171,19 @@ def test_a_wrong_file_ends_in_one_line(text: str, expected: str, capsys: pytest.
     assert expected in refused(capsys, "--config", "x.yaml")
 
 
+def test_a_key_that_an_experiment_sets_is_reported_with_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("conf/experiment").mkdir()
+    Path("conf/experiment/own.yaml").write_text("# @package _global_\nalgo: {clip: 0.1}\n")
+    error = refused(capsys, "--config-dir", "conf", "experiment=own", "algo=nash_md")
+    assert "conf/experiment/own.yaml: algo.clip is not valid here" in error
+    assert "alignrun cp" not in error
+    Path("x.yaml").write_text("algo: {clip: 0.2}")
+    assert "error: x.yaml: algo.clip" in refused(capsys, "--config", "mine.yaml", "--config", "x.yaml", "algo=nash_md")
+    error = refused(capsys, "experiment=ultrafeedback_8b", "algo.kl_tau=0.1")
+    assert "experiment=ultrafeedback_8b: algo.step_eta" in error
+    assert "alignrun cp" not in error, "another value can be typed"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

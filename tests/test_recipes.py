@@ -85,14 +85,15 @@ def test_the_page_says_what_the_plan_predicts() -> None:
 
 
 def test_the_methods_that_an_experiment_is_compared_with_take_its_settings() -> None:
-    """Those of the sweeps that the page shows, those that EGPO's configuration names, and those in all comments."""
+    """Those of the sweeps that the page and all experiments show, and those that an experiment names."""
     page = (ROOT / "docs/recipes.md").read_text("utf-8")
     sweeps = re.findall(r"alignrun -m (experiment=\w+) algo=([\w,]+)", page)
     sweeps.append(("experiment=egpo_qwen", "self_play,online_ipo,nash_md,nash_mp"))
     assert len(sweeps) >= 5
     for file in (ROOT / "conf/experiment").glob("*.yaml"):
-        named = re.findall(r"`algo=(\w+)`", file.read_text("utf-8"))
-        sweeps += [(f"experiment={file.stem}", ",".join(named))] if named else []
+        text = file.read_text("utf-8")
+        sweeps += re.findall(r"alignrun -m (experiment=\w+) algo=([\w,]+)", text)
+        sweeps += [(f"experiment={file.stem}", method) for method in re.findall(r"`algo=(\w+)`", text)]
     for experiment, methods in sweeps:
         for method in methods.split(","):
             assert compose([experiment, f"algo={method}"]).algo.name == method

@@ -64,11 +64,11 @@ def test_without_a_decided_pair_or_an_order_or_a_difference_in_length() -> None:
 
 
 def test_only_missing_pairs_of_triples_are_asked() -> None:
-    """Three answers in a cycle and three in an order; one pair of each is not in the data."""
+    """Three answers in a cycle and three in an order; one pair of each is not in the data, and one is in reverse."""
     beats = {("a", "b"): 0.9, ("b", "c"): 0.8, ("c", "a"): 0.7, ("x", "y"): 0.9, ("y", "z"): 0.8, ("x", "z"): 0.6}
     rows = [
         (prompt, one, other, 1.0, beats[one, other], 0.5, 0.5, "a")
-        for prompt, one, other in (("p", "a", "b"), ("p", "b", "c"), ("q", "x", "y"), ("q", "y", "z"))
+        for prompt, one, other in (("p", "a", "b"), ("p", "c", "a"), ("q", "x", "y"), ("q", "y", "z"))
     ]
     asked = []
 
@@ -78,7 +78,7 @@ def test_only_missing_pairs_of_triples_are_asked() -> None:
         return np.array([beats.get(pair, 1 - beats.get(pair[::-1], 0.0)) for pair in pairs])
 
     found = measure_quality(judged(rows), ask, 20, 0.95, 0)
-    assert sorted(asked) == [("p", "a", "c"), ("q", "x", "z")]
+    assert sorted(asked) == [("p", "b", "c"), ("q", "x", "z")]
     assert found is not None
     assert found.intransitivity is not None
     assert (found.intransitivity.triples, found.intransitivity.share) == (2, 0.5)

@@ -108,9 +108,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
-def test_a_study_trains_and_asks_what_is_missing_and_mixes_nothing(
-    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_study_trains_and_asks_what_is_missing_and_mixes_nothing(small: list[str], tmp_path: Path) -> None:
     data, other = tmp_path / "people.json", tmp_path / "other.json"
     data.write_text(json.dumps(voted(range(8))))
     other.write_text(json.dumps(voted(range(2, 12))))

@@ -287,12 +287,12 @@ def test_a_single_prompt_supports_no_claim(runs: Path, tmp_path: Path, capsys: p
 def test_rows_that_cannot_be_used_are_counted(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the screen as in a training run, and in what is kept."""
     rows = tmp_path / "asked.jsonl"
-    rows.write_text('{"prompt": "Say a word."}\n{"prompt": 7}\n{"prompt": "Say two."}\n{"prompt": "Say three."}\n')
-    data = ["data=jsonl", f"data.path={rows}", f"data.eval_path={rows}", "data.bad_rows=skip", "data.eval_size=2"]
+    rows.write_text('{"prompt": "Say a word."}\n{"prompt": 7}\n{"prompt": "Say two."}\n')
+    data = ["data=jsonl", f"data.path={rows}", f"data.eval_path={rows}", "data.bad_rows=skip"]
     results = play(tmp_path / "t", [runs / "a"], *data)
     out = capsys.readouterr().out
     assert "data: skipped 2 rows that cannot be used" in out
-    assert "data: 2 of 3 held-out rows are evaluated on" in out
+    assert "trained on" not in out, "by none of them"
     assert results["prompts"] == 2
     assert "Left out: 2 rows that cannot be used." in results["notes"]
     play(tmp_path / "u", [runs / "a"], "prompts=2")

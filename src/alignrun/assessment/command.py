@@ -116,7 +116,7 @@ def _measure(
     if isinstance(preference, Reward):
         notes.append("A reward is transitive: no triple is asked.")
     elif quality.intransitivity is None and config.triples:
-        notes.append("No triple to ask: no prompt has three answers.")
+        notes.append("No triple is asked: no prompt has three answers to compare.")
     path = config.data.path or ", ".join(filter(None, [config.data.game]))
     return PreferenceResult(
         preference=preference_in_words(config.preference),

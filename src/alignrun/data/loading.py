@@ -32,6 +32,8 @@ class Loaded:
     """Notes for the user, one per line."""
     skips: Skips = field(default_factory=Skips)
     """Why bad rows were left out."""
+    unread: tuple[str, ...] = ()
+    """Those of the notes that are not on how the rows are split."""
 
 
 def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
@@ -64,19 +66,18 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
             seen.add(text)
     if source.shared:
         heldout = Examples(train[: config.eval_size])
-        notes = [
-            *_left_over(len(train), len(heldout), share),
-            *_unused_share(config, "are both trained and evaluated on"),
-        ]
-        return Loaded(train, heldout, len(reading.skips), tuple(notes), reading.skips)
+        left_over = _left_over(len(train), len(heldout), share)
+        idle = _unused_share(config, "are both trained and evaluated on")
+        return Loaded(train, heldout, len(reading.skips), (*left_over, *idle), reading.skips)
     for record in reading.records(rows.heldout or ()):
         hold_out(record)
     if not train or not heldout:
         raise _one_sided(config, source, len(train) + held, "hold out" if train else "train on", reading.skips)
-    unread, unused = _unread(reading.read.names, config.columns, wanted), _left_over(held, len(heldout), share)
+    unread = tuple(_unread(reading.read.names, config.columns, wanted))
+    unused = _left_over(held, len(heldout), share)
     idle = () if share else _unused_share(config, "are trained on, and others are held out already")
-    notes = [*unread, *unused, *seen.notes(heldout), *idle]
-    return Loaded(train, heldout, len(reading.skips), tuple(notes), reading.skips)
+    notes = (*unread, *unused, *seen.notes(heldout), *idle)
+    return Loaded(train, heldout, len(reading.skips), notes, reading.skips, unread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def remarks(loaded: Loaded | Ordered) -> Iterator[str]:
 
 
 def unusable(loaded: Loaded | Ordered) -> tuple[str, ...]:
-    """For a report on the rows: that some of them cannot be used, if so."""
+    """A note for a report on how many rows cannot be used; empty if none."""
     return (f"Left out: {counted(loaded.skipped, 'row')} that cannot be used.",) if loaded.skipped else ()
 
 

@@ -6,7 +6,7 @@ Legend: N held-out pairs; `predicted` [N] is the model's P(chosen ≻ rejected),
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -225,7 +225,7 @@ def intransitivity_of_pairs(
         known[example.text, chosen, rejected] = probability
         known[example.text, rejected, chosen] = 1 - probability
     missing = [
-        Example(prompts[place].prompt, prompts[place].origin, first, second, columns=prompts[place].columns)
+        replace(prompts[place], chosen=first, rejected=second, label=1.0, votes=(), chosen_turns=(), rejected_turns=())
         for place, first, second in asked.pairs
         if (prompts[place].text, first, second) not in known
     ]

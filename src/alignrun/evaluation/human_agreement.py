@@ -81,8 +81,9 @@ class FeedbackEvaluator:
             lines.append(("agreement with people", agreement_in_words(found)))
         if self._algorithm.transitive:  # further pairs would cost passes and say nothing
             metrics |= {"intransitive": 0.0, "intransitive_high": 0.0}
+            lines.append(("intransitive triples", "none, by construction"))
         elif (circles := self._intransitivity(predicted)) is None:
-            lines.append(("intransitive triples", "none to ask: no held-out prompt has three completions"))
+            lines.append(("intransitive triples", "none asked: no held-out prompt has three completions to compare"))
         else:
             metrics |= {"intransitive": circles.share, "intransitive_high": circles.high}
             lines.append(
@@ -102,7 +103,7 @@ class FeedbackEvaluator:
         )
 
     def _further(self, pairs: Sequence[Example]) -> Floats:
-        """P of pairs that nobody labelled; NaN where two completions do not fit together, as each does in its own."""
+        """P of pairs that nobody labelled; NaN where two completions do not fit together, although each does alone."""
         try:
             fitting = self._encode(pairs)
         except InputError:  # none of them fits

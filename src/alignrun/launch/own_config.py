@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from alignrun.config import Config
 from alignrun.config.literal import literal
 from alignrun.config.roots import ROOTS
+from alignrun.config.shipped import config_folder
 from alignrun.errors import InputError, one_line, suggestion
 from alignrun.launch.choices import choice_files, choices, groups
 from alignrun.launch.overrides import section_classes
@@ -227,13 +228,20 @@ def blamed(message: str, overrides: Sequence[str]) -> str:
     if found is None or (key := found[1].rstrip(".")) in given:
         return message
     problem = message.removeprefix("config: ")
-    for file in named().configs:
+    for file in reversed(named().configs):  # the last one takes precedence
         if not is_run_or_folder(file) and _gives(file, key):
             return f"{file}: {problem}"
     experiment = given.get("experiment", "")
-    if (shipped := choice_files("experiment").get(experiment)) and _gives(shipped, key):
-        return f"experiment={experiment}: {problem}; `alignrun cp experiment/{experiment} FILE.yaml` copies it to edit"
-    return message
+    file_of_it = choice_files("experiment").get(experiment)
+    if file_of_it is None or not _gives(file_of_it, key):
+        return message
+    if not file_of_it.is_relative_to(config_folder()):
+        return f"{file_of_it}: {problem}"
+    # Another value can be typed, but a key cannot be taken back.
+    copied = (
+        f"; `alignrun cp experiment/{experiment} FILE.yaml` copies it to edit" if "not valid here" in problem else ""
+    )
+    return f"experiment={experiment}: {problem}{copied}"
 
 
 def _gives(file: Path, key: str) -> bool:

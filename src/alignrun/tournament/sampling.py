@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -48,8 +48,9 @@ def read_by_all(
         InputError: the data or a tokenizer is not available, or no prompt is left.
     """
     loaded = load_examples(rules.data, _wanted(config, rules, players))
-    for line in remarks(loaded) if config.data is not None else ():  # of their own data, training has made them
-        report(line)
+    if config.data is not None:  # of the runs' own data, training has said it
+        for line in remarks(replace(loaded, notes=loaded.unread)):  # nobody trains on the other rows here
+            report(line)
     examples = distinct_prompts(loaded.heldout)[: config.prompts]
     encodings = [skipping(make_encoding(played_on(player.config, rules))) for player in players]
     sets = [_encoded(examples, encoding, player) for encoding, player in zip(encodings, players, strict=True)]
@@ -60,8 +61,8 @@ def read_by_all(
     if len(kept) < len(examples):
         sets = [_encoded(kept, encoding, player) for encoding, player in zip(encodings, players, strict=True)]
     notes = [*unusable(loaded)]
-    if too_long := len(examples) - len(kept):
-        notes.append(f"Left out, as too long for one of the policies: {counted(too_long, 'prompt')}.")
+    if unread := len(examples) - len(kept):
+        notes.append(f"Left out, as one of the policies cannot read all of it: {counted(unread, 'prompt')}.")
     return Questions(tuple(sets[0].texts), tuple(sets), tuple(notes))
 
 
