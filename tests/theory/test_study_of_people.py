@@ -1,6 +1,7 @@
 """The study of people's preferences: its tables are means over the pairs and prompts that they say."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from studies import bootstrap, people, people_data, people_report, training
 from studies.people_report import Measurements, against_another
 
 from alignrun.errors import InputError
+
+ROOT = Path(__file__).parents[2]
 
 JUDGED = {
     "reward": [
@@ -73,6 +76,26 @@ def test_prompts_are_drawn_with_all_their_pairs() -> None:
         drawn = rng.integers(12, size=12)
         draws.append(np.average(values[drawn], weights=weights[drawn]))
     assert (low, high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.06)
+
+
+def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
+    """CI writes the tables again from the files in docs/people."""
+    results = tmp_path / "people"
+    results.symlink_to(ROOT / "docs/people")
+    people_report.write(results)
+    written = (tmp_path / "people.md").read_text("utf-8")
+    assert written == (ROOT / "docs/people.md").read_text("utf-8"), "run `python scripts/people.py write`"
+
+
+def test_what_the_results_quote_is_on_the_page() -> None:
+    """Every interval, and a difference to the longer answer with its sign turned."""
+    heading = "## Three kinds of feedback model"
+    section = (ROOT / "docs/results.md").read_text("utf-8").partition(heading)[2].partition("\n## ")[0]
+    page = (ROOT / "docs/people.md").read_text("utf-8").replace("**", "")
+    page = page.replace("-0.111 (-0.202 to -0.021)", "0.111 (0.021 to 0.202)")
+    quoted = re.findall(r"0\.\d{3} \(0\.\d{3} to 0\.\d{3}\)", " ".join(section.split()))
+    assert len(quoted) > 10
+    assert [number for number in quoted if number not in page] == []
 
 
 def voted(
