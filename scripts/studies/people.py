@@ -177,6 +177,9 @@ def run(
     kept = folder / "settings.json"
     if kept.is_file() and read(kept) != settings:
         raise InputError(f"{folder} has runs on other data or settings: choose another one with --folder")
+    measured = read(file)["settings"] if file.is_file() else settings
+    if any(measured.get(key) != value for key, value in settings.items()):
+        raise InputError(f"{file} is of other data or settings: choose another folder with --results")
     files = first, second = folder / "first.jsonl", folder / "second.jsonl"
     write(kept, settings)
     for half, text in zip(files, texts, strict=True):
@@ -187,7 +190,7 @@ def run(
     records = {(head, seed): results / f"{name}-{head}-{seed}.json" for seed in seeds for head in HEADS}
     for found, expected in ((file, settings), *((record, digest(settings)) for record in records.values())):
         if found.is_file() and read(found)["settings"] != expected:
-            raise InputError(f"{found} is of other data, settings or completions: choose another folder with --results")
+            raise InputError(f"{found} is of other settings or completions: choose another folder with --results")
     models = {key: folder / f"{key[0]}-{key[1]}" for key, record in records.items() if not record.is_file()}
     judges = {} if file.is_file() else {head: folder / f"judge-{head}" for head in HEADS}
     jobs = [partial(train, own, head, (second, first), JUDGE_SEED, at_once, model) for head, own in judges.items()]

@@ -224,6 +224,7 @@ Common settings: `{training}`.
 
 ```
 {commands}
+python scripts/people.py write --results runs/people-results
 ```
 """
 
@@ -244,7 +245,8 @@ def write(results: Path) -> None:
             temperature=TEMPERATURE,
             triples=TRIPLES,
             commands="\n".join(
-                f"python scripts/people.py run --people {name} --data {PEOPLE[name].file}" for name in names
+                f"python scripts/people.py run --people {name} --data {PEOPLE[name].file} --results runs/people-results"
+                for name in names
             ),
         ).rstrip()
     ]

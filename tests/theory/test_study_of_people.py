@@ -156,7 +156,7 @@ def test_a_study_trains_and_asks_what_is_missing_and_mixes_nothing(small: list[s
     assert f"Second half: {len(tested.labels)} pairs ({tested.distinct} distinct) of" in page
     with pytest.raises(InputError, match="runs on other data or settings: choose another one with --folder"):
         run(other)
-    with pytest.raises(InputError, match="other data, settings or completions: choose another folder with --results"):
+    with pytest.raises(InputError, match="other data or settings: choose another folder with --results"):
         run(other, folder="runs-on-other")
     record = tmp_path / "people" / "pandalm-reward-1.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"settings": "others"}))
