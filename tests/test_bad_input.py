@@ -34,7 +34,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -
         ),
         (
             ["experiment=ultrafeedback_8b", "algo=nash_md"],
-            "error: experiment=ultrafeedback_8b: algo.step_eta is not valid here: it belongs to algo=dno, algo=inpo, ",
+            "experiment=ultrafeedback_8b: algo.step_eta is not valid here: it belongs to algo=dno, algo=inpo, ",
         ),
         (["experiment=ultrafeedback_8b", "algo=nash_md"], "`alignrun cp experiment/ultrafeedback_8b FILE.yaml` copies"),
         (
