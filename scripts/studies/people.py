@@ -5,7 +5,7 @@ tested on the other; the judges of their choices learn from that other half, whi
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,6 @@ from studies.people_data import (
     CANDIDATES,
     PEOPLE,
     TEMPERATURE,
-    Candidates,
     People,
     candidates,
     distinct,
@@ -39,6 +38,7 @@ from studies.people_data import (
     pairs_in,
 )
 from studies.records import read, write
+from studies.sampling import Sampled
 from studies.training import Job, finish, labelled_pairs, metrics_of
 
 MODEL = ("model=smollm2-135m",)
@@ -90,6 +90,11 @@ def digest(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def contains(whole: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether all settings of a part are those of the whole."""
+    return all(whole.get(key) == value for key, value in part.items())
+
+
 def train(folder: Path, head: str, data: tuple[Path, Path], seed: int, at_once: int, model: Sequence[str]) -> float:
     """Train a feedback model on the first of two files, if it is not yet; the seconds that its steps took."""
     evaluation = ("evaluation.every=0", "data.eval_size=8")  # it is asked about all pairs afterwards
@@ -126,23 +131,54 @@ def quality(preference: Preference, examples: Sequence[Example]) -> dict[str, An
     }
 
 
-def table(preference: Preference, drawn: Candidates) -> NDArray[np.float64]:
+def table(preference: Preference, drawn: Sampled) -> NDArray[np.float64]:
     """[X, K, K] P between the candidates of each prompt."""
     return compare(preference, drawn.prompts, [drawn.texts], ComparedPairs.all)[:, 0, :, 0, :]
 
 
-def choices(preference: Preference, drawn: Candidates) -> list[int]:
+def choices(preference: Preference, drawn: Sampled) -> list[int]:
     """[X] the candidate with the highest mean P against the others of its prompt."""
     return [int(row) for row in table(preference, drawn).mean(2).argmax(1)]
 
 
-def labels(pairs: Sequence[Example]) -> dict[str, list[float]]:
-    """Of each pair: the number of its prompt, the share of people for `chosen`, and the sign of its lead in length."""
+def labels(pairs: Sequence[Example]) -> dict[str, Any]:
+    """Of each pair: the number of its prompt, the share of people for `chosen`, and the sign of its lead in length.
+
+    And how many different pairs there are.
+    """
     numbers = {text: number for number, text in enumerate(dict.fromkeys(one.text for one in pairs))}
     return {
         "prompts": [numbers[one.text] for one in pairs],
         "labels": [round(one.label, 4) for one in pairs],
         "longer": [int(np.sign(lead)) for lead in length_leads(pairs)],
+        "distinct": distinct(pairs),
+    }
+
+
+def judgments(
+    judges: Mapping[str, Path], seen: Sequence[Example], tested: Sequence[Example], drawn: Sampled
+) -> dict[str, Any]:
+    """The labels of both halves, and what the judges say of the half that they have not seen and of the candidates."""
+    answers, judged = {}, {}
+    for head, own in judges.items():
+        preference = trained(own, head)
+        answers[head], judged[head] = rounded(asked(preference, seen)), rounded(table(preference, drawn))
+    return {
+        "seen": labels(seen),
+        "tested": labels(tested),
+        "lengths": [[len(text) for text in row] for row in drawn.texts],
+        "judges": answers,
+        "judged": judged,
+    }
+
+
+def measured(own: Path, head: str, tested: Sequence[Example], drawn: Sampled) -> dict[str, Any]:
+    """What a finished run says of the half that it has not seen, and what it chooses."""
+    preference = trained(own, head)
+    return {
+        "training_loss": round(float(np.mean([step["loss"] for step in metrics_of(own)[-8:]])), 4),
+        **quality(preference, tested),
+        "choices": choices(preference, drawn),
     }
 
 
@@ -177,8 +213,7 @@ def run(
     kept = folder / "settings.json"
     if kept.is_file() and read(kept) != settings:
         raise InputError(f"{folder} has runs on other data or settings: choose another one with --folder")
-    measured = read(file)["settings"] if file.is_file() else settings
-    if any(measured.get(key) != value for key, value in settings.items()):
+    if file.is_file() and not contains(read(file)["settings"], settings):
         raise InputError(f"{file} is of other data or settings: choose another folder with --results")
     files = first, second = folder / "first.jsonl", folder / "second.jsonl"
     write(kept, settings)
@@ -198,28 +233,7 @@ def run(
     with ThreadPoolExecutor(at_once) as pool:
         seconds = list(pool.map(lambda job: job(), jobs))
     if judges:
-        answers, judged = {}, {}
-        for head, own in judges.items():
-            preference = trained(own, head)
-            answers[head], judged[head] = rounded(asked(preference, seen)), rounded(table(preference, drawn))
-        record = {
-            "settings": settings,
-            "seen": {**labels(seen), "distinct": distinct(seen)},
-            "tested": {**labels(tested), "distinct": distinct(tested)},
-            "lengths": [[len(text) for text in row] for row in drawn.texts],
-            "judges": answers,
-            "judged": judged,
-        }
-        write(file, record)
+        write(file, {"settings": settings, **judgments(judges, seen, tested, drawn)})
     for ((head, seed), own), took in zip(models.items(), seconds[len(judges) :], strict=True):
-        preference = trained(own, head)
-        record = {
-            "head": head,
-            "seed": seed,
-            "settings": digest(settings),
-            "seconds": round(took),
-            "training_loss": round(float(np.mean([step["loss"] for step in metrics_of(own)[-8:]])), 4),
-            **quality(preference, tested),
-            "choices": choices(preference, drawn),
-        }
-        write(records[head, seed], record)
+        record = {"head": head, "seed": seed, "settings": digest(settings), "seconds": round(took)}
+        write(records[head, seed], record | measured(own, head, tested, drawn))

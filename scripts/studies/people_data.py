@@ -1,17 +1,18 @@
 """People's labelled pairs in two halves, and a model's completions of prompts of the second half."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from alignrun.data.loading import load_examples
 from alignrun.launch.build import make_encoding
 from alignrun.launch.compose import compose
 from alignrun.run.directory import write_text_atomic
 from alignrun.types import Example, as_turns
-from studies.records import read, write
-from studies.sampling import sample_reference
+from studies.records import json_lines, read, write
+from studies.sampling import Sampled, sample_reference
 from studies.training import labelled_pairs
 
 CANDIDATES, ASKED = 4, 32
@@ -32,14 +33,6 @@ class People:
     completion_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """K completions of each of X prompts."""
-
-    prompts: list[str]
-    texts: list[list[str]]
-
-
 PEOPLE = {
     "pandalm": People("PandaLM's human test set", "pandalm_human_testset.json", "pandalm", 96, 64),
     "harmless": People("HH-RLHF, harmless base, test split", "harmless-base/test.jsonl.gz", "hh_rlhf", 64, 48),
@@ -53,16 +46,15 @@ def halves(people: People, path: Path, model: Sequence[str]) -> tuple[str, str]:
     tokenizer, found = make_encoding(config).tokenizer, load_examples(config.data)
     limits = (people.prompt_tokens, people.completion_tokens, people.completion_tokens)
 
-    def rows(examples: Sequence[Example]) -> Iterator[str]:
+    def rows(examples: Sequence[Example]) -> Iterator[dict[str, object]]:
         for one in examples:
             texts = (one.text, str(one.chosen), str(one.rejected))
             lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
             single = len(as_turns(one.prompt)) == 1 and not one.chosen_turns and not one.rejected_turns
-            if single and all(map(int.__le__, lengths, limits)):
-                named = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
-                yield json.dumps(named | {"probability": one.label}) + "\n"
+            if single and all(length <= limit for length, limit in zip(lengths, limits, strict=True)):
+                yield dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)) | {"probability": one.label}
 
-    return "".join(rows(found.train)), "".join(rows(found.heldout))
+    return json_lines(rows(found.train)), json_lines(rows(found.heldout))
 
 
 def pairs_in(half: Path) -> list[Example]:
@@ -76,13 +68,13 @@ def distinct(pairs: Sequence[Example]) -> int:
     return len({(one.text, frozenset((one.chosen, one.rejected))) for one in pairs})
 
 
-def candidates(people: People, pairs: Sequence[Example], folder: Path, model: Sequence[str]) -> Candidates:
+def candidates(people: People, pairs: Sequence[Example], folder: Path, model: Sequence[str]) -> Sampled:
     """Completions of the first prompts of these pairs by the model that all start from, drawn once for a folder."""
     kept = folder / "candidates.json"
     if not kept.is_file():
         prompts = list(dict.fromkeys(one.text for one in pairs))[:ASKED]
         asked = folder / "prompts.jsonl"
-        write_text_atomic(asked, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+        write_text_atomic(asked, json_lines({"prompt": prompt} for prompt in prompts))
         drawing = (
             "data=jsonl",
             f"data.path={asked}",
@@ -92,4 +84,5 @@ def candidates(people: People, pairs: Sequence[Example], folder: Path, model: Se
         )
         sampled = sample_reference(compose([*model, *drawing]), CANDIDATES)
         write(kept, {"prompts": sampled.prompts, "texts": sampled.texts})
-    return Candidates(**read(kept))
+    drawn = read(kept)
+    return Sampled(drawn["prompts"], drawn["texts"], np.zeros(len(drawn["prompts"])))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from alignrun.errors import InputError
 from alignrun.evaluation.calibration import label_entropy
 from alignrun.run.directory import write_text_atomic
-from studies.people import HEADS, MODEL, TRAINING, TRIPLES, digest, settings_of
+from studies.people import HEADS, MODEL, TRAINING, TRIPLES, contains, digest, settings_of
 from studies.people_data import ASKED, CANDIDATES, PEOPLE, TEMPERATURE
 from studies.records import read
 from studies.tables import CAVEAT, head, matrix, next_to, row, shown
@@ -119,8 +119,7 @@ def load(results: Path, name: str) -> Measurements:
     """
     data = read(results / f"{name}.json")
     settings = data["settings"]
-    today = settings_of(PEOPLE[name], MODEL)
-    if {key: settings.get(key) for key in today} != today:
+    if not contains(settings, settings_of(PEOPLE[name], MODEL)):
         raise InputError(f"{results}: {name}*.json are of other settings than today's: remove them, and measure again")
     models: dict[str, list[dict[str, Any]]] = {}
     for head_name in HEADS:

@@ -1,7 +1,7 @@
 """Files of measurements."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +21,8 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
     """Keep it, as one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(path, json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows of a data set, as data=jsonl reads them."""
+    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -3,7 +3,6 @@
 It has a vocabulary of its own, made of the large model's completions, and is trained on them by `algo=sft`.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import manual_seed
 from transformers import PreTrainedTokenizerFast
 
 from alignrun.models.tiny import random_llama, with_chat_marks
+from studies.records import json_lines
 from studies.sampling import Sampled
 from studies.training import Job, alignrun, finish
 
@@ -63,7 +63,7 @@ def train_student(folder: Path, taught: Sampled) -> Path:
         if text.strip()
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data.write_text(json_lines(rows), encoding="utf-8")
     tokenizer = tokenizer_of(text for row in rows for text in row.values())
     manual_seed(0)
     random_llama(ARCHITECTURE, tokenizer).save_pretrained(untrained)

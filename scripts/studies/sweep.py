@@ -4,7 +4,6 @@ The prompts are those of `experiment=styles`, the model is a student, and the pr
 measures.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +22,7 @@ from alignrun.preferences.panel import PanelConfig, PanelRule
 from alignrun.preferences.styles import Styles, StylesConfig
 from alignrun.preferences.text_measures import TEXT_MEASURES
 from studies.methods import METHODS
-from studies.records import read, write
+from studies.records import json_lines, read, write
 from studies.sampling import Sampled, sample_reference, sample_run
 from studies.student import train_student
 from studies.style_game import centred
@@ -148,7 +147,7 @@ def write_pairs(path: Path, judge: Preference, reference: Sampled) -> None:
                 rows.append({"prompt": prompt, "chosen": first, "rejected": second, "probability": probability})
                 drawn += 1
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(json_lines(rows), encoding="utf-8")
 
 
 def teach(folder: Path) -> list[str]:

@@ -1,21 +1,18 @@
-"""The study of a panel: its judge is the panel, its estimates are bounds, and its page is that of its measurements."""
+"""The study of a panel: its judge is the panel, and its estimates are bounds."""
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from studies import panel_game, panel_report, sweep
+from studies import panel_game, sweep
 from studies.panel_game import Judged
 from studies.sampling import Sampled
 
 from alignrun.errors import InputError
 from alignrun.games import Game, exploitability
 from alignrun.preferences.base import build_preference
-
-ROOT = Path(__file__).parents[2]
 
 PANEL = ("model=tiny", "preference=style_panel")
 TEXTS = ["A grey and quiet day.", "I was happy, and you were not!", "Rain; the city sleeps under old roofs.", "No."]
@@ -111,14 +108,3 @@ def test_the_solutions_keep_their_promises() -> None:
             assert one.kl.item() == pytest.approx(end.kl.item(), abs=1e-6)
     assert solved["RLHF on the win rate"].wins.item() >= end.wins.item()
     assert panel_game.cyclic(played).item() == pytest.approx(0.25)  # one of the four triples
-
-
-def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
-    """CI writes the tables again from the files in docs/panel."""
-    results = tmp_path / "panel"
-    results.symlink_to(ROOT / "docs/panel")
-    panel_report.write(results)
-    written = (tmp_path / "panel.md").read_text("utf-8")
-    assert written == (ROOT / "docs/panel.md").read_text("utf-8"), (
-        "run `python scripts/study.py write --results docs/panel`"
-    )

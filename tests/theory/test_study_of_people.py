@@ -78,15 +78,6 @@ def test_prompts_are_drawn_with_all_their_pairs() -> None:
     assert (low, high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.06)
 
 
-def test_the_page_is_that_of_the_measurements(tmp_path: Path) -> None:
-    """CI writes the tables again from the files in docs/people."""
-    results = tmp_path / "people"
-    results.symlink_to(ROOT / "docs/people")
-    people_report.write(results)
-    written = (tmp_path / "people.md").read_text("utf-8")
-    assert written == (ROOT / "docs/people.md").read_text("utf-8"), "run `python scripts/people.py write`"
-
-
 def test_what_the_results_quote_is_on_the_page() -> None:
     """Every interval, and a difference to the longer answer with its sign turned."""
     heading = "## Three kinds of feedback model"

@@ -35,7 +35,6 @@ class RewardModel(FeedbackAlgorithm):
     """
 
     kind = "reward"
-    transitive = True
     config: RewardTrainingConfig
 
     @classmethod

@@ -28,12 +28,17 @@ class Loaded:
     heldout: Examples
     skipped: int
     """Bad rows left out."""
-    notes: tuple[str, ...] = ()
-    """Notes for the user, one per line."""
     skips: Skips = field(default_factory=Skips)
     """Why bad rows were left out."""
     unread: tuple[str, ...] = ()
-    """Those of the notes that are not on how the rows are split."""
+    """Notes for the user on columns that are not read, one per line."""
+    split: tuple[str, ...] = ()
+    """Notes on how the rows are split."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All notes."""
+        return (*self.unread, *self.split)
 
 
 def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
@@ -68,7 +73,7 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
         heldout = Examples(train[: config.eval_size])
         left_over = _left_over(len(train), len(heldout), share)
         idle = _unused_share(config, "are both trained and evaluated on")
-        return Loaded(train, heldout, len(reading.skips), (*left_over, *idle), reading.skips)
+        return Loaded(train, heldout, len(reading.skips), reading.skips, split=(*left_over, *idle))
     for record in reading.records(rows.heldout or ()):
         hold_out(record)
     if not train or not heldout:
@@ -76,8 +81,8 @@ def load_examples(config: DataConfig, wanted: Wanted = ()) -> Loaded:
     unread = tuple(_unread(reading.read.names, config.columns, wanted))
     unused = _left_over(held, len(heldout), share)
     idle = () if share else _unused_share(config, "are trained on, and others are held out already")
-    notes = (*unread, *unused, *seen.notes(heldout), *idle)
-    return Loaded(train, heldout, len(reading.skips), notes, reading.skips, unread)
+    split = (*unused, *seen.notes(heldout), *idle)
+    return Loaded(train, heldout, len(reading.skips), reading.skips, unread, split)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class FeedbackEvaluator:
         if found := agreement(predicted, [example.votes for example in examples]):
             metrics |= found
             lines.append(("agreement with people", agreement_in_words(found)))
-        if self._algorithm.transitive:  # further pairs would cost passes and say nothing
+        if self._algorithm.kind == "reward":  # transitive: further pairs would cost passes and say nothing
             metrics |= {"intransitive": 0.0, "intransitive_high": 0.0}
             lines.append(("intransitive triples", "none, by construction"))
         elif (circles := self._intransitivity(predicted)) is None:

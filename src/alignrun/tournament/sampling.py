@@ -49,7 +49,7 @@ def read_by_all(
     """
     loaded = load_examples(rules.data, _wanted(config, rules, players))
     if config.data is not None:  # of the runs' own data, training has said it
-        for line in remarks(replace(loaded, notes=loaded.unread)):  # nobody trains on the other rows here
+        for line in remarks(replace(loaded, split=())):  # nobody trains on the other rows here
             report(line)
     examples = distinct_prompts(loaded.heldout)[: config.prompts]
     encodings = [skipping(make_encoding(played_on(player.config, rules))) for player in players]

@@ -21,8 +21,6 @@ class FeedbackAlgorithm(OfflineAlgorithm):
 
     kind: ClassVar[str]
     """`reward` or `preference`, as in the adapter's card."""
-    transitive: ClassVar[bool] = False
-    """Whether the model can only express transitive preferences."""
     tools: FeedbackTools
     config: Any
     learned = 2
